@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Show the curves of a run, or of all, with TensorBoard on 127.0.0.1, until Ctrl-C.
+#
+#   ./run/board.sh [RUN] [--port N]
+#
+#   RUN      its name, the beginning of it, its PID or its folder
+#   --port   first port to try (default 6006)
+
+# shellcheck source=run/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+run="" port=6006
+while (($#)); do
+  case "$1" in
+    -h | --help) usage && exit ;;
+    --port) port="${2:?--port needs a number}" && shift ;;
+    -*) die "there is no option $1; see --help" ;;
+    *) run="$1" ;;
+  esac
+  shift
+done
+
+if [[ -n "${run}" ]]; then
+  source=(--logdir "$(daemon tell "${run}" tensorboard)")
+else
+  source=(--logdir_spec "$(daemon board)")
+fi
+setup
+while (exec 3<>"/dev/tcp/127.0.0.1/${port}") 2>/dev/null; do port=$((port + 1)); done
+printf 'http://127.0.0.1:%d/\n' "${port}"
+exec "${VENV}/bin/tensorboard" "${source[@]}" --host 127.0.0.1 --port "${port}"

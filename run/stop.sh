@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Let a run save and stop, and wait until it has.  (kill PID does the same without waiting.)
+#
+#   ./run/stop.sh RUN [--seconds N]
+#
+#   RUN   its name, the beginning of it, its PID or its folder
+
+# shellcheck source=run/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+if (($# == 0)) || among --help "$@" || among -h "$@"; then
+  usage
+else
+  daemon stop "$@"
+fi

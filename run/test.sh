@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Set up what is missing, then check everything: lint, types, shell, tests.
+#
+#   ./run/test.sh [--all] [pytest arguments]
+#
+#   --all   the slow proofs too
+#
+# With pytest arguments only the tests run: ./run/test.sh tests/training -k resume
+
+# shellcheck source=run/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+arguments=() all=()
+for option in "$@"; do
+  case "${option}" in
+    -h | --help) usage && exit ;;
+    --all) all=(-m "slow or not slow") ;;
+    *) arguments+=("${option}") ;;
+  esac
+done
+
+setup dev
+cd "${ROOT}"
+if ((${#arguments[@]} == 0)); then
+  "${VENV}/bin/flake8" src tests benchmarks
+  "${VENV}/bin/isort" --check --quiet src tests benchmarks
+  "${VENV}/bin/mypy" src
+  "${VENV}/bin/shellcheck" --external-sources run/*.sh .ci/run
+  printf 'lint, types and shell are clean\n'
+fi
+exec "${VENV}/bin/python" -m pytest "${all[@]}" "${arguments[@]}"

@@ -1,0 +1,346 @@
+"""One typed config a stage: defaults < preset < JSON file < flags, and the help and error texts for all of them.
+
+A config is a flat dataclass, usually put together from groups by inheritance; each group's docstring is its
+heading in `--help`. A field is declared by `opt`, and is all there is: the flag, the JSON key, the check, the
+help line. Standard library only: `--help` answers on a machine where nothing is installed.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+C = TypeVar("C")
+
+
+class UserError(Exception):
+    """Mistakes of the user's, each one clear line: what is wrong, its value, what to do. Exit code 2."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `opt` says of a field beside its default."""
+
+    help: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    usual: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    bare: str | None = None
+    may_change: bool = False
+
+    def problem(self, value: float) -> str:
+        """Why a number is out of range, or ''. Written so that NaN is out of every range."""
+        limits = [
+            (self.ge, self.ge is None or value >= self.ge, "at least"),
+            (self.gt, self.gt is None or value > self.gt, "above"),
+            (self.le, self.le is None or value <= self.le, "at most"),
+            (self.lt, self.lt is None or value < self.lt, "below"),
+        ]
+        if all(holds for _, holds, _ in limits):
+            return ""
+        return "must be " + " and ".join(f"{word} {bound:g}" for bound, _, word in limits if bound is not None)
+
+
+def opt(default: Any, help: str, **spec: Any) -> Any:
+    """Declare a config field.
+
+    ge, gt, le, lt   bounds of a number; outside is an error
+    usual            (low, high): outside is a warning
+    choices          the words a string may be
+    aliases          other names of the flag; one alias may set several fields
+    bare             the value meant by the flag alone (`--resume`)
+    may_change       may differ when a run goes on: it does not change what is computed
+    """
+    return field(default=default, metadata={"spec": Spec(help, **spec)})
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[C]):
+    """A config, and where its values come from."""
+
+    config: C
+    typed: frozenset[str]  # the names given by flag or file: kept as they are, never adjusted
+    preset: str
+
+
+def fields(cls: type) -> dict[str, tuple[Any, Spec, Any]]:
+    """name -> (type, spec, default) of every field, in the order of declaration."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: (hints[f.name], f.metadata["spec"], f.default) for f in dataclasses.fields(cls)}
+
+
+def names(cls: type) -> dict[str, list[str]]:
+    """Every name a value may be given by -> the fields it sets."""
+    table: dict[str, list[str]] = {}
+    for name, (_, spec, _) in fields(cls).items():
+        for known in (name, *spec.aliases):
+            table.setdefault(known, []).append(name)
+    return table
+
+
+# -- from the command line ------------------------------------------------------------------------------------------
+
+
+def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str]) -> Parsed[C]:
+    """The config that a command line asks for. Raises UserError with every mistake at once."""
+    problems: list[str] = []
+    flags = dict(_flags(cls, argv, problems))
+    values: dict[str, Any] = {}
+    preset = flags.pop("preset", "")
+    if preset and preset not in presets:
+        problems.append(f"--preset: there is no preset {preset!r}{_nearest(preset, presets)}; "
+                        f"presets: {', '.join(presets)}")
+    values.update(presets.get(preset, {}))
+    typed: dict[str, Any] = {}
+    if path := flags.pop("config", ""):
+        typed.update(read_json(cls, Path(path), problems))
+    typed.update(flags)
+    values.update(typed)
+    config = cls(**{name: value for name, value in values.items() if value is not INVALID})
+    problems += check(config)
+    if problems:
+        raise UserError(*problems)
+    return Parsed(config, frozenset(typed), preset)
+
+
+class _Invalid:
+    """Stands for a value that was already complained about, so that it is not complained about twice."""
+
+
+INVALID = _Invalid()
+META = {"preset": ("preset", "model_preset"), "config": ("config",)}
+
+
+def _flags(cls: type, argv: Sequence[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """(field, value) for each flag on the command line, mistakes added to `problems`."""
+    table = names(cls) | {alias: [meta] for meta, aliases in META.items() for alias in aliases}
+    left = list(argv)
+    while left:
+        token = left.pop(0)
+        if not token.startswith("-"):
+            problems.append(f"{token!r} is no flag; flags start with --")
+            continue
+        name, equals, text = token.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        value = text if equals else None
+        negated = name.startswith("no_") and name not in table
+        targets = table.get(name.removeprefix("no_") if negated else name)
+        if targets is None or (negated and not _is_bool(cls, targets[0])):
+            problems.append(f"there is no flag --{name}{_nearest(name, _flag_names(cls, table), '--')}")
+            if left and not left[0].startswith("-") and value is None:
+                left.pop(0)  # most likely its value: one mistake, one line
+            continue
+        for target in targets:
+            if _is_bool(cls, target):
+                yield target, _bool_flag(name, value, negated, problems)
+                continue
+            if value is None and left and not _looks_like_flag(left[0]):
+                value = left.pop(0)
+            yield target, _flag_value(cls, target, name, value, problems)
+
+
+def _flag_names(cls: type, table: Mapping[str, list[str]]) -> list[str]:
+    return [*table, *(f"no_{name}" for name, targets in table.items() if _is_bool(cls, targets[0]))]
+
+
+def _looks_like_flag(token: str) -> bool:
+    return re.match(r"--?[a-zA-Z]", token) is not None
+
+
+def _is_bool(cls: type, name: str) -> bool:
+    return name not in META and fields(cls)[name][0] is bool
+
+
+def _bool_flag(name: str, text: str | None, negated: bool, problems: list[str]) -> Any:
+    if text is None:
+        return not negated
+    if negated or text.lower() not in ("true", "false"):
+        problems.append(f"--{name}: {text!r} is neither true nor false")
+        return INVALID
+    return text.lower() == "true"
+
+
+def _flag_value(cls: type, target: str, name: str, text: str | None, problems: list[str]) -> Any:
+    kind, spec, _ = (str, Spec(""), "") if target in META else fields(cls)[target]
+    if text is None:
+        text = spec.bare
+    if text is None:
+        problems.append(f"--{name} needs a value")
+        return INVALID
+    base = _base(kind)
+    if base is str:
+        return text
+    try:
+        return base(text)
+    except ValueError:
+        problems.append(f"--{name}: {text!r} is not {_describe(base)}")
+        return INVALID
+
+
+def _base(kind: Any) -> type:
+    """The type behind `T | None`."""
+    arms = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return typing.cast(type, next(arm for arm in arms if arm is not type(None)))
+
+
+def _describe(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[kind]
+
+
+def _nearest(name: str, known: Any, prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+# -- from a file ----------------------------------------------------------------------------------------------------
+
+
+def read_json(cls: type, path: Path, problems: list[str]) -> dict[str, Any]:
+    """field -> value from a partial JSON file; `//` comments are allowed. Mistakes are added to `problems`."""
+    try:
+        content = json.loads(_without_comments(path.read_text()))
+    except OSError as error:
+        problems.append(f"--config {path}: {error.strerror}")
+        return {}
+    except ValueError as error:
+        problems.append(f"--config {path}: not JSON: {error}")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"--config {path}: must be an object {{...}}, is {type(content).__name__}")
+        return {}
+    return _known_values(cls, content, f"--config {path}", problems)
+
+
+def _known_values(cls: type, content: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    table, values = names(cls), {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in table:
+            problems.append(f"{where}: there is no setting {key!r}{_nearest(name, table)}")
+            continue
+        for target in table[name]:
+            kind = fields(cls)[target][0]
+            if _fits(kind, value):
+                values[target] = float(value) if _base(kind) is float and value is not None else value
+            else:
+                problems.append(f"{where}: {key} is {json.dumps(value)}, not {_describe(_base(kind))}")
+    return values
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if value is None:
+        return isinstance(kind, types.UnionType)
+    if isinstance(value, bool):
+        return _base(kind) is bool
+    return isinstance(value, (int, float) if _base(kind) is float else _base(kind))
+
+
+def _without_comments(text: str) -> str:
+    """JSON without its // comments; strings that contain // are left alone."""
+    return re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match.group(1) or "", text)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """What `--config` reads back to the same config."""
+    return dataclasses.asdict(config)
+
+
+def from_json(cls: type[C], content: dict[str, Any], where: str) -> C:
+    """A config from a whole JSON object. Raises UserError."""
+    problems: list[str] = []
+    config = cls(**_known_values(cls, content, where, problems))
+    problems += check(config)
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
+
+
+def check(config: Any) -> list[str]:
+    """Every value out of range, then what the groups' own `problems` find."""
+    found = []
+    for name, (kind, spec, _) in fields(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if why := spec.problem(value):
+                found.append(f"--{name} {why}, is {value:g}")
+        elif spec.choices and value is not None and value not in spec.choices:
+            found.append(f"--{name}: {value!r} is none of {', '.join(spec.choices)}{_nearest(value, spec.choices)}")
+    for group in type(config).__mro__:
+        if "problems" in vars(group):
+            found += vars(group)["problems"](config)
+    return found
+
+
+def unusual(config: Any) -> list[str]:
+    """Values that are allowed, but outside what is common."""
+    return [
+        f"{name} {getattr(config, name):g} is outside the usual {spec.usual[0]:g} to {spec.usual[1]:g}"
+        for name, (_, spec, _) in fields(type(config)).items()
+        if spec.usual and getattr(config, name) is not None
+        and not spec.usual[0] <= getattr(config, name) <= spec.usual[1]
+    ]
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str) -> str:
+    """The page that `--help` prints: groups in the order of their declaration, one option a paragraph."""
+    lines = [usage, "", "Choosing:", *_entry("--preset NAME, --model_preset", f"one of {', '.join(presets)}")]
+    lines += _entry("--config FILE", "values from a JSON file (partial; // comments allowed); flags win over it")
+    table = fields(cls)
+    for group in reversed(cls.__mro__):
+        own = [name for name in vars(group).get("__annotations__", {}) if name in table]
+        if own:
+            lines += ["", (group.__doc__ or group.__name__).splitlines()[0].rstrip(".") + ":"]
+            for name in own:
+                lines += _entry(*_option(name, *table[name]))
+    return "\n".join(lines)
+
+
+def _option(name: str, kind: Any, spec: Spec, default: Any) -> tuple[str, str]:
+    metavar = {int: " N", float: " X", str: " TEXT", bool: ""}[_base(kind)]
+    if spec.choices:
+        metavar = " {" + ",".join(spec.choices) + "}"
+    if spec.bare is not None:
+        metavar = f" [{metavar.strip()}]"
+    aliases = "".join(f", {'-' if len(alias) == 1 else '--'}{alias}" for alias in spec.aliases)
+    if kind is bool:
+        shown = f"on; --no_{name} switches it off" if default else "off"
+    else:
+        shown = "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+    return f"--{name}{metavar}{aliases}", spec.help + (f" (default: {shown})" if shown else "")
+
+
+def _entry(flag: str, help: str) -> list[str]:
+    import textwrap
+
+    body = textwrap.wrap(help, 84)
+    if len(flag) <= 30:
+        return [f"  {flag:30s}  {body[0]}", *(" " * 34 + line for line in body[1:])]
+    return [f"  {flag}", *(" " * 34 + line for line in body)]
+
+
+def complain(problems: Sequence[str]) -> None:
+    """Print mistakes as a program does, one a line, on standard error."""
+    program = Path(sys.argv[0]).name
+    for problem in problems:
+        print(f"{program}: {problem}", file=sys.stderr)

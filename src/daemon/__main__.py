@@ -1,0 +1,179 @@
+"""What the scripts in run/ ask about runs and do to them: list, find, wait for the start, stop."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from config import UserError, complain
+from daemon import process, registry
+from daemon.rundir import RunDir
+from daemon.table import row, table
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="daemon", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    ps = commands.add_parser("ps", help="one line a run")
+    ps.add_argument("run", nargs="?", default="", help="only this run")
+    ps.add_argument("--json", action="store_true", help="one JSON object a run and line")
+    ps.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    ps.set_defaults(call=lambda given: _ps(given.run, given.json, given.watch))
+
+    stop = commands.add_parser("stop", help="save and stop")
+    stop.add_argument("run", help="name, beginning of a name, PID or folder of a run")
+    stop.add_argument("--seconds", type=float, default=300, help="how long to wait for it (default: 300)")
+    stop.set_defaults(call=lambda given: _stop(given.run, given.seconds))
+
+    tell = commands.add_parser("tell", help="print something a run's files or status say")
+    tell.add_argument("run")
+    tell.add_argument("what", choices=("name", "script", "log", "tensorboard", "pid", "folder"))
+    tell.set_defaults(call=lambda given: _tell(given.run, given.what))
+
+    board = commands.add_parser("board", help="print NAME:FOLDER of every run, comma between, for TensorBoard")
+    board.set_defaults(call=lambda given: _board())
+
+    wait = commands.add_parser("wait", help="wait until a run just started trains or has ended")
+    wait.add_argument("pid", type=int)
+    wait.add_argument("output", type=Path, help="where the process prints until it has a log of its own")
+    wait.set_defaults(call=lambda given: _wait(given.pid, given.output))
+
+    given = parser.parse_args()
+    try:
+        return int(given.call(given))
+    except UserError as error:
+        sys.argv[0] = f"{os.environ.get('STOKER_SCRIPT', 'daemon')}"
+        complain(error.problems)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+# -- ps -----------------------------------------------------------------------------------------------------------
+
+
+def _ps(which: str, as_json: bool, watch: bool) -> int:
+    while True:
+        runs = [registry.find(which)] if which else registry.runs()
+        page = "\n".join(json.dumps(row(run)) for run in runs) if as_json else table(runs)
+        if watch and sys.stdout.isatty():
+            print("\033[H\033[2J", end="")  # home, clear
+        print(page, flush=True)
+        if not watch:
+            return 0
+        time.sleep(2)
+
+
+# -- stop ---------------------------------------------------------------------------------------------------------
+
+
+def _stop(which: str, seconds: float) -> int:
+    run = registry.find(which)
+    holder = run.holder()
+    if holder is None:
+        print(f"{run.name} is not running: {run.state()}")
+        return 0
+    if process.is_paused(holder.pid):
+        print(f"{run.name} is paused; it goes on to save and stop")
+        os.kill(holder.pid, signal.SIGCONT)
+    os.kill(holder.pid, signal.SIGTERM)
+    if not _until(lambda: run.holder() is None, seconds):
+        raise UserError(f"process {holder.pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
+                        f"kill -9 {holder.pid}; then what came after its last snapshot is lost")
+    status = run.status()
+    print(f"{run.name}: {run.state()} at step {status.step} of {status.of}: {status.reason}")
+    return 0
+
+
+def _until(holds: "object", seconds: float) -> bool:
+    assert callable(holds)
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return True
+
+
+# -- tell ---------------------------------------------------------------------------------------------------------
+
+
+def _tell(which: str, what: str) -> int:
+    run = registry.find(which)
+    holder = run.holder()
+    print({"name": run.name, "script": run.status().script, "log": run.latest_log, "tensorboard": run.tensorboard,
+           "pid": holder.pid if holder else "", "folder": run.path}[what])
+    return 0
+
+
+def _board() -> int:
+    print(",".join(f"{run.name}:{run.tensorboard}" for run in registry.runs()))
+    return 0
+
+
+# -- wait ---------------------------------------------------------------------------------------------------------
+
+
+def _wait(pid: int, output: Path) -> int:
+    """Show the new process's log until its first step is done (0) or it has ended (1)."""
+    started = process.find(pid)
+    run: RunDir | None = None
+    shown = 0
+    try:
+        while True:
+            alive = started is not None and process.find(pid) == started
+            run = run or _run_of(pid)
+            if run is not None:
+                shown = _show(run.latest_log, shown)
+                if alive and run.status().state == "training":
+                    break
+            if not alive:
+                return 1 if run is None else _summary(run, pid, ended=True)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        print("\nStill preparing; it goes on in the background.", file=sys.stderr)
+        if run is None:
+            return 0
+    return _summary(run, pid, ended=False)
+
+
+def _run_of(pid: int) -> RunDir | None:
+    """The run that this process has just made or taken."""
+    for run in reversed(registry.runs()):
+        holder = run.holder()
+        if holder is not None and holder.pid == pid and run.latest_log.exists():
+            return run
+    return None
+
+
+def _show(log: Path, shown: int) -> int:
+    """Print what was added to a log since the last look; returns how much was shown."""
+    with open(log, "rb") as file:
+        file.seek(shown)
+        whole, newline, _ = file.read().rpartition(b"\n")
+    sys.stdout.write((whole + newline).decode(errors="replace"))
+    sys.stdout.flush()
+    return shown + len(whole + newline)
+
+
+def _summary(run: RunDir, pid: int, *, ended: bool) -> int:
+    print(f"""
+Run     {run.name}
+PID     {pid}
+Log     {run.latest_log.resolve()}
+
+Follow  ./run/logs.sh {run.name} -f
+Check   ./run/ps.sh
+Stop    ./run/stop.sh {run.name}
+View    ./run/board.sh {run.name}""", flush=True)
+    return 1 if ended else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

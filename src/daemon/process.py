@@ -1,0 +1,48 @@
+"""Which process is meant. A PID alone lies: it is used again, at the latest after a reboot."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process for all time: its PID, its start (clock ticks after boot), and the boot it lived in."""
+
+    pid: int
+    started: int
+    boot: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find(pid: int) -> Process | None:
+    """The process that has this PID now; None if there is none, or only what is left of one (a zombie)."""
+    stat = _stat(pid)
+    return None if stat is None or stat[0] in "ZX" else Process(pid, int(stat[19]), _boot())
+
+
+def me() -> Process:
+    process = find(os.getpid())
+    assert process is not None
+    return process
+
+
+def is_paused(pid: int) -> bool:
+    """Whether a process was stopped by SIGSTOP or a debugger."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] in "Tt"
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third (the state) on; the second, the name, may hold anything."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

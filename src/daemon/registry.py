@@ -1,0 +1,76 @@
+"""All runs of this machine, and the one that is meant."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import files
+from config import UserError
+from daemon.rundir import PROJECT, RunDir
+
+
+def runs() -> list[RunDir]:
+    """Every run in the project's result folder and in the machine's list, oldest first."""
+    found = {run.path: run for run in _candidates() if _is_run(run)}
+    return sorted(found.values(), key=lambda run: (run.status().created, run.name))
+
+
+def find(which: str) -> RunDir:
+    """The run meant by a name, a unique prefix of one, the PID of its trainer, or a path. Raises UserError."""
+    if not which:
+        raise UserError("which run? give its name, the beginning of it, its PID or its folder; ./run/ps.sh lists them")
+    known = runs()
+    path = next((p for p in (Path(which), PROJECT / "result" / which) if (p / "status.json").exists()), None)
+    if path is not None:
+        return RunDir(path.resolve())
+    if which.isdigit():
+        return _of_process(int(which), known)
+    if exact := [run for run in known if run.name == which]:
+        return exact[-1]
+    matching = [run for run in known if run.name.startswith(which)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
+        raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are")
+    raise UserError(f"{which!r} is the beginning of {len(matching)} runs: " + ", ".join(run.name for run in matching))
+
+
+def newest_unfinished(stage: str, dataset: str | None, preset: str | None) -> RunDir:
+    """The run that `--resume` without a value means. Raises UserError if there is none."""
+    what = " ".join([stage, *(part for part in (dataset, preset) if part)])
+    fitting = [
+        run for run in runs()
+        if (status := run.status()).stage == stage and status.state != "finished"
+        and dataset in (None, status.dataset) and preset in (None, status.preset)
+    ]
+    waiting = [run for run in fitting if run.holder() is None]
+    if waiting:
+        return waiting[-1]
+    if fitting:
+        raise UserError(f"--resume: the unfinished run of {what} is being trained already: {fitting[-1].name}")
+    raise UserError(f"--resume: there is no unfinished run of {what}; ./run/ps.sh lists all runs; "
+                    "leave --resume out to start a new one")
+
+
+def _of_process(pid: int, known: list[RunDir]) -> RunDir:
+    """A PID means the run it trains now; else the newest run it trained (PIDs are used again)."""
+    for run in known:
+        holder = run.holder()
+        if holder is not None and holder.pid == pid:
+            return run
+    if past := [run for run in known if run.status().pid == pid]:
+        return past[-1]
+    raise UserError(f"process {pid} trains no run; ./run/ps.sh lists them")
+
+
+def _candidates() -> Iterator[RunDir]:
+    for folder in (PROJECT / "result", files.home() / "runs"):
+        if folder.is_dir():
+            yield from (RunDir(path.resolve()) for path in folder.iterdir())
+
+
+def _is_run(run: RunDir) -> bool:
+    try:
+        run.status()
+    except (OSError, ValueError, TypeError):  # a dangling link, a folder of something else, another version's run
+        return False
+    return True

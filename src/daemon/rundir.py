@@ -1,0 +1,226 @@
+"""A run's directory: the names of its files, its lock, its status. Nobody else spells them.
+
+    result/<stage>_<dataset>_<preset>_<YYYYMMDD-HHMMSS>/
+        run_config.json  status.json  run.lock  metrics.jsonl  timings.jsonl  alerts.jsonl
+        logs/train_<start>.log  logs/latest.log  snapshots/  models/  tensorboard/  samples/  incidents/
+    result/<stage>_<dataset>     link to the newest such run
+
+Holding the kernel's lock on run.lock *is* being the trainer: it ends with the process, however that ends.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+import files
+from config import UserError
+from daemon import process
+
+PROJECT = Path(__file__).resolve().parents[2]
+ACTIVE = ("preparing", "training", "evaluating")
+SECONDS_TO_LOCK = 2.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `ps.sh` shows of a run. `state` as written; see RunDir.state for what became of it since."""
+
+    stage: str
+    script: str
+    dataset: str
+    preset: str
+    state: str = "preparing"
+    reason: str = ""
+    pid: int = 0
+    created: float = 0.0
+    heartbeat: float = 0.0
+    step: int = 0
+    of: int = 0
+    loss: float | None = None
+    best: float | None = None
+    speed: str = ""
+    eta_seconds: float | None = None
+    switched_off: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    config_file = property(lambda self: self.path / "run_config.json")
+    status_file = property(lambda self: self.path / "status.json")
+    lock_file = property(lambda self: self.path / "run.lock")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    timings = property(lambda self: self.path / "timings.jsonl")
+    alerts = property(lambda self: self.path / "alerts.jsonl")
+    snapshots = property(lambda self: self.path / "snapshots")
+    models = property(lambda self: self.path / "models")
+    tensorboard = property(lambda self: self.path / "tensorboard")
+    samples = property(lambda self: self.path / "samples")
+    incidents = property(lambda self: self.path / "incidents")
+    latest_log = property(lambda self: self.path / "logs" / "latest.log")
+
+    # -- status -----------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Raises OSError, ValueError or TypeError where there is no readable status of this version."""
+        return Status(**json.loads(self.status_file.read_text()))
+
+    def write_status(self, status: Status, *, sync: bool = False) -> None:
+        """Replace the status, so that a reader sees the old one or the new one, never half of one."""
+        files.write_json(self.status_file, asdict(replace(status, heartbeat=time.time())), sync=sync)
+
+    def state(self) -> str:
+        """The state now: "died" and "paused" are never written, they are seen from outside."""
+        written, holder = self.status().state, self.holder()
+        if holder is None:
+            return "died" if written in ACTIVE else written
+        return "paused" if process.is_paused(holder.pid) else written
+
+    # -- lock -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one trainer of this run while the block runs. Raises UserError if another is."""
+        with open(self.lock_file, "a+") as file:
+            self._acquire(file)
+            try:
+                file.truncate(0)
+                file.write(json.dumps(process.me().to_json()))
+                file.flush()
+                _closed_in_children.append(file)
+                yield
+            finally:
+                if file in _closed_in_children:
+                    _closed_in_children.remove(file)
+
+    def _acquire(self, file: IO[str]) -> None:
+        """`ps.sh` holds the lock for an instant when it looks: hence the patience."""
+        deadline = time.monotonic() + SECONDS_TO_LOCK
+        while not _try_lock(file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                holder = self.holder()
+                raise UserError(f"run {self.name} is being trained already, by process "
+                                f"{holder.pid if holder else '?'}; stop it first: ./run/stop.sh {self.name}")
+            time.sleep(0.05)
+
+    def holder(self) -> process.Process | None:
+        """The process that trains this run now."""
+        try:
+            with open(self.lock_file) as file:
+                if _try_lock(file, fcntl.LOCK_SH):
+                    return None
+                return process.Process(**json.loads(file.read() or "{}"))
+        except (FileNotFoundError, TypeError, ValueError):  # no run yet, or its lock taken this very moment
+            return None
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def new_log(self) -> Path:
+        """A new log for this start of the run; logs/latest.log points at it."""
+        folder = self.path / "logs"
+        folder.mkdir(exist_ok=True)
+        log = _unused(folder, f"train_{time.strftime('%Y%m%d-%H%M%S')}", ".log")
+        log.touch(exist_ok=False)
+        _link(folder / "latest.log", log.name)
+        return log
+
+    def announce(self, stage: str, dataset: str) -> None:
+        """Let result/<stage>_<dataset> point at this run."""
+        _link(self.path.parent / f"{stage}_{slug(dataset)}", self.name)
+
+    def remove(self) -> None:
+        """Delete the run and every link to it."""
+        for link in [*self.path.parent.glob("*"), *(files.home() / "runs").glob("*")]:
+            if link.is_symlink() and link.resolve() == self.path.resolve():
+                link.unlink()
+        shutil.rmtree(self.path)
+
+
+def create(result_dir: Path, name: str, status: Status) -> RunDir:
+    """Make the directory of a new run; `name` is made unique. Raises UserError if it cannot be written."""
+    try:
+        result_dir.mkdir(parents=True, exist_ok=True)
+        path = _unused(result_dir, name)
+        path.mkdir()
+        for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents"):
+            (path / folder).mkdir()
+        run = RunDir(path.resolve())
+        run.write_status(replace(status, created=time.time(), pid=os.getpid()))
+    except OSError as error:
+        raise UserError(f"--result_dir {result_dir}: no run can be written there: {error.strerror}; "
+                        "name another folder") from error
+    _register(run)
+    return run
+
+
+def run_name(stage: str, dataset: str, preset: str) -> str:
+    return "_".join(part for part in (stage, slug(dataset), preset, time.strftime("%Y%m%d-%H%M%S")) if part)
+
+
+def slug(dataset: str) -> str:
+    """The part of a run's name that tells its data: a path's last part without its ending."""
+    base = Path(dataset).name
+    stem = Path(base).stem if "/" in dataset or Path(base).suffix in (".txt", ".md", ".csv", ".json") else base
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", stem).strip("-.") or "data"
+
+
+def _unused(folder: Path, stem: str, ending: str = "") -> Path:
+    """A name not taken yet: two starts in one second get two."""
+    path, number = folder / f"{stem}{ending}", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}{ending}", number + 1
+    return path
+
+
+def _link(link: Path, target: str) -> None:
+    """Point a symbolic link at `target`, replacing an older one in one move."""
+    hidden = link.with_name(f".{link.name}.{os.getpid()}")
+    hidden.unlink(missing_ok=True)
+    hidden.symlink_to(target)
+    hidden.replace(link)
+
+
+def _register(run: RunDir) -> None:
+    """Note the run in the machine's list, so that it is found whatever its --result_dir."""
+    folder = files.home() / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    _link(folder / run.name, str(run.path))
+
+
+# -- the kernel's lock ----------------------------------------------------------------------------------------------
+
+_closed_in_children: list[IO[str]] = []
+
+
+def _close_inherited() -> None:
+    """A forked child closes the lock's descriptor. Unlocking it there would free the parent's lock."""
+    for file in _closed_in_children:
+        os.close(file.fileno())
+    _closed_in_children.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _try_lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            return False
+        raise

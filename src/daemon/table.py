@@ -1,0 +1,53 @@
+"""The table of runs that `ps.sh` prints."""
+
+import time
+from typing import Any
+
+from daemon.rundir import RunDir
+
+COLUMNS = ("RUN", "STATE", "PID", "STEP", "LOSS", "BEST", "SPEED", "ETA", "HEARTBEAT", "NOTE")
+
+
+def row(run: RunDir) -> dict[str, Any]:
+    """One run, as `ps.sh --json` gives it: seconds, not words."""
+    status, state, holder = run.status(), run.state(), run.holder()
+    return {
+        "run": run.name, "state": state, "pid": holder.pid if holder else None, "step": status.step, "of": status.of,
+        "loss": status.loss, "best": status.best, "speed": status.speed if holder else "",
+        "eta_seconds": status.eta_seconds if holder else None,
+        "heartbeat_seconds": round(time.time() - status.heartbeat, 1), "reason": status.reason,
+        "switched_off": status.switched_off, "folder": str(run.path),
+    }
+
+
+def table(runs: list[RunDir]) -> str:
+    lines = [COLUMNS, *(_words(row(run)) for run in runs)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def _words(run: dict[str, Any]) -> tuple[str, ...]:
+    note = run["reason"] + (f" (switched off: {', '.join(run['switched_off'])})" if run["switched_off"] else "")
+    return (
+        run["run"], run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
+        _number(run["best"]), run["speed"] or "-", duration(run["eta_seconds"]),
+        f"{duration(run['heartbeat_seconds'])} ago", note.strip(),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float | None) -> str:
+    """`45s`, `12m05s`, `1h02m`, `3d04h`; `-` for None."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

@@ -1,0 +1,97 @@
+"""Which rows make up each step, and the loaders that fetch them.
+
+The order of the rows comes from (seed, epoch) alone and the position in it is the step: going on anywhere costs
+nothing, and what workers read ahead does not count as trained.
+"""
+
+import ctypes
+import math
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Order:
+    """A fresh permutation of `size` rows each epoch, dealt out in micro-batches of `batch`, `accum` to a step.
+
+    An epoch's last step takes what is left: nothing is thrown away, no step reaches into the next epoch.
+    """
+
+    size: int
+    batch: int
+    accum: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.size / (self.batch * self.accum))
+
+    def rows(self, step: int) -> list[list[int]]:
+        """The rows of one step, a list for each micro-batch."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        return self._micro_batches(self._permutation(epoch), offset)
+
+    def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
+        """The micro-batches of steps `first` to `end` - 1, one after the other."""
+        epoch = -1
+        for step in range(first, end):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                permutation = self._permutation(epoch)
+            yield from self._micro_batches(permutation, step % self.steps_per_epoch)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.size)
+
+    def _micro_batches(self, permutation: np.ndarray, offset: int) -> list[list[int]]:
+        rows = permutation[offset * self.batch * self.accum:][:self.batch * self.accum]
+        return [rows[i:i + self.batch].tolist() for i in range(0, len(rows), self.batch)]
+
+
+class _Batches(Sampler[list[int]]):
+    """Gives a DataLoader the micro-batches of a stretch of steps."""
+
+    def __init__(self, order: Order, first: int, end: int):
+        self.order, self.first, self.end = order, first, end
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.order.micro_batches(self.first, self.end)
+
+
+def training_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], order: Order, first: int, end: int,
+                     workers: int, pin_memory: bool = False) -> Iterator[Any]:
+    """The micro-batches of steps `first` to `end` - 1, in one stream over all epochs."""
+    return iter(_loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end)))
+
+
+def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch: int,
+                       workers: int) -> Iterator[Any]:
+    """Every row once, in its own order."""
+    return iter(_loader(dataset, collate, workers, False, batch_size=batch))
+
+
+def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,
+            **options: Any) -> DataLoader[Any]:
+    """A DataLoader that leaves the global random state alone.
+
+    Without a generator of its own, making an iterator draws from the global one, and a resumed run, which makes
+    one more, would part from its course.
+    """
+    return DataLoader(dataset, collate_fn=collate, num_workers=workers, pin_memory=pin_memory,
+                      generator=torch.Generator(), worker_init_fn=_start_worker, **options)
+
+
+def _start_worker(number: int) -> None:
+    """Die with the trainer, however it dies; leave its signals to it."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,82 @@
+"""The one way Stoker writes files: whole or not at all, with the error number kept.
+
+    write      a new file under its final name: hidden, fsynced, renamed
+    append     lines at the end of a file: one write, so readers see whole lines
+    sha256     of a file's bytes
+    home       where caches and the list of runs are kept
+
+A reader never meets half a file: what exists under its final name is whole.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+def home() -> Path:
+    """Caches and the list of runs: `$STOKER_HOME`, or `~/.cache/stoker`. Safe to delete."""
+    return Path(os.environ.get("STOKER_HOME") or Path.home() / ".cache" / "stoker")
+
+
+def write(path: Path, content: bytes | str | Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
+    """Put a whole file at `path`, replacing what stands there.
+
+    `content` is the bytes, the text (UTF-8), or a function that writes to the open file: it gets the file
+    object rather than a name, because libraries that open files themselves hide the error number.
+    `sync=False` leaves out the fsync, for files worth nothing after a power cut.
+    Raises OSError as the system gave it; then `path` is as it was before.
+    """
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(hidden, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(hidden, path)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    write(path, json.dumps(value, indent=2) + "\n", sync=sync)
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a file, in one write."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(text.encode())
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder outlive a power cut."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock while the block runs; wait for whoever holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

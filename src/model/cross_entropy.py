@@ -1,0 +1,61 @@
+"""Cross-entropy of a linear head that never holds the logits of a whole batch.
+
+Axes: N positions, D width, V vocabulary, C positions of a chunk.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_NUMBERS = 2**23  # logits held at a time: 32 MiB in fp32
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum over positions of -log softmax(hidden @ weight.T)[target].
+
+    hidden (N, D), weight (V, D), targets (N,) of int64 -> scalar in fp32. The logits are made C positions at a
+    time, and the gradients with them, so the backward pass has nothing to recompute and memory does not grow with
+    N x V. Under autocast the products are in its type, the softmax in fp32.
+    """
+    kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
+    return _LinearCrossEntropy.apply(hidden, weight, targets, kind)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype | None) -> Tensor:
+        wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, grad_hidden, grad_weight = _chunked(hidden, weight, targets, kind or weight.dtype, wants_grad)
+        if wants_grad:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+
+
+def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
+             wants_grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss, and the gradients for an upstream gradient of 1 (None where they are not wanted)."""
+    working = weight.to(kind)
+    loss = torch.zeros((), dtype=torch.promote_types(weight.dtype, torch.float32), device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if wants_grad else None
+    grad_weight = torch.zeros_like(weight) if wants_grad else None
+    size = max(1, CHUNK_NUMBERS // len(weight))
+    for start in range(0, len(hidden), size):
+        rows, target = hidden[start:start + size].to(kind), targets[start:start + size, None]
+        logits = (rows @ working.T).to(loss.dtype)  # (C, V)
+        log_normalizer = logits.logsumexp(1, keepdim=True)
+        loss += (log_normalizer - logits.gather(1, target)).sum()
+        if grad_hidden is None or grad_weight is None:
+            continue
+        error = logits.sub_(log_normalizer).exp_()  # softmax, in the memory of the logits
+        error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
+        error = error.to(kind)
+        grad_hidden[start:start + size] = error @ working
+        grad_weight += (error.T @ rows).to(weight.dtype)
+    return loss, grad_hidden, grad_weight

@@ -1,0 +1,99 @@
+"""GPT-2 (Radford et al. 2019): a decoder of pre-norm transformer blocks over learned positions, head tied.
+
+Axes: B batch, T time, D width, H heads, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.cross_entropy import linear_cross_entropy
+
+INIT_STD = 0.02
+
+
+class GPT(nn.Module):
+    """Language model over `vocab_size` tokens, up to `max_seq_len` of them at a time."""
+
+    def __init__(self, vocab_size: int, *, d_model: int, num_heads: int, num_layers: int, d_ff: int, max_seq_len: int,
+                 dropout: float = 0.0):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        self.position_embedding = nn.Embedding(max_seq_len, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
+        self.final_norm = nn.LayerNorm(d_model)
+        self.apply(_init)
+        for name, weight in self.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):  # each block adds to the residual twice
+                nn.init.normal_(weight, std=INIT_STD / math.sqrt(2 * num_layers))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """(B, T) of int64 -> (B, T, D), the states from which the head predicts."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """(B, T) of int64 -> logits (B, T, V); with targets (B, T), the sum of their cross-entropy instead.
+
+        The sum is a path of its own because it never holds the logits whole.
+        """
+        hidden, head = self.hidden(tokens), self.token_embedding.weight
+        if targets is None:
+            return F.linear(hidden, head)
+        return linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
+
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = Attention(d_model, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.mlp = MLP(d_model, d_ff, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0)
+        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Two layers with GPT-2's tanh form of GELU between them."""
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.gelu(self.up(x), approximate="tanh")))  # type: ignore[no-any-return]
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Callbacks that watch, record and ask, and never change what is computed."""

@@ -1,0 +1,20 @@
+"""Alerts: a line in the log, and a row in the run's alerts.jsonl."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon.journal import Journal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Alerts:
+    path: Path
+
+    def tell(self, step: int, kind: str, message: str, **more: Any) -> None:
+        log.warning("step %d: %s", step, message)
+        Journal(self.path).append({"step": step, "kind": kind, "message": message, "time": time.time(), **more})

@@ -1,0 +1,95 @@
+"""What a person reads: the lines of the log, and in a terminal a progress bar."""
+
+import logging
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daemon.table import duration
+from training.callback import REPORT, Callback
+from training.options import epochs_of
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Console(Callback):
+    """`Step 100/2500: loss=4.234 ppl=69.0 lr=0.000120 grad=0.81 [12.3 samples/sec, 3.1k tok/s] ETA 1h02m`"""
+
+    order = REPORT
+    _open: ExitStack = field(default_factory=ExitStack, repr=False)
+    _bar: Any = field(default=None, repr=False)
+    _told_epoch: int = 0
+
+    def on_start(self, trainer: "Trainer") -> None:
+        counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+        log.info("Model parameters: %s", f"{sum(n for n, _ in counts):,}")
+        log.info("Trainable parameters: %s", f"{sum(n for n, trainable in counts if trainable):,}")
+        log.info("Callbacks, in order: %s", ", ".join(callback.key for callback in trainer.callbacks))
+        log.info("%s steps, %s to an epoch; snapshots in %s", f"{trainer.steps:,}", f"{trainer.steps_per_epoch:,}",
+                 trainer.snapshots.folder)
+        if sys.stderr.isatty():
+            self._open_bar(trainer)
+
+    def _open_bar(self, trainer: "Trainer") -> None:
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        self._bar = self._open.enter_context(tqdm(total=trainer.steps, initial=trainer.step, unit="step", leave=False))
+        self._open.enter_context(logging_redirect_tqdm())
+
+    def on_step_start(self, trainer: "Trainer") -> None:
+        epoch = trainer.step // trainer.steps_per_epoch + 1
+        if epoch != self._told_epoch:
+            self._told_epoch = epoch
+            log.info("Epoch %d/%d:", epoch, epochs_of(trainer.steps, trainer.steps_per_epoch))
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        if self._bar is not None:
+            self._bar.update(trainer.step - self._bar.n)
+
+    def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        speed, left = rates(trainer), trainer.timings.get("speed/eta_seconds")
+        log.info("Step %d/%d: %s%s%s", trainer.step, trainer.steps, _figures(metrics), f" [{speed}]" if speed else "",
+                 f" ETA {duration(left)}" if left is not None else "")
+        if scores := _words(metrics, "eval/"):
+            log.info("  -> Validation: %s", scores)
+
+    def on_save(self, trainer: "Trainer", path: Path) -> None:
+        log.info("  -> Saved snapshot: %s", path)
+
+    def close(self, trainer: "Trainer") -> None:
+        self._open.close()
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    parts = [_words(metrics, "train/"), f"lr={metrics['lr']:.6f}"]
+    parts += [f"{name.replace('grad_norm', 'grad')}={value:.2f}" for name, value in metrics.items()
+              if name == "grad_norm" or name.endswith("/grad_norm")]
+    return " ".join(part for part in parts if part)
+
+
+def _words(metrics: dict[str, float], prefix: str) -> str:
+    return " ".join(f"{name.removeprefix(prefix)}={_short(name, value)}" for name, value in metrics.items()
+                    if name.startswith(prefix))
+
+
+def _short(name: str, value: float) -> str:
+    return f"{value:.1f}" if name.endswith("ppl") else f"{value:.3f}"
+
+
+def rates(trainer: "Trainer") -> str:
+    """The speed of the last stretch, "12.3 samples/sec, 3.1k tok/s", or ''."""
+    found = [(name.removeprefix("speed/").removesuffix("_per_sec"), value) for name, value in trainer.timings.items()
+             if name.endswith("_per_sec")]
+    return ", ".join(f"{value:.1f} {unit}/sec" if i == 0 else f"{_thousands(value)} {unit}/s"
+                     for i, (unit, value) in enumerate(found))
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"

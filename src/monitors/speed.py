@@ -1,0 +1,71 @@
+"""Speed, time waiting for data, and when the run will be done."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from training.callback import Callback
+
+if TYPE_CHECKING:
+    from training.stage import Batch
+    from training.trainer import Trainer
+
+
+@dataclass
+class Speed(Callback):
+    """Measures between log steps, evaluations left out; reads clocks only, so a GPU is never waited for.
+
+    Gives `speed/<unit>_per_sec` for each unit of the stage, `speed/step_seconds`, `speed/data_share` (share of the
+    time spent waiting for data) and `speed/eta_seconds`, evaluations to come included.
+    """
+
+    _since: float | None = None  # start of the stretch measured
+    _steps: int = 0
+    _paused: float = 0.0
+    _waited: float = 0.0
+    _step_start: float = 0.0
+    _eval_start: float = 0.0
+    _eval_seconds: float = 0.0
+    _usual: float | None = None  # seconds a step, smoothed
+    _done: dict[str, int] = field(default_factory=dict)
+    _first_batch: bool = False
+
+    def on_step_start(self, trainer: "Trainer") -> None:
+        self._step_start = time.perf_counter()
+        self._first_batch = True
+        if self._since is None:
+            self._since = self._step_start
+
+    def on_batch(self, trainer: "Trainer", batch: "Batch") -> None:
+        if self._first_batch:  # all micro-batches of the step are there now
+            self._waited += time.perf_counter() - self._step_start
+            self._first_batch = False
+        for unit, amount in trainer.stage.size(batch).items():
+            self._done[unit] = self._done.get(unit, 0) + amount
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        self._steps += 1
+
+    def on_eval_start(self, trainer: "Trainer") -> None:
+        self._eval_start = time.perf_counter()
+
+    def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        self._eval_seconds = time.perf_counter() - self._eval_start
+        if self._since is not None:
+            self._paused += self._eval_seconds
+
+    def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        if self._since is None or not self._steps:
+            return
+        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        each = seconds / self._steps
+        self._usual = each if self._usual is None else 0.5 * (self._usual + each)
+        trainer.timings |= {f"speed/{unit}_per_sec": amount / seconds for unit, amount in self._done.items()}
+        trainer.timings |= {"speed/step_seconds": each, "speed/data_share": self._waited / seconds,
+                            "speed/eta_seconds": self._eta(trainer)}
+        self._since, self._steps, self._paused, self._waited, self._done = None, 0, 0.0, 0.0, {}
+
+    def _eta(self, trainer: "Trainer") -> float:
+        left = trainer.steps - trainer.step
+        evaluations = left // (trainer.cfg.eval_interval or trainer.steps_per_epoch)
+        return left * (self._usual or 0.0) + evaluations * self._eval_seconds

@@ -1,0 +1,42 @@
+"""Progress of long preparations: a bar in a terminal, a plain line now and then in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def tracked(items: Iterable[tuple[int, T]], what: str, total: int, unit: str) -> Iterator[T]:
+    """Yield the second of each pair; the first says how much of `total` it is (bytes, files: `unit`)."""
+    if sys.stderr.isatty():
+        yield from _bar(items, what, total, unit)
+    else:
+        yield from _lines(items, what, total, unit)
+
+
+def _bar(items: Iterable[tuple[int, T]], what: str, total: int, unit: str) -> Iterator[T]:
+    from tqdm import tqdm
+
+    with tqdm(desc=what, total=total, unit=unit, unit_scale=True, leave=False) as bar:
+        for amount, item in items:
+            yield item
+            bar.update(amount)
+
+
+def _lines(items: Iterable[tuple[int, T]], what: str, total: int, unit: str) -> Iterator[T]:
+    done, start = 0, time.monotonic()
+    told = start
+    for amount, item in items:
+        yield item
+        done += amount
+        if (now := time.monotonic()) - told >= SECONDS_BETWEEN_LINES:
+            told = now
+            left = (now - start) / max(done, 1) * (total - done)
+            share = 100 * done / max(total, 1)
+            log.info("%s: %.0f %% of %s %s, about %.0f s left", what, share, f"{total:,}", unit, left)

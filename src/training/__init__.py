@@ -1,0 +1,1 @@
+"""One trainer, the stages on it, and what plugs into it."""

@@ -1,0 +1,1 @@
+"""Callbacks that may change training."""

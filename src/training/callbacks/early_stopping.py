@@ -1,0 +1,69 @@
+"""Stops a run whose evaluations get no better, or whose overfit grows."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from training.callback import ACT, Callback
+from training.options import Options
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+
+@dataclass
+class EarlyStopping(Callback):
+    """Asks to stop after `patience` evaluations in a row without an improvement of `min_delta` in `metric`,
+    or after `overfit_patience` in a row in which validation minus training loss grew by `overfit_min_delta`.
+
+    The training loss compared is the mean since the last log, as it stands in the log line of the evaluation.
+    """
+
+    order = ACT
+    metric: str
+    mode: str
+    patience: int
+    min_delta: float
+    overfit_patience: int = 0
+    overfit_min_delta: float = 0.01
+    best: float = math.nan
+    waited: int = 0
+    gap: float = math.nan
+    grown: int = 0
+
+    @classmethod
+    def of(cls, cfg: Options, best: tuple[str, str]) -> Self:
+        return cls(*best, cfg.early_stop_patience, cfg.early_stop_min_delta, cfg.early_stop_overfit_patience,
+                   cfg.early_stop_overfit_min_delta)
+
+    def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        """Judge at the log that follows every evaluation: there both losses stand side by side."""
+        if self.metric not in metrics:
+            return
+        self._judge(trainer, metrics[self.metric])
+        if self.overfit_patience and {"eval/loss", "train/loss"} <= metrics.keys():
+            self._judge_gap(trainer, metrics["eval/loss"] - metrics["train/loss"])
+
+    def _judge(self, trainer: "Trainer", value: float) -> None:
+        gained = self.best - value if self.mode == "min" else value - self.best
+        if math.isnan(self.best) or gained > self.min_delta:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            trainer.ask("stop", f"early stopping: {self.metric} has not improved by {self.min_delta:g} on "
+                                f"{self.best:.4f} in {self.waited} evaluations")
+
+    def _judge_gap(self, trainer: "Trainer", gap: float) -> None:
+        self.grown = self.grown + 1 if gap > self.gap + self.overfit_min_delta else 0  # NaN at first: not grown
+        self.gap = gap
+        if self.grown >= self.overfit_patience:
+            trainer.ask("stop", f"early stopping: validation minus training loss grew to {gap:.4f}, "
+                                f"{self.grown} evaluations in a row")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited, "gap": self.gap, "grown": self.grown}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self.best, self.waited, self.gap, self.grown = (state[k] for k in ("best", "waited", "gap", "grown"))

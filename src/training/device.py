@@ -1,0 +1,64 @@
+"""The device of a run, its precision, and the settings that make its results repeatable."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from config import UserError
+from training.stage import Batch
+
+
+def choose(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises UserError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(number or 0) >= there:
+        raise UserError(f"--device {name}: this machine has {there} such device{'s' * (there != 1)}; "
+                        "leave --device out to take what there is")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def settle(threads: int) -> None:
+    """Make results repeatable: fixed number of threads, deterministic algorithms."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context of a forward pass."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def resolve_precision(device: torch.device, precision: str) -> str:
+    """What `auto` means: bf16 on a GPU that computes in it, else fp32 (a CPU gains nothing from bf16)."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def loader_workers(device: torch.device, asked: int | None) -> int:
+    """Processes that read data: beside a GPU a few; on a CPU none, since they would take the cores that compute."""
+    if asked is not None:
+        return asked
+    return min(4, (os.cpu_count() or 2) // 2) if device.type == "cuda" else 0
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """The batch on its device; what is not a tensor stays as it is."""
+    return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()}
+
+
+def threads() -> int:
+    return torch.get_num_threads()

@@ -1,0 +1,227 @@
+"""From a command line to an exit code: what every stage's script does when it is run.
+
+    0    finished, stopped early, or stopped by request
+    1    failed after the start: the run stays, with its log
+    2    a user's mistake: nothing is started, nothing is left behind
+    75   stopped and can go on (EX_TEMPFAIL)
+
+Nothing here imports torch until the run is about to begin, so mistakes are told at once.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import config
+import files
+from config import Parsed, UserError
+from daemon import logs, registry, rundir
+from daemon.rundir import RunDir, Status
+from training.options import Options
+from training.stage import Stage
+
+log = logging.getLogger(__name__)
+
+FINISHED, FAILED, REFUSED, RESUMABLE = 0, 1, 2, 75
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done: the config, and the run that goes on (None: a new one)."""
+
+    stage: type[Stage]
+    parsed: Parsed[Any]
+    run: RunDir | None = None
+    snapshot: Path | None = None  # where to go on, or where the weights come from
+
+    @property
+    def cfg(self) -> Any:
+        return self.parsed.config
+
+
+def main(stage: type[Stage]) -> None:
+    """Run a stage's script; does not return."""
+    try:
+        sys.exit(_main(stage, sys.argv[1:]))
+    except UserError as error:
+        config.complain(error.problems)
+        sys.exit(REFUSED)
+
+
+def _main(stage: type[Stage], argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(config.help_text(stage.Config, stage.presets, f"usage: python {sys.argv[0]} [--OPTION VALUE ...]\n\n"
+                               + (stage.__doc__ or "")))
+        return FINISHED
+    only_check = "--check" in argv
+    job = decide(stage, [arg for arg in argv if arg not in ("--check", "--print_config")])
+    if "--print_config" in argv:
+        print(json.dumps(config.to_json(job.cfg), indent=2))
+        return FINISHED
+    if job.run and not job.cfg.yes:
+        _confirm(job.run)
+    return FINISHED if only_check else start(job)
+
+
+# -- which run ------------------------------------------------------------------------------------------------------
+
+
+def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
+    """A new run, or the one that goes on. Raises UserError with every mistake that can be seen before the start."""
+    parsed: Parsed[Any] = config.parse(stage.Config, stage.presets, argv)
+    cfg: Options = parsed.config
+    if cfg.resume and cfg.checkpoint_file:
+        raise UserError("--resume goes on with a run, --checkpoint_file starts a new one from its weights: give one")
+    if cfg.resume:
+        return _resumed(stage, parsed, *_meant_by(stage, parsed))
+    named = _result_dir(cfg) / cfg.run_name
+    if cfg.run_name and (named / "status.json").exists():
+        return _resumed(stage, parsed, RunDir(named.resolve()), None)
+    if problems := stage.check(cfg):
+        raise UserError(*problems)
+    return Job(stage, parsed, snapshot=_existing(cfg.checkpoint_file) if cfg.checkpoint_file else None)
+
+
+def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | None]:
+    """The run and, if one was named, the snapshot that --resume means."""
+    cfg = parsed.config
+    if cfg.resume == "newest":
+        dataset = cfg.dataset if "dataset" in parsed.typed else None
+        return registry.newest_unfinished(stage.name, dataset, parsed.preset or None), None
+    path = Path(cfg.resume)
+    if path.exists() and path.resolve().parent.name == "snapshots":
+        return RunDir(path.resolve().parents[1]), path.resolve()
+    return registry.find(cfg.resume), None
+
+
+def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Path | None) -> Job:
+    """The run's own config, with the harmless differences typed now. Raises UserError for the others."""
+    status = run.status()
+    if status.stage != stage.name:
+        raise UserError(f"--resume: {run.name} is a run of {status.script}, not of this script")
+    if status.state == "finished":
+        raise UserError(f"run {run.name} is finished: there is nothing to go on with; "
+                        "start a new one, from its weights with --checkpoint_file")
+    before: Options = config.from_json(stage.Config, json.loads(run.config_file.read_text()), str(run.config_file))
+    if parsed.preset and parsed.preset != status.preset:
+        raise UserError(f"--preset {parsed.preset}: {run.name} has preset {status.preset or 'none'}; leave it out")
+    asked = {name: getattr(parsed.config, name) for name in parsed.typed}
+    refused = [name for name, value in asked.items()
+               if not config.fields(stage.Config)[name][1].may_change and value != getattr(before, name)]
+    if refused:
+        raise UserError(*(f"--{name} {asked[name]} differs from the {getattr(before, name)} of {run.name}: that would "
+                          "be another run; leave it out, or start a new one with --checkpoint_file"
+                          for name in refused))
+    return Job(stage, replace(parsed, config=replace(before, **asked)), run, snapshot)
+
+
+def _existing(snapshot: str) -> Path:
+    if not Path(snapshot).exists() and not list(Path(snapshot).parent.glob("*")):
+        raise UserError(f"--checkpoint_file {snapshot}: there is no such file or folder")
+    return Path(snapshot)
+
+
+def _result_dir(cfg: Options) -> Path:
+    return Path(cfg.result_dir).resolve() if cfg.result_dir else rundir.PROJECT / "result"
+
+
+def _confirm(run: RunDir) -> None:
+    """Ask on a terminal whether this run is to go on. Raises UserError where there is none to ask on."""
+    status = run.status()
+    what = f"{run.name} ({run.state()}, step {status.step} of {status.of})"
+    if not sys.stdin.isatty():
+        raise UserError(f"to go on with {what} without a terminal to ask on, add --yes")
+    if input(f"Go on with {what}? [Y/n] ").strip().lower() not in ("", "y", "yes"):
+        raise UserError("not started")
+
+
+# -- the run --------------------------------------------------------------------------------------------------------
+
+
+def start(job: Job) -> int:
+    """Train in this process. The run's directory is made, or the old one taken, and locked throughout."""
+    background = os.environ.get("STOKER_BACKGROUND") == "1"
+    console = os.dup(2)  # in the background standard error becomes the log, but mistakes go where we were started
+    logs.to_console()
+    run = job.run or _new_run(job)
+    try:
+        with run.lock():
+            return _locked(job, run, background)
+    except UserError as error:
+        if job.run is None:
+            run.remove()
+        with open(console, "w") as stderr:
+            stderr.writelines(f"{Path(sys.argv[0]).name}: {problem}\n" for problem in error.problems)
+        return REFUSED
+
+
+def _new_run(job: Job) -> RunDir:
+    cfg, stage = job.cfg, job.stage
+    status = Status(stage.name, Path(sys.argv[0]).name, cfg.dataset, job.parsed.preset)
+    return rundir.create(_result_dir(cfg), cfg.run_name or rundir.run_name(stage.name, cfg.dataset, job.parsed.preset),
+                         status)
+
+
+def _locked(job: Job, run: RunDir, background: bool) -> int:
+    """Train, and turn whatever ends the run into its last status and an exit code.
+
+    Raises UserError only where nothing has begun: then the status is as it was before.
+    """
+    before = run.status()
+    path = run.new_log()
+    logs.to_file(path, background=background)
+    run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), eta_seconds=None))
+    with open(path, "ab") as file, _faults(file.fileno()):
+        try:
+            return _train(job, run)
+        except UserError as error:
+            run.write_status(before, sync=True)
+            if background:
+                log.error("%s", error)
+            raise
+        except Exception as error:
+            log.exception("the run failed")
+            return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
+
+
+def _train(job: Job, run: RunDir) -> int:
+    from training.session import Session
+    from training.signals import Interrupted, Signals
+
+    if job.run is None:
+        files.write_json(run.config_file, config.to_json(job.cfg))
+    with Signals(lambda name: _at_once(run, name)) as signals:
+        try:
+            ending = Session(job, run, signals).train()
+        except Interrupted as stop:
+            return _end(run, "stopped", f"{stop} received before training began", FINISHED)
+    halted = ending.state == "halted"
+    return _end(run, "stopped" if halted else ending.state, ending.reason, RESUMABLE if halted else FINISHED)
+
+
+def _end(run: RunDir, state: str, reason: str, code: int) -> int:
+    run.write_status(replace(run.status(), state=state, reason=reason, eta_seconds=None), sync=True)
+    log.info("%s: %s", {"finished": "Training completed"}.get(state, f"Training {state}"), reason)
+    return code
+
+
+def _at_once(run: RunDir, name: str) -> int:
+    _end(run, "stopped", f"second {name}: ended at once, what came after the last snapshot is lost", RESUMABLE)
+    return RESUMABLE
+
+
+@contextmanager
+def _faults(descriptor: int) -> Iterator[None]:
+    """A crash in C leaves its stacks in the log."""
+    faulthandler.enable(descriptor)
+    try:
+        yield
+    finally:
+        faulthandler.disable()

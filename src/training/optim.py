@@ -1,0 +1,55 @@
+"""Optimizers and the learning rate."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def adamw(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) that decays matrices only, with GPT-2's betas.
+
+    Biases, gains and other vectors are not decayed. Fused: one pass over the parameters, and an update can be
+    dropped on the device, without the host knowing of it (`drop_update`).
+    """
+    trainable = [p for p in params if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def drop_update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None:
+    """Let the next step() do nothing, not even count, where `dropped` (a float scalar on the device) is 1.
+
+    These are the two attributes by which torch's own GradScaler talks to a fused optimizer.
+    """
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = dropped  # type: ignore[attr-defined]
+
+
+def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str) -> float:
+    """The learning rate of update number `step` (from 0) as a share of its peak.
+
+    Linear warm-up that reaches the peak with update `warmup` - 1, then, over the rest of the run's `steps`:
+    cosine     half a cosine to min_ratio (Loshchilov & Hutter 2017, arXiv:1608.03983)
+    linear     a straight line to min_ratio
+    wsd        plateau, then a straight line over the last fifth (warm-up, stable, decay; arXiv:2404.06395)
+    constant   the peak
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup + 1) / max(1, steps - warmup)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        height = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    else:
+        height = 1 - done if schedule == "linear" else min(1.0, (1 - done) / 0.2)
+    return min_ratio + (1 - min_ratio) * max(0.0, height)

@@ -1,0 +1,153 @@
+"""The options every stage has, and what follows from them once the data are counted."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from config import opt
+
+FIRINGS = 20  # each monitor, snapshot and evaluation fires at least so often in a run
+T = TypeVar("T", bound="Options")
+
+
+@dataclass
+class Length:
+    """How long"""
+
+    epochs: int = opt(20, "passes through the training data", ge=1, aliases=("num_epochs",))
+    max_steps: int | None = opt(None, "end after so many updates: alone, epochs repeat until then; with --epochs, "
+                                "whichever comes first", ge=1, aliases=("max_iters",))
+    max_samples: int = opt(0, "train on the first N samples only, for a quick test (0: all)", ge=0)
+
+
+@dataclass
+class Optimization:
+    """How"""
+
+    batch_size: int = opt(32, "samples in a micro-batch", ge=1, usual=(1, 256))
+    grad_accum_steps: int = opt(1, "micro-batches to an update", ge=1, aliases=("gradient_accumulation_steps",))
+    lr: float = opt(3e-4, "peak learning rate", gt=0, le=1e-2, aliases=("learning_rate",))
+    lr_schedule: str = opt("cosine", "course of the learning rate after the warm-up",
+                           choices=("cosine", "wsd", "linear", "constant"))
+    warmup_steps: int = opt(1000, "updates of linear warm-up; cut to a tenth of the run unless typed", ge=0,
+                            aliases=("warmup",))
+    min_lr_ratio: float = opt(0.1, "last learning rate as a share of the peak", ge=0, le=1)
+    weight_decay: float = opt(0.1, "decay of matrices; vectors are never decayed", ge=0, lt=1)
+    gradient_clip: float = opt(1.0, "largest norm of the gradients (0: not clipped)", ge=0, aliases=("max_grad_norm",))
+    seed: int = opt(42, "everything random follows from it", ge=0)
+
+
+@dataclass
+class Machine:
+    """On what"""
+
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps", may_change=True)
+    precision: str = opt("auto", "of the forward pass; auto: bf16 on a GPU that has it, else fp32",
+                         choices=("auto", "fp32", "bf16"))
+    threads: int = opt(0, "CPU threads (0: what torch chooses); another number may change the last bits", ge=0,
+                       may_change=True)
+    num_workers: int | None = opt(None, "processes that read data (default: 0 on a CPU, up to 4 for a GPU)", ge=0,
+                                  may_change=True)
+
+    def problems(self) -> list[str]:
+        kind, _, number = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+            return [f"--device: {self.device!r} is none of auto, cpu, cuda, cuda:N, mps"]
+        return []
+
+
+@dataclass
+class Keeping:
+    """What is kept"""
+
+    snapshot_interval: int = opt(10000, "updates between snapshots (0: by epoch and time only)", ge=0, may_change=True,
+                                 aliases=("snapshot", "save_steps", "save_every"))
+    snapshot_minutes: float = opt(10.0, "longest time between snapshots (0: off)", ge=0, may_change=True)
+    keep_last_n_snapshots: int = opt(3, "older ones are deleted, the best never is (0: keep all)", ge=0,
+                                     may_change=True)
+    delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",
+                                                may_change=True)
+    result_dir: str = opt("", "where runs are kept (default: result/ of the project)", may_change=True)
+    run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
+
+
+@dataclass
+class GoingOn:
+    """Going on"""
+
+    resume: str = opt("", "go on with a run, by name, PID or snapshot; alone: the newest unfinished one of this stage",
+                      bare="newest", may_change=True)
+    checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", may_change=True)
+    yes: bool = opt(False, "do not ask before going on", aliases=("y",), may_change=True)
+
+
+@dataclass
+class Watching:
+    """What is watched (0 switches an interval off)"""
+
+    eval_interval: int = opt(0, "updates between evaluations (0: each epoch)", ge=0, aliases=("eval_every",))
+    log_interval: int = opt(100, "updates between log lines", ge=1, may_change=True)
+    sanity_check_interval: int = opt(10000, "updates between checks for NaN and Inf in weights, gradients and "
+                                     "optimizer; the loss is checked at every one", ge=0, may_change=True)
+    gradient_monitor: bool = opt(True, "norms of the gradients by part of the model", may_change=True)
+    gradient_monitor_interval: int = opt(100, "updates between its looks; --monitor_interval sets this and the next",
+                                         ge=0, may_change=True, aliases=("monitor_interval",))
+    weight_monitor: bool = opt(True, "size of the updates against the weights, by part of the model", may_change=True)
+    weight_monitor_interval: int = opt(100, "updates between its looks", ge=0, may_change=True,
+                                       aliases=("monitor_interval",))
+    weight_monitor_sample_size: int = opt(1024, "weights looked at in each tensor", ge=1, may_change=True)
+
+
+@dataclass
+class EarlyStopping:
+    """When to stop early"""
+
+    early_stopping: bool = opt(False, "stop when evaluations get no better")
+    early_stop_patience: int = opt(5, "evaluations without improvement before stopping", ge=1)
+    early_stop_min_delta: float = opt(0.001, "smallest change that counts as one", ge=0)
+    early_stop_restore_best: bool = opt(True, "the model handed out is the best, not the last")
+    early_stop_overfit_patience: int = opt(0, "stop when validation minus training loss grew so many evaluations in a "
+                                           "row (0: off)", ge=0)
+    early_stop_overfit_min_delta: float = opt(0.01, "smallest growth of it that counts", ge=0)
+
+
+@dataclass
+class Options(EarlyStopping, Watching, GoingOn, Keeping, Machine, Optimization, Length):
+    """What every stage's Config inherits."""
+
+
+# Cut so that what they time fires FIRINGS times a run, unless they were typed.
+INTERVALS = ("log_interval", "snapshot_interval", "sanity_check_interval", "gradient_monitor_interval",
+             "weight_monitor_interval")
+
+
+def run_length(cfg: Options, typed: Collection[str], steps_per_epoch: int) -> int:
+    """How many updates the run has."""
+    if cfg.max_steps is None:
+        return cfg.epochs * steps_per_epoch
+    return min(cfg.max_steps, cfg.epochs * steps_per_epoch) if "epochs" in typed else cfg.max_steps
+
+
+def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: int) -> tuple[T, list[str]]:
+    """The config with its defaults cut to the run's length, and a line about each cut and each odd value typed."""
+    cuts: dict[str, Any] = {}
+    lines: list[str] = []
+    longest = max(1, steps // FIRINGS)
+    for name in INTERVALS:
+        if name not in typed and getattr(cfg, name) > longest:
+            cuts[name] = longest
+    if "eval_interval" not in typed and steps_per_epoch > longest:
+        cuts["eval_interval"] = longest
+    if "warmup_steps" not in typed and cfg.warmup_steps > steps // 10:
+        cuts["warmup_steps"] = steps // 10
+    elif cfg.warmup_steps >= steps:
+        lines.append(f"warmup_steps {cfg.warmup_steps} is not shorter than the run's {steps} steps: "
+                     "the learning rate never reaches its peak")
+    if cuts:
+        lines.append(f"cut to the run's {steps} steps: " + ", ".join(f"{name} {value}" for name, value in cuts.items()))
+    return replace(cfg, **cuts), lines
+
+
+def epochs_of(steps: int, steps_per_epoch: int) -> int:
+    return math.ceil(steps / steps_per_epoch)

@@ -1,0 +1,87 @@
+"""Signals of a run: acknowledged within a second, obeyed between steps.
+
+Python runs its handlers between bytecodes only, so a long operation in C would keep the user waiting for any
+sign of life. The kernel's signal is therefore written to a pipe as well (`signal.set_wakeup_fd`), and a thread
+reads it there: it answers in the log at once and notes the request, which the trainer obeys when it can.
+
+    SIGTERM, SIGINT     stop after the step in hand, with a snapshot; a second one ends the process at once
+    SIGUSR1             a snapshot after the step in hand
+    SIGHUP              ignored: a run outlives its terminal
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+log = logging.getLogger(__name__)
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(BaseException):
+    """A stop that came while there was nothing to save yet."""
+
+
+class Signals:
+    """A context manager that holds what the signals asked for. To be entered by the main thread.
+
+    stop            name of the signal that asked to stop, or ''
+    take_save()     whether a snapshot was asked for since the last call
+    at_second       called, from the thread, before a second stop ends the process with `os._exit`
+    """
+
+    def __init__(self, at_second: Callable[[str], int]):
+        self.stop = ""
+        self.interruptible = False  # while True, a stop raises Interrupted in the main thread
+        self._save = threading.Event()
+        self._at_second = at_second
+        self._before: dict[signal.Signals, object] = {}
+
+    def take_save(self) -> bool:
+        asked = self._save.is_set()
+        self._save.clear()
+        return asked
+
+    def __enter__(self) -> "Signals":
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        for number in (*STOPS, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._on_signal)
+        self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        os.write(self._writer, b"\0")  # no signal has number 0: it ends the thread
+        self._thread.join()
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Runs in the main thread, sooner or later; the thread has seen the signal already."""
+        if self.interruptible and number in STOPS:
+            raise Interrupted(signal.Signals(number).name)
+
+    def _listen(self) -> None:
+        while (number := os.read(self._reader, 1)[0]) != 0:
+            if number == signal.SIGUSR1:
+                log.info("SIGUSR1: a snapshot after this step")
+                self._save.set()
+            elif number in STOPS:
+                self._stop(signal.Signals(number).name)
+
+    def _stop(self, name: str) -> None:
+        if self.stop:
+            log.warning("second %s: ending at once", name)
+            os._exit(self._at_second(name))
+        self.stop = name
+        log.info("%s: finishing this step, then saving and stopping; once more to end at once", name)

@@ -1,0 +1,223 @@
+"""Snapshots of a run: the only reader and writer of them.
+
+    snapshots/snapshot_step_00005000/        or snapshot_epoch_0010/
+        model.safetensors    weights
+        state.pt             everything else of the trainer: plain values and tensors
+        manifest.json        written last: format, step, sizes and SHA-256 of the others, what made it
+
+A snapshot is written under a hidden name, file by file, each fsynced, and then renamed: the rename is the
+commit. It is read back and verified before an older one may go. Reading cannot run code: safetensors, and
+torch.load(weights_only=True). Reading back proves what the page cache holds, not what a disk that lies about
+fsync would return after a power cut.
+"""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import files
+from config import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+
+
+class Damaged(Exception):
+    """A snapshot that is not as it was written; says which file and how."""
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The snapshots of one run. `made_by` is noted in each manifest: versions, device, code."""
+
+    folder: Path
+    made_by: Mapping[str, Any]
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def save(self, name: str, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], *,
+             keep_last: int, best_step: int) -> Path:
+        """Write, verify, commit, then delete what is no longer kept. Raises OSError or Damaged; then the older ones
+        are untouched."""
+        hidden, path = self.folder / f".{name}", self.folder / name
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        tensors, aliases = _without_aliases(weights)
+        files.write(hidden / WEIGHTS, safetensors.torch.save(tensors, {"aliases": json.dumps(aliases)}))
+        files.write(hidden / STATE, lambda file: torch.save(state, file))
+        entries = {file: {"size": (hidden / file).stat().st_size, "sha256": files.sha256(hidden / file)}
+                   for file in (WEIGHTS, STATE)}
+        files.write_json(hidden / MANIFEST, {"format": FORMAT, "step": step, "files": entries, "made_by": self.made_by})
+        verify(hidden)
+        self._commit(hidden, path)
+        self._rotate(keep_last, {step, best_step})
+        return path
+
+    def _commit(self, hidden: Path, path: Path) -> None:
+        """Rename; where a snapshot of this name stands already, it is moved aside until the new one is in place."""
+        aside = path.with_name(f".aside.{path.name}")
+        if path.exists():
+            os.replace(path, aside)
+        os.replace(hidden, path)
+        files.sync_folder(self.folder)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _rotate(self, keep_last: int, spared: set[int]) -> None:
+        """Delete all but the newest `keep_last` (0: all are kept) and those of the spared steps."""
+        found = self.found()
+        for path in found[:-keep_last] if keep_last else []:
+            if step_of(path) not in spared:
+                hidden = path.with_name(f".old.{path.name}")
+                os.replace(path, hidden)  # a snapshot that is being deleted is no snapshot any more
+                shutil.rmtree(hidden)
+
+    def keep_only(self, steps: set[int]) -> None:
+        """Delete every snapshot but those of these steps and the newest."""
+        self._rotate(1, steps)
+
+    def tidy(self) -> None:
+        """Clear away what a kill left half done. Only for the holder of the run's lock."""
+        for hidden in self.folder.glob(".*"):
+            name = hidden.name.removeprefix(".aside.")
+            if name != hidden.name and not (self.folder / name).exists():
+                os.replace(hidden, self.folder / name)
+            else:
+                shutil.rmtree(hidden)
+
+    # -- finding ------------------------------------------------------------------------------------------------
+
+    def found(self) -> list[Path]:
+        """The committed snapshots, oldest first; whether they are whole, `verify` tells."""
+        return sorted(self.folder.glob("snapshot_*"), key=step_of)
+
+    def newest_good(self) -> Path | None:
+        """The newest snapshot that verifies, damaged ones named in the log; None if there is none at all.
+
+        Raises UserError if there are some and none is good: the run must not start over the old one.
+        """
+        found = self.found()
+        for path in reversed(found):
+            try:
+                verify(path)
+                return path
+            except Damaged as damage:
+                log.error("snapshot %s is damaged and not used: %s", path.name, damage)
+        if found:
+            raise UserError(f"none of the {len(found)} snapshots in {self.folder} is whole, so the run cannot go on; "
+                            "restore one from a copy, or start a new run")
+        return None
+
+    def at_step(self, step: int) -> Path | None:
+        return next((path for path in self.found() if step_of(path) == step), None)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def load(self, path: Path, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """Put a snapshot's weights into the model and return the rest. Raises UserError if it is not for it."""
+        load_weights(path, model)
+        return _read_state(path)
+
+
+def verify(path: Path) -> None:
+    """Compare every file with the manifest. Raises Damaged."""
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise Damaged(f"{name} is missing")
+        if file.stat().st_size != entry["size"]:
+            raise Damaged(f"{name} has {file.stat().st_size} bytes, was written with {entry['size']}")
+        if files.sha256(file) != entry["sha256"]:
+            raise Damaged(f"{name} has other content than was written (SHA-256 differs)")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Raises Damaged if there is none, and UserError if it is of another format."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        number, _ = manifest["format"], (manifest["step"], manifest["files"][WEIGHTS], manifest["files"][STATE])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({error!r})") from error
+    if number != FORMAT:
+        raise UserError(f"snapshot {path} has format {number}, this version reads format {FORMAT}")
+    return dict(manifest)
+
+
+def step_of(path: Path) -> int:
+    """The step a snapshot was taken at; -1 if its manifest cannot be read."""
+    try:
+        return int(read_manifest(path)["step"])
+    except (Damaged, UserError):
+        return -1
+
+
+def resolve(named: str) -> Path:
+    """The snapshot folder meant by a folder, a file in it, or the spelling `snapshot_epoch_10.pt`. Raises UserError."""
+    given = Path(named)
+    for path in (given, given.parent, *_respelled(given)):
+        if (path / MANIFEST).is_file():
+            return path.resolve()
+    raise UserError(f"--checkpoint_file {named}: no snapshot there; a snapshot is a folder with a {MANIFEST}, "
+                    "such as result/RUN/snapshots/snapshot_epoch_0010")
+
+
+def _respelled(given: Path) -> list[Path]:
+    kind, _, number = given.name.removesuffix(".pt").rpartition("_")
+    if not number.isdigit():
+        return []
+    return [given.parent / f"{kind}_{int(number):0{width}d}" for width in (4, 8)]
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a snapshot's weights into the model; every name and shape must fit. Raises UserError and Damaged."""
+    with safetensors.safe_open(path / WEIGHTS, "pt") as file:
+        aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    weights |= {alias: weights[name] for alias, name in aliases.items()}
+    _check_shapes(path, weights, model.state_dict())
+    model.load_state_dict(weights)
+
+
+def _check_shapes(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    there = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    here = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    different = [name for name in here | there if here.get(name) != there.get(name)]
+    if different:
+        first = different[0]
+        raise UserError(f"snapshot {path} is of another model: {first} is {there.get(first, 'not in it')} there and "
+                        f"{here.get(first, 'not in it')} here, and so for {len(different)} of {len(here | there)} "
+                        "tensors; give the options that it was trained with")
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"snapshot {path}: {STATE} holds something else than plain values and tensors, or is broken; "
+                        f"it was not run, and is not used ({str(error).splitlines()[0]})") from error
+    return dict(state)
+
+
+def _without_aliases(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under one name each, and the further names of those that are shared (tied weights)."""
+    first: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        owner = first.setdefault(place, name) if tensor.numel() else name
+        if owner != name:
+            aliases[name] = owner
+    return {name: t.contiguous() for name, t in weights.items() if name not in aliases}, aliases

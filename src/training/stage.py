@@ -1,0 +1,113 @@
+"""Stage: what is trained, on what, toward what. A declaration in one file; the file being there registers it.
+
+A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`. The trainer knows stages only by
+what stands here. Importing a stage's file does not import torch: configs and help answer at once.
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from training.callback import Callback
+
+Batch = dict[str, Any]
+
+
+class Ratio(NamedTuple):
+    """A metric as a ratio of sums, so that means over uneven batches are exact.
+
+    `total` is a sum over samples (tokens, words, ...), not their mean; `count` is how many there are.
+    Either may be a scalar tensor, which stays on its device until the log step.
+    """
+
+    total: Any
+    count: Any
+
+
+class Stage:
+    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer and one update each, in this order
+    best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
+    description: ClassVar[str] = ""
+
+    def __init__(self, cfg: Any, folder: Path):
+        self.cfg, self.folder = cfg, folder
+
+    # -- before anything is started -----------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, cfg: Any) -> list[str]:
+        """Mistakes that can be seen without torch and without reading all the data."""
+        return []
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Read and check the data, log what was found. Raises UserError where it cannot be trained on."""
+
+    def dataset(self, split: str) -> "Dataset[Any]":
+        """The rows of "train" or "validation"."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[Any]) -> Batch:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Changes whenever the data do."""
+        return ""
+
+    def size(self, batch: Batch) -> dict[str, int]:
+        """How much a batch holds, by the unit its speed is told in: {"samples": 32, "tok": 8192}."""
+        return {"samples": len(next(iter(batch.values())))}
+
+    # -- model --------------------------------------------------------------------------------------------------
+
+    def model(self) -> "nn.Module":
+        raise NotImplementedError
+
+    def params(self, model: "nn.Module", phase: str) -> Iterable["nn.Parameter"]:
+        """What the optimizer of a phase updates."""
+        return model.parameters()
+
+    def loss(self, model: "nn.Module", batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        """The loss of a micro-batch as a sum over samples, and further figures for the log."""
+        raise NotImplementedError
+
+    def score(self, model: "nn.Module", batch: Batch) -> dict[str, Ratio]:
+        """The figures of an evaluation; they are added over the whole validation set."""
+        loss, extras = self.loss(model, batch, self.phases[-1])
+        return {"loss": loss, **extras}
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Figures that follow from the means, as perplexity does from the loss."""
+        return {}
+
+    def callbacks(self) -> list["Callback"]:
+        """What this stage plugs in beside what every run has."""
+        return []
+
+    def export(self, model: "nn.Module", folder: Path) -> None:
+        """Write the trained model so that it can be used without the run."""
+        raise NotImplementedError
+
+
+def discover() -> dict[str, type[Stage]]:
+    """name -> stage, for every file that declares one."""
+    here = Path(__file__).parent
+    found: dict[str, type[Stage]] = {}
+    for path in sorted([*here.glob("train_*.py"), *here.glob("sft_*.py")]):
+        module = importlib.import_module(f"training.{path.stem}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if issubclass(member, Stage) and member.__module__ == module.__name__:
+                found[member.name] = member
+    return found

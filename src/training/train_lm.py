@@ -1,0 +1,160 @@
+"""Language model of text: GPT-2, next token."""
+
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
+    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+
+import files
+from config import opt
+from training.options import Options
+from training.stage import Batch, Ratio, Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from data.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Text:
+    """What text"""
+
+    dataset: str = opt("pydocs", "pydocs (documentation found in the installed Python packages), a text file, or a "
+                       "folder of text files", aliases=("data_path",))
+    tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o, bpe (trained on this text), bytes, or PATH/tokenizer.json")
+    vocab_size: int = opt(32000, "pieces of an own bpe", ge=256, le=100000)
+    retrain_tokenizer: bool = opt(False, "train the bpe again, though one is known for this text")
+
+
+@dataclass
+class Architecture:
+    """What model"""
+
+    d_model: int = opt(256, "width", ge=1, usual=(64, 2048), aliases=("n_embd",))
+    num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
+    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
+    d_ff: int = opt(512, "width inside a block's feed-forward part", ge=1)
+    max_seq_len: int = opt(256, "context: tokens seen at a time", ge=2, usual=(128, 2048),
+                           aliases=("block_size", "ctx_len"))
+    dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)
+
+    def problems(self) -> list[str]:
+        if self.num_heads and self.d_model % self.num_heads:
+            return [f"--num_heads {self.num_heads} does not divide --d_model {self.d_model}: take a divisor"]
+        return []
+
+
+@dataclass
+class Config(Options, Architecture, Text):
+    """The language model's options."""
+
+
+def shape(d_model: int, num_heads: int, num_layers: int, max_seq_len: int, **more: Any) -> dict[str, Any]:
+    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model,
+            "max_seq_len": max_seq_len, **more}
+
+
+class LanguageModel(Stage):
+    """Trains a GPT-2 style language model on text, in the foreground. (./run/run_train_lm.sh: in the background.)"""
+
+    name = "lm"
+    Config = Config
+    presets = {
+        "nano": shape(128, 4, 4, 128, dropout=0.0, tokenizer="bpe", vocab_size=4096, lr=3e-3, epochs=2),
+        "tiny": shape(256, 4, 4, 256),
+        "small": shape(512, 8, 6, 512),
+        "medium": shape(768, 12, 12, 1024),
+    }
+
+    @classmethod
+    def check(cls, cfg: Any) -> list[str]:
+        from data import text
+
+        return text.check(cfg.dataset)
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        from data import text, tokens
+        from data.tokenizers import open_tokenizer
+
+        corpus = text.documents(self.cfg.dataset)
+        kept = self.folder / "tokenizer.json"  # a run that goes on keeps the tokenizer it began with
+        kind = str(kept) if kept.exists() else self.cfg.tokenizer
+        retrain = self.cfg.retrain_tokenizer
+        self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
+        self.tokenizer.save(self.folder)
+        self.corpus_fingerprint = corpus.fingerprint
+        self.tokens: dict[str, np.ndarray] = {
+            "train": tokens.tokenize(corpus.train, self.tokenizer, "training text"),
+            "validation": tokens.tokenize(corpus.valid, self.tokenizer, "validation text"),
+        }
+        log.info("Text: %s tokens to train on, %s to validate, %s pieces (%s)", f"{len(self.tokens['train']):,}",
+                 f"{len(self.tokens['validation']):,}", f"{self.tokenizer.vocab_size:,}", self.tokenizer.name)
+        log.info("Unigram baseline: validation perplexity %.1f",
+                 tokens.unigram_perplexity(self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
+
+    def dataset(self, split: str) -> "Dataset[Any]":
+        from data.tokens import Windows
+
+        limit = self.cfg.max_samples if split == "train" else 0
+        return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit, what=f"{split} text")
+
+    def collate(self, samples: list[Any]) -> Batch:
+        import torch
+
+        windows = torch.stack(samples)  # (B, T + 1)
+        return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+
+    def fingerprint(self) -> str:
+        return f"{self.corpus_fingerprint}/{self.tokenizer.fingerprint}"
+
+    def size(self, batch: Batch) -> dict[str, int]:
+        return {"samples": len(batch["tokens"]), "tok": batch["tokens"].numel()}
+
+    # -- model --------------------------------------------------------------------------------------------------
+
+    def model(self) -> "nn.Module":
+        from model.gpt import GPT
+
+        cfg = self.cfg
+        return GPT(self.tokenizer.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads, num_layers=cfg.num_layers,
+                   d_ff=cfg.d_ff, max_seq_len=cfg.max_seq_len, dropout=cfg.dropout)
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        return Ratio(model(batch["tokens"], batch["targets"]), batch["targets"].numel()), {}
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {name.replace("loss", "ppl"): _exp(value) for name, value in means.items() if name.endswith("/loss")}
+
+    def export(self, model: Any, folder: Path) -> None:
+        """A Hugging Face folder: `GPT2LMHeadModel.from_pretrained` gives the same logits."""
+        import safetensors.torch
+
+        from model.huggingface import gpt2_config, gpt2_weights
+
+        files.write(folder / "model.safetensors", safetensors.torch.save(gpt2_weights(model), {"format": "pt"}))
+        files.write_json(folder / "config.json", gpt2_config(model, self.tokenizer.end_of_text))
+        self.tokenizer.save(folder)
+
+
+def _exp(value: float) -> float:
+    """Perplexity of a mean loss, whatever its size."""
+    return math.exp(value) if value < 709 else math.inf  # beyond, a double overflows
+
+
+if __name__ == "__main__":
+    from training.launch import main
+
+    main(LanguageModel)

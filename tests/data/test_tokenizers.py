@@ -1,0 +1,217 @@
+"""Every tokenizer gives back the text it got, reads special tokens as text, and agrees with its reference."""
+
+import json
+import logging
+import random
+import socket
+import unicodedata
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers as library
+
+from config import UserError
+from data import tokenizers
+from data.tokenizers import Tokenizer, open_tokenizer, pieces
+
+DOWNLOADED = Path(__file__).parents[3] / "shared" / "data" / "tiktoken_cache"
+WORDS = "the river runs to the sea and the sea runs to no one's river; we've 12 or 1234 reasons, you'll see".split()
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOKER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(DOWNLOADED))
+
+
+def english(seed: int, words: int) -> str:
+    draw = random.Random(seed)
+    return "".join(draw.choice(WORDS) + draw.choice([" "] * 8 + ["\n", "\n\n", "  ", ", "]) for _ in range(words))
+
+
+def anything(seed: int, letters: int) -> str:
+    """Random characters of all of Unicode, among them many spaces, letters and digits."""
+    draw = random.Random(seed)
+    ranges = [(9, 14), (32, 127), (32, 33), (128, 0x250), (0x300, 0x370), (0x4e00, 0x4f00), (0x2000, 0x2070),
+              (0x1f600, 0x1f640), (0, 0x110000)]
+    made = (chr(draw.randrange(*draw.choice(ranges))) for _ in range(letters))
+    return "".join(letter for letter in made if unicodedata.category(letter) != "Cs")
+
+
+HOSTILE = ["", " ", "<|endoftext|>", "a <|endoftext|>\n<|fim_prefix|> b", "\r\n\t \n", "don't", "e\u0301 \u0301x", "\ufeffx",
+           *(anything(seed, 300) for seed in range(40)), english(0, 300)]
+
+
+def opened(kind: str) -> Tokenizer:
+    if kind.startswith("gpt") and not DOWNLOADED.exists():
+        pytest.skip("tiktoken's files are not at hand")
+    return open_tokenizer(kind, 400, [english(1, 3000), anything(1, 3000)])
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_text_comes_back_and_special_tokens_are_text(kind: str) -> None:
+    tokenizer = opened(kind)
+    found = tokenizer.encode_batch(HOSTILE)
+    assert [tokenizer.decode(ids.tolist()) for ids in found] == HOSTILE
+    every = np.concatenate(found)
+    assert tokenizer.end_of_text not in every and 0 <= every.min() and every.max() < tokenizer.vocab_size
+    assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_pieces_of_a_document_have_the_ids_of_the_whole(kind: str) -> None:
+    tokenizer = opened(kind)
+    for document in (english(2, 3000), anything(2, 20_000), "nospace" * 100, " ²x 1 y  z" * 50, ""):
+        parts = list(pieces(document, 200))
+        assert "".join(parts) == document
+        whole, *found = tokenizer.encode_batch([document, *parts])
+        assert np.array_equal(np.concatenate(found), whole)
+
+
+def test_pieces_are_as_long_as_asked_for() -> None:
+    parts = list(pieces(english(2, 3000), 200))
+    assert len(parts) > 50 and all(200 <= len(part) < 260 for part in parts[:-1])
+
+
+# -- bytes
+
+
+def test_bytes_are_utf8() -> None:
+    [ids] = open_tokenizer("bytes", 0, []).encode_batch(["aé€"])
+    assert ids.tolist() == [0x61, 0xc3, 0xa9, 0xe2, 0x82, 0xac]
+
+
+def test_saved_bytes_give_the_same_ids_elsewhere(tmp_path: Path) -> None:
+    tokenizer = open_tokenizer("bytes", 0, [])
+    tokenizer.save(tmp_path)
+    saved = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.token_to_id("<|endoftext|>") == tokenizer.end_of_text
+    ordinary = [each for each in HOSTILE if "<|endoftext|>" not in each]
+    assert [saved.encode(each).ids for each in ordinary] == [ids.tolist() for ids in tokenizer.encode_batch(ordinary)]
+
+
+# -- the corpus' own BPE
+
+
+def test_bpe_gives_the_ids_of_the_library_that_trained_it(tmp_path: Path) -> None:
+    tokenizer = opened("bpe")
+    assert isinstance(tokenizer, tokenizers.Tiktoken) and tokenizer.vocab_size == 400
+    tokenizer.save(tmp_path)
+    reference = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    reference.encode_special_tokens = True
+    for text, ids in zip(HOSTILE, tokenizer.encode_batch(HOSTILE)):
+        assert ids.tolist() == reference.encode(text).ids
+    assert reference.token_to_id("<|endoftext|>") == tokenizer.end_of_text
+    assert len(tokenizer.encode_batch([english(3, 500)])[0]) < len(english(3, 500)) / 2, "common words are one piece"
+
+
+def test_bpe_is_trained_once_for_a_text_and_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [english(1, 2000)]
+    first = open_tokenizer("bpe", 300, texts)
+    train = tokenizers._train
+    monkeypatch.setattr(tokenizers, "_train", None)
+    assert open_tokenizer("bpe", 300, texts).fingerprint == first.fingerprint
+    for changed in ((300, ["other", *texts], False), (301, texts, False), (300, texts, True)):
+        with pytest.raises(TypeError):
+            open_tokenizer("bpe", changed[0], changed[1], retrain=changed[2])
+    monkeypatch.setattr(tokenizers, "_train", train)
+    assert open_tokenizer("bpe", 300, texts, retrain=True).fingerprint == first.fingerprint
+    assert open_tokenizer("bpe", 301, texts).fingerprint != first.fingerprint
+
+
+def test_a_small_text_gives_fewer_pieces_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        tokenizer = open_tokenizer("bpe", 5000, ["so short a text"])
+    assert 257 <= tokenizer.vocab_size < 300
+    assert f"{tokenizer.vocab_size} pieces, not 5,000" in caplog.text
+
+
+def test_training_takes_a_share_of_all_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [f"document{number} " * 10 for number in range(1000)]
+    assert list(tokenizers._sample(documents)) == documents
+    monkeypatch.setattr(tokenizers, "TRAINED_ON_AT_MOST", sum(map(len, documents)) // 4)
+    taken = [documents.index(each) for each in tokenizers._sample(documents)]
+    assert 240 <= len(taken) <= 250 and max(np.diff([0, *taken, 999])) <= 8
+
+
+# -- tokenizer.json
+
+
+def test_a_saved_tokenizer_is_opened_by_its_path(tmp_path: Path) -> None:
+    first = opened("bpe")
+    first.save(tmp_path)
+    again = open_tokenizer(str(tmp_path / "tokenizer.json"), 0, [])
+    assert (again.fingerprint, again.vocab_size, again.end_of_text) == (
+        first.fingerprint, first.vocab_size, first.end_of_text)
+    assert np.array_equal(again.encode_batch([english(4, 100)])[0], first.encode_batch([english(4, 100)])[0])
+
+
+def test_another_kind_of_tokenizer_json_is_run_by_the_library(tmp_path: Path) -> None:
+    other = library.Tokenizer(library.models.WordLevel({"<unk>": 0, "</s>": 1, "river": 2, "sea": 7}, unk_token="<unk>"))
+    other.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    other.add_special_tokens(["</s>"])
+    other.save(str(tmp_path / "other.json"))
+    tokenizer = open_tokenizer(str(tmp_path / "other.json"), 0, [])
+    assert tokenizer.encode_batch(["sea river lake", "</s>"])[0].tolist() == [7, 2, 0]
+    assert 1 not in tokenizer.encode_batch(["</s>"])[0]
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (8, 1)
+
+
+@pytest.mark.parametrize("change", [
+    {"normalizer": {"type": "Lowercase"}},
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
+])
+def test_what_tiktoken_would_read_otherwise_is_left_to_the_library(change: dict[str, object], tmp_path: Path) -> None:
+    opened("bpe").save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    text = "The river runs. To the SEA"
+    expected = library.Tokenizer.from_file(str(path)).encode(text).ids
+    assert open_tokenizer(str(path), 0, []).encode_batch([text])[0].tolist() == expected
+
+
+@pytest.mark.parametrize("content, reason", [
+    (None, "No such file"), (b"{", "is not JSON"), (b"[1]", "no tokenizer"), (b'{"d_model": 64}', "no tokenizer"),
+    (b"\xff", "not UTF-8"),
+])
+def test_a_bad_tokenizer_json_is_one_line(content: bytes | None, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        open_tokenizer(str(path), 0, [])
+    assert str(path) in str(caught.value) and "give one of bytes, bpe, gpt2" in str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_end_a_text_is_refused(tmp_path: Path) -> None:
+    library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "t.json"))
+    with pytest.raises(UserError, match="has none of <|endoftext|>"):
+        open_tokenizer(str(tmp_path / "t.json"), 0, [])
+
+
+# -- tiktoken
+
+
+@pytest.mark.parametrize("kind, encoding", tokenizers.TIKTOKEN_NAMES.items())
+def test_gpt_kinds_are_tiktokens(kind: str, encoding: str) -> None:
+    tokenizer, reference = opened(kind), tiktoken.get_encoding(encoding) if DOWNLOADED.exists() else None
+    assert reference is not None
+    expected = reference.encode_ordinary_batch(HOSTILE)
+    assert [ids.tolist() for ids in tokenizer.encode_batch(HOSTILE)] == expected
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (reference.n_vocab, reference.eot_token)
+
+
+def test_without_tiktokens_files_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> NoReturn:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    with pytest.raises(UserError, match="TIKTOKEN_CACHE_DIR.*--tokenizer bpe") as caught:
+        open_tokenizer("gpt2", 0, [])
+    assert "ConnectionError" in str(caught.value) or "ProxyError" in str(caught.value)

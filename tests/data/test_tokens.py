@@ -1,0 +1,144 @@
+"""The token cache holds exactly the documents' ids, is used again, and is made anew when damaged; windows cover it."""
+
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import files
+from config import UserError
+from data import tokenizers, tokens
+from data.tokens import Windows, tokenize, unigram_perplexity
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOKER_HOME", str(tmp_path / "home"))
+
+
+def documents(count: int) -> list[str]:
+    """Of all lengths, from one letter to several pieces."""
+    draw = random.Random(count)
+    return ["".join(draw.choices("abcé  \n", k=int(10 ** draw.uniform(0, 3.5)))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind, width", [("bytes", 2), ("bpe", 2)])
+def test_the_stream_is_every_document_and_its_end(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "PIECE", 500)
+    monkeypatch.setattr(tokens, "BATCH", 700)
+    texts = documents(60)
+    tokenizer = tokenizers.open_tokenizer(kind, 300, texts)
+    stream = tokenize(texts, tokenizer, "text")
+    expected = [number for ids in tokenizer.encode_batch(texts) for number in [*ids.tolist(), tokenizer.end_of_text]]
+    assert stream.tolist() == expected and stream.itemsize == width and not stream.flags.writeable
+    assert tokenizer.decode(stream.tolist()) == "".join(text + "<|endoftext|>" for text in texts)
+
+
+def test_a_large_vocabulary_takes_four_bytes() -> None:
+    class Wide(tokenizers.Bytes):
+        def encode_batch(self, texts: object) -> list[np.ndarray]:
+            return [np.array([65_535, 65_536, 99_999], np.uint32)]
+
+    wide = Wide()
+    wide.vocab_size, wide.end_of_text, wide.fingerprint = 100_000, 70_000, "wide"
+    assert tokenize(["x"], wide, "text").tolist() == [65_535, 65_536, 99_999, 70_000]
+
+
+class Once(tokenizers.Bytes):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def encode_batch(self, texts: object) -> list[np.ndarray]:
+        self.asked += 1
+        return super().encode_batch(texts)  # type: ignore[arg-type]
+
+
+def test_the_cache_is_keyed_by_content_and_tokenizer() -> None:
+    once = Once()
+    first = tokenize(["a b", "c"], once, "text")
+    assert tokenize(["a b", "c"], once, "text").tolist() == first.tolist() and once.asked == 1
+    assert tokenize(["a", " bc"], once, "text").tolist() == [97, 256, 32, 98, 99, 256] and once.asked == 2
+    once.fingerprint = "another"
+    tokenize(["a b", "c"], once, "text")
+    assert once.asked == 3
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "no note", "gone"])
+def test_a_damaged_cache_is_made_anew(damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    once = Once()
+    expected = tokenize(["some text"], once, "text").tolist()
+    [path] = (files.home() / "tokens").glob("*.bin")
+    match damage:
+        case "short":
+            path.write_bytes(path.read_bytes()[:-3])
+        case "long":
+            path.write_bytes(path.read_bytes() + b"xx")
+        case "no note":
+            path.with_suffix(".json").unlink()
+        case "gone":
+            path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert tokenize(["some text"], once, "text").tolist() == expected and once.asked == 2
+    assert ("Damaged" in caplog.text) == (damage in ("short", "long"))
+
+
+def test_a_build_that_fails_leaves_nothing_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(tokenizers.Bytes):
+        def encode_batch(self, texts: object) -> list[np.ndarray]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(["some text"], Failing(), "text")
+    assert [path.suffix for path in (files.home() / "tokens").iterdir()] == [".lock"]
+    assert len(tokenize(["some text"], tokenizers.Bytes(), "text")) == 10
+
+
+def test_unigram_perplexity_is_that_of_the_smoothed_counts() -> None:
+    train, valid = np.array([0, 0, 1], np.uint16), np.array([0, 2], np.uint16)
+    assert unigram_perplexity(train, valid, 3) == pytest.approx((3 / 6 * 1 / 6) ** -0.5)
+    uniform = np.tile(np.arange(50, dtype=np.uint16), 100)
+    assert unigram_perplexity(uniform, uniform, 50) == pytest.approx(50)
+
+
+def test_counting_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint16)
+    whole = unigram_perplexity(stream[:700], stream[700:], 9)
+    monkeypatch.setattr(tokens, "COUNTED_AT_ONCE", 64)
+    assert unigram_perplexity(stream[:700], stream[700:], 9) == whole
+
+
+@pytest.mark.parametrize("count, length", [(101, 10), (110, 10), (11, 10), (57, 8)])
+def test_windows_make_each_token_a_target_once(count: int, length: int) -> None:
+    stream = np.arange(count, dtype=np.uint16)
+    windows = Windows(stream, length)
+    rows = list(windows)  # type: ignore[call-overload]
+    assert len(rows) == len(windows) == (count - 1) // length
+    assert all(row.shape == (length + 1,) and row.dtype == torch.int64 for row in rows)
+    assert torch.cat([row[1:] for row in rows]).tolist() == list(range(1, len(rows) * length + 1))
+    assert all(row[:-1].tolist() == (row[1:] - 1).tolist() for row in rows)
+
+
+def test_windows_are_loaded_in_batches() -> None:
+    loader = torch.utils.data.DataLoader(Windows(np.arange(101, dtype=np.uint16), 10), batch_size=4)
+    assert [batch.shape[0] for batch in loader] == [4, 4, 2]
+
+
+def test_max_samples_limits_the_windows() -> None:
+    stream = np.arange(101, dtype=np.uint16)
+    assert [len(Windows(stream, 10, max_samples=limit)) for limit in (0, 3, 99)] == [10, 3, 10]
+
+
+def test_a_window_owns_its_memory() -> None:
+    tokenizer = tokenizers.Bytes()
+    windows = Windows(tokenize(["abcdefgh"], tokenizer, "text"), 4)
+    windows[0].zero_()
+    assert windows[0].tolist() == [97, 98, 99, 100, 101]
+
+
+def test_a_text_too_short_says_how_much_is_needed() -> None:
+    with pytest.raises(UserError, match=r"validation text has 10 tokens.*--max_seq_len 10 needs 11.*shorter"):
+        Windows(np.arange(10, dtype=np.uint16), 10, what="validation text")
