@@ -102,7 +102,7 @@ start_in_background() {
   # setsid: a session of its own, so that no terminal's end reaches it; nohup alone is undone by any SIGHUP handler.
   STOKER_BACKGROUND=1 nohup setsid "${python}" -P "$@" --yes </dev/null >"${output}" 2>&1 &
   pid=$!
-  if ! "${python}" -P -m daemon wait "${pid}" "${output}"; then # it has ended already
+  if ! "${python}" -P -m daemon wait "${pid}"; then # it has ended already
     wait "${pid}" || code=$?
     cat "${output}" >&2
     ((code == 0)) || printf '%s: the run ended with exit code %d\n' "${0##*/}" "${code}" >&2

@@ -41,8 +41,7 @@ def main() -> int:
 
     wait = commands.add_parser("wait", help="wait until a run just started trains or has ended")
     wait.add_argument("pid", type=int)
-    wait.add_argument("output", type=Path, help="where the process prints until it has a log of its own")
-    wait.set_defaults(call=lambda given: _wait(given.pid, given.output))
+    wait.set_defaults(call=lambda given: _wait(given.pid))
 
     given = parser.parse_args()
     try:
@@ -120,7 +119,7 @@ def _board() -> int:
 # -- wait ---------------------------------------------------------------------------------------------------------
 
 
-def _wait(pid: int, output: Path) -> int:
+def _wait(pid: int) -> int:
     """Show the new process's log until its first step is done (0) or it has ended (1)."""
     started = process.find(pid)
     run: RunDir | None = None
@@ -128,19 +127,20 @@ def _wait(pid: int, output: Path) -> int:
     try:
         while True:
             alive = started is not None and process.find(pid) == started
-            run = run or _run_of(pid)
-            if run is not None:
-                shown = _show(run.latest_log, shown)
-                if alive and run.status().state == "training":
-                    break
+            try:
+                run = run or _run_of(pid)
+                if run is not None:
+                    shown = _show(run.latest_log, shown)
+                    if alive and run.state() == "training":
+                        return _summary(run, pid, ended=False)
+            except FileNotFoundError:  # a run that is refused takes its directory with it
+                run = None
             if not alive:
                 return 1 if run is None else _summary(run, pid, ended=True)
             time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
-        print("\nStill preparing; it goes on in the background.", file=sys.stderr)
-        if run is None:
-            return 0
-    return _summary(run, pid, ended=False)
+        print(f"\nNot waiting any longer; process {pid} goes on in the background: ./run/ps.sh", file=sys.stderr)
+        return 0
 
 
 def _run_of(pid: int) -> RunDir | None:

@@ -62,8 +62,8 @@ class Windows(Dataset[torch.Tensor]):
         count = (len(tokens) - 1) // length
         if count < 1:
             raise UserError(
-                f"the {what} has {len(tokens):,} tokens, but one window of --max_seq_len {length} needs {length + 1:,}; "
-                "give more text or a shorter --max_seq_len"
+                f"the {what} has {len(tokens):,} tokens, but one window of --max_seq_len {length} needs "
+                f"{length + 1:,}; give more text or a shorter --max_seq_len"
             )
         self.tokens, self.length = tokens, length
         self.count = min(count, max_samples) if max_samples else count

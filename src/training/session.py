@@ -84,6 +84,7 @@ class Session:
         snapshot = self._where_to_go_on(kept)
         callbacks = _callbacks(cfg, self.run, stage, self._initial_weights())
         files.write_json(self.run.config_file, config.to_json(cfg))
+        self.run.announce(stage.name, self.job.cfg.dataset)
         return Trainer(stage, cfg, steps, order, kept, callbacks, self.signals, device), snapshot
 
     def _fit(self, cfg: Options, order: Order) -> tuple[Options, int]:

@@ -109,7 +109,7 @@ class LanguageModel(Stage):
         from data.tokens import Windows
 
         limit = self.cfg.max_samples if split == "train" else 0
-        return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit, what=f"{split} text")
+        return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit, what="training text" if split == "train" else "validation text")
 
     def collate(self, samples: list[Any]) -> Batch:
         import torch

@@ -22,7 +22,7 @@ add_newdoc("rivers", "depth",
     >>> depth("Thames")
     20.0
     """)
-width = add_newdoc("rivers", "width", "{name}\\n{common}\\nWidth at the {{mouth}} of the river in kilometres.".format(common=1))
+width = add_newdoc("rivers", "{common}\\nWidth at the {{mouth}} of the river in kilometres.".format(common=1))
 print("a long string that documents nothing at all, and so stays out of the text")
 
 class Bank:
@@ -43,7 +43,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "rivers"
     (folder / "tests").mkdir(parents=True)
     (folder / "rivers.py").write_text(MODULE)
-    (folder / "again.py").write_text('"""About again."""\ndef f():\n    "Is said again, and this time it is long enough."\n')
+    (folder / "again.py").write_text('"""Again."""\ndef f():\n    "Is said again, and this time it is long enough."\n')
     (folder / "copy.py").write_text(MODULE)
     (folder / "topics.py").write_text(TOPICS)
     (folder / "tests" / "test_rivers.py").write_text('"""Tests are no documentation, however long their text."""\n')

@@ -41,8 +41,8 @@ def anything(seed: int, letters: int) -> str:
     return "".join(letter for letter in made if unicodedata.category(letter) != "Cs")
 
 
-HOSTILE = ["", " ", "<|endoftext|>", "a <|endoftext|>\n<|fim_prefix|> b", "\r\n\t \n", "don't", "e\u0301 \u0301x", "\ufeffx",
-           *(anything(seed, 300) for seed in range(40)), english(0, 300)]
+HOSTILE = ["", " ", "<|endoftext|>", "a <|endoftext|>\n<|fim_prefix|> b", "\r\n\t \n", "don't", "e\u0301 \u0301x",
+           "\ufeffx", *(anything(seed, 300) for seed in range(40)), english(0, 300)]
 
 
 def opened(kind: str) -> Tokenizer:
@@ -150,7 +150,8 @@ def test_a_saved_tokenizer_is_opened_by_its_path(tmp_path: Path) -> None:
 
 
 def test_another_kind_of_tokenizer_json_is_run_by_the_library(tmp_path: Path) -> None:
-    other = library.Tokenizer(library.models.WordLevel({"<unk>": 0, "</s>": 1, "river": 2, "sea": 7}, unk_token="<unk>"))
+    words = {"<unk>": 0, "</s>": 1, "river": 2, "sea": 7}
+    other = library.Tokenizer(library.models.WordLevel(words, unk_token="<unk>"))
     other.pre_tokenizer = library.pre_tokenizers.Whitespace()
     other.add_special_tokens(["</s>"])
     other.save(str(tmp_path / "other.json"))
