@@ -46,8 +46,9 @@ any_python() {
 # Make .venv hold what setup.cfg asks for.  Argument: an extra, or nothing.
 # Two at the same time: the second waits for the first and finds the work done.
 setup() {
-  local extra="${1:-}" stamp
-  stamp="${VENV}/.ready${extra:+-${extra}}-$(sha256sum <"${ROOT}/setup.cfg" | cut -c1-16)"
+  local extra="${1:-}" digest stamp
+  digest="$(sha256sum <"${ROOT}/setup.cfg" | cut -c1-16)"
+  stamp="${VENV}/.ready${extra:+-${extra}}-${digest}"
   [[ -e "${stamp}" ]] && return
   (
     flock 9
@@ -60,7 +61,7 @@ setup() {
     fi
     "${VENV}/bin/python" -m pip install --disable-pip-version-check --editable "${ROOT}${extra:+[${extra}]}" >&2 ||
       die "set-up failed, see above; the same command tries again"
-    touch "${stamp}"
+    touch "${stamp}" "${VENV}/.ready-${digest}" # an extra brings all the rest with it
   ) 9<"${ROOT}/setup.cfg"
 }
 

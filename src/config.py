@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -99,7 +99,9 @@ def names(cls: type) -> dict[str, list[str]]:
 def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str]) -> Parsed[C]:
     """The config that a command line asks for. Raises UserError with every mistake at once."""
     problems: list[str] = []
-    flags = dict(_flags(cls, argv, problems))
+    given = list(_flags(cls, argv, problems))
+    flags = {name: value for name, value in given if value is not INVALID}
+    invalid = {name for name, value in given if value is INVALID}
     values: dict[str, Any] = {}
     preset = flags.pop("preset", "")
     if preset and preset not in presets:
@@ -108,11 +110,11 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     values.update(presets.get(preset, {}))
     typed: dict[str, Any] = {}
     if path := flags.pop("config", ""):
-        typed.update(read_json(cls, Path(path), problems))
+        typed.update(read_json(cls, Path(path), problems, invalid))
     typed.update(flags)
     values.update(typed)
-    config = cls(**{name: value for name, value in values.items() if value is not INVALID})
-    problems += check(config)
+    config = cls(**values)
+    problems += check(config, invalid)
     if problems:
         raise UserError(*problems)
     return Parsed(config, frozenset(typed), preset)
@@ -142,7 +144,7 @@ def _flags(cls: type, argv: Sequence[str], problems: list[str]) -> Iterator[tupl
         targets = table.get(name.removeprefix("no_") if negated else name)
         if targets is None or (negated and not _is_bool(cls, targets[0])):
             problems.append(f"there is no flag --{name}{_nearest(name, _flag_names(cls, table), '--')}")
-            if left and not left[0].startswith("-") and value is None:
+            if left and not _looks_like_flag(left[0]) and value is None:
                 left.pop(0)  # most likely its value: one mistake, one line
             continue
         for target in targets:
@@ -169,7 +171,10 @@ def _is_bool(cls: type, name: str) -> bool:
 def _bool_flag(name: str, text: str | None, negated: bool, problems: list[str]) -> Any:
     if text is None:
         return not negated
-    if negated or text.lower() not in ("true", "false"):
+    if negated:
+        problems.append(f"--{name} takes no value, is {text!r}")
+        return INVALID
+    if text.lower() not in ("true", "false"):
         problems.append(f"--{name}: {text!r} is neither true nor false")
         return INVALID
     return text.lower() == "true"
@@ -210,10 +215,13 @@ def _nearest(name: str, known: Any, prefix: str = "") -> str:
 # -- from a file ----------------------------------------------------------------------------------------------------
 
 
-def read_json(cls: type, path: Path, problems: list[str]) -> dict[str, Any]:
-    """field -> value from a partial JSON file; `//` comments are allowed. Mistakes are added to `problems`."""
+def read_json(cls: type, path: Path, problems: list[str], invalid: set[str]) -> dict[str, Any]:
+    """field -> value from a partial JSON file; `//` comments are allowed.
+
+    Mistakes are added to `problems`, the fields they concern to `invalid`.
+    """
     try:
-        content = json.loads(_without_comments(path.read_text()))
+        content = json.loads(_without_comments(path.read_text(encoding="utf-8")))
     except OSError as error:
         problems.append(f"--config {path}: {error.strerror}")
         return {}
@@ -223,10 +231,11 @@ def read_json(cls: type, path: Path, problems: list[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         problems.append(f"--config {path}: must be an object {{...}}, is {type(content).__name__}")
         return {}
-    return _known_values(cls, content, f"--config {path}", problems)
+    return _known_values(cls, content, f"--config {path}", problems, invalid)
 
 
-def _known_values(cls: type, content: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+def _known_values(cls: type, content: dict[str, Any], where: str, problems: list[str],
+                  invalid: set[str]) -> dict[str, Any]:
     table, values = names(cls), {}
     for key, value in content.items():
         name = key.replace("-", "_")
@@ -239,6 +248,7 @@ def _known_values(cls: type, content: dict[str, Any], where: str, problems: list
                 values[target] = float(value) if _base(kind) is float and value is not None else value
             else:
                 problems.append(f"{where}: {key} is {json.dumps(value)}, not {_describe(_base(kind))}")
+                invalid.add(target)
     return values
 
 
@@ -263,8 +273,9 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(cls: type[C], content: dict[str, Any], where: str) -> C:
     """A config from a whole JSON object. Raises UserError."""
     problems: list[str] = []
-    config = cls(**_known_values(cls, content, where, problems))
-    problems += check(config)
+    invalid: set[str] = set()
+    config = cls(**_known_values(cls, content, where, problems, invalid))
+    problems += check(config, invalid)
     if problems:
         raise UserError(*problems)
     return config
@@ -273,18 +284,24 @@ def from_json(cls: type[C], content: dict[str, Any], where: str) -> C:
 # -- checks ---------------------------------------------------------------------------------------------------------
 
 
-def check(config: Any) -> list[str]:
-    """Every value out of range, then what the groups' own `problems` find."""
-    found = []
+def check(config: Any, invalid: Collection[str] = ()) -> list[str]:
+    """Every value out of range, then what the groups' own `problems` find.
+
+    `invalid` names the fields that were complained about already. A group with a mistake in one of its fields is
+    not asked: what it would say follows from that mistake.
+    """
+    found, wrong = [], set(invalid)
     for name, (kind, spec, _) in fields(type(config)).items():
         value = getattr(config, name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if why := spec.problem(value):
-                found.append(f"--{name} {why}, is {value:g}")
+                found.append(f"--{name} {why}, is {value}")
+                wrong.add(name)
         elif spec.choices and value is not None and value not in spec.choices:
             found.append(f"--{name}: {value!r} is none of {', '.join(spec.choices)}{_nearest(value, spec.choices)}")
+            wrong.add(name)
     for group in type(config).__mro__:
-        if "problems" in vars(group):
+        if "problems" in vars(group) and not wrong & vars(group).get("__annotations__", {}).keys():
             found += vars(group)["problems"](config)
     return found
 

@@ -1,7 +1,7 @@
 """The one way Stoker writes files: whole or not at all, with the error number kept.
 
     write      a new file under its final name: hidden, fsynced, renamed
-    append     lines at the end of a file: one write, so readers see whole lines
+    append     lines at the end of a file: all of them or none
     sha256     of a file's bytes
     home       where caches and the list of runs are kept
 
@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def write(path: Path, content: bytes | str | Callable[[IO[bytes]], Any], *, sync
     `sync=False` leaves out the fsync, for files worth nothing after a power cut.
     Raises OSError as the system gave it; then `path` is as it was before.
     """
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    hidden = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")  # two threads may write one file
     try:
         with open(hidden, "wb") as file:
             if callable(content):
@@ -54,9 +55,15 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add whole lines to a file, in one write."""
+    """Add whole lines to a file. Raises OSError as the system gave it; then the file is as it was before."""
     with open(path, "ab", buffering=0) as file:
-        file.write(text.encode())
+        size, left = file.tell(), memoryview(text.encode())
+        try:
+            while left:  # on a full disk the system writes a part, and only then says so
+                left = left[file.write(left):]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def sync_folder(path: Path) -> None:

@@ -6,10 +6,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 from config import UserError, complain
 from daemon import process, registry
+from daemon.journal import plain
 from daemon.rundir import RunDir
 from daemon.table import row, table
 
@@ -17,7 +21,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="daemon", description=__doc__)
+    parser = _Parser(prog="daemon", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     ps = commands.add_parser("ps", help="one line a run")
@@ -43,8 +47,8 @@ def main() -> int:
     wait.add_argument("pid", type=int)
     wait.set_defaults(call=lambda given: _wait(given.pid))
 
-    given = parser.parse_args()
     try:
+        given = parser.parse_args()
         return int(given.call(given))
     except UserError as error:
         sys.argv[0] = f"{os.environ.get('STOKER_SCRIPT', 'daemon')}"
@@ -54,19 +58,32 @@ def main() -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake as everything else here does: in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
 # -- ps -----------------------------------------------------------------------------------------------------------
 
 
 def _ps(which: str, as_json: bool, watch: bool) -> int:
     while True:
-        runs = [registry.find(which)] if which else registry.runs()
-        page = "\n".join(json.dumps(row(run)) for run in runs) if as_json else table(runs)
+        rows = list(_rows([registry.find(which)] if which else registry.runs()))
+        page = "\n".join(json.dumps(plain(row)) for row in rows) if as_json else table(rows)
         if watch and sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # home, clear
         print(page, flush=True)
         if not watch:
             return 0
         time.sleep(2)
+
+
+def _rows(runs: list[RunDir]) -> Iterator[dict[str, Any]]:
+    for run in runs:
+        with suppress(FileNotFoundError):  # deleted since it was found
+            yield row(run)
 
 
 # -- stop ---------------------------------------------------------------------------------------------------------
@@ -81,7 +98,8 @@ def _stop(which: str, seconds: float) -> int:
     if process.is_paused(holder.pid):
         print(f"{run.name} is paused; it goes on to save and stop")
         os.kill(holder.pid, signal.SIGCONT)
-    os.kill(holder.pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it has ended by itself this moment
+        os.kill(holder.pid, signal.SIGTERM)
     if not _until(lambda: run.holder() is None, seconds):
         raise UserError(f"process {holder.pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
                         f"kill -9 {holder.pid}; then what came after its last snapshot is lost")
@@ -147,8 +165,8 @@ def _run_of(pid: int) -> RunDir | None:
     """The run that this process has just made or taken."""
     for run in reversed(registry.runs()):
         holder = run.holder()
-        if holder is not None and holder.pid == pid and run.latest_log.exists():
-            return run
+        if holder is not None and holder.pid == pid == run.status().pid and run.latest_log.exists():
+            return run  # of a run that goes on, the status is old until its new log is there
     return None
 
 

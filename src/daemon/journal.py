@@ -15,7 +15,7 @@ class Journal:
     path: Path
 
     def append(self, row: dict[str, Any]) -> None:
-        files.append(self.path, json.dumps({key: _plain(value) for key, value in row.items()}) + "\n")
+        files.append(self.path, json.dumps(plain(row)) + "\n")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every whole row; a last line torn by a kill is left out."""
@@ -33,6 +33,7 @@ class Journal:
             files.write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def _plain(value: Any) -> Any:
+def plain(row: dict[str, Any]) -> dict[str, Any]:
     """JSON knows no NaN and no infinity: they are written as strings."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()}

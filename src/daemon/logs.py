@@ -17,7 +17,7 @@ class _EveryLine(logging.Formatter):
             text += "\n" + self.formatException(record.exc_info)
         level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
         start = f"[{self.formatTime(record, TIME)}] {level}"
-        return "\n".join(start + line for line in text.splitlines())
+        return "\n".join(start + line for line in text.splitlines() or [""])
 
 
 def to_console() -> None:

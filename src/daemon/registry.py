@@ -5,13 +5,13 @@ from pathlib import Path
 
 import files
 from config import UserError
-from daemon.rundir import PROJECT, RunDir
+from daemon.rundir import PROJECT, RunDir, Status
 
 
 def runs() -> list[RunDir]:
     """Every run in the project's result folder and in the machine's list, oldest first."""
-    found = {run.path: run for run in _candidates() if _is_run(run)}
-    return sorted(found.values(), key=lambda run: (run.status().created, run.name))
+    created = {run: status.created for run in _candidates() if (status := _status(run)) is not None}
+    return sorted(created, key=lambda run: (created[run], run.name))
 
 
 def find(which: str) -> RunDir:
@@ -19,13 +19,13 @@ def find(which: str) -> RunDir:
     if not which:
         raise UserError("which run? give its name, the beginning of it, its PID or its folder; ./run/ps.sh lists them")
     known = runs()
-    path = next((p for p in (Path(which), PROJECT / "result" / which) if (p / "status.json").exists()), None)
-    if path is not None:
-        return RunDir(path.resolve())
-    if which.isdigit():
-        return _of_process(int(which), known)
+    for path in (Path(which), PROJECT / "result" / which):
+        if _status(there := RunDir(path.resolve())) is not None:
+            return there
     if exact := [run for run in known if run.name == which]:
         return exact[-1]
+    if which.isdecimal():
+        return _of_process(int(which), known)
     matching = [run for run in known if run.name.startswith(which)]
     if len(matching) == 1:
         return matching[0]
@@ -68,9 +68,8 @@ def _candidates() -> Iterator[RunDir]:
             yield from (RunDir(path.resolve()) for path in folder.iterdir())
 
 
-def _is_run(run: RunDir) -> bool:
+def _status(run: RunDir) -> Status | None:
     try:
-        run.status()
+        return run.status()
     except (OSError, ValueError, TypeError):  # a dangling link, a folder of something else, another version's run
-        return False
-    return True
+        return None

@@ -10,6 +10,7 @@ Holding the kernel's lock on run.lock *is* being the trainer: it ends with the p
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -86,8 +87,11 @@ class RunDir:
     def state(self) -> str:
         """The state now: "died" and "paused" are never written, they are seen from outside."""
         written, holder = self.status().state, self.holder()
-        if holder is None:
+        if holder is None and written in ACTIVE:
+            written = self.status().state  # it may have ended between the two looks
             return "died" if written in ACTIVE else written
+        if holder is None:
+            return written
         return "paused" if process.is_paused(holder.pid) else written
 
     # -- lock -------------------------------------------------------------------------------------------------------
@@ -139,8 +143,10 @@ class RunDir:
         return log
 
     def announce(self, stage: str, dataset: str) -> None:
-        """Let result/<stage>_<dataset> point at this run."""
-        _link(self.path.parent / f"{stage}_{slug(dataset)}", self.name)
+        """Let result/<stage>_<dataset> point at this run, unless a run was given that very name."""
+        link = self.path.parent / f"{stage}_{slug(dataset)}"
+        if link.is_symlink() or not link.exists():
+            _link(link, self.name)
 
     def remove(self) -> None:
         """Delete the run and every link to it."""
@@ -151,20 +157,32 @@ class RunDir:
 
 
 def create(result_dir: Path, name: str, status: Status) -> RunDir:
-    """Make the directory of a new run; `name` is made unique. Raises UserError if it cannot be written."""
+    """Make the directory of a new run; `name` is made unique.
+
+    Raises UserError if it cannot be written; then nothing is left of it.
+    """
     try:
         result_dir.mkdir(parents=True, exist_ok=True)
-        path = _unused(result_dir, name)
-        path.mkdir()
+        run = RunDir(_made_unused(result_dir, name).resolve())
+    except OSError as error:
+        raise _unwritable(f"--result_dir {result_dir}", error) from error
+    try:
         for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents"):
-            (path / folder).mkdir()
-        run = RunDir(path.resolve())
+            (run.path / folder).mkdir()
         run.write_status(replace(status, created=time.time(), pid=os.getpid()))
     except OSError as error:
-        raise UserError(f"--result_dir {result_dir}: no run can be written there: {error.strerror}; "
-                        "name another folder") from error
-    _register(run)
+        run.remove()
+        raise _unwritable(f"--result_dir {result_dir}", error) from error
+    try:
+        _register(run)
+    except OSError as error:
+        run.remove()
+        raise _unwritable(f"STOKER_HOME {files.home()}", error) from error
     return run
+
+
+def _unwritable(what: str, error: OSError) -> UserError:
+    return UserError(f"{what}: no run can be written there: {error.strerror}; name another folder")
 
 
 def run_name(stage: str, dataset: str, preset: str) -> str:
@@ -178,10 +196,20 @@ def slug(dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", stem).strip("-.") or "data"
 
 
+def _made_unused(folder: Path, name: str) -> Path:
+    """A new folder under a name not taken yet: two starts at the same time get two."""
+    while True:
+        path = _unused(folder, name)
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:  # another start was faster
+            continue
+
+
 def _unused(folder: Path, stem: str, ending: str = "") -> Path:
-    """A name not taken yet: two starts in one second get two."""
     path, number = folder / f"{stem}{ending}", 2
-    while path.exists():
+    while os.path.lexists(path):
         path, number = folder / f"{stem}-{number}{ending}", number + 1
     return path
 
@@ -195,10 +223,13 @@ def _link(link: Path, target: str) -> None:
 
 
 def _register(run: RunDir) -> None:
-    """Note the run in the machine's list, so that it is found whatever its --result_dir."""
+    """Note the run in the machine's list, so that it is found whatever its --result_dir.
+
+    Two runs of one name in two result folders are two: hence the digits of the path.
+    """
     folder = files.home() / "runs"
     folder.mkdir(parents=True, exist_ok=True)
-    _link(folder / run.name, str(run.path))
+    _link(folder / f"{run.name}-{hashlib.sha256(bytes(run.path)).hexdigest()[:8]}", str(run.path))
 
 
 # -- the kernel's lock ----------------------------------------------------------------------------------------------
@@ -209,7 +240,7 @@ _closed_in_children: list[IO[str]] = []
 def _close_inherited() -> None:
     """A forked child closes the lock's descriptor. Unlocking it there would free the parent's lock."""
     for file in _closed_in_children:
-        os.close(file.fileno())
+        file.close()
     _closed_in_children.clear()
 
 

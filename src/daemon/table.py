@@ -20,8 +20,8 @@ def row(run: RunDir) -> dict[str, Any]:
     }
 
 
-def table(runs: list[RunDir]) -> str:
-    lines = [COLUMNS, *(_words(row(run)) for run in runs)]
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [COLUMNS, *(_words(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 

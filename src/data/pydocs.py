@@ -208,7 +208,7 @@ MARKUP = [
     (re.compile(r"``([^`]+)``"), r"\1"),
     (re.compile(r"`([^`<]+?)(?:\s*<[^`>]*>)?`_{0,2}"), r"\1"),
     (re.compile(r"\*\*(\w[^*]*)\*\*"), r"\1"),
-    (re.compile(r"(?<!\w)\*(\w[^*]*)\*(?!\w)"), r"\1"),
+    (re.compile(r"(?<![\w*])\*(\w(?:[^*]*\w)?)\*(?![\w*])"), r"\1"),
     (re.compile(r"^(\s*):(?:param|parameter|arg|type|keyword|var|ivar)s? ([^:]+):"), r"\1\2:"),
     (re.compile(r"^(\s*):(returns?|rtype|raises?|yields?)\b([^:]*):"), r"\1\2\3:"),
     (re.compile(r"\\\w+\{([^{}]*)\}"), r"\1"),  # \text{in} of a formula

@@ -158,7 +158,7 @@ def _files(folder: Path) -> tuple[list[Path], list[OSError]]:
     for where, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where, name) for name in names if not name.startswith(".")]
-    return [path for path in sorted(found) ], errors
+    return [path for path in sorted(found) if path.is_file()], errors
 
 
 def _file_text(path: Path) -> str:

@@ -39,6 +39,7 @@ WHAT_TO_GIVE = f"give one of {', '.join(KINDS)}, or the path of a tokenizer.json
 TRAINER = 1  # raise it when training gives other pieces
 TRAINED_ON_AT_MOST = 64_000_000
 PIECE = 100_000
+WORD_START = re.compile(r"(?<=\S) (?=[^\W\d_])")
 
 
 class Tokenizer(ABC):
@@ -84,25 +85,14 @@ def open_tokenizer(kind: str, vocab_size: int, train: list[str], *, retrain: boo
 def pieces(document: str, size: int = PIECE) -> Iterator[str]:
     """A document in parts of `size` characters or a little more, whose ids one after another are those of the whole.
 
-    A part begins with a single space before a letter and after no space: there every pattern used here starts a
-    new word. A text that has no such place stays whole.
+    A part begins with a single space before a letter: there every pattern used here starts a new word. A text that
+    has no such place stays whole.
     """
     start = 0
-    while cut := _cut(document, start + size):
-        yield document[start:cut]
-        start = cut
+    while word := WORD_START.search(document, start + size):
+        yield document[start:word.start()]
+        start = word.start()
     yield document[start:]
-
-
-WORD_START = re.compile(r"(?<=\S) (?=\w)")
-
-
-def _cut(text: str, start: int) -> int:
-    """The first place at `start` or after it where a part may begin; 0 where there is none."""
-    for match in WORD_START.finditer(text, start):
-        if text[match.end()].isalpha():
-            return match.start()
-    return 0
 
 
 class Bytes(Tokenizer):
@@ -235,8 +225,7 @@ def _train(vocab_size: int, train: list[str]) -> str:
 
 def _sample(train: list[str]) -> Iterator[str]:
     """At most 64 MB of the text, taken evenly from all of it."""
-    total = sum(map(len, train))
-    seen = given = 0
+    total, seen, given = sum(map(len, train)), 0, 0
     for part in (part for document in train for part in pieces(document)):
         seen += len(part)
         if given + len(part) <= seen * min(1.0, TRAINED_ON_AT_MOST / total):
@@ -298,12 +287,11 @@ def _ranks(state: dict[str, Any], end: str) -> dict[bytes, int]:
 def _is_byte_level(state: dict[str, Any]) -> bool:
     """Whether a tokenizer.json is a BPE over bytes that cuts words as GPT-2 does and adds nothing of its own."""
     model, cutter = state["model"], state["pre_tokenizer"] or {}
-    extras = ("dropout", "unk_token", "byte_fallback", "ignore_merges", "continuing_subword_prefix",
-              "end_of_word_suffix")
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
     cuts = (cutter.get("type"), cutter.get("add_prefix_space"), cutter.get("use_regex", True))
     if model.get("type") != "BPE" or state.get("normalizer") or cuts != ("ByteLevel", False, True):
         return False
-    return not any(model.get(extra) for extra in extras)
+    return not any(model.get(extra) for extra in ("dropout", "unk_token", "byte_fallback", "ignore_merges", *affixes))
 
 
 def _letters() -> dict[int, str]:

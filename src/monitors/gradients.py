@@ -7,6 +7,7 @@ import torch
 
 from monitors.alerts import log
 from monitors.parts import by_part, gradients
+from training import optim
 from training.callback import Callback
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Gradients(Callback):
     def on_grad(self, trainer: "Trainer", phase: str) -> None:
         if (trainer.step + 1) % self.interval:
             return
-        named = gradients(trainer.model)
+        named = gradients(trainer.model, optim.parameters(trainer.optimizers[phase]))
         parts = by_part(zip([name for name, _ in named], torch._foreach_norm([grad for _, grad in named])))
         for part, norms in parts.items():
             trainer.record(f"gradients/{part}", torch.linalg.vector_norm(torch.stack(norms)))

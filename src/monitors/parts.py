@@ -24,5 +24,10 @@ def first_non_finite(named: Iterable[tuple[str, Tensor | None]]) -> str:
     return next((name for name, t in named if t is not None and t.is_floating_point() and not t.isfinite().all()), "")
 
 
-def gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+def gradients(model: nn.Module, among: Iterable[nn.Parameter]) -> list[tuple[str, Tensor]]:
+    """The gradients there are of these parameters, by the parameters' names.
+
+    A phase's gradients are those of its optimizer's parameters: others may hold left-overs of another phase.
+    """
+    wanted = {id(p) for p in among}
+    return [(name, p.grad) for name, p in model.named_parameters() if id(p) in wanted and p.grad is not None]

@@ -74,7 +74,7 @@ class Sanity(Callback):
     def _where(self, trainer: "Trainer") -> str:
         if name := first_non_finite(trainer.model.named_parameters()):
             return f"weight {name}"
-        if name := first_non_finite(gradients(trainer.model)):
+        if name := first_non_finite(gradients(trainer.model, trainer.model.parameters())):
             return f"gradient of {name}"
         return "the loss"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from monitors.alerts import log
-from monitors.parts import by_part
+from monitors.parts import by_part, part_of
 from training.callback import Callback
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ class Weights(Callback):
     interval: int
     sample_size: int
     _before: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _trainable: dict[str, bool] = field(default_factory=dict, repr=False)
     _warned: set[str] = field(default_factory=set)
 
     def on_step_start(self, trainer: "Trainer") -> None:
@@ -38,11 +37,9 @@ class Weights(Callback):
         after = dict(self._samples(trainer))
         changes = by_part((name, after[name] - before) for name, before in self._before.items())
         weights = by_part(after.items())
-        flags = by_part((name, torch.tensor(p.requires_grad)) for name, p in trainer.model.named_parameters())
         for part, change in changes.items():
             size = torch.linalg.vector_norm(torch.cat(weights[part])).clamp_min(1e-12)
             trainer.record(f"updates/{part}", torch.linalg.vector_norm(torch.cat(change)) / size)
-            self._trainable[part] = any(map(bool, flags[part]))
         self._before = {}
 
     def _samples(self, trainer: "Trainer") -> list[tuple[str, Tensor]]:
@@ -50,10 +47,11 @@ class Weights(Callback):
                 for name, p in trainer.model.named_parameters()]
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        trainable = {part_of(name) for name, p in trainer.model.named_parameters() if p.requires_grad}
         for name, value in metrics.items():
             part = name.removeprefix("updates/")
-            if part == name or part in self._warned or self._trainable[part] == (value > 0):
+            if part == name or part in self._warned or (part in trainable) == (value > 0):
                 continue
             self._warned.add(part)
             log.warning("step %d: %s %s", trainer.step, part,
-                        "is trainable and does not move" if self._trainable[part] else "is frozen and moved")
+                        "is trainable and does not move" if part in trainable else "is frozen and moved")

@@ -49,7 +49,7 @@ class Session:
     def train(self) -> Ending:
         """Raises UserError before training has begun, and Interrupted if a stop came before that."""
         with self._interruptible():
-            trainer, snapshot = self._prepare()
+            trainer, snapshot = self.prepare()
         ending = trainer.fit(snapshot)
         if ending.state == "finished":
             _hand_out(trainer, self.run, trainer.snapshots)
@@ -64,11 +64,13 @@ class Session:
         finally:
             self.signals.interruptible = False
 
-    def _prepare(self) -> tuple[Trainer, Path | None]:
+    def prepare(self) -> tuple[Trainer, Path | None]:
+        """The trainer of this sitting, and the snapshot it is to go on from."""
         cfg: Options = self.job.cfg
         devices.settle(cfg.threads)
         device = devices.choose(cfg.device)
-        cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision), threads=devices.threads())
+        cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision), threads=devices.threads(),
+                      resume="", yes=False)
         log.info("Device: %s", devices.describe(device))
         for line in config.unusual(cfg):
             log.warning("%s", line)

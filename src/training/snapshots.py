@@ -3,7 +3,7 @@
     snapshots/snapshot_step_00005000/        or snapshot_epoch_0010/
         model.safetensors    weights
         state.pt             everything else of the trainer: plain values and tensors
-        manifest.json        written last: format, step, sizes and SHA-256 of the others, what made it
+        manifest.json        written last: format, step, sizes and SHA-256 of the others, what made it, and its own
 
 A snapshot is written under a hidden name, file by file, each fsynced, and then renamed: the rename is the
 commit. It is read back and verified before an older one may go. Reading cannot run code: safetensors, and
@@ -11,6 +11,7 @@ torch.load(weights_only=True). Reading back proves what the page cache holds, no
 fsync would return after a power cut.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -60,7 +61,8 @@ class Snapshots:
         files.write(hidden / STATE, lambda file: torch.save(state, file))
         entries = {file: {"size": (hidden / file).stat().st_size, "sha256": files.sha256(hidden / file)}
                    for file in (WEIGHTS, STATE)}
-        files.write_json(hidden / MANIFEST, {"format": FORMAT, "step": step, "files": entries, "made_by": self.made_by})
+        manifest = {"format": FORMAT, "step": step, "files": entries, "made_by": dict(self.made_by)}
+        files.write_json(hidden / MANIFEST, manifest | {"sha256": _digest(manifest)})
         verify(hidden)
         self._commit(hidden, path)
         self._rotate(keep_last, {step, best_step})
@@ -148,12 +150,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Raises Damaged if there is none, and UserError if it is of another format."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        number, _ = manifest["format"], (manifest["step"], manifest["files"][WEIGHTS], manifest["files"][STATE])
+        number, digest = manifest["format"], manifest.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error!r})") from error
     if number != FORMAT:
         raise UserError(f"snapshot {path} has format {number}, this version reads format {FORMAT}")
+    if digest != _digest(manifest):
+        raise Damaged(f"{MANIFEST} has other content than was written (SHA-256 differs)")
     return dict(manifest)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def step_of(path: Path) -> int:

@@ -302,7 +302,8 @@ class Trainer:
             "totals": {name: list(total) for name, total in self._totals.items()},
             "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
             "rng": rng.state_dict(),
-            "callbacks": {c.key: state for c in self.callbacks if (state := c.state_dict())},
+            "callbacks": {c.key: {"acts": not c.is_monitor, "state": state}
+                          for c in self.callbacks if (state := c.state_dict())},
         }
 
     def _restore(self, snapshot: Path) -> None:
@@ -321,8 +322,11 @@ class Trainer:
 
     def _restore_callbacks(self, states: dict[str, Any]) -> None:
         for callback in self.callbacks:
-            callback.load_state_dict(states.pop(callback.key, {}))
-        for key in states:
+            callback.load_state_dict(states.pop(callback.key, {"state": {}})["state"])
+        for key, saved in states.items():
+            if saved["acts"]:
+                raise UserError(f"the snapshot holds the state of {key}, which had a hand in this training and is "
+                                "missing now: give the options that the run was started with")
             log.warning("the state of %s is dropped: this run does not have it", key)
 
     # -- events -------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Bank:
     """The left or the right bank of a river, seen from its source."""
 
     async def walk(self):
-        """short"""
+        """Walk along the bank without getting wet feet, slowly."""
         if True:
             def inner():
                 "A function within a function also has something to say here."
@@ -58,6 +58,7 @@ def test_one_document_a_module_and_nothing_twice(package: Path) -> None:
         "Depth of the river in metres, measured at the deepest place.\n\n"
         "Width at the {mouth} of the river in kilometres.\n\n"
         "The left or the right bank of a river, seen from its source.\n\n"
+        "Walk along the bank without getting wet feet, slowly.\n\n"
         "A function within a function also has something to say here.",
         "Oceans\n\nare wide\nand deep, and the rivers all end in one of them.",
     ]
@@ -72,10 +73,10 @@ PROSE = {
     "First.\n\n.. note::\n    Mind the gap.\n\n.. versionadded:: 1.2": "First.\n\n    Mind the gap.",
     "Do this::\n\n    rm -r everything\n\nand rest.": "Do this:\n\nand rest.",
     "Title\n=====\n\nText below it.": "Title:\n\nText below it.",
-    "Kept.\n\nExamples\n--------\n>>> 1 + 1\n2\n": "Kept.",
+    "Kept.\n\nExamples\n--------\n>>> print(words)\nonly words and no figures\n\n>>> 1 + 1\n2\n": "Kept.",
     "Table\n\n=====  =====\n1.0    2.0\n=====  =====\n": "Table",
     "First.\n\nArgs:\n    x: a number\n\nReturns:": "First.\n\nArgs:\n    x: a number",
-    "2 * 3 * 4 and **kwargs stay": "2 * 3 * 4 and **kwargs stay",
+    "2 * 3 * 4 and *args and **kwargs stay": "2 * 3 * 4 and *args and **kwargs stay",
 }
 
 

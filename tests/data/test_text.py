@@ -131,6 +131,40 @@ def test_any_error_of_the_system_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         text.documents(str(tmp_path / "a.txt"))
 
 
+def test_a_file_of_a_folder_that_fails_while_it_is_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "bad.txt":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    for name in ("bad.txt", "good.txt"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert text._folder_texts(tmp_path) == ["good.txt"]
+    assert "bad.txt: cannot be read (Input/output error)" in caplog.text
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "good.txt").write_text("good")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert text._folder_texts(tmp_path) == ["good"]
+    assert "closed: cannot be read (Permission denied)" in caplog.text
+
+
 def test_the_check_accepts_what_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.bin").write_bytes(b"\0")

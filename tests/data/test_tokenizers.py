@@ -64,7 +64,7 @@ def test_text_comes_back_and_special_tokens_are_text(kind: str) -> None:
 @pytest.mark.parametrize("kind", tokenizers.KINDS)
 def test_pieces_of_a_document_have_the_ids_of_the_whole(kind: str) -> None:
     tokenizer = opened(kind)
-    for document in (english(2, 3000), anything(2, 20_000), "nospace" * 100, " ²x 1 y  z" * 50, ""):
+    for document in (english(2, 3000), anything(2, 20_000), "nospace" * 100, " ²x 1 y  z" * 50, "w\n\t w" * 90, ""):
         parts = list(pieces(document, 200))
         assert "".join(parts) == document
         whole, *found = tokenizer.encode_batch([document, *parts])

@@ -1,0 +1,13 @@
+"""What all tests share: caches and runs of their own."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing that a test does reaches the user's caches or list of runs."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("STOKER_HOME", str(home))
+    return home

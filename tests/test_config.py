@@ -1,0 +1,361 @@
+"""What a command line and a JSON file make of a config, what is refused, and in which words."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import config
+from config import UserError, opt
+from training.train_lm import LanguageModel
+
+SOURCE = Path(config.__file__).parent
+SCRIPT = SOURCE / "training" / "train_lm.py"
+
+
+@dataclass
+class Shape:
+    """What shape"""
+
+    width: int = opt(8, "how wide", ge=1, le=100, usual=(4, 64), aliases=("n_width", "w"))
+    heads: int = opt(2, "they divide the width", ge=1)
+
+    def problems(self) -> list[str]:
+        return [f"--heads {self.heads} does not divide --width {self.width}"] if self.width % self.heads else []
+
+
+@dataclass
+class Plan(Shape):
+    """What to do"""
+
+    rate: float = opt(0.5, "how fast", gt=0, lt=1)
+    level: float = opt(0.0, "how high", ge=-5, le=5)
+    words: str = opt("", "what it is called")
+    kind: str = opt("red", "which colour", choices=("red", "green"))
+    resume: str = opt("", "go on", bare="newest")
+    steps: int | None = opt(None, "how long", ge=1)
+    watch: bool = opt(False, "look at it", aliases=("use_watch",))
+    keep: bool = opt(True, "do not throw it away", aliases=("k",))
+    first_interval: int = opt(10, "between looks", ge=0, aliases=("interval",))
+    second_interval: int = opt(10, "between other looks", ge=0, aliases=("interval",))
+
+
+PRESETS: dict[str, dict[str, Any]] = {"small": {"width": 16, "rate": 0.25}, "large": {"width": 64, "heads": 8}}
+
+
+def parsed(*argv: str) -> Plan:
+    return config.parse(Plan, PRESETS, argv).config
+
+
+def mistakes(*argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        config.parse(Plan, PRESETS, argv)
+    assert not any("\n" in problem for problem in caught.value.problems)
+    return list(caught.value.problems)
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "given.json"
+    path.write_text(text)
+    return str(path)
+
+
+# -- flags ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv, field, value", [
+    (["--width", "12"], "width", 12),
+    (["--width=12"], "width", 12),
+    (["--n-width", "12"], "width", 12),
+    (["-w", "12"], "width", 12),
+    (["--first-interval", "3"], "first_interval", 3),
+    (["--rate", "1e-2"], "rate", 0.01),
+    (["--level", "-1.5"], "level", -1.5),
+    (["--level", "-.5"], "level", -0.5),
+    (["--level=-2"], "level", -2.0),
+    (["--words", "two words"], "words", "two words"),
+    (["--words=a=b"], "words", "a=b"),
+    (["--words", "-1"], "words", "-1"),
+    (["--watch"], "watch", True),
+    (["--use-watch"], "watch", True),
+    (["--watch=false"], "watch", False),
+    (["--watch=True"], "watch", True),
+    (["--no_keep"], "keep", False),
+    (["--no-keep"], "keep", False),
+    (["--no_k"], "keep", False),
+    (["--no_keep", "-k"], "keep", True),
+    (["--steps", "5"], "steps", 5),
+    (["--width", "3", "--width", "4"], "width", 4),
+])
+def test_a_flag_sets_its_field(argv: list[str], field: str, value: object) -> None:
+    plan = parsed("--heads", "1", *argv)
+    assert getattr(plan, field) == value
+    assert type(getattr(plan, field)) is type(value)
+
+
+def test_one_alias_sets_every_field_that_has_it() -> None:
+    plan = parsed("--interval", "7")
+    assert (plan.first_interval, plan.second_interval) == (7, 7)
+    plan = parsed("--interval", "7", "--second_interval", "0")
+    assert (plan.first_interval, plan.second_interval) == (7, 0)
+
+
+def test_monitor_interval_sets_both_monitors() -> None:
+    cfg = config.parse(LanguageModel.Config, LanguageModel.presets, ["--monitor-interval", "70"]).config
+    assert (cfg.gradient_monitor_interval, cfg.weight_monitor_interval) == (70, 70)
+
+
+@pytest.mark.parametrize("argv, value", [
+    (["--resume"], "newest"), (["--resume", "--watch"], "newest"), (["--resume", "-k"], "newest"),
+    (["--resume", "run_3"], "run_3"), (["--resume=run_3"], "run_3"), (["--resume", "4711"], "4711"), ([], ""),
+])
+def test_resume_may_stand_alone(argv: list[str], value: str) -> None:
+    assert parsed(*argv).resume == value
+
+
+# -- what wins ------------------------------------------------------------------------------------------------------
+
+
+def test_default_then_preset_then_file_then_flag(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"rate": 0.75, "n-width": 32}')
+    assert parsed() == Plan()
+    assert (parsed("--preset", "small").width, parsed("--preset", "small").rate) == (16, 0.25)
+    fitted = config.parse(Plan, PRESETS, ["--heads", "2", "--config", path, "--width", "48", "--model_preset=small"])
+    assert (fitted.config.width, fitted.config.rate, fitted.config.level) == (48, 0.75, 0.0)
+    assert fitted.preset == "small"
+    assert fitted.typed == {"heads", "width", "rate"}, "a preset's values are not typed"
+
+
+def test_comments_in_json_are_left_out_and_strings_are_not(tmp_path: Path) -> None:
+    path = written(tmp_path, """// a heading
+        {
+          "words": "http://host//path \\" // no comment",  // a comment with "quotes"
+          "width": 4, // "width": 5,
+          "steps": null
+        } // the end""")
+    plan = parsed("--config", path)
+    assert plan.words == 'http://host//path " // no comment'
+    assert (plan.width, plan.steps) == (4, None)
+
+
+def test_a_whole_number_in_json_is_a_number(tmp_path: Path) -> None:
+    assert parsed("--config", written(tmp_path, '{"level": 3}')).level == 3.0
+
+
+def test_a_config_survives_json(tmp_path: Path) -> None:
+    plan = parsed("--width", "9", "--heads", "3", "--words", 'ü // "', "--no_keep", "--level", "-0.1", "--steps", "3")
+    text = json.dumps(config.to_json(plan))
+    assert config.from_json(Plan, json.loads(text), "there") == plan
+    assert parsed("--config", written(tmp_path, text)) == plan
+
+
+# -- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_every_mistake_is_told_at_once_each_in_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"heds": 2, "kind": 7, "watch": 1, "width": true}')
+    found = mistakes("--widht", "12", "stray", "--rate", "fast", "--preset", "smal", "--level", "9", "--steps", "0",
+                     "--kind", "gren", "--config", path)
+    wanted = [
+        ("--widht", "did you mean --width?"), ("'stray'", "no flag"), ("--rate", "'fast' is not a number"),
+        ("--preset", "'smal'", "did you mean small?", "small, large"), ("--level", "at least -5 and at most 5", "is 9"),
+        ("--steps", "at least 1", "is 0"), ("--kind", "'gren'", "red, green", "did you mean green?"),
+        ("given.json", "'heds'", "did you mean heads?"), ("given.json", "kind is 7", "not a string"),
+        ("given.json", "watch is 1", "true or false"), ("given.json", "width is true", "not a whole number"),
+    ]
+    for parts in wanted:
+        assert [line for line in found if all(part in line for part in parts)], f"nothing says {parts}: {found}"
+    assert len(found) == len(wanted)
+
+
+@pytest.mark.parametrize("argv, parts", [
+    (["--width"], ["--width needs a value"]),
+    (["--width", "--watch"], ["--width needs a value"]),
+    (["--preset"], ["--preset needs a value"]),
+    (["--config"], ["--config needs a value"]),
+    (["--width", "1.5"], ["'1.5' is not a whole number"]),
+    (["--width", ""], ["'' is not a whole number"]),
+    (["--width", "1234567"], ["is 1234567"]),
+    (["--width", "9" * 400], ["at most 100"]),
+    (["--rate", "1.000000001"], ["is 1.000000001"]),
+    (["--rate", "nan"], ["above 0 and below 1", "is nan"]),
+    (["--rate", "inf"], ["is inf"]),
+    (["--level", "nan"], ["is nan"]),
+    (["--rate", "0"], ["above 0"]),
+    (["--rate", "1"], ["below 1"]),
+    (["--watch=maybe"], ["'maybe' is neither true nor false"]),
+    (["--watch", "true"], ["'true' is no flag"]),
+    (["--no_keep=true"], ["--no_keep takes no value, is 'true'"]),
+    (["--no_width", "3"], ["there is no flag --no_width"]),
+    (["--no_kep"], ["did you mean --no_keep?"]),
+    (["--n_widht=3"], ["did you mean --n_width?"]),
+    (["--nonsense", "-5"], ["there is no flag --nonsense"]),
+    (["--nonsense", "5"], ["there is no flag --nonsense"]),
+    (["--"], ["there is no flag"]),
+    (["--width", "9"], ["--heads 2 does not divide --width 9"]),
+    (["--width", "-9"], ["at least 1", "is -9"]),
+    (["--width", "9", "--heads", "three"], ["'three' is not a whole number"]),
+    (["--config", "nowhere.json"], ["nowhere.json", "No such file"]),
+    (["--config", "."], ["Is a directory"]),
+])
+def test_one_mistake_is_one_line(argv: list[str], parts: list[str]) -> None:
+    found = mistakes(*argv)
+    assert len(found) == 1
+    assert all(part in found[0] for part in parts), found[0]
+
+
+@pytest.mark.parametrize("text, part", [
+    ("{", "not JSON"), ("[1]", "must be an object {...}, is list"), ('{"rate": NaN}', "is nan"),
+    ('{"width": 4.0}', "width is 4.0, not a whole number"), ('{"width": null}', "width is null"),
+    ('{"words": 4}', "words is 4, not a string"), ('{"width": 9, "heads": "two"}', 'heads is "two"'),
+    ('{"kind": "blue"}', "none of red, green"), ('{"resume": true}', "not a string"),
+])
+def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, text: str, part: str) -> None:
+    found = mistakes("--config", written(tmp_path, text))
+    assert len(found) == 1 and part in found[0], found
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "binary.json"
+    path.write_bytes(b"{\xff\xfe}")
+    found = mistakes("--config", str(path))
+    assert len(found) == 1 and "binary.json: not JSON" in found[0]
+
+
+def test_a_run_s_own_config_is_checked_too() -> None:
+    with pytest.raises(UserError) as caught:
+        config.from_json(Plan, {"width": 0, "colour": "red"}, "run_config.json")
+    assert [line.split(":")[0] for line in caught.value.problems][0] == "run_config.json"
+    assert len(caught.value.problems) == 2
+
+
+def test_what_is_unusual_is_only_warned_about() -> None:
+    assert config.unusual(parsed()) == []
+    assert config.unusual(parsed("--width", "64")) == []
+    warned = config.unusual(parsed("--width", "66"))
+    assert len(warned) == 1 and all(word in warned[0] for word in ("width 66", "4 to 64"))
+
+
+# -- the guides' own examples ---------------------------------------------------------------------------------------
+
+THINKER = """{
+  "vocab_size": 5000,
+  "n_layers": 4,
+  "d_model": 256,
+  "n_heads": 4,
+  "d_ff": 1024,
+  "dropout": 0.1,
+  "ctx_len": 512,
+
+  "data_path": "data/text/corpus.txt",
+  "batch_size": 16,
+  "num_epochs": 10,
+  "learning_rate": 3e-4,
+  "warmup_steps": 1000,
+  "max_grad_norm": 1.0,
+
+  "save_every": 1000,
+  "eval_every": 500
+}"""
+
+
+def test_the_guides_keys_are_known(tmp_path: Path) -> None:
+    given = config.parse(LanguageModel.Config, LanguageModel.presets, ["--config", written(tmp_path, THINKER)])
+    wanted = {
+        "vocab_size": 5000, "num_layers": 4, "d_model": 256, "num_heads": 4, "d_ff": 1024, "dropout": 0.1,
+        "max_seq_len": 512, "dataset": "data/text/corpus.txt", "batch_size": 16, "epochs": 10, "lr": 3e-4,
+        "warmup_steps": 1000, "gradient_clip": 1.0, "snapshot_interval": 1000, "eval_interval": 500,
+    }
+    assert {name: getattr(given.config, name) for name in wanted} == wanted
+    assert given.typed == set(wanted)
+
+
+def test_a_key_of_another_model_is_named_not_dropped(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no setting 'rope_theta'"):
+        config.parse(LanguageModel.Config, {}, ["--config", written(tmp_path, '{"rope_theta": 10000, "n_layers": 4}')])
+
+
+@pytest.mark.parametrize("command, wanted", [
+    ("--batch-size 4 --grad-accum-steps 16 --n-layer 4 --n-head 4 --n-embd 256 --block-size 256 --epochs 5",
+     {"grad_accum_steps": 16, "num_layers": 4, "num_heads": 4, "d_model": 256, "max_seq_len": 256, "epochs": 5}),
+    ("--vocab-size 10000 --learning-rate 3e-4 --max-iters 10000 --retrain-tokenizer",
+     {"vocab_size": 10000, "lr": 3e-4, "max_steps": 10000, "retrain_tokenizer": True}),
+    ("--preset small --epochs 30 --warmup 4000 --lr 6e-4 --snapshot 5000",
+     {"d_model": 512, "num_layers": 6, "warmup_steps": 4000, "lr": 6e-4, "snapshot_interval": 5000}),
+    ("--model_preset medium --epochs 40 --batch_size 16 --lr 3e-4 --warmup_steps 4000 --gradient_clip 1.0 "
+     "--snapshot_interval 2000 --gradient_monitor --gradient_monitor_interval 500 --early_stopping "
+     "--early_stop_patience 7 --early_stop_overfit_patience 3 --weight_monitor --weight_monitor_interval 100 "
+     "--keep_last_n_snapshots 5 --yes",
+     {"d_model": 768, "num_heads": 12, "early_stopping": True, "early_stop_patience": 7, "keep_last_n_snapshots": 5,
+      "early_stop_overfit_patience": 3, "weight_monitor_interval": 100, "yes": True}),
+    ("--no_delete_snapshots_after_training --no_early_stop_restore_best --resume -y",
+     {"delete_snapshots_after_training": False, "early_stop_restore_best": False, "resume": "newest", "yes": True}),
+])
+def test_the_guides_commands_are_understood(command: str, wanted: dict[str, Any]) -> None:
+    cfg = config.parse(LanguageModel.Config, LanguageModel.presets, command.split()).config
+    assert {name: getattr(cfg, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["--num_layers", "49"], "at most 48"), (["--num_heads", "33"], "at most 32"), (["--lr", "0.02"], "at most 0.01"),
+    (["--lr", "nan"], "is nan"), (["--dropout", "0.95"], "at most 0.9"), (["--vocab_size", "255"], "at least 256"),
+    (["--vocab_size", "100001"], "at most 100000"), (["--num_heads", "3"], "does not divide --d_model 256"),
+    (["--device", "gpu"], "none of auto, cpu, cuda"),
+])
+def test_the_language_model_s_ranges(argv: list[str], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.parse(LanguageModel.Config, LanguageModel.presets, argv)
+    assert len(caught.value.problems) == 1 and part in caught.value.problems[0]
+
+
+# -- help, and a machine where nothing is installed -----------------------------------------------------------------
+
+
+def test_help_names_every_option_alias_and_default() -> None:
+    page = config.help_text(LanguageModel.Config, LanguageModel.presets, "usage")
+    for name, (kind, spec, default) in config.fields(LanguageModel.Config).items():
+        assert f"  --{name}" in page
+        assert all(f"-{alias}" in page for alias in spec.aliases)
+        assert not (kind is bool and default) or f"--no_{name} switches it off" in page
+    assert "What model:" in page and "nano, tiny, small, medium" in page and "[TEXT]" in page
+    assert max(map(len, page.splitlines())) <= 120
+
+
+def bare(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python without anything that was installed into it."""
+    return subprocess.run([sys.executable, "-S", *argv], capture_output=True, text=True, check=True,
+                          env={"PYTHONPATH": str(SOURCE)})
+
+
+def test_help_and_config_need_nothing_installed() -> None:
+    assert "--num_heads" in bare(str(SCRIPT), "--help").stdout
+    printed = json.loads(bare("-P", str(SCRIPT), "--preset", "tiny", "--print_config").stdout)
+    assert printed["d_ff"] == 1024
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        bare("-P", str(SCRIPT), "--num_haeds", "3")
+    assert caught.value.returncode == 2
+    assert caught.value.stderr == "train_lm.py: there is no flag --num_haeds; did you mean --num_heads?\n"
+
+
+@pytest.mark.parametrize("argv", [["-c", "import training.train_lm"], ["-P", str(SCRIPT), "--help"],
+                                  ["-P", str(SCRIPT), "--print_config"]])
+def test_torch_and_numpy_stay_unloaded(argv: list[str]) -> None:
+    told = subprocess.run([sys.executable, "-X", "importtime", *argv], capture_output=True, text=True, check=True,
+                          env={"PYTHONPATH": str(SOURCE)}).stderr
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
+    assert "training.options" in loaded
+    assert not loaded & {"torch", "numpy"}
+
+
+def test_what_is_printed_is_read_back_the_same(tmp_path: Path) -> None:
+    def printed(*argv: str) -> str:
+        return bare("-P", str(SCRIPT), *argv, "--print_config").stdout
+
+    first = printed("--preset", "nano", "--lr", "1e-3", "--dataset", "a // b", "--no_weight_monitor")
+    assert printed("--config", written(tmp_path, first)) == first
+    assert not math.isclose(json.loads(first)["lr"], LanguageModel.presets["nano"]["lr"])

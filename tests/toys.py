@@ -1,0 +1,226 @@
+"""Small stages that put the trainer's seams to the test: a GAN by phases, a contrastive loss, buffers."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from config import Parsed, opt
+from daemon import rundir
+from daemon.rundir import RunDir, Status
+from training.callback import EVENTS, Callback
+from training.launch import Job
+from training.options import Options
+from training.session import Session
+from training.signals import Signals
+from training.stage import Batch, Ratio, Stage
+from training.trainer import Ending, Trainer
+
+
+@dataclass
+class Config(Options):
+    """Toys"""
+
+    dataset: str = opt("toy", "nothing is read")
+    rows: int = opt(22, "samples made up")
+    width: int = opt(8, "width of everything")
+
+
+class Points(torch.utils.data.Dataset[Tensor]):
+    """Row i is a function of i alone."""
+
+    def __init__(self, rows: int, width: int, offset: int):
+        self.rows, self.width, self.offset = rows, width, offset
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.randn(self.width, generator=torch.Generator().manual_seed(self.offset + index))
+
+
+class Toy(Stage):
+    """What the toys share. `extra` are further callbacks, for tests that look on or interfere."""
+
+    Config = Config
+    presets = {"nano": {}}
+    extra: list[Callback] = []
+
+    def dataset(self, split: str) -> Points:
+        return Points(self.cfg.rows if split == "train" else 7, self.cfg.width, 0 if split == "train" else 1000)
+
+    def collate(self, samples: list[Any]) -> Batch:
+        return {"x": torch.stack(samples)}
+
+    def fingerprint(self) -> str:
+        return f"{self.cfg.rows}x{self.cfg.width}"
+
+    def callbacks(self) -> list[Callback]:
+        return list(self.extra)
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        torch.save(model.state_dict(), folder / "model.pt")
+
+
+class Buffers(Toy):
+    """A forward that updates buffers (batch norm's running statistics) and draws random numbers (dropout)."""
+
+    name = "buffers"
+
+    def model(self) -> nn.Module:
+        width = self.cfg.width
+        return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, width))
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        error = (model(batch["x"]) - batch["x"].flip(1)).square().mean(1)
+        return Ratio(error.sum(), len(error)), {}
+
+
+class Regression(Toy):
+    """A plain sum over samples, so that accumulation must equal a bigger batch."""
+
+    name = "regression"
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(self.cfg.width, 16), nn.Tanh(), nn.Linear(16, self.cfg.width))
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        error = (model(batch["x"]) - batch["x"].cumsum(1)).square().mean(1)
+        return Ratio(error.sum(), len(error)), {"error": Ratio(error.detach().sum(), len(error))}
+
+
+class GAN(Toy):
+    """Two phases, two optimizers; the generator's phase uses again what the discriminator's made."""
+
+    name = "gan"
+    phases = ("discriminator", "generator")
+
+    def model(self) -> nn.Module:
+        def net(outputs: int) -> nn.Module:
+            return nn.Sequential(nn.Linear(self.cfg.width, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+        return nn.ModuleDict({"generator": net(self.cfg.width), "discriminator": net(1)})
+
+    def params(self, model: Any, phase: str) -> Iterable[nn.Parameter]:
+        return model[phase].parameters()  # type: ignore[no-any-return]
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        if phase == "discriminator":
+            batch["made"] = model["generator"](torch.randn_like(batch["x"]))
+            real, made = model["discriminator"](batch["x"]), model["discriminator"](batch["made"].detach())
+            return Ratio(F.softplus(-real).sum() + F.softplus(made).sum(), len(real)), {}
+        return Ratio(F.softplus(-model["discriminator"](batch["made"])).sum(), len(batch["made"])), {}
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        made = model["generator"](batch["x"])
+        return {"loss": Ratio((made - batch["x"]).abs().sum(), made.numel())}
+
+
+class Contrastive(Toy):
+    """A loss that is no sum over samples: each is told from the others of its batch; the temperature is learned."""
+
+    name = "contrastive"
+
+    def model(self) -> nn.Module:
+        model = nn.ModuleDict({"left": nn.Linear(self.cfg.width, 8), "right": nn.Linear(self.cfg.width, 8)})
+        model.register_parameter("temperature", nn.Parameter(torch.tensor(1.0)))
+        return model
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        left, right = (F.normalize(model[side](x), dim=1) for side, x in (("left", batch["x"]), ("right", -batch["x"])))
+        logits = left @ right.T * model.temperature.exp()
+        labels = torch.arange(len(logits))
+        loss = F.cross_entropy(logits, labels, reduction="sum") + F.cross_entropy(logits.T, labels, reduction="sum")
+        return Ratio(loss / 2, len(logits)), {"acc": Ratio((logits.argmax(1) == labels).sum(), len(logits))}
+
+
+TOYS: list[type[Toy]] = [Buffers, Regression, GAN, Contrastive]
+
+QUICK = dict(max_steps=9, batch_size=4, grad_accum_steps=2, lr=1e-2, warmup_steps=2, log_interval=2, eval_interval=4,
+             snapshot_interval=4, keep_last_n_snapshots=0, delete_snapshots_after_training=False,
+             gradient_monitor_interval=2, weight_monitor_interval=2, device="cpu", threads=1)
+
+
+def new_run(folder: Path, stage: type[Stage]) -> RunDir:
+    return rundir.create(folder, f"run_{stage.name}", Status(stage.name, f"train_{stage.name}.py", "toy", ""))
+
+
+def session(stage: type[Stage], run: RunDir, *, resume: bool = False, snapshot: Path | None = None,
+            **options: Any) -> Session:
+    """A sitting as `launch` would open it. `options` differ from the QUICK ones."""
+    values: dict[str, Any] = QUICK | options
+    if resume:
+        values = json.loads(run.config_file.read_text()) | options
+    job = Job(stage, Parsed(stage.Config(**values), frozenset(values), ""), run if resume else None, snapshot)
+    return Session(job, run, Signals(lambda name: 0))
+
+
+def train(stage: type[Stage], run: RunDir, **options: Any) -> tuple[Trainer, Ending]:
+    """Train in this process, with extra callbacks by `stage.extra`."""
+    sitting = session(stage, run, **options)
+    with run.lock():
+        trainer, snapshot = sitting.prepare()
+        return trainer, trainer.fit(snapshot)
+
+
+def with_callbacks(stage: type[Toy], *callbacks: Callback) -> type[Toy]:
+    return type(stage.__name__, (stage,), {"extra": list(callbacks)})
+
+
+@dataclass
+class StopAt(Callback):
+    """Asks for a stop at a step, as a signal would."""
+
+    order = 10
+    step: int
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.step == self.step:
+            trainer.signals.stop = "SIGTERM"
+
+
+@dataclass
+class Recorder(Callback):
+    """Writes down every event."""
+
+    order = 10
+
+    def __post_init__(self) -> None:
+        self.seen: list[str] = []
+
+
+def _recording(event: str) -> Any:
+    def method(self: Recorder, trainer: Trainer, *given: Any) -> None:
+        shown = [str(g) for g in given if isinstance(g, str)]
+        self.seen.append(" ".join([event, *shown]))
+
+    return method
+
+
+for _event in EVENTS:
+    setattr(Recorder, _event, _recording(_event))
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    """Tensors on the bits, everything else by ==."""
+    if isinstance(a, Tensor):
+        assert isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape, where
+        assert torch.equal(a.contiguous().view(torch.uint8) if a.dim() else a.reshape(1).view(torch.uint8),
+                           b.contiguous().view(torch.uint8) if b.dim() else b.reshape(1).view(torch.uint8)), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), f"{where}: {a.keys() ^ b.keys()}"
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, float) and a != a:
+        assert b != b, where
+    else:
+        assert a == b, f"{where}: {a!r} != {b!r}"

@@ -1,0 +1,184 @@
+"""A run that was interrupted is the run that was not: bit for bit, wherever it was."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from config import UserError
+from daemon.journal import Journal
+from daemon.rundir import RunDir
+from toys import TOYS, Buffers, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
+from training.callback import ACT, Callback
+from training.snapshots import Snapshots
+from training.stage import Batch, Ratio, Stage
+from training.trainer import Trainer
+
+
+def everything(run: RunDir) -> dict[str, Any]:
+    """The last snapshot of a run, and its journal."""
+    last = Snapshots(run.snapshots, {}).found()[-1]
+    return {"weights": load_file(last / "model.safetensors"), "state": torch.load(last / "state.pt", weights_only=True),
+            "metrics": list(Journal(run.metrics).rows()), "name": last.name}
+
+
+def interrupted(tmp_path: Path, stage: type[Toy], at: int, resumed: type[Toy] | None = None, **options: Any) -> RunDir:
+    run = new_run(tmp_path, stage)
+    trainer, ending = train(with_callbacks(stage, StopAt(at)), run, **options)
+    assert (ending.state, trainer.step) == ("stopped", at)
+    trainer, ending = train(with_callbacks(resumed or stage, StopAt(-1)), run, resume=True, **options)
+    assert (ending.state, trainer.step) == ("finished", 9)
+    return run
+
+
+# 22 rows, 8 to a step: steps 1, 2, 4 and 5 lie within an epoch, 3 and 6 at its end, an evaluation is due at 4.
+@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("at", [1, 3, 4, 5])
+def test_resumed_is_uninterrupted(tmp_path: Path, toy: type[Toy], at: int) -> None:
+    whole = new_run(tmp_path, toy)
+    train(with_callbacks(toy, StopAt(-1)), whole)
+    assert_same(everything(whole), everything(interrupted(tmp_path, toy, at)))
+
+
+def test_resumed_with_loader_workers(tmp_path: Path) -> None:
+    """What the workers read ahead does not count, and their number does not matter."""
+    whole = new_run(tmp_path, Buffers)
+    train(with_callbacks(Buffers, StopAt(-1)), whole, num_workers=2)
+    assert_same(everything(whole), everything(interrupted(tmp_path, Buffers, 4, num_workers=2)))
+    assert_same(everything(whole), everything(interrupted(tmp_path, Buffers, 4, num_workers=0)))
+
+
+def test_resumed_twice(tmp_path: Path) -> None:
+    whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    train(with_callbacks(Buffers, StopAt(-1)), whole)
+    for at in (2, 7, -1):
+        train(with_callbacks(Buffers, StopAt(at)), run, resume=at != 2)
+    assert_same(everything(whole), everything(run))
+
+
+class StopInEvaluation(Buffers):
+    """A signal comes while the second batch of the evaluation of step 4 is scored."""
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        for callback in self.extra:
+            if isinstance(callback, Signalling) and callback.trainer.step == 4:
+                callback.trainer.signals.stop = "SIGTERM"
+        return super().score(model, batch)
+
+
+@dataclass
+class Signalling(Callback):
+    order = ACT
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+
+def test_an_abandoned_evaluation_is_done_first_on_resume(tmp_path: Path) -> None:
+    whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    train(with_callbacks(Buffers, StopAt(-1)), whole)
+    trainer, ending = train(with_callbacks(StopInEvaluation, Signalling()), run)
+    assert (ending.state, trainer.step) == ("stopped", 4)
+    assert [row["step"] for row in Journal(run.metrics).rows()] == [2]  # its line is owed, with the evaluation
+    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
+    assert_same(everything(whole), everything(run))
+
+
+@dataclass
+class Killed(Callback):
+    """The process vanishes: nothing is saved any more, nobody is told."""
+
+    order = 99
+    step: int
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [3, 5, 8])
+def test_killed_between_snapshots(tmp_path: Path, at: int) -> None:
+    """Lines written after the last snapshot are cut, so each step stands in the journal once."""
+    whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    train(with_callbacks(Buffers, StopAt(-1)), whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(Buffers, Killed(at)), run)
+    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
+    assert_same(everything(whole), everything(run))
+
+
+def test_early_stopping_goes_on_where_it_was(tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(early_stopping=True, early_stop_patience=2, early_stop_min_delta=9.0, eval_interval=2)
+    whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    trainer, ending = train(with_callbacks(Buffers, StopAt(-1)), whole, **options)
+    assert trainer.step == 6 and "2 evaluations" in ending.reason  # first is the best, the second and third are not
+    train(with_callbacks(Buffers, StopAt(5)), run, **options)
+    trainer, again = train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, **options)
+    assert again == ending
+    assert_same(everything(whole), everything(run))
+    trainer, again = train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, **options)
+    assert again == ending and trainer.step == 6  # killed after it had stopped, it does not train on
+
+
+def test_going_on_from_an_older_snapshot(tmp_path: Path) -> None:
+    whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    train(with_callbacks(Buffers, StopAt(-1)), whole)
+    train(with_callbacks(Buffers, StopAt(7)), run)
+    older = run.snapshots / "snapshot_step_00000004"
+    sitting = session(with_callbacks(Buffers, StopAt(-1)), run, resume=True, snapshot=older)
+    with run.lock():
+        trainer, snapshot = sitting.prepare()
+        trainer.fit(snapshot)
+    assert snapshot == older
+    assert_same(everything(whole), everything(run))
+
+
+class OtherData(Regression):
+    def fingerprint(self) -> str:
+        return "other"
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(4)), run)
+    before = sorted(p.name for p in run.snapshots.iterdir())
+    with pytest.raises(UserError, match="the data are not those of the interrupted run"):
+        train(OtherData, run, resume=True)
+    assert sorted(p.name for p in run.snapshots.iterdir()) == before
+
+
+def test_the_state_of_an_absent_monitor_is_dropped_and_of_an_acting_one_refused(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    @dataclass
+    class Counts(Callback):
+        order = 50
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"n": 1}
+
+    class Acts(Counts):
+        order = ACT
+
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(4), Counts()), run)
+    train(with_callbacks(Regression, StopAt(5)), run, resume=True)
+    assert "the state of Counts is dropped" in caplog.text
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(4), Acts()), run)
+    with pytest.raises(UserError, match="Acts"):
+        train(Regression, run, resume=True)
+
+
+def test_the_receipt_lists_what_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(4)), run)
+    train(with_callbacks(Regression, StopAt(5)), run, resume=True)
+    assert "Receipt: same configuration, code, packages, device and threads" in caplog.text
+    train(Regression, run, resume=True, log_interval=3, threads=2)
+    assert "config.log_interval: 2 -> 3" in caplog.text and "\n  threads: 1 -> 2" in "\n" + "\n".join(caplog.messages)
+
+
