@@ -321,7 +321,7 @@ def test_help_names_every_option_alias_and_default() -> None:
     for name, (kind, spec, default) in config.fields(LanguageModel.Config).items():
         assert f"  --{name}" in page
         assert all(f"-{alias}" in page for alias in spec.aliases)
-        assert not (kind is bool and default) or f"--no_{name} switches it off" in page
+        assert not (kind is bool and default) or f"--no_{name} switches it off" in " ".join(page.split())
     assert "What model:" in page and "nano, tiny, small, medium" in page and "[TEXT]" in page
     assert max(map(len, page.splitlines())) <= 120
 
@@ -332,9 +332,16 @@ def bare(*argv: str) -> subprocess.CompletedProcess[str]:
                           env={"PYTHONPATH": str(SOURCE)})
 
 
-def test_help_and_config_need_nothing_installed() -> None:
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text("some words\n")
+    return str(path)
+
+
+def test_help_and_config_need_nothing_installed(text: str) -> None:
     assert "--num_heads" in bare(str(SCRIPT), "--help").stdout
-    printed = json.loads(bare("-P", str(SCRIPT), "--preset", "tiny", "--print_config").stdout)
+    printed = json.loads(bare("-P", str(SCRIPT), "--preset", "tiny", "--dataset", text, "--print_config").stdout)
     assert printed["d_ff"] == 1024
     with pytest.raises(subprocess.CalledProcessError) as caught:
         bare("-P", str(SCRIPT), "--num_haeds", "3")
@@ -352,10 +359,10 @@ def test_torch_and_numpy_stay_unloaded(argv: list[str]) -> None:
     assert not loaded & {"torch", "numpy"}
 
 
-def test_what_is_printed_is_read_back_the_same(tmp_path: Path) -> None:
+def test_what_is_printed_is_read_back_the_same(tmp_path: Path, text: str) -> None:
     def printed(*argv: str) -> str:
         return bare("-P", str(SCRIPT), *argv, "--print_config").stdout
 
-    first = printed("--preset", "nano", "--lr", "1e-3", "--dataset", "a // b", "--no_weight_monitor")
+    first = printed("--preset", "nano", "--lr", "1e-3", "--dataset", text, "--tokenizer", 'a // "b"', "--no_weight_monitor")
     assert printed("--config", written(tmp_path, first)) == first
     assert not math.isclose(json.loads(first)["lr"], LanguageModel.presets["nano"]["lr"])

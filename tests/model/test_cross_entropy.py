@@ -1,0 +1,75 @@
+"""The chunked cross-entropy is torch's, and never makes a tensor of the size of the logits."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model import cross_entropy
+from model.cross_entropy import linear_cross_entropy
+
+
+def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(n, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=dtype, requires_grad=True)
+    return hidden, weight, torch.randint(vocabulary, (n,))
+
+
+@pytest.mark.parametrize("n", [1, 16, 37])
+def test_loss_and_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_NUMBERS", 16 * 50)  # 16 rows to a chunk
+    hidden, weight, targets = inputs(n, 8, 50, torch.float64)
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    expected_grads = torch.autograd.grad(3 * expected, (hidden, weight))
+    loss = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, (hidden, weight)), expected_grads)
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    hidden, weight, targets = inputs(4, 8, 50, torch.float32)
+    expected = F.cross_entropy(1e3 * hidden @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(linear_cross_entropy(1e3 * hidden, weight, targets), expected, rtol=1e-5, atol=1e-2)
+
+
+def test_without_gradients() -> None:
+    hidden, weight, targets = inputs(5, 8, 50, torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets),
+                                   F.cross_entropy(hidden @ weight.T, targets, reduction="sum"))
+
+
+def test_under_autocast_products_are_in_bf16_and_the_sum_is_not() -> None:
+    hidden, weight, targets = inputs(64, 32, 50, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    exact = linear_cross_entropy(*(t.detach() for t in (hidden, weight)), targets)
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+    assert loss.item() != exact.item()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+def test_logits_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_NUMBERS", 2**14)
+    hidden, weight, targets = inputs(4096, 4, 512, torch.float32)
+    with Largest() as largest:
+        linear_cross_entropy(hidden, weight, targets).backward()
+    assert largest.numbers <= 2**14 < 4096 * 512

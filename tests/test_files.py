@@ -1,0 +1,185 @@
+"""Whole or not at all: what stands under a file's name after a write that went wrong, by whatever cause."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+import files
+
+SOURCE = str(Path(files.__file__).parent)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A file that stands there already, alone in its folder."""
+    path = tmp_path / "there"
+    path.write_text("old")
+    return path
+
+
+def alone(path: Path) -> bool:
+    return os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), lambda file: file.write("grün\n".encode())])
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_write_replaces_the_whole(old: Path, content: str | bytes | Callable[[IO[bytes]], object],
+                                    sync: bool) -> None:
+    files.write(old, content, sync=sync)
+    assert old.read_bytes() == "grün\n".encode()
+    assert alone(old)
+
+
+def test_a_reader_keeps_what_it_opened(old: Path) -> None:
+    with open(old) as reader:
+        files.write(old, "new")
+        assert reader.read() == "old"
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_a_writer_that_raises_midway_leaves_the_old(old: Path, error: BaseException) -> None:
+    def half(file: IO[bytes]) -> None:
+        file.write(b"half of it")
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        files.write(old, half)
+    assert caught.value is error
+    assert old.read_text() == "old" and alone(old)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_the_system_s_error_number_is_kept(old: Path, monkeypatch: pytest.MonkeyPatch, call: str,
+                                           number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(OSError) as caught:
+        files.write(old, "new")
+    assert caught.value.errno == number
+    assert old.read_text() == "old" and alone(old)
+
+
+def test_a_write_into_no_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.write(tmp_path / "no" / "file", "new")
+
+
+def test_it_is_synced_before_it_gets_its_name(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed first, a file would be empty after a power cut."""
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (order.append("replace"), replace(*names)))
+    files.write(old, "new")
+    assert order == ["fsync", "replace", "fsync"], "the file, its name, the folder"
+    order.clear()
+    files.write(old, "new", sync=False)
+    assert order == ["replace"]
+
+
+def test_two_threads_may_write_one_file(old: Path) -> None:
+    """As a second signal does, whose last status is written while the trainer writes one."""
+    def meanwhile(file: IO[bytes]) -> None:
+        import threading
+
+        file.write(b"1" * 10)
+        other = threading.Thread(target=lambda: files.write(old, "2" * 5))
+        other.start()
+        other.join()
+        assert old.read_text() == "22222"
+
+    files.write(old, meanwhile)
+    assert old.read_text() == "1111111111" and alone(old)
+
+
+def test_json_is_written_for_people(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"one": [1, None]})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"one": [1, None]}
+    assert text.endswith("}\n") and text.count("\n") > 2
+
+
+def test_append_adds_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    files.append(path, "one\n")
+    files.append(path, "zwölf\n")
+    assert path.read_text() == "one\nzwölf\n"
+
+
+def test_an_append_that_does_not_fit_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+    """The kernel writes as much as fits and tells of the rest at the next write only."""
+    path = tmp_path / "lines"
+    path.write_text("x" * 79 + "\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[0][1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            files.append(path, "y" * 79 + "\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        signal.signal(signal.SIGXFSZ, before[1])
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_text() == "x" * 79 + "\n"
+
+
+HOLD = """
+import sys, files
+from pathlib import Path
+with files.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_locked_waits_for_whoever_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "lock"
+    env = {**os.environ, "PYTHONPATH": SOURCE}
+    first, second = (subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE,
+                                      stdout=subprocess.PIPE, env=env) for _ in range(2))
+    with first, second:
+        assert first.stdout and second.stdin and second.stdout
+        holder, waiter = (first, second) if _is_held_by(first) else (second, first)
+        os.set_blocking(waiter.stdout.fileno(), False)  # type: ignore[union-attr]
+        time.sleep(0.2)
+        assert not waiter.stdout.read()  # type: ignore[union-attr]
+        holder.kill()  # the kernel gives its lock to the next
+        os.set_blocking(waiter.stdout.fileno(), True)  # type: ignore[union-attr]
+        assert waiter.stdout.readline() == b"held\n"  # type: ignore[union-attr]
+        waiter.stdin.close()  # type: ignore[union-attr]
+        assert waiter.wait() == 0
+
+
+def _is_held_by(process: "subprocess.Popen[bytes]") -> bool:
+    assert process.stdout
+    os.set_blocking(process.stdout.fileno(), False)
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        if process.stdout.read():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_sha256_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_text("abc")
+    assert files.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_home_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STOKER_HOME", str(tmp_path))
+    assert files.home() == tmp_path
+    monkeypatch.setenv("STOKER_HOME", "")
+    assert files.home() == Path.home() / ".cache" / "stoker"

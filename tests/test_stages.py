@@ -1,0 +1,139 @@
+"""What every stage must do: build each preset, overfit a batch, go on bit for bit."""
+
+import json
+import math
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import config
+from config import UserError
+from daemon.journal import Journal
+from toys import StopAt, assert_same, new_run, train
+from training.callback import Callback
+from training.snapshots import Snapshots
+from training.stage import Stage, discover
+
+STAGES = discover()
+DATA: dict[str, dict[str, Any]] = {
+    "lm": dict(tokenizer="bytes", d_model=32, num_heads=2, num_layers=2, d_ff=64, max_seq_len=32, dropout=0.1),
+}
+OPTIONS: dict[str, Any] = dict(batch_size=2, grad_accum_steps=2, max_steps=12, log_interval=5, eval_interval=6,
+                               max_samples=30, gradient_monitor_interval=3, weight_monitor_interval=3)
+
+
+def data_of(stage: str, folder: Path) -> dict[str, Any]:
+    """Options that point a stage at small data made here."""
+    chosen = random.Random(0)
+    words = ["stoker", "keeps", "the", "fire", "burning", "all", "night", "long", "while", "you", "sleep"]
+    text = "\n".join(" ".join(chosen.choices(words, k=8)) for _ in range(300))
+    (folder / "text.txt").write_text(text)
+    return DATA[stage] | {"dataset": str(folder / "text.txt")}
+
+
+def stage_with(stage: type[Stage], *callbacks: Callback) -> type[Stage]:
+    return type(stage.__name__, (stage,), {"callbacks": lambda self: [*stage.callbacks(self), *callbacks]})
+
+
+def test_there_are_stages() -> None:
+    assert "lm" in STAGES and set(DATA) == set(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_preset_is_a_valid_config(name: str) -> None:
+    stage = STAGES[name]
+    assert {"nano", "tiny", "small", "medium"} <= set(stage.presets)
+    for preset in stage.presets:
+        parsed = config.parse(stage.Config, stage.presets, ["--preset", preset])
+        assert config.from_json(stage.Config, json.loads(json.dumps(config.to_json(parsed.config))), "") == parsed.config
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("at, workers", [(5, 0), (6, 2)])
+def test_resumed_is_uninterrupted(tmp_path: Path, name: str, at: int, workers: int) -> None:
+    """With dropout, accumulation and loader workers; step 6 is an evaluation that the stop abandons."""
+    options = OPTIONS | data_of(name, tmp_path) | {"num_workers": workers}
+    whole, run = new_run(tmp_path, STAGES[name]), new_run(tmp_path, STAGES[name])
+    train(stage_with(STAGES[name], StopAt(-1)), whole, **options)
+    trainer, ending = train(stage_with(STAGES[name], StopAt(at)), run, **options)
+    assert (ending.state, trainer.step) == ("stopped", at)
+    train(stage_with(STAGES[name], StopAt(-1)), run, resume=True)
+    a, b = (Snapshots(r.snapshots, {}).found()[-1] for r in (whole, run))
+    from safetensors.torch import load_file
+
+    assert_same(load_file(a / "model.safetensors"), load_file(b / "model.safetensors"))
+    assert_same(*(torch.load(p / "state.pt", weights_only=True) for p in (a, b)))
+    assert list(Journal(whole.metrics).rows()) == list(Journal(run.metrics).rows())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_one_batch_is_overfitted(tmp_path: Path, name: str) -> None:
+    options = OPTIONS | data_of(name, tmp_path) | dict(
+        max_samples=2, grad_accum_steps=1, max_steps=150, lr=5e-3, dropout=0.0, log_interval=10, eval_interval=150,
+        snapshot_interval=0)
+    run = new_run(tmp_path, STAGES[name])
+    train(STAGES[name], run, **options)
+    losses = [row["train/loss"] for row in Journal(run.metrics).rows()]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+# -- the language model -------------------------------------------------------------------------------------------
+
+
+def test_perplexity_is_exp_of_the_loss_whatever_its_size(tmp_path: Path) -> None:
+    stage = STAGES["lm"](None, tmp_path)
+    assert stage.derive({"train/loss": 4.234, "lr": 1.0}) == {"train/ppl": pytest.approx(69.0, abs=0.05)}
+    assert stage.derive({"eval/loss": 30.0})["eval/ppl"] == pytest.approx(math.exp(30))
+    assert stage.derive({"eval/loss": 1000.0})["eval/ppl"] == math.inf
+
+
+def test_max_samples_is_how_many_windows_are_trained_on(tmp_path: Path) -> None:
+    options = OPTIONS | data_of("lm", tmp_path)
+    trainer, _ = train(STAGES["lm"], new_run(tmp_path, STAGES["lm"]), **options | {"max_samples": 7, "max_steps": 1})
+    assert trainer.order.size == 7
+    everything, _ = train(STAGES["lm"], new_run(tmp_path, STAGES["lm"]), **options | {"max_samples": 0, "max_steps": 1})
+    assert everything.order.size > 100
+
+
+def test_a_text_too_short_for_a_window_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("\n".join(f"line {i}" for i in range(8)))
+    with pytest.raises(UserError, match="one window of --max_seq_len 32 needs 33"):
+        train(STAGES["lm"], new_run(tmp_path, STAGES["lm"]), **DATA["lm"] | {"dataset": str(tmp_path / "short.txt")})
+
+
+def test_a_text_that_changed_is_refused_on_resume(tmp_path: Path) -> None:
+    options = OPTIONS | data_of("lm", tmp_path)
+    run = new_run(tmp_path, STAGES["lm"])
+    train(stage_with(STAGES["lm"], StopAt(5)), run, **options)
+    text = tmp_path / "text.txt"
+    text.write_text(text.read_text().replace("fire", "hire", 1))
+    with pytest.raises(UserError, match="the data are not those of the interrupted run"):
+        train(STAGES["lm"], run, resume=True)
+
+
+def test_a_run_keeps_its_own_tokenizer(tmp_path: Path, own_home: Path) -> None:
+    """The cache may be deleted, or hold another one by now."""
+    options = OPTIONS | data_of("lm", tmp_path) | {"tokenizer": "bpe", "vocab_size": 280}
+    run = new_run(tmp_path, STAGES["lm"])
+    train(stage_with(STAGES["lm"], StopAt(5)), run, **options)
+    shutil.rmtree(own_home / "tokenizers")
+    trainer, ending = train(stage_with(STAGES["lm"], StopAt(-1)), run, resume=True)
+    assert ending.state == "finished" and not (own_home / "tokenizers").exists()
+
+
+def test_the_model_folder_has_the_trained_weights_and_the_tokenizer(tmp_path: Path) -> None:
+    from model.gpt import GPT
+
+    stage = STAGES["lm"](replace(STAGES["lm"].Config(), **OPTIONS | data_of("lm", tmp_path)), tmp_path)
+    stage.prepare()
+    model = stage.model()
+    assert isinstance(model, GPT)
+    (tmp_path / "model").mkdir()
+    stage.export(model, tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors",
+                                                                      "tokenizer.json"]

@@ -1,0 +1,262 @@
+"""One contract for every callback there is, then what each does."""
+
+import importlib
+import inspect
+import math
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import monitors
+import training.callbacks
+from daemon.journal import Journal
+from daemon.rundir import RunDir
+from toys import GAN, Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
+from training.callback import ACT, OBSERVE, Callback, in_order
+from training.callbacks.early_stopping import EarlyStopping
+from training.stage import Batch
+from training.trainer import Trainer
+
+
+def all_callbacks() -> set[type[Callback]]:
+    found = set()
+    for package in (monitors, training.callbacks):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            members = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
+            found |= {c for _, c in members if issubclass(c, Callback) and c is not Callback}
+    return found
+
+
+def a_run_with_all(tmp_path: Path) -> Trainer:
+    """A finished run in which every callback there is has taken part."""
+    first = new_run(tmp_path, Buffers)
+    train(Buffers, first)
+    sitting = session(Buffers, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
+                      early_stopping=True)
+    with sitting.run.lock():
+        trainer, _ = sitting.prepare()
+        trainer.fit()
+    return trainer
+
+
+def test_every_callback_keeps_its_contract(tmp_path: Path) -> None:
+    trainer = a_run_with_all(tmp_path)
+    assert {type(c) for c in trainer.callbacks} == all_callbacks()
+    for callback in trainer.callbacks:
+        state = callback.state_dict()
+        callback.load_state_dict(state)
+        assert_same(state, callback.state_dict())
+        torch.save(state, tmp_path / "state.pt")
+        assert_same(state, torch.load(tmp_path / "state.pt", weights_only=True))
+        callback.close(trainer)  # a second time
+        assert (callback.__doc__ or "").strip(), type(callback)
+
+
+def test_monitors_lie_in_monitors_and_what_acts_in_callbacks() -> None:
+    for cls in all_callbacks():
+        assert (cls.order >= OBSERVE) == cls.__module__.startswith("monitors."), cls
+
+
+def test_order_is_by_band_and_ties_keep_their_place() -> None:
+    def one(name: str, order: int) -> Callback:
+        cls: type[Callback] = type(name, (Callback,), {"order": order})
+        return cls()
+
+    given = [one("d", 80), one("b", 20), one("a", 0), one("c", 20)]
+    assert [c.key for c in in_order(given)] == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="share a key"):
+        in_order([one("a", 0), one("a", 1)])
+
+
+def test_default_monitors_leave_the_weights_bit_for_bit(tmp_path: Path) -> None:
+    watched, _ = train(GAN, new_run(tmp_path, GAN), sanity_check_interval=1)
+    sitting = session(GAN, new_run(tmp_path, GAN))
+    with sitting.run.lock():
+        bare, _ = sitting.prepare()
+        bare.callbacks.clear()
+        for called in bare._listeners.values():
+            called.clear()
+        bare.fit()
+    assert_same(watched.model.state_dict(), bare.model.state_dict())
+
+
+# -- early stopping -----------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """Stands for a trainer that is asked to stop."""
+
+    reason = ""
+
+    def ask(self, what: str, why: str, end: str = "finished") -> None:
+        self.reason = self.reason or why
+
+
+def stopped_after(stopping: EarlyStopping, rows: list[dict[str, float]]) -> int:
+    asked = Asked()
+    for number, row in enumerate(rows, start=1):
+        stopping.on_log(asked, row)  # type: ignore[arg-type]
+        if asked.reason:
+            return number
+    return 0
+
+
+@pytest.mark.parametrize("values, mode, after", [
+    ([3, 2, 2, 2, 1], "min", 4), ([3, 2, 1, 0.5, 0.2], "min", 0), ([1, 1.0005, 1.0009, 2], "max", 3),
+    ([3, 3.1, 2.9, 2.95, 2.95], "min", 5), ([math.nan, math.nan, math.nan], "min", 0),
+])
+def test_patience(values: list[float], mode: str, after: int) -> None:
+    rows = [{"eval/x": value} for value in values]
+    assert stopped_after(EarlyStopping("eval/x", mode, patience=2, min_delta=0.001), rows) == after
+
+
+def test_overfit_gap() -> None:
+    gaps = [0.1, 0.2, 0.205, 0.3, 0.4, 0.5]  # grows, not by 0.01, grows, grows
+    rows = [{"eval/loss": 1 + gap, "train/loss": 1.0} for gap in gaps]
+    stopping = EarlyStopping("eval/loss", "min", 99, 0.001, overfit_patience=2, overfit_min_delta=0.01)
+    assert stopped_after(stopping, rows) == 5
+
+
+def test_lines_without_an_evaluation_do_not_count() -> None:
+    assert stopped_after(EarlyStopping("eval/x", "min", 1, 0.0), [{"eval/x": 1.0}] + 5 * [{"train/loss": 1.0}]) == 0
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_the_best_weights_are_the_ones_handed_out(tmp_path: Path, restore: bool) -> None:
+    class Worse(Regression):
+        """Gets worse after step 2, by its own account."""
+
+        def score(self, model: Any, batch: Batch) -> dict[str, Any]:
+            from training.stage import Ratio
+
+            return {"loss": Ratio(float(abs(self.extra[0].step - 2)), 1)}  # type: ignore[attr-defined]
+
+    @dataclass
+    class Step(Callback):
+        order = ACT
+        step: int = 0
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            self.step = trainer.step
+
+    run = new_run(tmp_path, Worse)
+    sitting = session(with_callbacks(Worse, Step()), run, eval_interval=1, early_stopping=True, early_stop_patience=3,
+                      early_stop_restore_best=restore)
+    with run.lock():
+        ending = sitting.train()
+    assert "early stopping: eval/loss has not improved" in ending.reason
+    best, final = (torch.load(run.models / name / "model.pt", weights_only=True) for name in ("best", "final"))
+    from safetensors.torch import load_file
+
+    assert_same(best, load_file(run.snapshots / "snapshot_step_00000002" / "model.safetensors"))
+    assert all(torch.equal(best[k], final[k]) for k in best) == restore
+
+
+# -- sanity -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Poison(Callback):
+    """Puts NaN into the batches of some steps."""
+
+    order = ACT
+    steps: tuple[int, ...]
+
+    def on_batch(self, trainer: Trainer, batch: Batch) -> None:
+        if trainer.step in self.steps:
+            batch["x"][0, 0] = math.nan
+
+
+def alerts(run: RunDir) -> list[dict[str, Any]]:
+    return list(Journal(run.alerts).rows())
+
+
+def test_nan_never_reaches_the_weights_and_is_named(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    trainer, ending = train(with_callbacks(Regression, Poison((4,))), run)
+    assert ending.state == "finished" and all(p.isfinite().all() for p in trainer.model.parameters())
+    (alert,) = alerts(run)
+    assert alert["step"] == 5 and alert["rows"] == trainer.order.rows(4) and "gradient of 0.weight" in alert["message"]
+    assert (run.incidents / "step_00000005.json").exists()
+
+
+def test_a_dropped_update_is_as_if_the_step_had_not_been(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, Poison((3,))), run, snapshot_interval=1)
+    from safetensors.torch import load_file
+
+    before, after = (load_file(run.snapshots / name / "model.safetensors")
+                     for name in ("snapshot_epoch_0001", "snapshot_step_00000004"))
+    assert_same(before, after)
+
+
+def test_a_run_that_keeps_having_nan_is_halted_and_can_go_on(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    trainer, ending = train(with_callbacks(Regression, Poison(tuple(range(2, 99)))), run)
+    assert (ending.state, trainer.step) == ("halted", 5) and "3 updates in a row" in ending.reason
+    trainer, ending = train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
+    assert (ending.state, trainer.step) == ("finished", 9)
+
+
+def test_nan_in_the_optimizer_is_found_at_the_interval(tmp_path: Path) -> None:
+    @dataclass
+    class Corrupt(Callback):
+        order = ACT
+
+        def on_step_start(self, trainer: Trainer) -> None:
+            if trainer.step == 2:
+                trainer.optimizers["main"].state[trainer.model[0].weight]["exp_avg_sq"][0, 0] = math.inf
+
+    run = new_run(tmp_path, Regression)
+    _, ending = train(with_callbacks(Regression, Corrupt()), run, sanity_check_interval=1)
+    assert ending.state == "halted" and "optimizer's exp_avg_sq of 0.weight" in ending.reason
+
+
+# -- gradients, weights ---------------------------------------------------------------------------------------------
+
+
+def test_gradient_norms_by_part_make_up_the_whole(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(Regression, run, gradient_monitor_interval=1, log_interval=1)
+    for row in Journal(run.metrics).rows():
+        parts = [value for name, value in row.items() if name.startswith("gradients/") and name != "gradients/zeros"]
+        assert len(parts) == 2 and math.hypot(*parts) == pytest.approx(row["grad_norm"], rel=1e-5)
+
+
+def test_update_ratio_is_that_of_the_weights_themselves(tmp_path: Path) -> None:
+    """A sample larger than the tensors is all of them."""
+    run = new_run(tmp_path, Regression)
+    train(Regression, run, weight_monitor_interval=4, log_interval=4, snapshot_interval=1, weight_monitor_sample_size=999)
+    from safetensors.torch import load_file
+
+    before, after = (load_file(run.snapshots / name / "model.safetensors")
+                     for name in ("snapshot_epoch_0001", "snapshot_step_00000004"))
+    part = [name for name in after if name.startswith("0.")]
+    change = torch.cat([(after[n] - before[n]).flatten() for n in part]).norm()
+    expected = float(change / torch.cat([after[n].flatten() for n in part]).norm())
+    row = next(row for row in Journal(run.metrics).rows() if row["step"] == 4)
+    assert row["updates/0"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_frozen_part_that_moves_and_a_dead_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    @dataclass
+    class Meddle(Callback):
+        """Freezes the first layer and moves it all the same; the last gets no gradient."""
+
+        order = ACT
+
+        def on_build(self, trainer: Trainer) -> None:
+            trainer.model[0].requires_grad_(False)
+
+        def on_grad(self, trainer: Trainer, phase: str) -> None:
+            trainer.model[0].weight.data += 0.1
+            for p in trainer.model[2].parameters():
+                p.grad.zero_()
+
+    train(with_callbacks(Regression, Meddle()), new_run(tmp_path, Regression), weight_decay=0.0)
+    assert "0 is frozen and moved" in caplog.text and "2 is trainable and does not move" in caplog.text
+    assert "the gradients of 2 are vanishing" in caplog.text
