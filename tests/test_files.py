@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -93,8 +94,6 @@ def test_it_is_synced_before_it_gets_its_name(old: Path, monkeypatch: pytest.Mon
 def test_two_threads_may_write_one_file(old: Path) -> None:
     """As a second signal does, whose last status is written while the trainer writes one."""
     def meanwhile(file: IO[bytes]) -> None:
-        import threading
-
         file.write(b"1" * 10)
         other = threading.Thread(target=lambda: files.write(old, "2" * 5))
         other.start()
@@ -144,33 +143,21 @@ with files.locked(Path(sys.argv[1])):
 """
 
 
-def test_locked_waits_for_whoever_holds_it(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "lock"
-    env = {**os.environ, "PYTHONPATH": SOURCE}
-    first, second = (subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, env=env) for _ in range(2))
-    with first, second:
-        assert first.stdout and second.stdin and second.stdout
-        holder, waiter = (first, second) if _is_held_by(first) else (second, first)
-        os.set_blocking(waiter.stdout.fileno(), False)  # type: ignore[union-attr]
-        time.sleep(0.2)
-        assert not waiter.stdout.read()  # type: ignore[union-attr]
-        holder.kill()  # the kernel gives its lock to the next
-        os.set_blocking(waiter.stdout.fileno(), True)  # type: ignore[union-attr]
-        assert waiter.stdout.readline() == b"held\n"  # type: ignore[union-attr]
-        waiter.stdin.close()  # type: ignore[union-attr]
-        assert waiter.wait() == 0
+def test_locked_waits_until_the_holder_has_ended_even_by_a_kill(tmp_path: Path) -> None:
+    with holding(tmp_path / "new folder" / "lock") as first:
+        assert first.stdout and first.stdout.readline() == b"held\n"
+        with holding(tmp_path / "new folder" / "lock") as second:
+            assert second.stdout and second.stdin
+            assert select.select([second.stdout], [], [], 0.3) == ([], [], [])
+            first.kill()
+            assert second.stdout.readline() == b"held\n"
+            second.stdin.close()
+            assert second.wait() == 0
 
 
-def _is_held_by(process: "subprocess.Popen[bytes]") -> bool:
-    assert process.stdout
-    os.set_blocking(process.stdout.fileno(), False)
-    deadline = time.monotonic() + 1
-    while time.monotonic() < deadline:
-        if process.stdout.read():
-            return True
-        time.sleep(0.02)
-    return False
+def holding(path: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": SOURCE})
 
 
 def test_sha256_is_sha256(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TIKTOKEN_NAMES = {"gpt2": "gpt2", "gpt4": "cl100k_base", "gpt4o": "o200k_base"}
-KINDS = ("bytes", "bpe", *TIKTOKEN_NAMES)
+FIXED = ("bytes", *TIKTOKEN_NAMES)  # the same for every text
+KINDS = ("bpe", *FIXED)
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 WHAT_TO_GIVE = f"give one of {', '.join(KINDS)}, or the path of a tokenizer.json"
 TRAINER = 1  # raise it when training gives other pieces

@@ -87,11 +87,11 @@ class LanguageModel(Stage):
 
     def prepare(self) -> None:
         from data import text, tokens
-        from data.tokenizers import open_tokenizer
+        from data.tokenizers import FIXED, open_tokenizer
 
         corpus = text.documents(self.cfg.dataset)
-        kept = self.folder / "tokenizer.json"  # a run that goes on keeps the tokenizer it began with
-        kind = str(kept) if kept.exists() else self.cfg.tokenizer
+        own = self.folder / "tokenizer.json"  # a run that goes on keeps the tokenizer it began with
+        kind = str(own) if own.exists() and self.cfg.tokenizer not in FIXED else self.cfg.tokenizer
         retrain = self.cfg.retrain_tokenizer
         self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
         self.tokenizer.save(self.folder)

@@ -308,10 +308,12 @@ class Trainer:
 
     def _restore(self, snapshot: Path) -> None:
         state = self.snapshots.load(snapshot, self.model, self.device)
-        if (state["data"], state["steps"], state["rows"]) != (self.stage.fingerprint(), self.steps, self.order.size):
-            raise UserError(f"the data are not those of the interrupted run ({state['rows']} rows and {state['steps']} "
-                            f"steps there, {self.order.size} and {self.steps} now): bring them back, or start a new "
-                            f"run with --checkpoint_file {snapshot}")
+        there = state["data"], state["rows"], state["steps"]
+        here = self.stage.fingerprint(), self.order.size, self.steps
+        if there != here:
+            raise UserError("the data are not those of the interrupted run (fingerprint, rows, steps: %s %d %d there, "
+                            "%s %d %d here): bring them back, or start a new run with --checkpoint_file %s"
+                            % (*there, *here, snapshot))
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self._asked, self._totals, self.lr = dict(state["owed"]), state["totals"], state["lr"]
         self._ending = Ending("finished", state["ended"]) if state["ended"] else None

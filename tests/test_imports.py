@@ -1,0 +1,134 @@
+"""The import rule of the house, read from the source; and what follows from it: no torch where none is needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+BASE = {"config", "files", "progress"}
+CORE = {f"training.{name}" for name in ("callback", "stage", "options", "signals", "optim", "rng", "device", "snapshots",
+                                        "receipt", "trainer")}
+ASSEMBLY = {"training.session", "training.launch"}
+
+# Who may import what of ours; a package stands for all that is in it. The first line that fits a module counts.
+RULE: list[tuple[set[str], set[str]]] = [
+    (BASE, set()),
+    ({"daemon"}, {"config", "files", "daemon"}),
+    ({"model"}, {"config", "model"}),
+    ({"data"}, {"config", "files", "progress", "data"}),
+    (CORE, {"config", "files", "daemon", "data.loader"} | CORE),
+    ({"training.callbacks"}, {"config", "files", "daemon", "training.callbacks"} | CORE),
+    ({"monitors"}, {"config", "files", "daemon", "monitors"} | CORE),
+    (ASSEMBLY, BASE | {"daemon", "data.loader", "training.callbacks", "monitors"} | CORE | ASSEMBLY),
+    ({"inference"}, BASE | {"model", "data", "training.stage", "training.snapshots", "inference"}),
+]
+STAGE_FILES = ("training.train_", "training.sft_")
+ABOVE_STAGES = BASE | {"daemon", "model", "data", "training.callbacks", "monitors"} | CORE | ASSEMBLY
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str  # as far as it is a module: `from data import text` is data.text, `from config import opt` is config
+    line: int
+    late: bool  # inside a function, or for type checkers only
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+OURS = {name.partition(".")[0] for name in MODULES}
+
+
+def imports(path: Path) -> Iterator[Import]:
+    def walk(node: ast.AST, late: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}:{node.lineno}: relative import"
+            assert node.module
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield Import(inner if inner in MODULES else node.module, node.lineno, late)
+        else:
+            late = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or _for_types(node)
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, late)
+
+    return walk(ast.parse(path.read_text()), False)
+
+
+def _for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def within(module: str, allowed: set[str]) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in allowed)
+
+
+def allowed_for(module: str) -> set[str] | None:
+    if module.startswith(STAGE_FILES):
+        return ABOVE_STAGES | {module}
+    return next((allowed for members, allowed in RULE if within(module, members)), None)
+
+
+def test_the_walk_sees_every_kind_of_import(tmp_path: Path) -> None:
+    path = tmp_path / "example.py"
+    path.write_text("import daemon.journal\nfrom data import text, tokens as t\nfrom config import opt\n"
+                    "if TYPE_CHECKING:\n    from training.trainer import Trainer\n"
+                    "class A:\n    def f():\n        import tqdm\ntry:\n    import torch.nn as nn\nfinally: pass\n")
+    assert [(found.module, found.late) for found in imports(path)] == [
+        ("daemon.journal", False), ("data.text", False), ("data.tokens", False), ("config", False),
+        ("training.trainer", True), ("tqdm", True), ("torch.nn", False),
+    ]
+    assert len(MODULES) > 40
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not MODULES[name].name == "__init__.py"])
+def test_imports_keep_to_the_rule(module: str) -> None:
+    allowed = allowed_for(module)
+    assert allowed is not None, f"{module} has no place in the rule yet: give it one"
+    for found in imports(MODULES[module]):
+        if found.module.partition(".")[0] in OURS:
+            assert within(found.module, allowed), f"{module}, line {found.line}: may not import {found.module}"
+
+
+def test_packages_import_nothing_by_themselves() -> None:
+    for path in MODULES.values():
+        if path.name == "__init__.py":
+            assert not list(imports(path)), path
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, BASE | {"daemon"})])
+def test_the_ground_floor_needs_the_standard_library_only(module: str) -> None:
+    for found in imports(MODULES[module]):
+        top = found.module.partition(".")[0]
+        if top not in OURS and top not in sys.stdlib_module_names:
+            assert (module, top, found.late) == ("progress", "tqdm", True), f"{module}: {found.module}"
+
+
+def test_no_module_shadows_the_standard_library() -> None:
+    """A script's own folder may come first in the path; then its neighbours hide what is called the same."""
+    names = {path.stem for path in MODULES.values()} | {path.parent.name for path in MODULES.values()}
+    assert not names & sys.stdlib_module_names
+
+
+def test_files_stay_readable() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert not {name: length for name, length in lengths.items() if length > 500}
+    assert lengths["training.trainer"] <= 400
+
+
+def test_nothing_installed_is_loaded_by_the_ground_floor_nor_by_a_stage() -> None:
+    """In a Python without installed packages, so that an import of one would fail."""
+    modules = [name for name in MODULES if within(name, BASE | {"daemon"}) or name.startswith(STAGE_FILES)]
+    assert "daemon.__main__" in modules and "training.train_lm" in modules
+    subprocess.run([sys.executable, "-S", "-c", f"import {', '.join([*modules, 'training.launch'])}"], check=True,
+                   env={"PYTHONPATH": str(SOURCE)})
