@@ -50,7 +50,8 @@ def test_every_preset_is_a_valid_config(name: str) -> None:
     assert {"nano", "tiny", "small", "medium"} <= set(stage.presets)
     for preset in stage.presets:
         parsed = config.parse(stage.Config, stage.presets, ["--preset", preset])
-        assert config.from_json(stage.Config, json.loads(json.dumps(config.to_json(parsed.config))), "") == parsed.config
+        written = json.dumps(config.to_json(parsed.config))
+        assert config.from_json(stage.Config, json.loads(written), "") == parsed.config
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -83,6 +84,13 @@ def test_one_batch_is_overfitted(tmp_path: Path, name: str) -> None:
 
 
 # -- the language model -------------------------------------------------------------------------------------------
+
+
+def test_the_tokenizers_named_are_those_there_are() -> None:
+    from data.tokenizers import KINDS
+    from training.train_lm import TOKENIZERS
+
+    assert set(TOKENIZERS) == set(KINDS)
 
 
 def test_perplexity_is_exp_of_the_loss_whatever_its_size(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     N x V. Under autocast the products are in its type, the softmax in fp32.
     """
     kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-    return _LinearCrossEntropy.apply(hidden, weight, targets, kind)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, kind)
+    return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

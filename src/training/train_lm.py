@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+TOKENIZERS = ("bpe", "bytes", "gpt2", "gpt4", "gpt4o")
+
+
 @dataclass
 class Text:
     """What text"""
@@ -81,7 +84,10 @@ class LanguageModel(Stage):
     def check(cls, cfg: Any) -> list[str]:
         from data import text
 
-        return text.check(cfg.dataset)
+        problems = text.check(cfg.dataset)
+        if cfg.tokenizer not in TOKENIZERS and not Path(cfg.tokenizer).is_file():
+            problems.append(f"--tokenizer: {cfg.tokenizer!r} is none of {', '.join(TOKENIZERS)}, and no tokenizer.json")
+        return problems
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -109,7 +115,8 @@ class LanguageModel(Stage):
         from data.tokens import Windows
 
         limit = self.cfg.max_samples if split == "train" else 0
-        return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit, what="training text" if split == "train" else "validation text")
+        return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit,
+                       what="training text" if split == "train" else "validation text")
 
     def collate(self, samples: list[Any]) -> Batch:
         import torch

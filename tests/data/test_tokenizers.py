@@ -185,7 +185,7 @@ def test_a_bad_tokenizer_json_is_one_line(content: bytes | None, reason: str, tm
         path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as caught:
         open_tokenizer(str(path), 0, [])
-    assert str(path) in str(caught.value) and "give one of bytes, bpe, gpt2" in str(caught.value)
+    assert str(path) in str(caught.value) and "give one of bpe, bytes, gpt2" in str(caught.value)
 
 
 def test_a_tokenizer_that_cannot_end_a_text_is_refused(tmp_path: Path) -> None:

@@ -230,7 +230,8 @@ def test_gradient_norms_by_part_make_up_the_whole(tmp_path: Path) -> None:
 def test_update_ratio_is_that_of_the_weights_themselves(tmp_path: Path) -> None:
     """A sample larger than the tensors is all of them."""
     run = new_run(tmp_path, Regression)
-    train(Regression, run, weight_monitor_interval=4, log_interval=4, snapshot_interval=1, weight_monitor_sample_size=999)
+    train(Regression, run, weight_monitor_interval=4, log_interval=4, snapshot_interval=1,
+          weight_monitor_sample_size=999)
     from safetensors.torch import load_file
 
     before, after = (load_file(run.snapshots / name / "model.safetensors")

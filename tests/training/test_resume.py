@@ -14,7 +14,7 @@ from daemon.rundir import RunDir
 from toys import TOYS, Buffers, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
 from training.callback import ACT, Callback
 from training.snapshots import Snapshots
-from training.stage import Batch, Ratio, Stage
+from training.stage import Batch, Ratio
 from training.trainer import Trainer
 
 
@@ -111,7 +111,8 @@ def test_killed_between_snapshots(tmp_path: Path, at: int) -> None:
 
 
 def test_early_stopping_goes_on_where_it_was(tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(early_stopping=True, early_stop_patience=2, early_stop_min_delta=9.0, eval_interval=2)
+    options: dict[str, Any] = dict(early_stopping=True, early_stop_patience=2, early_stop_min_delta=9.0,
+                                   eval_interval=2)
     whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
     trainer, ending = train(with_callbacks(Buffers, StopAt(-1)), whole, **options)
     assert trainer.step == 6 and "2 evaluations" in ending.reason  # first is the best, the second and third are not
@@ -180,5 +181,3 @@ def test_the_receipt_lists_what_changed(tmp_path: Path, caplog: pytest.LogCaptur
     assert "Receipt: same configuration, code, packages, device and threads" in caplog.text
     train(Regression, run, resume=True, log_interval=3, threads=2)
     assert "config.log_interval: 2 -> 3" in caplog.text and "\n  threads: 1 -> 2" in "\n" + "\n".join(caplog.messages)
-
-

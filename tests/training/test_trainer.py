@@ -91,7 +91,8 @@ def test_accumulation_equals_a_bigger_batch(tmp_path: Path, batch: int, accum: i
     """Also for the uneven last step of an epoch (20 rows are two steps of 8 and one of 4)."""
     size = batch * accum
     whole, parts = Kept(), Kept()
-    train(with_callbacks(Regression, whole), new_run(tmp_path, Regression), batch_size=size, grad_accum_steps=1, rows=20)
+    train(with_callbacks(Regression, whole), new_run(tmp_path, Regression), batch_size=size, grad_accum_steps=1,
+          rows=20)
     train(with_callbacks(Regression, parts), new_run(tmp_path, Regression), batch_size=batch, grad_accum_steps=accum,
           rows=20)
     for a, b in zip(whole.kept, parts.kept, strict=True):
