@@ -106,7 +106,7 @@ start_in_background() {
   if ! "${python}" -P -m daemon wait "${pid}"; then # it has ended already
     wait "${pid}" || code=$?
     cat "${output}" >&2
-    ((code == 0)) || printf '%s: the run ended with exit code %d\n' "${0##*/}" "${code}" >&2
+    ((code == 0 || code == 2)) || printf '%s: the run ended with exit code %d\n' "${0##*/}" "${code}" >&2
   fi
   rm -f "${output}"
   return "${code}"

@@ -81,9 +81,15 @@ def test_a_write_into_no_folder_says_so(tmp_path: Path) -> None:
 def test_it_is_synced_before_it_gets_its_name(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Renamed first, a file would be empty after a power cut."""
     order: list[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (order.append("fsync"), fsync(file)))
-    monkeypatch.setattr(os, "replace", lambda *names: (order.append("replace"), replace(*names)))
+
+    def noted(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def noting(*args: object) -> None:
+            order.append(name)
+            call(*args)
+        return noting
+
+    monkeypatch.setattr(os, "fsync", noted("fsync", os.fsync))
+    monkeypatch.setattr(os, "replace", noted("replace", os.replace))
     files.write(old, "new")
     assert order == ["fsync", "replace", "fsync"], "the file, its name, the folder"
     order.clear()
@@ -155,7 +161,7 @@ def test_locked_waits_until_the_holder_has_ended_even_by_a_kill(tmp_path: Path) 
             assert second.wait() == 0
 
 
-def holding(path: Path) -> "subprocess.Popen[bytes]":
+def holding(path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             env={**os.environ, "PYTHONPATH": SOURCE})
 

@@ -1,0 +1,126 @@
+"""Which run is meant by a name, a beginning, a PID, a path, a link; and by `--resume` alone."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import files
+from config import UserError
+from daemon import registry
+from daemon.rundir import RunDir
+
+Make = Callable[..., RunDir]
+Hold = Callable[..., subprocess.Popen[str]]
+
+
+def refused(which: str) -> str:
+    with pytest.raises(UserError) as caught:
+        registry.find(which)
+    assert len(caught.value.problems) == 1
+    return caught.value.problems[0]
+
+
+def test_runs_of_every_result_folder_oldest_first(make: Make) -> None:
+    made = [make("b", "first"), make("a", "second"), make("c", "project/result")]
+    assert registry.runs() == made
+
+
+def test_two_runs_of_one_name_in_two_folders_are_two(make: Make) -> None:
+    made = [make("same", "first"), make("same", "second")]
+    assert registry.runs() == made
+    assert registry.find("same") == made[1], "the newer one"
+    assert registry.find(str(made[0].path)) == made[0]
+
+
+def test_by_name_and_by_the_beginning_of_one(make: Make) -> None:
+    corpus, corpora, notes = make("lm_corpus"), make("lm_corpora"), make("lm_notes")
+    assert registry.find("lm_corpus") == corpus
+    assert registry.find("lm_n") == notes
+    assert registry.find("lm_corpo") == corpora
+    assert "'lm_corp' is the beginning of 2 runs: lm_corpus, lm_corpora" in refused("lm_corp")
+    assert "no run 'lm_x'" in refused("lm_x") and "the 3 there are" in refused("lm_x")
+    assert "which run?" in refused("")
+
+
+def test_a_whole_name_beats_a_beginning(make: Make) -> None:
+    make("run-2")
+    run = make("run")
+    assert registry.find("run") == run
+
+
+def test_by_path_from_anywhere(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make("run", "result")
+    monkeypatch.chdir(tmp_path)
+    assert registry.find("result/run") == run
+    assert registry.find("./result/run/") == run
+    monkeypatch.chdir(run.path)
+    assert registry.find(".") == run
+
+
+def test_by_the_link_to_the_newest(make: Make) -> None:
+    for name in ("lm_corpus_20240101-000000", "lm_corpus_20240102-000000"):
+        run = make(name, "project/result")
+        run.announce("lm", "corpus.txt")
+    assert registry.find("lm_corpus") == run
+    assert registry.find(str(run.path.parent / "lm_corpus")) == run
+
+
+def test_by_pid_who_holds_beats_who_held(make: Make, hold: Hold) -> None:
+    older, past = make("older"), make("past")
+    holder = hold(older)
+    past.write_status(type(past.status())(**{**vars(past.status()), "pid": holder.pid}))
+    assert registry.find(str(holder.pid)) == older
+    holder.communicate()
+    assert registry.find(str(holder.pid)) == past
+    assert "process 1 trains no run" in refused("1")
+    assert "no run '²'" in refused("²")
+
+
+def test_a_name_of_digits_is_a_name(make: Make) -> None:
+    assert registry.find(make("4711").name).name == "4711"
+
+
+def test_what_is_no_run_is_passed_over(make: Make, project: Path) -> None:
+    run, gone = make("run"), make("gone")
+    shutil.rmtree(gone.path)
+    assert any(not link.exists() for link in (files.home() / "runs").iterdir()), "a dangling link is to be there"
+    strange = project / "result"
+    for name, text in (("broken", "{"), ("other", '{"step": 1}'), ("list", "[]"), ("newer", '{"colour": "red"}')):
+        (strange / name).mkdir(parents=True)
+        (strange / name / "status.json").write_text(text)
+    (strange / ".gitignore").touch()
+    os.symlink("nowhere", strange / "lm_corpus")
+    assert registry.runs() == [run]
+    assert "no run 'broken'" in refused("broken")
+    assert "no run" in refused(str(strange / "other"))
+
+
+# -- --resume alone -------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_unfinished_of_the_stage(make: Make, hold: Hold) -> None:
+    make("finished", state="finished")
+    died = make("a", state="training")
+    failed = make("b", state="failed", dataset="notes")
+    small = make("c", preset="small")
+    make("d", stage="vision")
+    make("e", state="finished")
+
+    def newest(dataset: str | None = None, preset: str | None = None) -> RunDir:
+        return registry.newest_unfinished("lm", dataset, preset)
+
+    assert newest() == small
+    assert newest("notes") == failed
+    assert newest(None, "nano") == failed
+    assert newest("corpus", "nano") == died
+    with pytest.raises(UserError, match="no unfinished run of lm notes small"):
+        newest("notes", "small")
+    hold(small)
+    assert newest() == failed, "one that is being trained does not wait to go on"
+    hold(failed)
+    with pytest.raises(UserError, match="is being trained already: b"):
+        newest("notes")

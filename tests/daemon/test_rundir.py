@@ -1,0 +1,268 @@
+"""A run's directory under everything that may happen to it: two at a time, kills, forks, readers in between."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import files
+from config import UserError
+from daemon import registry, rundir
+from daemon.rundir import RunDir, Status
+
+Make = Callable[..., RunDir]
+Hold = Callable[..., subprocess.Popen[str]]
+LM = Status("lm", "train_lm.py", "corpus", "nano")
+
+
+def until(holds: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+# -- making one -----------------------------------------------------------------------------------------------------
+
+
+def test_two_starts_in_one_second_get_two(tmp_path: Path) -> None:
+    first, second = (rundir.create(tmp_path, "lm_corpus", LM) for _ in range(2))
+    assert (first.name, second.name) == ("lm_corpus", "lm_corpus-2")
+    assert first.status().state == "preparing" and first.status().pid == os.getpid()
+
+
+def test_starts_at_the_same_time_get_one_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: rundir.create(tmp_path, "run", LM), range(24)))
+    assert len({run.path for run in made}) == 24
+    assert {run.path for run in registry.runs()} >= {run.path for run in made}
+
+
+@pytest.mark.parametrize("name, dataset, preset, wanted", [
+    ("lm", "pydocs", "nano", "lm_pydocs_nano_"), ("lm", "/data/My corpus.v2.txt", "", "lm_My-corpus.v2_"),
+    ("lm", "wikitext-103", "small", "lm_wikitext-103_small_"), ("lm", "texts/", "", "lm_texts_"),
+    ("lm", "corpus.txt", "", "lm_corpus_"), ("lm", "..", "", "lm_data_"), ("lm", "ünï/ßø", "", "lm_data_"),
+])
+def test_a_run_is_named_by_what_it_is(name: str, dataset: str, preset: str, wanted: str) -> None:
+    made = rundir.run_name(name, dataset, preset)
+    assert made.startswith(wanted)
+    time.strptime(made.removeprefix(wanted), "%Y%m%d-%H%M%S")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (Path("/proc/result"), tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(UserError) as caught:
+            rundir.create(folder, "run", LM)
+        assert len(caught.value.problems) == 1 and f"--result_dir {folder}" in caught.value.problems[0]
+    assert os.listdir(tmp_path) == ["file"] and registry.runs() == []
+
+
+def test_a_full_disk_leaves_no_half_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        rundir.create(tmp_path / "result", "run", LM)
+    assert os.listdir(tmp_path / "result") == []
+
+
+def test_a_list_of_runs_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STOKER_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=f"STOKER_HOME {tmp_path}/file: .*Not a directory"):
+        rundir.create(tmp_path / "result", "run", LM)
+    assert os.listdir(tmp_path / "result") == []
+
+
+def test_removing_takes_every_link_along(make: Make) -> None:
+    kept, gone = make("kept"), make("gone")
+    gone.announce("lm", "corpus")
+    gone.remove()
+    assert sorted(path.name for path in kept.path.parent.iterdir()) == ["kept"]
+    assert [link.resolve() for link in (files.home() / "runs").iterdir()] == [kept.path]
+
+
+def test_the_newest_run_is_linked(make: Make) -> None:
+    link = make("old").path.parent / "lm_my-corpus"
+    for name in ("older", "newer"):
+        run = make(name)
+        run.announce("lm", "data/my corpus.txt")
+        assert link.is_symlink() and link.resolve() == run.path
+
+
+def test_a_run_that_bears_the_link_s_name_stays(make: Make) -> None:
+    run, other = make("lm_corpus"), make("other")
+    run.announce("lm", "corpus")
+    other.announce("lm", "corpus")
+    assert not run.path.is_symlink() and run.status().stage == "lm"
+
+
+def test_every_start_has_its_own_log(make: Make) -> None:
+    run = make()
+    first = run.new_log()
+    assert run.latest_log.resolve() == first
+    second = run.new_log()
+    assert first != second and first.exists() and run.latest_log.resolve() == second
+
+
+# -- the lock -------------------------------------------------------------------------------------------------------
+
+
+def test_one_trainer_a_run(make: Make, hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "SECONDS_TO_LOCK", 0.2)
+    run = make()
+    assert run.holder() is None
+    trainer = hold(run)
+    with pytest.raises(UserError, match=f"by process {trainer.pid}; stop it first: ./run/stop.sh {run.name}"):
+        with run.lock():
+            pass
+    holder = run.holder()
+    assert holder and holder.pid == trainer.pid, "the refused one left the holder's name alone"
+    trainer.communicate()
+    with run.lock():
+        holder = run.holder()
+        assert holder and holder.pid == os.getpid()
+    assert run.holder() is None
+
+
+def test_a_killed_trainer_holds_nothing(make: Make, hold: Hold) -> None:
+    run = make(state="training")
+    trainer = hold(run)
+    assert run.state() == "training"
+    trainer.kill()
+    trainer.wait()
+    assert run.holder() is None and run.state() == "died"
+    with run.lock():
+        assert run.state() == "training"
+
+
+def test_a_look_at_the_lock_does_not_turn_a_trainer_away(make: Make) -> None:
+    run, stop = make(), threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            run.holder()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(20):
+            with run.lock():
+                pass
+    finally:
+        stop.set()
+        looker.join()
+
+
+CHILD_ENDS = """
+    import os
+    child = os.fork()
+    if child == 0:
+        sys.exit()  # leaves the block, as a forked process may that does not exec
+    os.waitpid(child, 0)
+"""
+CHILD_STAYS = """
+    import os, time
+    child = os.fork()
+    if child == 0:
+        os.close(0), os.close(1)
+        time.sleep(60)
+        os._exit(0)
+"""
+
+
+def test_a_forked_child_does_not_free_the_lock(make: Make, hold: Hold) -> None:
+    run = make()
+    trainer = hold(run, CHILD_ENDS)
+    holder = run.holder()
+    assert holder and holder.pid == trainer.pid
+
+
+def test_a_forked_child_does_not_keep_the_lock(make: Make, hold: Hold) -> None:
+    run = make(state="training")
+    trainer = hold(run, CHILD_STAYS)
+    assert run.holder()
+    trainer.kill()
+    trainer.wait()
+    try:
+        assert [pid for pid in _session(trainer.pid)], "the child is to outlive its parent here"
+        assert run.holder() is None and run.state() == "died"
+        with run.lock():
+            pass
+    finally:
+        os.killpg(trainer.pid, signal.SIGKILL)
+
+
+def _session(leader: int) -> list[int]:
+    """The living processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+# -- the state ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written, seen", [
+    ("preparing", "died"), ("training", "died"), ("evaluating", "died"),
+    ("finished", "finished"), ("stopped", "stopped"), ("failed", "failed"),
+])
+def test_without_a_trainer_an_active_state_means_died(make: Make, written: str, seen: str) -> None:
+    assert make(state=written).state() == seen
+
+
+def test_a_stopped_trainer_is_paused(make: Make, hold: Hold) -> None:
+    run = make(state="training")
+    trainer = hold(run)
+    os.kill(trainer.pid, signal.SIGSTOP)
+    until(lambda: run.state() == "paused")
+    os.kill(trainer.pid, signal.SIGCONT)
+    until(lambda: run.state() == "training")
+
+
+def test_a_run_that_ends_between_two_looks_has_not_died(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(state="training")
+
+    def ends(self: RunDir) -> None:
+        self.write_status(replace(LM, state="finished"))
+
+    monkeypatch.setattr(RunDir, "holder", ends)
+    assert run.state() == "finished"
+
+
+def test_a_reader_never_sees_half_a_status(make: Make) -> None:
+    run, stop = make(), threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            run.write_status(replace(LM, step=number, of=number, reason="x" * (number % 7 * 3000)))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = [run.status() for _ in range(2000)]
+    finally:
+        stop.set()
+        writer.join()
+    assert all(status.step == status.of for status in seen if status.step)
+    assert len({status.step for status in seen}) > 10, "reader and writer took turns"
+    assert json.loads(run.status_file.read_text())["heartbeat"] > 0

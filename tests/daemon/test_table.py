@@ -1,0 +1,54 @@
+"""What `ps.sh` makes of a run."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from daemon import __main__ as commands
+from daemon import table
+from daemon.rundir import RunDir
+
+Make = Callable[..., RunDir]
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (None, "-"), (0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (725, "12m05s"), (3600, "1h00m"), (3725, "1h02m"),
+    (86399, "23h59m"), (86400, "1d00h"), (3 * 86400 + 4 * 3600, "3d04h"),
+])
+def test_durations(seconds: float | None, words: str) -> None:
+    assert table.duration(seconds) == words
+
+
+def test_a_line_a_run(make: Make) -> None:
+    run = make(state="stopped", pid=4711)
+    run.write_status(replace(run.status(), step=100, of=2500, loss=4.2341, reason="SIGTERM received", speed="fast",
+                             eta_seconds=9.0, switched_off=["TensorBoard"]))
+    heading, line = table.table([table.row(run), table.row(make("another_and_longer_name"))]).splitlines()[:2]
+    assert heading.split() == list(table.COLUMNS)
+    assert line.split() == [run.name, "stopped", "-", "100/2500", "4.2341", "-", "-", "-", "0s", "ago", "SIGTERM",
+                            "received", "(switched", "off:", "TensorBoard)"], "no PID, speed or ETA without a trainer"
+    assert heading.index("STATE") == line.index("stopped")
+
+
+def test_json_is_json_though_the_loss_is_not_a_number(make: Make, monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(state="failed")
+    run.write_status(replace(run.status(), loss=math.nan, best=math.inf))
+    monkeypatch.setattr("sys.argv", ["daemon", "ps", "--json"])
+    assert commands.main() == 0
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    row = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert (row["run"], row["state"], row["loss"], row["best"], row["pid"]) == (run.name, "failed", "nan", "inf", None)
+
+
+def test_a_wrong_option_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["daemon", "ps", "--jsno"])
+    monkeypatch.setenv("STOKER_SCRIPT", "ps.sh")
+    assert commands.main() == 2
+    assert capsys.readouterr().err == "ps.sh: unrecognized arguments: --jsno; see --help\n"

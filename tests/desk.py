@@ -1,0 +1,85 @@
+"""A user's desk for the scripts of run/, with real processes: a text, a result folder, a list of runs of its own."""
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("--tokenizer bytes --d_model 16 --num_heads 2 --num_layers 1 --d_ff 32 --max_seq_len 16 --batch_size 4 "
+        "--log_interval 5 --eval_interval 1000 --threads 1").split()
+ENDLESS = ["--max_steps", "1000000", "--snapshot_interval", "1000000"]
+
+
+def until(holds: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+@dataclass
+class Desk:
+    """`started`: the processes to end when the desk is cleared."""
+
+    folder: Path
+    started: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        draw = random.Random(0)
+        words = ["".join(draw.choices("abcdefgh", k=5)) for _ in range(200)]
+        self.corpus.write_text("\n\n".join(" ".join(draw.choices(words, k=30)) for _ in range(170)))
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus.txt"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "STOKER_HOME": str(self.folder / "home"), "TMPDIR": str(self.folder)}
+
+    def call(self, script: str, *argv: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([str(ROOT / "run" / script), *argv], cwd=cwd or self.folder, env=self.env, text=True,
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+
+    def train(self, *argv: str) -> "subprocess.CompletedProcess[str]":
+        return self.call("run_train_lm.sh", "--dataset", str(self.corpus), "--result_dir", str(self.results), *TINY,
+                         *argv)
+
+    def begun(self, ran: "subprocess.CompletedProcess[str]") -> int:
+        """The PID that a script printed which has started a run."""
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        pid = int(next(line for line in ran.stdout.splitlines() if line.startswith("PID ")).split()[1])
+        self.started.append(pid)
+        return pid
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What ps.sh says, asked from another folder."""
+        listed = self.call("ps.sh", "--json", cwd=Path("/"))
+        assert listed.returncode == 0, listed.stderr
+        rows = [json.loads(line) for line in listed.stdout.splitlines()]
+        return [row for row in rows if Path(row["folder"]).parent == self.results]
+
+    def run(self, name: str) -> dict[str, Any]:
+        return next(row for row in self.runs() if row["run"] == name)
+
+    def steps(self, name: str) -> list[int]:
+        lines = (self.results / name / "metrics.jsonl").read_text().splitlines(keepends=True)
+        return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+def living(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,110 @@
+"""A user's mistake: exit code 2, the reason in a line, nothing started, nothing left behind; and what needs no set-up."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from desk import ROOT, Desk
+
+
+@pytest.fixture(scope="module")
+def texts(desk: Desk) -> Desk:
+    """With texts that are none."""
+    (desk.folder / "empty.txt").touch()
+    (desk.folder / "binary.txt").write_bytes(bytes(range(256)) * 40)
+    (desk.folder / "short.txt").write_text("Too short to learn from.\n\nAnd to judge by.\n")
+    (desk.folder / "file").touch()
+    return desk
+
+
+def refused(desk: Desk, *argv: str) -> list[str]:
+    before = sorted(os.listdir(desk.folder))
+    ran = desk.train("--max_steps", "5", *argv)
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert not desk.results.exists() or os.listdir(desk.results) == [], "no run is left"
+    assert sorted(set(os.listdir(desk.folder)) - {"home", "results"}) == sorted({*before} - {"home", "results"})
+    listed = desk.folder / "home" / "runs"
+    assert not listed.exists() or os.listdir(listed) == [], "none is listed"
+    return ran.stderr.splitlines()
+
+
+@pytest.mark.parametrize("argv, parts", [
+    (["--batch_sise", "8"], ["no flag --batch_sise", "--batch_size?"]),
+    (["--epochs", "many"], ["--epochs: 'many' is not a whole number"]),
+    (["--dropout", "0.95"], ["--dropout must be at least 0 and at most 0.9, is 0.95"]),
+    (["--num_heads", "3"], ["--num_heads 3 does not divide --d_model 16"]),
+    (["--preset", "smal"], ["no preset 'smal'", "did you mean small?"]),
+    (["--dataset", "nowhere.txt"], ["nowhere.txt", "no such file"]),
+    (["--dataset", "empty.txt"], ["empty.txt"]),
+    (["--dataset", "binary.txt"], ["binary.txt"]),
+    (["--resume", "nothing"], ["no run 'nothing'"]),
+    (["--resume"], ["no unfinished run of lm"]),
+    (["--config", "nowhere.json"], ["nowhere.json", "No such file"]),
+    (["--result_dir", "/proc/result"], ["--result_dir /proc/result", "No such file or directory"]),
+    (["--result_dir", "file"], ["--result_dir", "/file: no run can be written there"]),
+    (["--result_dir", "file/inside"], ["--result_dir", "Not a directory"]),
+    (["--dataset", "short.txt"], ["text"]),
+    (["--checkpoint_file", "nowhere.pt"], ["--checkpoint_file nowhere.pt"]),
+])
+def test_a_mistake_is_one_line_and_leaves_nothing(texts: Desk, argv: list[str], parts: list[str]) -> None:
+    lines = refused(texts, *argv)
+    assert len(lines) == 1 and lines[0].startswith("train_lm.py: "), lines
+    assert all(part in lines[0] for part in parts), lines
+
+
+def test_all_mistakes_are_told_at_once(texts: Desk) -> None:
+    assert len(refused(texts, "--batch_sise", "8", "--epochs", "many", "--dropout", "2", "--preset", "smal")) == 4
+
+
+@pytest.mark.parametrize("script, argv, part", [
+    ("ps.sh", ["nothing"], "no run 'nothing'"), ("ps.sh", ["--jsno"], "--jsno"), ("logs.sh", ["nothing"], "no run"),
+    ("logs.sh", [], "which run?"), ("logs.sh", ["-x"], "-x"), ("stop.sh", ["nothing"], "no run 'nothing'"),
+    ("stop.sh", ["1"], "process 1 trains no run"), ("resume.sh", ["nothing", "--yes"], "no run 'nothing'"),
+    ("board.sh", ["nothing"], "no run 'nothing'"),
+])
+def test_asked_for_what_is_not_there(desk: Desk, script: str, argv: list[str], part: str) -> None:
+    ran = desk.call(script, *argv)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"{script}: ") and ran.stderr.count("\n") == 1 and part in ran.stderr, ran.stderr
+
+
+@pytest.fixture(scope="module")
+def fresh(desk: Desk) -> Path:
+    """The project as it is cloned: nothing set up."""
+    clone = desk.folder / "clone"
+    clone.mkdir()
+    for folder in ("run", "src"):
+        shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return clone
+
+
+def call(desk: Desk, clone: Path, script: str, *argv: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([str(clone / "run" / script), *argv], env=desk.env, cwd="/", text=True, capture_output=True,
+                          stdin=subprocess.DEVNULL)
+
+
+SCRIPTS = sorted(path.name for path in (ROOT / "run").glob("*.sh") if path.name != "lib.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_the_script_s_header_and_sets_nothing_up(desk: Desk, fresh: Path, script: str, flag: str) -> None:
+    header = []
+    for line in (ROOT / "run" / script).read_text().splitlines()[1:]:
+        if not line.startswith("#"):
+            break
+        header.append(line.removeprefix("#").removeprefix(" "))
+    ran = call(desk, fresh, script, flag)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == header and f"./run/{script}" in ran.stdout
+    assert not (fresh / ".venv").exists()
+
+
+def test_a_mistake_is_told_before_anything_is_set_up(desk: Desk, fresh: Path) -> None:
+    ran = call(desk, fresh, "run_train_lm.sh", "--dataset", str(desk.corpus), "--batch_sise", "8")
+    assert ran.returncode == 2 and "--batch_size?" in ran.stderr
+    assert call(desk, fresh, "ps.sh").stdout.startswith("RUN ")
+    assert not (fresh / ".venv").exists()

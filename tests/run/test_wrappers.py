@@ -1,0 +1,227 @@
+"""A run's life as its user leads it: start, look, stop, go on, kill, with the scripts of run/ and real processes.
+
+Starts are dear (each loads torch), so one run lives through several tests: the fixtures are its stations, each
+takes it on from the one before, and the tests at a station stand below it.
+"""
+
+import os
+import re
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from desk import ENDLESS, Desk, living, until
+
+STAMP = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run, the trainer that a script has just started for it, and all that the script printed."""
+
+    name: str
+    pid: int
+    printed: str
+
+
+def begun(desk: Desk, ran: "subprocess.CompletedProcess[str]") -> Begun:
+    pid = desk.begun(ran)
+    return Begun(next(line for line in ran.stdout.splitlines() if line.startswith("Run ")).split()[1], pid, ran.stdout)
+
+
+def log_of(desk: Desk, name: str) -> str:
+    return (desk.results / name / "logs" / "latest.log").read_text()
+
+
+def went_on_from(desk: Desk, name: str) -> int:
+    found = re.search(r"Going on from .*, step (\d+)\n", log_of(desk, name))
+    assert found
+    return int(found.group(1))
+
+
+# -- it runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(desk: Desk) -> Begun:
+    return begun(desk, desk.train(*ENDLESS, "--run_name", "life"))
+
+
+def test_the_pid_printed_is_the_trainer_s(desk: Desk, running: Begun) -> None:
+    command = Path(f"/proc/{running.pid}/cmdline").read_text().split("\0")
+    assert command[2].endswith("src/training/train_lm.py") and str(desk.corpus) in command
+    for line in ("./run/logs.sh life -f", "./run/ps.sh", "./run/stop.sh life", "./run/board.sh life", "Step 5/1000000"):
+        assert line in running.printed
+
+
+def test_it_has_left_the_terminal(running: Begun) -> None:
+    assert os.getsid(running.pid) == running.pid
+    files = [os.readlink(f"/proc/{running.pid}/fd/{number}") for number in (0, 1, 2)]
+    assert files[0] == "/dev/null" and "/logs/train_" in files[1] and files[1] == files[2]
+
+
+def test_a_hang_up_does_not_end_it(desk: Desk, running: Begun) -> None:
+    os.kill(running.pid, signal.SIGHUP)
+    before = desk.run("life")["step"]
+    until(lambda: desk.run("life")["step"] > before)
+    assert living(running.pid)
+
+
+def test_it_is_seen_from_another_folder(desk: Desk, running: Begun) -> None:
+    row = desk.run("life")
+    assert (row["state"], row["pid"], row["of"]) == ("training", running.pid, 1_000_000)
+    assert row["step"] > 0 and row["loss"] < 8 and row["heartbeat_seconds"] < 10 and "samples/sec" in row["speed"]
+    page = desk.call("ps.sh", cwd=Path("/")).stdout
+    assert re.search(rf"^life +training +{running.pid} +\d+/1000000 ", page, re.MULTILINE)
+    assert desk.call("ps.sh", "life", "--json").stdout.count("\n") == 1
+
+
+def test_its_log_is_found(desk: Desk, running: Begun) -> None:
+    shown = desk.call("logs.sh", "life", cwd=Path("/")).stdout
+    assert "Device: cpu" in shown and "Step 5/1000000" in shown
+    assert all(STAMP.match(line) for line in shown.splitlines())
+
+
+def test_a_second_trainer_is_refused_and_the_first_unharmed(desk: Desk, running: Begun) -> None:
+    second = desk.train(*ENDLESS, "--run_name", "life", "--yes")
+    assert second.returncode == 2
+    assert second.stderr == (f"train_lm.py: run life is being trained already, by process {running.pid}; "
+                             "stop it first: ./run/stop.sh life\n")
+    before = desk.run("life")
+    assert (before["state"], before["pid"]) == ("training", running.pid)
+    until(lambda: desk.run("life")["step"] > before["step"])
+    assert len(desk.runs()) == 1
+
+
+# -- it is stopped by kill ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(desk: Desk, running: Begun) -> str:
+    """What `logs.sh -f` showed until then, which ends with the run."""
+    from desk import ROOT
+
+    with subprocess.Popen([str(ROOT / "run" / "logs.sh"), "life", "-f"], env=desk.env, text=True,
+                          stdout=subprocess.PIPE) as following:
+        assert following.stdout and following.stdout.readline()
+        os.kill(running.pid, signal.SIGTERM)
+        shown = following.communicate(timeout=30)[0]
+    until(lambda: not living(running.pid))
+    return shown
+
+
+def test_kill_saves_and_stops(desk: Desk, stopped: str) -> None:
+    row = desk.run("life")
+    assert (row["state"], row["reason"], row["pid"]) == ("stopped", "SIGTERM received", None)
+    saved = [path.name for path in (desk.results / "life" / "snapshots").iterdir()]
+    assert any(name.endswith(f"{row['step']:08d}") or name.startswith("snapshot_epoch") for name in saved)
+    assert "SIGTERM: finishing this step" in stopped and "Training stopped" in stopped.splitlines()[-1]
+
+
+def test_without_a_terminal_going_on_wants_a_yes(desk: Desk, stopped: str) -> None:
+    for ran in (desk.call("resume.sh", "life"), desk.train("--resume", "life")):
+        assert ran.returncode == 2
+        assert "without a terminal to ask on, add --yes" in ran.stderr and ran.stderr.count("\n") == 1
+    assert desk.run("life")["state"] == "stopped"
+
+
+def test_what_would_be_another_run_is_refused(desk: Desk, stopped: str) -> None:
+    ran = desk.call("resume.sh", "life", "--yes", "--lr", "1e-3", "--batch_size", "8")
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 2
+    assert "--lr 0.001 differs from the 0.0003" in ran.stderr and "--batch_size 8 differs from the 4" in ran.stderr
+
+
+def test_stopping_what_does_not_run_says_so(desk: Desk, stopped: str) -> None:
+    ran = desk.call("stop.sh", "life")
+    assert (ran.returncode, ran.stdout) == (0, "life is not running: stopped\n")
+
+
+# -- it goes on, and is killed --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def going_on(desk: Desk, stopped: str) -> tuple[Begun, int]:
+    """The run again, and the step at which it was stopped."""
+    step = desk.run("life")["step"]
+    return begun(desk, desk.call("resume.sh", "life", "--yes", cwd=Path("/"))), step
+
+
+def test_it_goes_on_where_it_was(desk: Desk, going_on: tuple[Begun, int]) -> None:
+    again, step = going_on
+    assert went_on_from(desk, "life") == step
+    until(lambda: desk.run("life")["step"] > step + 10)
+    steps = desk.steps("life")
+    assert steps == sorted(set(steps)) and steps[0] == 5 and steps[-1] > step, "each step stands there once"
+    assert desk.run("life")["pid"] == again.pid
+    assert "Step 5/" not in again.printed, "only the new log was shown"
+    assert len(list((desk.results / "life" / "logs").glob("train_*.log"))) == 2
+
+
+@pytest.fixture(scope="module")
+def killed(desk: Desk, going_on: tuple[Begun, int]) -> None:
+    os.kill(going_on[0].pid, signal.SIGKILL)
+    until(lambda: not living(going_on[0].pid))
+
+
+def test_kill_9_is_seen(desk: Desk, killed: None) -> None:
+    row = desk.run("life")
+    assert (row["state"], row["pid"], row["speed"]) == ("died", None, "")
+
+
+def test_it_goes_on_from_its_last_snapshot_and_stops_by_pid(desk: Desk, killed: None) -> None:
+    reached = desk.run("life")["step"]
+    again = begun(desk, desk.call("resume.sh", "life", "--yes"))
+    assert 0 < went_on_from(desk, "life") <= reached
+    ran = desk.call("stop.sh", str(again.pid), cwd=Path("/"))
+    assert ran.returncode == 0 and re.match(r"life: stopped at step \d+ of 1000000: SIGTERM received\n", ran.stdout)
+    assert not living(again.pid)
+    steps = desk.steps("life")
+    assert steps == sorted(set(steps)), "what was done twice is written once"
+
+
+# -- other endings --------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_run_is_seen_and_stopped_by_the_beginning_of_its_name(desk: Desk) -> None:
+    run = begun(desk, desk.train(*ENDLESS))
+    assert run.name.startswith("lm_corpus_2") and (desk.results / "lm_corpus").resolve().name == run.name
+    os.kill(run.pid, signal.SIGSTOP)
+    until(lambda: desk.run(run.name)["state"] == "paused")
+    ran = desk.call("stop.sh", "lm_cor")
+    assert ran.returncode == 0 and f"{run.name}: stopped at step" in ran.stdout, ran.stderr
+    assert desk.run(run.name)["state"] == "stopped"
+
+
+def test_a_run_comes_to_its_end(desk: Desk) -> None:
+    ran = desk.train("--max_steps", "20", "--run_name", "short")
+    assert ran.returncode == 0, ran.stderr
+    row = until(lambda: (row := desk.run("short"))["state"] == "finished" and row)
+    assert (row["step"], row["of"], row["pid"]) == (20, 20, None)
+    assert "Training completed" in log_of(desk, "short") and "Best model saved" in log_of(desk, "short")
+    again = desk.call("resume.sh", "short", "--yes")
+    assert again.returncode == 2 and "run short is finished" in again.stderr
+
+
+def test_a_crash_is_a_failed_run_with_its_log(desk: Desk) -> None:
+    """Its snapshots' folder is taken away while it trains: the next snapshot cannot be written."""
+    from desk import ROOT, TINY
+
+    command = [str(ROOT / "run" / "run_train_lm.sh"), "--dataset", str(desk.corpus), "--result_dir", str(desk.results),
+               *TINY, "--max_steps", "1000000", "--snapshot_interval", "100", "--run_name", "crash", "--foreground"]
+    with subprocess.Popen(command, env=desk.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.STDOUT) as trainer:
+        desk.started.append(trainer.pid)
+        until(lambda: "Step 5/" in log_of(desk, "crash") if (desk.results / "crash" / "logs" / "latest.log").exists()
+              else False)
+        os.rename(desk.results / "crash" / "snapshots", desk.results / "crash" / "away")
+        shown = trainer.communicate(timeout=60)[0]
+    assert trainer.returncode == 1
+    row = desk.run("crash")
+    assert row["state"] == "failed" and "FileNotFoundError" in row["reason"]
+    log = log_of(desk, "crash")
+    assert "ERROR: Traceback" in log and log.rstrip().endswith(row["reason"])
+    assert all(STAMP.match(line) for line in log.splitlines())
+    assert "ERROR: Traceback" in shown, "in the foreground it is told there too"

@@ -1,0 +1,101 @@
+"""Every command in the documents is one that works: it is parsed here as it stands there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import config
+from daemon.rundir import PROJECT
+from training.stage import discover
+
+WRAPPER_ONLY = {"--foreground", "--help", "--"}
+
+# The commands of the guide for language models, as people know them.
+GUIDE = """
+./run/run_train_lm.sh --preset tiny --dataset wikitext
+./run/run_train_lm.sh --preset small --warmup 4000 --lr 6e-4
+./run/run_train_lm.sh --preset medium --warmup 4000 --batch_size 16
+./run/run_train_lm.sh --snapshot 5000 --monitor_interval 5000 --sanity_check_interval 1000
+./run/run_train_lm.sh --preset small --dataset wikitext-103 --epochs 30 --warmup 4000 --lr 6e-4 --snapshot 5000
+python src/training/train_lm.py --dataset wikitext-103 --model_preset small --epochs 30 --batch_size 32 --lr 6e-4 \
+--warmup_steps 4000 --gradient_clip 1.0 --weight_decay 0.1 --snapshot_interval 5000 --gradient_monitor \
+--gradient_monitor_interval 1000 --early_stopping --early_stop_patience 5 --weight_monitor --weight_monitor_interval 100
+python src/training/train_lm.py --model_preset medium --epochs 40 --gradient_monitor --early_stop_overfit_patience 3 \
+--no_early_stop_restore_best --keep_last_n_snapshots 5 --no_delete_snapshots_after_training --max_samples 10 -y
+python src/training/train_lm.py --batch-size 4 --grad-accum-steps 16 --n-layer 4 --n-head 4 --n-embd 256
+python src/training/train_lm.py --vocab-size 10000 --learning-rate 3e-4 --max-iters 10000 --retrain-tokenizer
+python src/training/train_lm.py --resume --yes
+python src/training/train_lm.py --checkpoint_file result/lm_wikitext-103/snapshots/snapshot_epoch_10.pt
+""".replace("\\\n", "").strip().splitlines()
+
+
+def documents() -> list[Path]:
+    return [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+
+
+def commands() -> list[str]:
+    """Lines of the documents' bash blocks, and what stands between backticks and begins like a command."""
+    found = []
+    for path in documents():
+        text = path.read_text()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            found += [line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip()]
+        found += re.findall(r"`(\./run/[^`]+|python (?:src|benchmarks)[^`]+)`", text)
+    return found
+
+
+def test_the_documents_have_commands() -> None:
+    assert "./run/run_train_lm.sh --preset nano --dataset pydocs" in commands() and len(commands()) > 10
+
+
+@pytest.mark.parametrize("command", [*dict.fromkeys(commands()), *GUIDE])
+def test_command(command: str) -> None:
+    program, *words = shlex.split(command)
+    if program == "python":
+        program, *words = words
+    path = PROJECT / program
+    assert path.is_file(), f"{program} does not exist"
+    if path.suffix == ".py" and path.parent.name == "benchmarks":
+        assert not words
+    elif path.name.startswith(("run_train_", "run_sft_", "train_", "sft_")):
+        script = path.name.removeprefix("run_").removesuffix(".sh").removesuffix(".py")
+        stage = next(s for s in discover().values() if s.__module__ == f"training.{script}")
+        options = [word for word in words if word not in WRAPPER_ONLY and word != "--print_config"]
+        config.parse(stage.Config, stage.presets, options)
+    else:
+        header = path.read_text().split("\n\n")[0]
+        for word in words:
+            if word.startswith("-"):
+                assert re.search(rf"(^|[\s\[|]){re.escape(word)}\b", header, re.MULTILINE), f"{word} is not in {header}"
+
+
+def test_the_tree_of_the_readme_is_the_real_one() -> None:
+    tree = (PROJECT / "README.md").read_text().split("## The tree")[1]
+    for line in re.findall(r"^    ( *)(\S+)", tree, re.MULTILINE):
+        indent, name = line
+        assert (PROJECT / ("src" if indent else ".") / name).exists(), name
+    rooms = {p.name for p in (PROJECT / "src").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert all(f"      {room}/" in tree for room in rooms)
+
+
+def test_the_stages_of_the_readme_are_those_there_are() -> None:
+    table = (PROJECT / "README.md").read_text().split("## Stages")[1].split("##")[0]
+    named = set(re.findall(r"`run/run_(\w+)\.sh`", table))
+    assert named == {stage.__module__.removeprefix("training.") for stage in discover().values()}
+
+
+def test_every_wrapper_says_what_it_does() -> None:
+    for path in (PROJECT / "run").glob("*.sh"):
+        if path.name != "lib.sh":
+            first, second, *_ = path.read_text().splitlines()
+            assert first == "#!/usr/bin/env bash" and second.startswith("# ") and path.stat().st_mode & 0o111, path
+
+
+def test_options_of_the_wrapper_are_options_of_the_trainer() -> None:
+    stage = discover()["lm"]
+    known = config.names(stage.Config).keys() | {"preset", "config", "foreground", "help", "OPTIONS"}
+    header = (PROJECT / "run" / "run_train_lm.sh").read_text().split("\n\n")[0]
+    named = re.findall(r"^#   --(\w+)", header, re.MULTILINE)
+    assert len(named) > 10 and set(named) <= known
