@@ -20,7 +20,7 @@ die() {
 
 # Print the comment at the head of the script that was called.
 usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$0"
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
 
 # Whether one of the words after the first is the first.  Arguments: WORD, WORDS...

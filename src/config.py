@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -96,8 +96,12 @@ def names(cls: type) -> dict[str, list[str]]:
 # -- from the command line ------------------------------------------------------------------------------------------
 
 
-def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str]) -> Parsed[C]:
-    """The config that a command line asks for. Raises UserError with every mistake at once."""
+def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str],
+          further: Callable[[C], list[str]] = lambda config: []) -> Parsed[C]:
+    """The config that a command line asks for. `further` tells of mistakes that the config itself cannot know.
+
+    Raises UserError with every mistake at once.
+    """
     problems: list[str] = []
     given = list(_flags(cls, argv, problems))
     flags = {name: value for name, value in given if value is not INVALID}
@@ -114,7 +118,7 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     typed.update(flags)
     values.update(typed)
     config = cls(**values)
-    problems += check(config, invalid)
+    problems += check(config, invalid) + further(config)
     if problems:
         raise UserError(*problems)
     return Parsed(config, frozenset(typed), preset)

@@ -48,15 +48,15 @@ class Desk:
     def env(self) -> dict[str, str]:
         return {**os.environ, "STOKER_HOME": str(self.folder / "home"), "TMPDIR": str(self.folder)}
 
-    def call(self, script: str, *argv: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    def call(self, script: str, *argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run([str(ROOT / "run" / script), *argv], cwd=cwd or self.folder, env=self.env, text=True,
                               stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
 
-    def train(self, *argv: str) -> "subprocess.CompletedProcess[str]":
+    def train(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return self.call("run_train_lm.sh", "--dataset", str(self.corpus), "--result_dir", str(self.results), *TINY,
                          *argv)
 
-    def begun(self, ran: "subprocess.CompletedProcess[str]") -> int:
+    def begun(self, ran: subprocess.CompletedProcess[str]) -> int:
         """The PID that a script printed which has started a run."""
         assert ran.returncode == 0, ran.stdout + ran.stderr
         pid = int(next(line for line in ran.stdout.splitlines() if line.startswith("PID ")).split()[1])

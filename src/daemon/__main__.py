@@ -100,7 +100,7 @@ def _stop(which: str, seconds: float) -> int:
         os.kill(holder.pid, signal.SIGCONT)
     with suppress(ProcessLookupError):  # it has ended by itself this moment
         os.kill(holder.pid, signal.SIGTERM)
-    if not _until(lambda: run.holder() is None, seconds):
+    if not _until(lambda: process.find(holder.pid) != holder, seconds):  # then its memory is free, too
         raise UserError(f"process {holder.pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
                         f"kill -9 {holder.pid}; then what came after its last snapshot is lost")
     status = run.status()

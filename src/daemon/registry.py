@@ -5,7 +5,7 @@ from pathlib import Path
 
 import files
 from config import UserError
-from daemon.rundir import PROJECT, RunDir, Status
+from daemon.rundir import MANIFEST, PROJECT, RunDir, Status
 
 
 def runs() -> list[RunDir]:
@@ -32,6 +32,17 @@ def find(which: str) -> RunDir:
     if not matching:
         raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are")
     raise UserError(f"{which!r} is the beginning of {len(matching)} runs: " + ", ".join(run.name for run in matching))
+
+
+def snapshot(named: str) -> Path | None:
+    """The snapshot meant by its folder, a file in it, or the spelling `snapshot_epoch_10.pt`; None if there is none."""
+    given = Path(named)
+    kind, _, number = given.name.removesuffix(".pt").rpartition("_")
+    respelled = [given.with_name(f"{kind}_{int(number):0{width}d}") for width in (4, 8)] if number.isdigit() else []
+    for path in (given, given.parent, *respelled):
+        if (path / MANIFEST).is_file():
+            return path.resolve()
+    return None
 
 
 def newest_unfinished(stage: str, dataset: str | None, preset: str | None) -> RunDir:

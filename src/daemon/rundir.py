@@ -27,6 +27,7 @@ from config import UserError
 from daemon import process
 
 PROJECT = Path(__file__).resolve().parents[2]
+MANIFEST = "manifest.json"  # of a snapshot: written last, so a folder that has one is whole
 ACTIVE = ("preparing", "training", "evaluating")
 SECONDS_TO_LOCK = 2.0
 

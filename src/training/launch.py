@@ -75,18 +75,29 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
 
 def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     """A new run, or the one that goes on. Raises UserError with every mistake that can be seen before the start."""
-    parsed: Parsed[Any] = config.parse(stage.Config, stage.presets, argv)
+    parsed: Parsed[Any] = config.parse(stage.Config, stage.presets, argv, lambda cfg: _problems(stage, cfg))
     cfg: Options = parsed.config
-    if cfg.resume and cfg.checkpoint_file:
-        raise UserError("--resume goes on with a run, --checkpoint_file starts a new one from its weights: give one")
     if cfg.resume:
         return _resumed(stage, parsed, *_meant_by(stage, parsed))
     named = _result_dir(cfg) / cfg.run_name
     if cfg.run_name and (named / "status.json").exists():
         return _resumed(stage, parsed, RunDir(named.resolve()), None)
-    if problems := stage.check(cfg):
-        raise UserError(*problems)
-    return Job(stage, parsed, snapshot=_existing(cfg.checkpoint_file) if cfg.checkpoint_file else None)
+    return Job(stage, parsed, snapshot=registry.snapshot(cfg.checkpoint_file) if cfg.checkpoint_file else None)
+
+
+def _problems(stage: type[Stage], cfg: Options) -> list[str]:
+    """Mistakes in what the options point at. A run that goes on has its own data."""
+    if cfg.resume and cfg.checkpoint_file:
+        return ["--resume goes on with a run, --checkpoint_file starts a new one from its weights: give one of them"]
+    if cfg.resume:
+        return []
+    problems = stage.check(cfg)
+    if cfg.checkpoint_file and registry.snapshot(cfg.checkpoint_file) is None:
+        problems.append(f"--checkpoint_file {cfg.checkpoint_file}: no snapshot there; a snapshot is a folder with a "
+                        "manifest.json, such as result/RUN/snapshots/snapshot_epoch_0010")
+    if "/" in cfg.run_name or cfg.run_name.startswith("."):
+        problems.append(f"--run_name {cfg.run_name!r} must be a name, not a path; --result_dir says where")
+    return problems
 
 
 def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | None]:
@@ -95,9 +106,8 @@ def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | N
     if cfg.resume == "newest":
         dataset = cfg.dataset if "dataset" in parsed.typed else None
         return registry.newest_unfinished(stage.name, dataset, parsed.preset or None), None
-    path = Path(cfg.resume)
-    if path.exists() and path.resolve().parent.name == "snapshots":
-        return RunDir(path.resolve().parents[1]), path.resolve()
+    if snapshot := registry.snapshot(cfg.resume):
+        return RunDir(snapshot.parents[1]), snapshot
     return registry.find(cfg.resume), None
 
 
@@ -106,6 +116,9 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     status = run.status()
     if status.stage != stage.name:
         raise UserError(f"--resume: {run.name} is a run of {status.script}, not of this script")
+    if holder := run.holder():
+        raise UserError(f"run {run.name} is being trained already, by process {holder.pid}; "
+                        f"stop it first: ./run/stop.sh {run.name}")
     if status.state == "finished":
         raise UserError(f"run {run.name} is finished: there is nothing to go on with; "
                         "start a new one, from its weights with --checkpoint_file")
@@ -120,12 +133,6 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
                           "be another run; leave it out, or start a new one with --checkpoint_file"
                           for name in refused))
     return Job(stage, replace(parsed, config=replace(before, **asked)), run, snapshot)
-
-
-def _existing(snapshot: str) -> Path:
-    if not Path(snapshot).exists() and not list(Path(snapshot).parent.glob("*")):
-        raise UserError(f"--checkpoint_file {snapshot}: there is no such file or folder")
-    return Path(snapshot)
 
 
 def _result_dir(cfg: Options) -> Path:

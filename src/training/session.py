@@ -121,7 +121,7 @@ class Session:
         """The snapshot a new run takes its weights from."""
         if self.job.run is not None or self.job.snapshot is None:
             return None
-        return _verified(snapshots.resolve(str(self.job.snapshot)))
+        return _verified(self.job.snapshot)
 
 
 def _verified(snapshot: Path) -> Path:

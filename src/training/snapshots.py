@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 import files
 from config import UserError
+from daemon.rundir import MANIFEST
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
 class Damaged(Exception):
@@ -170,23 +171,6 @@ def step_of(path: Path) -> int:
         return int(read_manifest(path)["step"])
     except (Damaged, UserError):
         return -1
-
-
-def resolve(named: str) -> Path:
-    """The snapshot folder meant by a folder, a file in it, or the spelling `snapshot_epoch_10.pt`. Raises UserError."""
-    given = Path(named)
-    for path in (given, given.parent, *_respelled(given)):
-        if (path / MANIFEST).is_file():
-            return path.resolve()
-    raise UserError(f"--checkpoint_file {named}: no snapshot there; a snapshot is a folder with a {MANIFEST}, "
-                    "such as result/RUN/snapshots/snapshot_epoch_0010")
-
-
-def _respelled(given: Path) -> list[Path]:
-    kind, _, number = given.name.removesuffix(".pt").rpartition("_")
-    if not number.isdigit():
-        return []
-    return [given.parent / f"{kind}_{int(number):0{width}d}" for width in (4, 8)]
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from desk import ENDLESS, Desk, living, until
+from desk import ENDLESS, ROOT, TINY, Desk, living, until
 
 STAMP = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ")
 
@@ -27,7 +27,7 @@ class Begun:
     printed: str
 
 
-def begun(desk: Desk, ran: "subprocess.CompletedProcess[str]") -> Begun:
+def begun(desk: Desk, ran: subprocess.CompletedProcess[str]) -> Begun:
     pid = desk.begun(ran)
     return Begun(next(line for line in ran.stdout.splitlines() if line.startswith("Run ")).split()[1], pid, ran.stdout)
 
@@ -102,8 +102,6 @@ def test_a_second_trainer_is_refused_and_the_first_unharmed(desk: Desk, running:
 @pytest.fixture(scope="module")
 def stopped(desk: Desk, running: Begun) -> str:
     """What `logs.sh -f` showed until then, which ends with the run."""
-    from desk import ROOT
-
     with subprocess.Popen([str(ROOT / "run" / "logs.sh"), "life", "-f"], env=desk.env, text=True,
                           stdout=subprocess.PIPE) as following:
         assert following.stdout and following.stdout.readline()
@@ -207,15 +205,12 @@ def test_a_run_comes_to_its_end(desk: Desk) -> None:
 
 def test_a_crash_is_a_failed_run_with_its_log(desk: Desk) -> None:
     """Its snapshots' folder is taken away while it trains: the next snapshot cannot be written."""
-    from desk import ROOT, TINY
-
     command = [str(ROOT / "run" / "run_train_lm.sh"), "--dataset", str(desk.corpus), "--result_dir", str(desk.results),
                *TINY, "--max_steps", "1000000", "--snapshot_interval", "100", "--run_name", "crash", "--foreground"]
     with subprocess.Popen(command, env=desk.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.STDOUT) as trainer:
         desk.started.append(trainer.pid)
-        until(lambda: "Step 5/" in log_of(desk, "crash") if (desk.results / "crash" / "logs" / "latest.log").exists()
-              else False)
+        until(lambda: list((desk.results / "crash" / "snapshots").glob("snapshot_step_*100")))
         os.rename(desk.results / "crash" / "snapshots", desk.results / "crash" / "away")
         shown = trainer.communicate(timeout=60)[0]
     assert trainer.returncode == 1

@@ -181,3 +181,25 @@ def test_the_receipt_lists_what_changed(tmp_path: Path, caplog: pytest.LogCaptur
     assert "Receipt: same configuration, code, packages, device and threads" in caplog.text
     train(Regression, run, resume=True, log_interval=3, threads=2)
     assert "config.log_interval: 2 -> 3" in caplog.text and "\n  threads: 1 -> 2" in "\n" + "\n".join(caplog.messages)
+
+
+class NoNewBest(StopInEvaluation):
+    """The evaluation of step 4 is no better than that of step 2, so nothing is saved on its account."""
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        super().score(model, batch)
+        return {"loss": Ratio(1.0, 1)}
+
+
+def test_killed_after_an_owed_evaluation_was_logged(tmp_path: Path) -> None:
+    """Its line stands in the journal, but the snapshot still owes it: it must not stand there twice."""
+    whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    train(with_callbacks(NoNewBest, StopAt(-1)), whole, eval_interval=2)
+    train(with_callbacks(NoNewBest, Signalling()), run, eval_interval=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(NoNewBest, Killed(5)), run, resume=True)
+    assert [row["step"] for row in Journal(run.metrics).rows()] == [2, 4]
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(NoNewBest, Killed(5)), run, resume=True)
+    train(with_callbacks(NoNewBest, StopAt(-1)), run, resume=True)
+    assert list(Journal(whole.metrics).rows()) == list(Journal(run.metrics).rows())

@@ -1,10 +1,12 @@
 """The loop: order of events, accumulation, evaluation, what callbacks may and may not do."""
 
 import math
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ from toys import (
 )
 from training import callback
 from training.callback import ACT, OBSERVE, Callback
+from training.stage import Batch, Ratio
 from training.trainer import Trainer
 
 ORDER = """
@@ -126,6 +129,19 @@ def test_gradient_penalty_of_one_phase_does_not_reach_the_other(tmp_path: Path) 
     held = {phase: {id(p) for g in o.param_groups for p in g["params"]} for phase, o in trainer.optimizers.items()}
     assert not held["generator"] & held["discriminator"]
     assert held["generator"] == {id(p) for p in trainer.model["generator"].parameters()}
+
+
+class Restless(Buffers):
+    """Draws random numbers while it is evaluated."""
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        random.random(), np.random.rand(), torch.rand(1)
+        return super().score(model, batch)
+
+
+def test_how_often_is_evaluated_does_not_change_what_is_learned(tmp_path: Path) -> None:
+    often, never = (train(Restless, new_run(tmp_path, Restless), eval_interval=n)[0] for n in (1, 99))
+    assert_same(often.model.state_dict(), never.model.state_dict())
 
 
 @dataclass

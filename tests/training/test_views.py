@@ -1,0 +1,119 @@
+"""What a person sees of a run: console lines, TensorBoard, status, speed."""
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from daemon.journal import Journal
+from toys import GAN, Buffers, Regression, StopAt, new_run, train, with_callbacks
+from training.callback import ACT, Callback
+from training.trainer import Trainer
+
+
+def test_console_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, Regression)
+    train(Regression, run)
+    lines = caplog.messages
+    assert lines[0] == "Device: cpu" and "Loaded 22 samples" in lines and "Model parameters: 280" in lines
+    assert "Trainable parameters: 280" in lines
+    assert [line for line in lines if line.startswith("Epoch")] == ["Epoch 1/3:", "Epoch 2/3:", "Epoch 3/3:"]
+    step = next(line for line in lines if line.startswith("Step 4/9"))
+    assert re.fullmatch(r"Step 4/9: loss=\d\.\d{3} error=\d\.\d{3} lr=0\.\d{6} grad=\d+\.\d\d "
+                        r"\[[\d.]+ samples/sec\] ETA \d+s", step)
+    assert re.fullmatch(r"  -> Validation: loss=\d\.\d{3} error=\d\.\d{3}", lines[lines.index(step) + 1])
+    assert f"  -> Saved snapshot: {run.snapshots / 'snapshot_epoch_0003'}" in lines
+
+
+def test_the_figures_of_a_line_are_those_of_the_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, GAN)
+    train(GAN, run)
+    for row in Journal(run.metrics).rows():
+        line = next(line for line in caplog.messages if line.startswith(f"Step {row['step']}/"))
+        for phase in ("discriminator", "generator"):
+            assert f"{phase}/loss={row[f'train/{phase}/loss']:.3f}" in line
+            assert f"{phase}/grad={row[f'{phase}/grad_norm']:.2f}" in line
+
+
+def test_tensorboard_is_one_clean_curve_also_after_a_kill(tmp_path: Path) -> None:
+    @dataclass
+    class Killed(Callback):
+        order = 99
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            if trainer.step == 7:
+                raise KeyboardInterrupt
+
+    run = new_run(tmp_path, Buffers)
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(Buffers, Killed()), run, log_interval=1)
+    time.sleep(1.1)  # event files are named by the second
+    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
+    curves = EventAccumulator(str(run.tensorboard)).Reload()
+    rows = {row["step"]: row for row in Journal(run.metrics).rows()}
+    loss = [(event.step, event.value) for event in curves.Scalars("train/loss")]
+    assert loss == [(step, pytest.approx(row["train/loss"], rel=1e-6)) for step, row in rows.items()]
+    assert [event.step for event in curves.Scalars("eval/loss")] == [4, 8, 9]
+    assert {"train/loss", "eval/loss", "lr", "grad_norm", "system/process_mb", "speed/samples_per_sec"} <= set(
+        curves.Tags()["scalars"])
+
+
+def test_status_is_what_the_trainer_did(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Buffers)
+    trainer, _ = train(Buffers, run)
+    status, last = run.status(), list(Journal(run.metrics).rows())[-1]
+    assert (status.step, status.of, status.loss, status.best) == (9, 9, last["train/loss"], trainer.best)
+    assert re.fullmatch(r"[\d.]+ samples/sec", status.speed)
+
+
+@dataclass
+class Slow(Callback):
+    """A step takes 50 ms, an evaluation 100."""
+
+    order = ACT
+
+    def on_step_start(self, trainer: Trainer) -> None:
+        time.sleep(0.05)
+
+    def on_eval_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        time.sleep(0.1)
+
+
+def test_speed_and_time_left(tmp_path: Path) -> None:
+    """Evaluations do not make the speed look slower, and are part of the time that is left."""
+    left: list[float] = []
+
+    @dataclass
+    class Look(Callback):
+        order = 90
+
+        def on_log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+            left.append(trainer.timings["speed/eta_seconds"])
+
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, Slow(), Look()), run, rows=800, eval_interval=2, log_interval=2, max_steps=8,
+          snapshot_interval=0)
+    seconds = [row["speed/step_seconds"] for row in Journal(run.timings).rows()]
+    assert all(0.05 <= each < 0.09 for each in seconds[1:])
+    assert left[-1] == 0 and 2 * 0.05 + 0.1 <= left[-2] < 0.4 and left[0] > left[1] > left[2]
+
+
+def test_clocks_and_memory_are_not_in_the_metrics(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Buffers)
+    train(Buffers, run)
+    assert not any(name.startswith(("speed", "system", "time")) for row in Journal(run.metrics).rows() for name in row)
+    assert [row["step"] for row in Journal(run.timings).rows()] == [row["step"] for row in Journal(run.metrics).rows()]
+
+
+def test_gradients_are_clipped_and_their_norm_told_as_it_was(tmp_path: Path) -> None:
+    """With plain gradient descent an update would be exactly lr * clip long; AdamW's first moment shows the same."""
+    run = new_run(tmp_path, Regression)
+    trainer, _ = train(Regression, run, gradient_clip=1e-3, max_steps=1)
+    moments = [state["exp_avg"] for state in trainer.optimizers["main"].state.values()]
+    assert sum(float((m / 0.1).square().sum()) for m in moments) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+    assert list(Journal(run.metrics).rows())[0]["grad_norm"] > 1e-2
