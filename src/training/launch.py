@@ -122,7 +122,9 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     if status.state == "finished":
         raise UserError(f"run {run.name} is finished: there is nothing to go on with; "
                         "start a new one, from its weights with --checkpoint_file")
-    before: Options = config.from_json(stage.Config, json.loads(run.config_file.read_text()), str(run.config_file))
+    written = json.loads(run.config_file.read_text())  # all options once it has begun, before that the typed ones
+    before: Options = config.from_json(stage.Config, {**stage.presets.get(status.preset, {}), **written},
+                                       str(run.config_file))
     if parsed.preset and parsed.preset != status.preset:
         raise UserError(f"--preset {parsed.preset}: {run.name} has preset {status.preset or 'none'}; leave it out")
     asked = {name: getattr(parsed.config, name) for name in parsed.typed}
@@ -132,7 +134,7 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
         raise UserError(*(f"--{name} {asked[name]} differs from the {getattr(before, name)} of {run.name}: that would "
                           "be another run; leave it out, or start a new one with --checkpoint_file"
                           for name in refused))
-    return Job(stage, replace(parsed, config=replace(before, **asked)), run, snapshot)
+    return Job(stage, Parsed(replace(before, **asked), parsed.typed | written.keys(), status.preset), run, snapshot)
 
 
 def _result_dir(cfg: Options) -> Path:
@@ -203,7 +205,7 @@ def _train(job: Job, run: RunDir) -> int:
     from training.signals import Interrupted, Signals
 
     if job.run is None:
-        files.write_json(run.config_file, config.to_json(job.cfg))
+        files.write_json(run.config_file, {name: getattr(job.cfg, name) for name in sorted(job.parsed.typed)})
     with Signals(lambda name: _at_once(run, name)) as signals:
         try:
             ending = Session(job, run, signals).train()

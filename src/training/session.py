@@ -90,8 +90,8 @@ class Session:
         return Trainer(stage, cfg, steps, order, kept, callbacks, self.signals, device), snapshot
 
     def _fit(self, cfg: Options, order: Order) -> tuple[Options, int]:
-        """Settle the run's length and what depends on it. A run that goes on was settled before."""
-        typed = self.job.parsed.typed if self.job.run is None else frozenset(config.fields(type(cfg)))
+        """Settle the run's length and what depends on it. In a run that goes on all counts as typed: it is kept."""
+        typed = self.job.parsed.typed
         steps = run_length(cfg, typed, order.steps_per_epoch)
         cfg, lines = fit_to_length(cfg, typed, steps, order.steps_per_epoch)
         for line in lines:

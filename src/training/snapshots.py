@@ -17,10 +17,10 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -58,10 +58,9 @@ class Snapshots:
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir()
         tensors, aliases = _without_aliases(weights)
-        files.write(hidden / WEIGHTS, safetensors.torch.save(tensors, {"aliases": json.dumps(aliases)}))
-        files.write(hidden / STATE, lambda file: torch.save(state, file))
-        entries = {file: {"size": (hidden / file).stat().st_size, "sha256": files.sha256(hidden / file)}
-                   for file in (WEIGHTS, STATE)}
+        content = safetensors.torch.save(tensors, {"aliases": json.dumps(aliases)})
+        entries = {WEIGHTS: _write(hidden / WEIGHTS, lambda file: file.write(content)),
+                   STATE: _write(hidden / STATE, lambda file: torch.save(state, file))}
         manifest = {"format": FORMAT, "step": step, "files": entries, "made_by": dict(self.made_by)}
         files.write_json(hidden / MANIFEST, manifest | {"sha256": _digest(manifest)})
         verify(hidden)
@@ -132,6 +131,34 @@ class Snapshots:
         """Put a snapshot's weights into the model and return the rest. Raises UserError if it is not for it."""
         load_weights(path, model)
         return _read_state(path)
+
+
+class _Hashed:
+    """A file object that notes size and SHA-256 of what it was given, whatever then reaches the disk."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.size += len(content)
+        self.digest.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write(path: Path, fill: Callable[[Any], Any]) -> dict[str, Any]:
+    """Write a file; its entry in the manifest."""
+    entry: dict[str, Any] = {}
+
+    def through(file: IO[bytes]) -> None:
+        hashed = _Hashed(file)
+        fill(hashed)
+        entry.update(size=hashed.size, sha256=hashed.digest.hexdigest())
+
+    files.write(path, through)
+    return entry
 
 
 def verify(path: Path) -> None:

@@ -147,6 +147,22 @@ def test_a_save_that_fails_leaves_the_older_ones(run: RunDir, monkeypatch: pytes
     assert kept(run) == before
 
 
+def test_what_is_not_on_disk_as_written_is_never_committed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that changes a bit: the new snapshot is refused, and the older ones stay."""
+    before, write = kept(run), files.write
+
+    def bad_disk(path: Path, content: Any) -> None:
+        write(path, content)
+        if path.name == "state.pt":
+            flip(path)
+
+    monkeypatch.setattr(files, "write", bad_disk)
+    with pytest.raises(Damaged, match="state.pt has other content"):
+        Snapshots(run.snapshots, {}).save("snapshot_step_00000006", 6, {"w": torch.ones(3)}, {}, keep_last=1,
+                                          best_step=-1)
+    assert kept(run) == before
+
+
 def test_what_a_kill_left_half_done_is_tidied(run: RunDir) -> None:
     """A half-written one goes; one moved aside while its successor was not yet in place comes back."""
     half = run.snapshots / ".snapshot_step_00000006"
