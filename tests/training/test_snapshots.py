@@ -151,8 +151,8 @@ def test_what_is_not_on_disk_as_written_is_never_committed(run: RunDir, monkeypa
     """A disk that changes a bit: the new snapshot is refused, and the older ones stay."""
     before, write = kept(run), files.write
 
-    def bad_disk(path: Path, content: Any) -> None:
-        write(path, content)
+    def bad_disk(path: Path, content: Any, **options: Any) -> None:
+        write(path, content, **options)
         if path.name == "state.pt":
             flip(path)
 
@@ -171,6 +171,12 @@ def test_what_a_kill_left_half_done_is_tidied(run: RunDir) -> None:
     os.replace(run.snapshots / "snapshot_step_00000000", run.snapshots / ".old.snapshot_step_00000000")
     Snapshots(run.snapshots, {}).tidy()
     assert kept(run) == ["snapshot_epoch_0001", "snapshot_step_00000004", "snapshot_step_00000005"]
+    assert not list(run.snapshots.glob(".*"))
+
+
+def test_a_run_that_goes_on_tidies_first(run: RunDir) -> None:
+    (run.snapshots / ".snapshot_step_00000006").mkdir()
+    train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
     assert not list(run.snapshots.glob(".*"))
 
 
