@@ -84,4 +84,5 @@ class Signals:
             log.warning("second %s: ending at once", name)
             os._exit(self._at_second(name))
         self.stop = name
-        log.info("%s: finishing this step, then saving and stopping; once more to end at once", name)
+        log.info("%s: %s", name, "stopping" if self.interruptible else
+                 "finishing this step, then saving and stopping; once more to end at once")
