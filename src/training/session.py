@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import config
 import files
 from config import UserError
+from daemon import machine
 from daemon.rundir import RunDir
 from data.loader import Order
 from monitors.console import Console
@@ -72,7 +73,7 @@ class Session:
         cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision), threads=devices.threads(),
                       resume="", yes=False)
         log.info("Device: %s", devices.describe(device))
-        for line in config.unusual(cfg):
+        for line in [*config.unusual(cfg), *machine.warnings()]:
             log.warning("%s", line)
         stage = self.job.stage(cfg, self.run.path)
         stage.prepare()
