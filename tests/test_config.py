@@ -35,6 +35,10 @@ class Plan(Shape):
 
     rate: float = opt(0.5, "how fast", gt=0, lt=1)
     level: float = opt(0.0, "how high", ge=-5, le=5)
+    from_zero: float = opt(0.0, "not below it", ge=0)
+    above_zero: float = opt(1.0, "not zero either", gt=0)
+    to_one: float = opt(0.0, "not above it", le=1)
+    below_one: float = opt(0.0, "not one either", lt=1)
     words: str = opt("", "what it is called")
     kind: str = opt("red", "which colour", choices=("red", "green"))
     resume: str = opt("", "go on", bare="newest")
@@ -186,6 +190,10 @@ def test_every_mistake_is_told_at_once_each_in_a_line(tmp_path: Path) -> None:
     (["--rate", "nan"], ["above 0 and below 1", "is nan"]),
     (["--rate", "inf"], ["is inf"]),
     (["--level", "nan"], ["is nan"]),
+    (["--from_zero", "nan"], ["at least 0, is nan"]),
+    (["--above_zero", "nan"], ["above 0, is nan"]),
+    (["--to_one", "nan"], ["at most 1, is nan"]),
+    (["--below_one", "nan"], ["below 1, is nan"]),
     (["--rate", "0"], ["above 0"]),
     (["--rate", "1"], ["below 1"]),
     (["--watch=maybe"], ["'maybe' is neither true nor false"]),

@@ -9,6 +9,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,23 +38,18 @@ class Order:
     def rows(self, step: int) -> list[list[int]]:
         """The rows of one step, a list for each micro-batch."""
         epoch, offset = divmod(step, self.steps_per_epoch)
-        return self._micro_batches(self._permutation(epoch), offset)
+        rows = _permutation(self.size, self.seed, epoch)[offset * self.batch * self.accum:][:self.batch * self.accum]
+        return [rows[i:i + self.batch].tolist() for i in range(0, len(rows), self.batch)]
 
     def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
         """The micro-batches of steps `first` to `end` - 1, one after the other."""
-        epoch = -1
         for step in range(first, end):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                permutation = self._permutation(epoch)
-            yield from self._micro_batches(permutation, step % self.steps_per_epoch)
+            yield from self.rows(step)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.size)
 
-    def _micro_batches(self, permutation: np.ndarray, offset: int) -> list[list[int]]:
-        rows = permutation[offset * self.batch * self.accum:][:self.batch * self.accum]
-        return [rows[i:i + self.batch].tolist() for i in range(0, len(rows), self.batch)]
+@lru_cache(maxsize=2)  # the epoch that is trained, and the next, where reading ahead has got to
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 class _Batches(Sampler[list[int]]):

@@ -14,7 +14,7 @@
         on_eval_start         } only if an evaluation was asked for;
         on_eval_end           } metrics are empty if a stop abandoned it
         on_log                only at a log step, after the evaluation: metrics are plain floats now
-        on_save               only after a snapshot is whole and verified on disk
+        on_save               only after a snapshot is whole and verified on disk (one of step 0 follows on_start)
     on_stop | on_error        the loop ended by itself | an exception left it
     close                     always, in reverse order
 

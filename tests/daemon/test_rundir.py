@@ -1,6 +1,7 @@
 """A run's directory under everything that may happen to it: two at a time, kills, forks, readers in between."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -45,6 +46,14 @@ def test_starts_at_the_same_time_get_one_each(tmp_path: Path) -> None:
         made = list(pool.map(lambda _: rundir.create(tmp_path, "run", LM), range(24)))
     assert len({run.path for run in made}) == 24
     assert {run.path for run in registry.runs()} >= {run.path for run in made}
+
+
+def test_a_start_that_is_faster_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look whether a name is free and the folder, another start makes that folder."""
+    (tmp_path / "run").mkdir()
+    answers, exists = iter([False]), os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: next(answers, exists(path)))
+    assert rundir.create(tmp_path, "run", LM).name == "run-2"
 
 
 @pytest.mark.parametrize("name, dataset, preset, wanted", [
@@ -148,21 +157,17 @@ def test_a_killed_trainer_holds_nothing(make: Make, hold: Hold) -> None:
 
 
 def test_a_look_at_the_lock_does_not_turn_a_trainer_away(make: Make) -> None:
-    run, stop = make(), threading.Event()
-
-    def look() -> None:
-        while not stop.is_set():
-            run.holder()
-
-    looker = threading.Thread(target=look)
-    looker.start()
-    try:
-        for _ in range(20):
+    run = make()
+    run.lock_file.touch()
+    with open(run.lock_file) as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        looked = threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN))
+        looked.start()
+        try:
             with run.lock():
-                pass
-    finally:
-        stop.set()
-        looker.join()
+                assert run.holder()
+        finally:
+            looked.join()
 
 
 CHILD_ENDS = """
@@ -170,7 +175,7 @@ CHILD_ENDS = """
     child = os.fork()
     if child == 0:
         sys.exit()  # leaves the block, as a forked process may that does not exec
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == 0, "closing the lock twice would be an error"
 """
 CHILD_STAYS = """
     import os, time

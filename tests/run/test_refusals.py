@@ -73,7 +73,7 @@ def test_asked_for_what_is_not_there(desk: Desk, script: str, argv: list[str], p
 @pytest.fixture(scope="module")
 def fresh(desk: Desk) -> Path:
     """The project as it is cloned: nothing set up."""
-    clone = desk.folder / "clone"
+    clone: Path = desk.folder / "clone"
     clone.mkdir()
     for folder in ("run", "src"):
         shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
