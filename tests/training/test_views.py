@@ -48,7 +48,7 @@ def test_tensorboard_is_one_clean_curve_also_after_a_kill(tmp_path: Path) -> Non
         order = 99
 
         def on_step_end(self, trainer: Trainer) -> None:
-            if trainer.step == 7:
+            if trainer.step == 8:
                 raise KeyboardInterrupt
 
     run = new_run(tmp_path, Buffers)
