@@ -22,13 +22,15 @@ def test_durations(seconds: float | None, words: str) -> None:
     assert table.duration(seconds) == words
 
 
-def test_a_line_a_run(make: Make) -> None:
+def test_a_line_a_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(state="stopped", pid=4711)
     run.write_status(replace(run.status(), step=100, of=2500, loss=4.2341, reason="SIGTERM received", speed="fast",
                              eta_seconds=9.0, switched_off=["TensorBoard"]))
+    now = run.status().heartbeat
+    monkeypatch.setattr("time.time", lambda: now + 8)
     heading, line = table.table([table.row(run), table.row(make("another_and_longer_name"))]).splitlines()[:2]
     assert heading.split() == list(table.COLUMNS)
-    assert line.split() == [run.name, "stopped", "-", "100/2500", "4.2341", "-", "-", "-", "0s", "ago", "SIGTERM",
+    assert line.split() == [run.name, "stopped", "-", "100/2500", "4.2341", "-", "-", "-", "8s", "ago", "SIGTERM",
                             "received", "(switched", "off:", "TensorBoard)"], "no PID, speed or ETA without a trainer"
     assert heading.index("STATE") == line.index("stopped")
 
