@@ -20,12 +20,8 @@ while (($#)); do
   shift
 done
 
-if [[ -n "${run}" ]]; then
-  source=(--logdir "$(daemon tell "${run}" tensorboard)")
-else
-  source=(--logdir_spec "$(daemon board)")
-fi
+source="$(daemon board ${run:+"${run}"})"
 setup
 while (exec 3<>"/dev/tcp/127.0.0.1/${port}") 2>/dev/null; do port=$((port + 1)); done
 printf 'http://127.0.0.1:%d/\n' "${port}"
-exec "${VENV}/bin/tensorboard" "${source[@]}" --host 127.0.0.1 --port "${port}"
+exec "${VENV}/bin/tensorboard" --logdir_spec "${source}" --host 127.0.0.1 --port "${port}"

@@ -54,9 +54,9 @@ setup() {
     flock 9
     [[ -e "${stamp}" ]] && exit
     printf 'Setting up %s (once; a minute or a few)\n' "${VENV}" >&2
-    python="$(any_python)"
     if ! "${VENV}/bin/python" -m pip --version >/dev/null 2>&1; then
-      rm -rf "${VENV}"
+      rm -rf "${VENV}" # half made, or its Python is gone
+      python="$(any_python)"
       "${python}" -m venv "${VENV}" >&2 || die "python3 cannot make a virtual environment; on Debian: apt install python3-venv"
     fi
     "${VENV}/bin/python" -m pip install --disable-pip-version-check --editable "${ROOT}${extra:+[${extra}]}" >&2 ||

@@ -12,7 +12,11 @@
 if (($# == 0)) || among --help "$@" || among -h "$@"; then
   usage
 else
-  name="$(daemon tell "$1" folder)"
-  script="$(daemon tell "$1" script)"
-  train "${script}" --resume "${name}" "${@:2}"
+  run="" options=()
+  for option in "$@"; do
+    if [[ -z "${run}" && "${option}" != -* ]]; then run="${option}"; else options+=("${option}"); fi
+  done
+  folder="$(daemon tell "${run}" folder)"
+  script="$(daemon tell "${run}" script)"
+  train "${script}" --resume "${folder}" "${options[@]}"
 fi

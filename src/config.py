@@ -8,6 +8,7 @@ help line. Standard library only: `--help` answers on a machine where nothing is
 import dataclasses
 import difflib
 import json
+import os
 import re
 import sys
 import types
@@ -41,6 +42,7 @@ class Spec:
     choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     bare: str | None = None
+    path: tuple[str, ...] | None = None
     may_change: bool = False
 
     def problem(self, value: float) -> str:
@@ -64,6 +66,8 @@ def opt(default: Any, help: str, **spec: Any) -> Any:
     choices          the words a string may be
     aliases          other names of the flag; one alias may set several fields
     bare             the value meant by the flag alone (`--resume`)
+    path             names a file or folder, unless it is one of these words; kept as an absolute path, so that it
+                     means the same when the run goes on from another folder
     may_change       may differ when a run goes on: it does not change what is computed
     """
     return field(default=default, metadata={"spec": Spec(help, **spec)})
@@ -116,12 +120,17 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     if path := flags.pop("config", ""):
         typed.update(read_json(cls, Path(path), problems, invalid))
     typed.update(flags)
-    values.update(typed)
-    config = cls(**values)
+    typed = {name: _absolute(fields(cls)[name][1], value) for name, value in typed.items()}
+    config = cls(**values | typed)
     problems += check(config, invalid) + further(config)
     if problems:
         raise UserError(*problems)
     return Parsed(config, frozenset(typed), preset)
+
+
+def _absolute(spec: Spec, value: Any) -> Any:
+    is_path = spec.path is not None and value and value not in spec.path and Path(value).exists()
+    return str(Path(value).resolve()) if is_path else value
 
 
 class _Invalid:
@@ -360,8 +369,12 @@ def _entry(flag: str, help: str) -> list[str]:
     return [f"  {flag}", *(" " * 34 + line for line in body)]
 
 
+def program() -> str:
+    """The name of what the user called: a script of run/ says so, whatever it calls in turn."""
+    return os.environ.get("STOKER_SCRIPT") or Path(sys.argv[0]).name
+
+
 def complain(problems: Sequence[str]) -> None:
     """Print mistakes as a program does, one a line, on standard error."""
-    program = Path(sys.argv[0]).name
     for problem in problems:
-        print(f"{program}: {problem}", file=sys.stderr)
+        print(f"{program()}: {problem}", file=sys.stderr)

@@ -371,7 +371,7 @@ def test_what_is_printed_is_read_back_the_same(tmp_path: Path, text: str) -> Non
     def printed(*argv: str) -> str:
         return bare("-P", str(SCRIPT), *argv, "--print_config").stdout
 
-    first = printed("--preset", "nano", "--lr", "1e-3", "--dataset", text.replace("/text", "//text"),
+    first = printed("--preset", "nano", "--lr", "1e-3", "--dataset", "nowhere//text.txt",
                     "--no_weight_monitor")
     assert "//text" in first, "no comment, though it looks like one"
     assert printed("--config", written(tmp_path, first)) == first

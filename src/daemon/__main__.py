@@ -37,11 +37,12 @@ def main() -> int:
 
     tell = commands.add_parser("tell", help="print something a run's files or status say")
     tell.add_argument("run")
-    tell.add_argument("what", choices=("name", "script", "log", "tensorboard", "pid", "folder"))
+    tell.add_argument("what", choices=("name", "script", "log", "pid", "folder"))
     tell.set_defaults(call=lambda given: _tell(given.run, given.what))
 
-    board = commands.add_parser("board", help="print NAME:FOLDER of every run, comma between, for TensorBoard")
-    board.set_defaults(call=lambda given: _board())
+    board = commands.add_parser("board", help="print NAME:FOLDER of a run or of all, comma between, for TensorBoard")
+    board.add_argument("run", nargs="?", default="")
+    board.set_defaults(call=lambda given: _board(given.run))
 
     wait = commands.add_parser("wait", help="wait until a run just started trains or has ended")
     wait.add_argument("pid", type=int)
@@ -51,7 +52,6 @@ def main() -> int:
         given = parser.parse_args()
         return int(given.call(given))
     except UserError as error:
-        sys.argv[0] = f"{os.environ.get('STOKER_SCRIPT', 'daemon')}"
         complain(error.problems)
         return 2
     except KeyboardInterrupt:
@@ -124,13 +124,14 @@ def _until(holds: "object", seconds: float) -> bool:
 def _tell(which: str, what: str) -> int:
     run = registry.find(which)
     holder = run.holder()
-    print({"name": run.name, "script": run.status().script, "log": run.latest_log, "tensorboard": run.tensorboard,
+    print({"name": run.name, "script": run.status().script, "log": run.latest_log,
            "pid": holder.pid if holder else "", "folder": run.path}[what])
     return 0
 
 
-def _board() -> int:
-    print(",".join(f"{run.name}:{run.tensorboard}" for run in registry.runs()))
+def _board(which: str) -> int:
+    runs = [registry.find(which)] if which else registry.runs()
+    print(",".join(f"{run.name}:{run.tensorboard}" for run in runs))
     return 0
 
 

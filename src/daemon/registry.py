@@ -76,7 +76,7 @@ def _of_process(pid: int, known: list[RunDir]) -> RunDir:
 def _candidates() -> Iterator[RunDir]:
     for folder in (PROJECT / "result", files.home() / "runs"):
         if folder.is_dir():
-            yield from (RunDir(path.resolve()) for path in folder.iterdir())
+            yield from (RunDir(path.resolve()) for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _status(run: RunDir) -> Status | None:

@@ -12,19 +12,23 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import files
 from config import UserError
 from daemon import process
+
+log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parents[2]
 MANIFEST = "manifest.json"  # of a snapshot: written last, so a folder that has one is whole
@@ -52,6 +56,7 @@ class Status:
     speed: str = ""
     eta_seconds: float | None = None
     switched_off: list[str] = field(default_factory=list)
+    typed: dict[str, Any] = field(default_factory=dict)  # the options given at the start, before any was adjusted
 
 
 @dataclass(frozen=True)
@@ -115,22 +120,36 @@ class RunDir:
     def _acquire(self, file: IO[str]) -> None:
         """`ps.sh` holds the lock for an instant when it looks: hence the patience."""
         deadline = time.monotonic() + SECONDS_TO_LOCK
-        while not _try_lock(file, fcntl.LOCK_EX):
+        while not self._try_lock_or_warn(file):
             if time.monotonic() > deadline:
                 holder = self.holder()
                 raise UserError(f"run {self.name} is being trained already, by process "
                                 f"{holder.pid if holder else '?'}; stop it first: ./run/stop.sh {self.name}")
             time.sleep(0.05)
 
+    def _try_lock_or_warn(self, file: IO[str]) -> bool:
+        try:
+            return _try_lock(file, fcntl.LOCK_EX)
+        except _NoLocks:
+            log.warning("%s is on a file system without locks: see to it that nobody else trains this run", self.path)
+            return True
+
     def holder(self) -> process.Process | None:
         """The process that trains this run now."""
         try:
             with open(self.lock_file) as file:
-                if _try_lock(file, fcntl.LOCK_SH):
-                    return None
-                return process.Process(**json.loads(file.read() or "{}"))
+                return self._holder(file)
         except (FileNotFoundError, TypeError, ValueError):  # no run yet, or its lock taken this very moment
             return None
+
+    def _holder(self, file: IO[str]) -> process.Process | None:
+        try:
+            if _try_lock(file, fcntl.LOCK_SH):
+                return None
+            return process.Process(**json.loads(file.read() or "{}"))
+        except _NoLocks:  # then what is written there must do: that process, if it lives
+            written = process.Process(**json.loads(file.read() or "{}"))
+            return written if process.find(written.pid) == written else None
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -158,21 +177,21 @@ class RunDir:
 
 
 def create(result_dir: Path, name: str, status: Status) -> RunDir:
-    """Make the directory of a new run; `name` is made unique.
+    """Make the directory of a new run, with status and config, under `name` or, if that is taken, the like of it.
 
-    Raises UserError if it cannot be written; then nothing is left of it.
+    It gets its name last, so no run is ever met without its status. Raises UserError if it cannot be written; then
+    nothing is left of it.
     """
+    hidden = RunDir(result_dir / f".{name}.{uuid.uuid4().hex}")
     try:
         result_dir.mkdir(parents=True, exist_ok=True)
-        run = RunDir(_made_unused(result_dir, name).resolve())
-    except OSError as error:
-        raise _unwritable(f"--result_dir {result_dir}", error) from error
-    try:
         for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents"):
-            (run.path / folder).mkdir()
-        run.write_status(replace(status, created=time.time(), pid=os.getpid()))
+            (hidden.path / folder).mkdir(parents=True)
+        files.write_json(hidden.config_file, status.typed)
+        hidden.write_status(replace(status, created=time.time(), pid=os.getpid()))
+        run = RunDir(_named(hidden.path, name).resolve())
     except OSError as error:
-        run.remove()
+        shutil.rmtree(hidden.path, ignore_errors=True)
         raise _unwritable(f"--result_dir {result_dir}", error) from error
     try:
         _register(run)
@@ -197,15 +216,15 @@ def slug(dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", stem).strip("-.") or "data"
 
 
-def _made_unused(folder: Path, name: str) -> Path:
-    """A new folder under a name not taken yet: two starts at the same time get two."""
+def _named(hidden: Path, name: str) -> Path:
+    """Rename a folder to a name not taken yet: two starts at the same time get two."""
     while True:
-        path = _unused(folder, name)
+        path = _unused(hidden.parent, name)
         try:
-            path.mkdir()
-            return path
-        except FileExistsError:  # another start was faster
-            continue
+            return hidden.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another start was faster
+                raise
 
 
 def _unused(folder: Path, stem: str, ending: str = "") -> Path:
@@ -248,6 +267,10 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
+class _NoLocks(Exception):
+    """The file system has no working locks (some network file systems)."""
+
+
 def _try_lock(file: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -255,4 +278,6 @@ def _try_lock(file: IO[str], kind: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
             return False
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise _NoLocks from error
         raise

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import config
-import files
 from config import Parsed, UserError
 from daemon import logs, registry, rundir
 from daemon.rundir import RunDir, Status
 from training.options import Options
+from training.signals import Interrupted, Signals
 from training.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class Job:
     parsed: Parsed[Any]
     run: RunDir | None = None
     snapshot: Path | None = None  # where to go on, or where the weights come from
+    asks: bool = False  # whether to ask on the terminal first
 
     @property
     def cfg(self) -> Any:
@@ -56,16 +57,18 @@ def main(stage: type[Stage]) -> None:
 
 
 def _main(stage: type[Stage], argv: list[str]) -> int:
+    if "--print_config" in argv:
+        shown = [arg for arg in argv if arg != "--print_config"]
+        parsed: Parsed[Any] = config.parse(stage.Config, stage.presets, shown)
+        print(json.dumps(config.to_json(parsed.config), indent=2))
+        return FINISHED
     if {"--help", "-h"} & set(argv):
         print(config.help_text(stage.Config, stage.presets, f"usage: python {sys.argv[0]} [--OPTION VALUE ...]\n\n"
                                + (stage.__doc__ or "")))
         return FINISHED
     only_check = "--check" in argv
-    job = decide(stage, [arg for arg in argv if arg not in ("--check", "--print_config")])
-    if "--print_config" in argv:
-        print(json.dumps(config.to_json(job.cfg), indent=2))
-        return FINISHED
-    if job.run and not job.cfg.yes:
+    job = decide(stage, [arg for arg in argv if arg != "--check"])
+    if job.run and job.asks:
         _confirm(job.run)
     return FINISHED if only_check else start(job)
 
@@ -122,19 +125,35 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     if status.state == "finished":
         raise UserError(f"run {run.name} is finished: there is nothing to go on with; "
                         "start a new one, from its weights with --checkpoint_file")
-    written = json.loads(run.config_file.read_text())  # all options once it has begun, before that the typed ones
-    before: Options = config.from_json(stage.Config, {**stage.presets.get(status.preset, {}), **written},
-                                       str(run.config_file))
     if parsed.preset and parsed.preset != status.preset:
         raise UserError(f"--preset {parsed.preset}: {run.name} has preset {status.preset or 'none'}; leave it out")
+    written = _written_config(run)  # all options once it has begun, before that the typed ones
+    before: Options = config.from_json(stage.Config, {**stage.presets.get(status.preset, {}), **written},
+                                       str(run.config_file))
+    anew = _given_anew(stage, parsed, run, status, before)
+    return Job(stage, Parsed(replace(before, **anew), frozenset(written) | anew.keys(), status.preset), run, snapshot,
+               asks=bool(parsed.config.resume) and not parsed.config.yes)
+
+
+def _written_config(run: RunDir) -> dict[str, Any]:
+    try:
+        return dict(json.loads(run.config_file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"run {run.name} cannot go on: {run.config_file} cannot be read ({error})") from error
+
+
+def _given_anew(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: Status, before: Any) -> dict[str, Any]:
+    """The options typed now that replace the run's own. Those that would make it another run may only be repeated,
+    as they were typed at its start or as they were settled then. Raises UserError for any other value."""
     asked = {name: getattr(parsed.config, name) for name in parsed.typed}
+    anew = {name: value for name, value in asked.items() if config.fields(stage.Config)[name][1].may_change}
     refused = [name for name, value in asked.items()
-               if not config.fields(stage.Config)[name][1].may_change and value != getattr(before, name)]
+               if name not in anew and value not in (getattr(before, name), status.typed.get(name))]
     if refused:
         raise UserError(*(f"--{name} {asked[name]} differs from the {getattr(before, name)} of {run.name}: that would "
                           "be another run; leave it out, or start a new one with --checkpoint_file"
                           for name in refused))
-    return Job(stage, Parsed(replace(before, **asked), parsed.typed | written.keys(), status.preset), run, snapshot)
+    return anew
 
 
 def _result_dir(cfg: Options) -> Path:
@@ -159,26 +178,33 @@ def start(job: Job) -> int:
     background = os.environ.get("STOKER_BACKGROUND") == "1"
     console = os.dup(2)  # in the background standard error becomes the log, but mistakes go where we were started
     logs.to_console()
-    run = job.run or _new_run(job)
+    run = None
     try:
-        with run.lock():
-            return _locked(job, run, background)
+        with Signals() as signals:
+            signals.interruptible = True
+            run = job.run or _new_run(job)
+            signals.at_second = lambda name: _at_once(run, name)
+            with run.lock():
+                return _locked(job, run, signals, background)
+    except Interrupted as stop:
+        log.info("%s received before anything was started", stop)
+        return FINISHED
     except UserError as error:
-        if job.run is None:
+        if job.run is None and run is not None:
             run.remove()
         with open(console, "w") as stderr:
-            stderr.writelines(f"{Path(sys.argv[0]).name}: {problem}\n" for problem in error.problems)
+            stderr.writelines(f"{config.program()}: {problem}\n" for problem in error.problems)
         return REFUSED
 
 
 def _new_run(job: Job) -> RunDir:
-    cfg, stage = job.cfg, job.stage
-    status = Status(stage.name, Path(sys.argv[0]).name, cfg.dataset, job.parsed.preset)
-    return rundir.create(_result_dir(cfg), cfg.run_name or rundir.run_name(stage.name, cfg.dataset, job.parsed.preset),
-                         status)
+    cfg, stage, preset = job.cfg, job.stage, job.parsed.preset
+    status = Status(stage.name, Path(sys.argv[0]).name, cfg.dataset, preset,
+                    typed={name: getattr(cfg, name) for name in sorted(job.parsed.typed)})
+    return rundir.create(_result_dir(cfg), cfg.run_name or rundir.run_name(stage.name, cfg.dataset, preset), status)
 
 
-def _locked(job: Job, run: RunDir, background: bool) -> int:
+def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
     """Train, and turn whatever ends the run into its last status and an exit code.
 
     Raises UserError only where nothing has begun: then the status is as it was before.
@@ -189,28 +215,19 @@ def _locked(job: Job, run: RunDir, background: bool) -> int:
     run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), eta_seconds=None))
     with open(path, "ab") as file, _faults(file.fileno()):
         try:
-            return _train(job, run)
-        except UserError as error:
-            run.write_status(before, sync=True)
-            if background:
-                log.error("%s", error)
-            raise
-        except Exception as error:
-            log.exception("the run failed")
-            return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
+            from training.session import Session  # torch and all: takes seconds
 
-
-def _train(job: Job, run: RunDir) -> int:
-    from training.session import Session
-    from training.signals import Interrupted, Signals
-
-    if job.run is None:
-        files.write_json(run.config_file, {name: getattr(job.cfg, name) for name in sorted(job.parsed.typed)})
-    with Signals(lambda name: _at_once(run, name)) as signals:
-        try:
             ending = Session(job, run, signals).train()
         except Interrupted as stop:
             return _end(run, "stopped", f"{stop} received before training began", FINISHED)
+        except Exception as error:
+            if isinstance(error, UserError) and run.status().state == "preparing":
+                run.write_status(before, sync=True)
+                if background:
+                    log.error("%s", error)
+                raise
+            log.exception("the run failed")
+            return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
     halted = ending.state == "halted"
     return _end(run, "stopped" if halted else ending.state, ending.reason, RESUMABLE if halted else FINISHED)
 

@@ -68,7 +68,7 @@ class Keeping:
                                      may_change=True)
     delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",
                                                 may_change=True)
-    result_dir: str = opt("", "where runs are kept (default: result/ of the project)", may_change=True)
+    result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True)
     run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
 
 
@@ -78,7 +78,7 @@ class GoingOn:
 
     resume: str = opt("", "go on with a run, by name, PID or snapshot; alone: the newest unfinished one of this stage",
                       bare="newest", may_change=True)
-    checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", may_change=True)
+    checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", path=(), may_change=True)
     yes: bool = opt(False, "do not ask before going on", aliases=("y",), may_change=True)
 
 

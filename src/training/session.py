@@ -3,8 +3,6 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,21 +47,12 @@ class Session:
 
     def train(self) -> Ending:
         """Raises UserError before training has begun, and Interrupted if a stop came before that."""
-        with self._interruptible():
-            trainer, snapshot = self.prepare()
+        trainer, snapshot = self.prepare()
+        self.signals.interruptible = False  # from here on there is something to save
         ending = trainer.fit(snapshot)
         if ending.state == "finished":
             _hand_out(trainer, self.run, trainer.snapshots)
         return ending
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """While nothing is trained yet, a stop need not wait for anything."""
-        self.signals.interruptible = True
-        try:
-            yield
-        finally:
-            self.signals.interruptible = False
 
     def prepare(self) -> tuple[Trainer, Path | None]:
         """The trainer of this sitting, and the snapshot it is to go on from."""
@@ -87,7 +76,6 @@ class Session:
         snapshot = self._where_to_go_on(kept)
         callbacks = _callbacks(cfg, self.run, stage, self._initial_weights())
         files.write_json(self.run.config_file, config.to_json(cfg))
-        self.run.announce(stage.name, self.job.cfg.dataset)
         return Trainer(stage, cfg, steps, order, kept, callbacks, self.signals, device), snapshot
 
     def _fit(self, cfg: Options, order: Order) -> tuple[Options, int]:

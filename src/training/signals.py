@@ -30,14 +30,15 @@ class Signals:
 
     stop            name of the signal that asked to stop, or ''
     take_save()     whether a snapshot was asked for since the last call
-    at_second       called, from the thread, before a second stop ends the process with `os._exit`
+    at_second       called, from the thread, before a second stop ends the process; returns its exit code
+    interruptible   while True, a stop raises Interrupted in the main thread
     """
 
-    def __init__(self, at_second: Callable[[str], int]):
+    def __init__(self, at_second: Callable[[str], int] = lambda name: 75):
         self.stop = ""
-        self.interruptible = False  # while True, a stop raises Interrupted in the main thread
+        self.at_second = at_second
+        self.interruptible = False
         self._save = threading.Event()
-        self._at_second = at_second
         self._before: dict[signal.Signals, object] = {}
 
     def take_save(self) -> bool:
@@ -82,7 +83,7 @@ class Signals:
     def _stop(self, name: str) -> None:
         if self.stop:
             log.warning("second %s: ending at once", name)
-            os._exit(self._at_second(name))
+            os._exit(self.at_second(name))
         self.stop = name
         log.info("%s: %s", name, "stopping" if self.interruptible else
                  "finishing this step, then saving and stopping; once more to end at once")

@@ -34,8 +34,9 @@ class Text:
     """What text"""
 
     dataset: str = opt("pydocs", "pydocs (documentation found in the installed Python packages), a text file, or a "
-                       "folder of text files", aliases=("data_path",))
-    tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o, bpe (trained on this text), bytes, or PATH/tokenizer.json")
+                       "folder of text files", path=("pydocs",), aliases=("data_path",))
+    tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o, bpe (trained on this text), bytes, or PATH/tokenizer.json",
+                         path=TOKENIZERS)
     vocab_size: int = opt(32000, "pieces of an own bpe", ge=256, le=100000)
     retrain_tokenizer: bool = opt(False, "train the bpe again, though one is known for this text")
 

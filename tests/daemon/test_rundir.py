@@ -50,7 +50,7 @@ def test_starts_at_the_same_time_get_one_each(tmp_path: Path) -> None:
 
 def test_a_start_that_is_faster_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look whether a name is free and the folder, another start makes that folder."""
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").mkdir(parents=True)
     answers, exists = iter([False]), os.path.lexists
     monkeypatch.setattr(os.path, "lexists", lambda path: next(answers, exists(path)))
     assert rundir.create(tmp_path, "run", LM).name == "run-2"

@@ -50,7 +50,7 @@ def refused(desk: Desk, *argv: str) -> list[str]:
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(texts: Desk, argv: list[str], parts: list[str]) -> None:
     lines = refused(texts, *argv)
-    assert len(lines) == 1 and lines[0].startswith("train_lm.py: "), lines
+    assert len(lines) == 1 and lines[0].startswith("run_train_lm.sh: "), lines
     assert all(part in lines[0] for part in parts), lines
 
 

@@ -88,7 +88,7 @@ def test_its_log_is_found(desk: Desk, running: Begun) -> None:
 def test_a_second_trainer_is_refused_and_the_first_unharmed(desk: Desk, running: Begun) -> None:
     second = desk.train(*ENDLESS, "--run_name", "life", "--yes")
     assert second.returncode == 2
-    assert second.stderr == (f"train_lm.py: run life is being trained already, by process {running.pid}; "
+    assert second.stderr == (f"run_train_lm.sh: run life is being trained already, by process {running.pid}; "
                              "stop it first: ./run/stop.sh life\n")
     before = desk.run("life")
     assert (before["state"], before["pid"]) == ("training", running.pid)
