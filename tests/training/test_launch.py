@@ -1,0 +1,168 @@
+"""Which run a command line means, and what becomes of one that is stopped or refused early."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import UserError
+from daemon import rundir
+from daemon.rundir import PROJECT, RunDir, Status
+from toys import Regression, new_run, train
+from training import launch
+from training.train_lm import LanguageModel
+
+SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto"]
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "text.txt"
+    path.write_text("one two three\n" * 100)
+    return path
+
+
+def begun(tmp_path: Path, *argv: str, **settled: Any) -> RunDir:
+    """A run as it stands on disk after its start, its config settled to the run's length."""
+    job = launch.decide(LanguageModel, [*argv, "--result_dir", str(tmp_path / "runs")])
+    typed = {name: getattr(job.cfg, name) for name in job.parsed.typed}
+    run = rundir.create(tmp_path / "runs", job.cfg.run_name or "run",
+                        Status("lm", "train_lm.py", job.cfg.dataset, job.parsed.preset, "stopped", typed=typed))
+    if settled:
+        whole = vars(job.cfg) | settled
+        run.config_file.write_text(json.dumps(whole))
+    return run
+
+
+def test_the_same_named_command_again_goes_on_without_asking(tmp_path: Path, text: Path) -> None:
+    """Though the config was settled meanwhile: typed values may be repeated as they were typed."""
+    argv = ["--dataset", "text.txt", *SMALL, "--run_name", "mine"]
+    run = begun(tmp_path, *argv, max_steps=9, epochs=1, precision="fp32", log_interval=1)
+    job = launch.decide(LanguageModel, [*argv, "--result_dir", str(tmp_path / "runs")])
+    assert job.run == run and not job.asks
+    assert (job.cfg.epochs, job.cfg.precision, job.cfg.log_interval) == (1, "fp32", 1)
+
+
+@pytest.mark.parametrize("argv, why", [(["--lr", "0.001"], "--lr 0.001 differs from the 0.0003"),
+                                       (["--epochs", "3"], "--epochs 3 differs from the 1"),
+                                       (["--preset", "tiny"], "has preset none")])
+def test_what_would_be_another_run_is_refused(tmp_path: Path, text: Path, argv: list[str], why: str) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL, epochs=1)
+    with pytest.raises(UserError, match=why):
+        launch.decide(LanguageModel, ["--resume", run.name, *argv])
+
+
+def test_harmless_options_may_be_given_anew(tmp_path: Path, text: Path) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL, epochs=1)
+    job = launch.decide(LanguageModel, ["--resume", run.name, "--log_interval", "7", "--num_workers", "3"])
+    assert job.asks and (job.cfg.log_interval, job.cfg.num_workers, job.cfg.epochs) == (7, 3, 1)
+
+
+def test_a_run_that_had_not_begun_is_settled_now(tmp_path: Path, text: Path) -> None:
+    """Its config holds the typed options only, so the others are still to be cut to the run's length."""
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL, "--preset", "nano")
+    job = launch.decide(LanguageModel, ["--resume", run.name, "--yes"])
+    assert "log_interval" not in job.parsed.typed and {"dataset", "max_steps", "yes"} <= job.parsed.typed
+    assert job.cfg.d_model == LanguageModel.presets["nano"]["d_model"] and job.cfg.max_steps == 9
+
+
+def test_a_path_means_the_same_from_another_folder(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert launch.decide(LanguageModel, ["--resume", run.name]).cfg.dataset == str(text)
+    assert launch.decide(LanguageModel, ["--resume", "--dataset", "../text.txt"]).run == run
+
+
+def test_the_embedded_corpus_wins_over_a_folder_of_its_name(tmp_path: Path, text: Path) -> None:
+    (tmp_path / "pydocs").mkdir()
+    assert launch.decide(LanguageModel, ["--dataset", "pydocs"]).cfg.dataset == "pydocs"
+
+
+def test_a_broken_config_is_told(tmp_path: Path, text: Path) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
+    run.config_file.write_text("{")
+    with pytest.raises(UserError, match="run_config.json cannot be read"):
+        launch.decide(LanguageModel, ["--resume", run.name])
+
+
+def test_finished_runs_do_not_go_on(tmp_path: Path, text: Path) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
+    run.write_status(replace(run.status(), state="finished"))
+    with pytest.raises(UserError, match="is finished"):
+        launch.decide(LanguageModel, ["--resume", run.name])
+    with pytest.raises(UserError, match="no unfinished run of lm"):
+        launch.decide(LanguageModel, ["--resume"])
+
+
+def test_a_snapshot_may_be_named(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(Regression, run)
+    run.write_status(replace(run.status(), state="stopped"))
+    stage = type("Toy", (Regression,), {"check": classmethod(lambda cls, cfg: [])})
+    job = launch.decide(stage, ["--resume", str(run.snapshots / "snapshot_step_4.pt")])
+    assert (job.run, job.snapshot) == (run, run.snapshots / "snapshot_step_00000004")
+    job = launch.decide(stage, ["--checkpoint_file", str(run.snapshots / "snapshot_epoch_0003" / "model.safetensors")])
+    assert (job.run, job.snapshot) == (None, run.snapshots / "snapshot_epoch_0003")
+
+
+def test_without_locks_the_process_itself_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        caplog: pytest.LogCaptureFixture) -> None:
+    def none(*given: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    run = new_run(tmp_path, Regression)
+    with run.lock():
+        holder = run.holder()
+        assert holder is not None and holder.pid == os.getpid() and "without locks" in caplog.text
+    run.lock_file.write_text(json.dumps({"pid": os.getpid(), "started": 1, "boot": "another"}))
+    assert run.holder() is None
+
+
+# -- real processes -----------------------------------------------------------------------------------------------
+
+
+def script(*argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), *argv], text=True,
+                            stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")})
+
+
+def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
+    process = script("--dataset", "text.txt", *SMALL, "--result_dir", "runs", "--run_name", "early")
+    while not (tmp_path / "runs/early/logs/latest.log").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    run = RunDir(tmp_path / "runs/early")
+    assert run.state() == "stopped" and run.status().reason == "SIGTERM received before training began"
+    assert "SIGTERM: stopping" in run.latest_log.read_text()
+
+
+def test_a_refused_run_leaves_the_link_to_the_one_before(tmp_path: Path) -> None:
+    first = new_run(tmp_path, Regression)
+    train(Regression, first)
+    other = new_run(tmp_path, Regression)
+    with pytest.raises(UserError, match="is of another model"):
+        sitting_with_other_shape(other, first)
+    other.remove()
+    assert (tmp_path / "regression_toy").resolve() == first.path
+
+
+def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
+    from toys import session
+
+    sitting = session(Regression, run, width=6, snapshot=first.snapshots / "snapshot_epoch_0003")
+    with run.lock():
+        trainer, snapshot = sitting.prepare()
+        trainer.fit(snapshot)
