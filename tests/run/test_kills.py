@@ -27,6 +27,12 @@ OPTIONS = [
 ]
 
 
+def make_text(folder: Path) -> None:
+    chosen = random.Random(0)
+    words = "stoker keeps the fire burning all night long while you sleep".split()
+    (folder / "text.txt").write_text("\n".join(" ".join(chosen.choices(words, k=8)) for _ in range(300)))
+
+
 def start(folder: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), "--dataset", str(folder / "text.txt"),
                "--result_dir", str(folder), "--run_name", name, *OPTIONS, "--yes", *options]
@@ -53,9 +59,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def test_killed_stopped_and_resumed_is_left_alone(tmp_path: Path) -> None:
-    chosen = random.Random(0)
-    words = "stoker keeps the fire burning all night long while you sleep".split()
-    (tmp_path / "text.txt").write_text("\n".join(" ".join(chosen.choices(words, k=8)) for _ in range(300)))
+    make_text(tmp_path)
     assert start(tmp_path, "alone").wait(100) == 0
     for number, step in ((signal.SIGKILL, 8), (signal.SIGTERM, 21), (signal.SIGKILL, 36), (signal.SIGINT, 49)):
         process = start(tmp_path, "troubled")
@@ -72,18 +76,18 @@ def test_killed_stopped_and_resumed_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
-    """Ten kills a seed, each some moment after the start: in the imports, a step, a save, an evaluation."""
-    chosen = random.Random(seed)
-    words = "stoker keeps the fire burning all night long while you sleep".split()
-    (tmp_path / "text.txt").write_text("\n".join(" ".join(chosen.choices(words, k=8)) for _ in range(300)))
-    assert start(tmp_path, "alone").wait(100) == 0
-    for _ in range(10):
-        process = start(tmp_path, "troubled")
-        time.sleep(chosen.uniform(1.0, 6.0))
-        process.kill()
-        process.wait(10)
-        if RunDir(tmp_path / "troubled").status().state == "finished":
-            break
-    else:
-        assert start(tmp_path, "troubled").wait(100) == 0
+    """Again and again some moment after the start: in the imports, a step, a save, an evaluation."""
+    chosen, longer, kills = random.Random(seed), ("--max_steps", "300"), 0
+    make_text(tmp_path)
+    assert start(tmp_path, "alone", *longer).wait(100) == 0
+    run = RunDir(tmp_path / "troubled")
+    while not run.path.exists() or run.state() != "finished":
+        process = start(tmp_path, "troubled", *longer)
+        try:
+            assert process.wait(chosen.uniform(1.0, 4.0)) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills >= 3
     assert_same(outcome(tmp_path / "alone"), outcome(tmp_path / "troubled"))
