@@ -7,7 +7,7 @@
 #   --port   first port to try (default 6006)
 
 # shellcheck source=run/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
 run="" port=6006
 while (($#)); do
@@ -24,4 +24,4 @@ source="$(daemon board ${run:+"${run}"})"
 setup
 while (exec 3<>"/dev/tcp/127.0.0.1/${port}") 2>/dev/null; do port=$((port + 1)); done
 printf 'http://127.0.0.1:%d/\n' "${port}"
-exec "${VENV}/bin/tensorboard" --logdir_spec "${source}" --host 127.0.0.1 --port "${port}"
+exec "${VENV}/bin/python" -m tensorboard.main --logdir_spec "${source}" --host 127.0.0.1 --port "${port}"

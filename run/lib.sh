@@ -6,7 +6,7 @@
 
 set -euo pipefail
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${ROOT}/.venv"
 export PYTHONPATH="${ROOT}/src"
 export STOKER_SCRIPT="${0##*/}"
@@ -61,6 +61,7 @@ setup() {
     fi
     "${VENV}/bin/python" -m pip install --disable-pip-version-check --editable "${ROOT}${extra:+[${extra}]}" >&2 ||
       die "set-up failed, see above; the same command tries again"
+    rm -f "${VENV}"/.ready-* # of older versions of setup.cfg
     touch "${stamp}" "${VENV}/.ready-${digest}" # an extra brings all the rest with it
   ) 9<"${ROOT}/setup.cfg"
 }
@@ -99,7 +100,7 @@ train() {
 start_in_background() {
   local python="$1" output pid code=0
   shift
-  output="$(mktemp "${TMPDIR:-/tmp}/stoker.XXXXXX")"
+  output="$(mktemp "${TMPDIR:-/tmp}/stoker.XXXXXX" 2>/dev/null || mktemp "${ROOT}/result/.start.XXXXXX")"
   # setsid: a session of its own, so that no terminal's end reaches it; nohup alone is undone by any SIGHUP handler.
   STOKER_BACKGROUND=1 nohup setsid "${python}" -P "$@" --yes </dev/null >"${output}" 2>&1 &
   pid=$!

@@ -7,7 +7,7 @@
 #   -f    the last lines, then what comes, until the run ends
 
 # shellcheck source=run/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
 run="" follow=no
 for option in "$@"; do

@@ -7,7 +7,7 @@
 #   --json    one JSON object a line
 
 # shellcheck source=run/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
 if among --help "$@" || among -h "$@"; then
   usage

@@ -7,7 +7,7 @@
 #   --yes  do not ask
 
 # shellcheck source=run/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
 if (($# == 0)) || among --help "$@" || among -h "$@"; then
   usage

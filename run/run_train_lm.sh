@@ -22,6 +22,6 @@
 # All options:  .venv/bin/python src/training/train_lm.py --help
 
 # shellcheck source=run/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
 train train_lm.py "$@"

@@ -6,7 +6,7 @@
 #   RUN   its name, the beginning of it, its PID or its folder
 
 # shellcheck source=run/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
 if (($# == 0)) || among --help "$@" || among -h "$@"; then
   usage

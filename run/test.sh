@@ -8,7 +8,7 @@
 # With pytest arguments only the tests run: ./run/test.sh tests/training -k resume
 
 # shellcheck source=run/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
 arguments=() all=()
 for option in "$@"; do
@@ -22,9 +22,9 @@ done
 setup dev
 cd "${ROOT}"
 if ((${#arguments[@]} == 0)); then
-  "${VENV}/bin/flake8" src tests benchmarks
-  "${VENV}/bin/isort" --check --quiet src tests benchmarks
-  "${VENV}/bin/mypy" src
+  "${VENV}/bin/python" -m flake8 src tests benchmarks
+  "${VENV}/bin/python" -m isort --check --quiet src tests benchmarks
+  "${VENV}/bin/python" -m mypy src
   "${VENV}/bin/shellcheck" --external-sources run/*.sh .ci/run
   printf 'lint, types and shell are clean\n'
 fi

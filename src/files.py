@@ -54,13 +54,15 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     write(path, json.dumps(value, indent=2) + "\n", sync=sync)
 
 
-def append(path: Path, text: str) -> None:
+def append(path: Path, text: str, *, sync: bool = False) -> None:
     """Add whole lines to a file. Raises OSError as the system gave it; then the file is as it was before."""
     with open(path, "ab", buffering=0) as file:
         size, left = file.tell(), memoryview(text.encode())
         try:
             while left:  # on a full disk the system writes a part, and only then says so
                 left = left[file.write(left):]
+            if sync:
+                os.fsync(file.fileno())
         except OSError:
             file.truncate(size)
             raise

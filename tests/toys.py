@@ -1,6 +1,7 @@
 """Small stages that put the trainer's seams to the test: a GAN by phases, a contrastive loss, buffers."""
 
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,8 +157,10 @@ def session(stage: type[Stage], run: RunDir, *, resume: bool = False, snapshot: 
     values: dict[str, Any] = QUICK | options
     if resume:
         values = json.loads(run.config_file.read_text()) | options
+    if snapshot and not resume:
+        values["checkpoint_file"] = str(snapshot)
     job = Job(stage, Parsed(stage.Config(**values), frozenset(values), ""), run if resume else None, snapshot)
-    return Session(job, run, Signals(lambda name: 0))
+    return Session(job, run, Signals(lambda name: 0), threading.Event())
 
 
 def train(stage: type[Stage], run: RunDir, **options: Any) -> tuple[Trainer, Ending]:

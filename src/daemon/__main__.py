@@ -54,6 +54,12 @@ def main() -> int:
     except UserError as error:
         complain(error.problems)
         return 2
+    except PermissionError as error:
+        complain([f"{error.strerror}: that belongs to another user"])
+        return 2
+    except BrokenPipeError:  # whoever was reading has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
 

@@ -1,6 +1,7 @@
 """A journal of rows, one JSON object a line; each step stands in it once, also after a resume."""
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,22 +10,31 @@ from typing import Any
 
 import files
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Journal:
     path: Path
 
     def append(self, row: dict[str, Any]) -> None:
-        files.append(self.path, json.dumps(plain(row)) + "\n")
+        """Synced: a snapshot that outlives a power cut must not be of a later step than the journal."""
+        files.append(self.path, json.dumps(plain(row)) + "\n", sync=True)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every whole row; a last line torn by a kill is left out."""
+        """Every whole row; what a kill or a power cut left torn at the end is left out."""
         if not self.path.exists():
             return
-        with open(self.path, encoding="utf-8") as lines:
+        with open(self.path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+                try:
+                    row = json.loads(line) if line.endswith("\n") else None
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict):
+                    log.warning("%s is torn: what stands there from %r on is left out", self.path, line[:20])
+                    return
+                yield row
 
     def cut(self, step: int) -> None:
         """Forget every row after `step`: the run goes on from there and will write them again."""

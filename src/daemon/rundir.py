@@ -190,8 +190,10 @@ def create(result_dir: Path, name: str, status: Status) -> RunDir:
         files.write_json(hidden.config_file, status.typed)
         hidden.write_status(replace(status, created=time.time(), pid=os.getpid()))
         run = RunDir(_named(hidden.path, name).resolve())
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(hidden.path, ignore_errors=True)
+        if not isinstance(error, OSError):  # a stop that came just now
+            raise
         raise _unwritable(f"--result_dir {result_dir}", error) from error
     try:
         _register(run)

@@ -36,6 +36,8 @@ def tokenize(documents: list[str], tokenizer: Tokenizer, what: str) -> np.ndarra
     path = files.home() / "tokens" / f"{key}.bin"
     with files.locked(path.with_suffix(".lock")):
         if not _is_whole(path):
+            for left in path.parent.glob(f".{path.name}.*"):  # by a start that was killed
+                left.unlink()
             _build(path, documents, tokenizer, dtype, what)
     return np.memmap(path, dtype, mode="r")
 

@@ -1,4 +1,4 @@
-"""Finds NaN and infinity: in the loss and the gradients at every step, in weights and optimizer at an interval."""
+"""Finds NaN and infinity: in loss and gradients at every step, in weights and optimizer at an interval."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,8 @@ from torch import Tensor
 
 import files
 from monitors.alerts import Alerts
-from monitors.parts import first_non_finite, gradients
+from monitors.parts import first_non_finite
+from training import optim
 from training.callback import Callback
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ class Sanity(Callback):
     incidents: Path
     interval: int
     in_a_row: int = 0
-    _dropped: Tensor | None = field(default=None, repr=False)
-    _first: Tensor | None = field(default=None, repr=False)
+    _seen: dict[str, Tensor] = field(default_factory=dict, repr=False)  # on the device, since the last look
 
     def on_step_end(self, trainer: "Trainer") -> None:
         self._note(trainer)
@@ -44,27 +44,27 @@ class Sanity(Callback):
         self._look(trainer)
 
     def _note(self, trainer: "Trainer") -> None:
-        """Count dropped updates and keep the step of the first, on the device."""
-        if self._dropped is None or self._first is None:
-            self._dropped, self._first = torch.zeros_like(trainer.dropped), torch.full_like(trainer.dropped, -1)
-        is_first = (trainer.dropped > 0) & (self._dropped == 0)
-        self._first = torch.where(is_first, float(trainer.step), self._first)
-        self._dropped = self._dropped + trainer.dropped
+        """Count dropped updates, in all and in a row, and keep the step of the first, on the device."""
+        zero, dropped = torch.zeros_like(trainer.dropped), trainer.dropped
+        seen = self._seen or {"all": zero, "row": zero + self.in_a_row, "worst": zero, "first": zero}
+        row = (seen["row"] + dropped) * dropped
+        is_first = (dropped > 0) & (seen["all"] == 0)
+        self._seen = {"all": seen["all"] + dropped, "row": row, "worst": torch.maximum(seen["worst"], row),
+                      "first": torch.where(is_first, float(trainer.step), seen["first"])}
 
     def _look(self, trainer: "Trainer") -> None:
-        if self._dropped is None or self._first is None:
+        if not self._seen:
             return
-        dropped, step = int(self._dropped), int(self._first)
-        self._dropped = self._first = None
-        self.in_a_row = self.in_a_row + dropped if dropped else 0
+        dropped, self.in_a_row, worst, step = (int(self._seen[name]) for name in ("all", "row", "worst", "first"))
+        self._seen = {}
         if dropped:
             self._report(trainer, step, dropped)
-        if self.in_a_row >= LIMIT:
-            trainer.ask("stop", f"{self.in_a_row} updates in a row were not finite; a lower --lr or a longer "
-                                "--warmup_steps may help", "halted")
+        if worst >= LIMIT:
+            trainer.ask("stop", f"{worst} updates in a row were not finite: start anew from a snapshot's weights "
+                                "(--checkpoint_file) with a lower --lr or a longer --warmup_steps", "halted")
 
     def _report(self, trainer: "Trainer", step: int, dropped: int) -> None:
-        where = self._where(trainer)
+        where = self._where(trainer) if step == trainer.step else "a gradient (which one, later steps cannot tell)"
         rows = trainer.order.rows(step - 1)
         Alerts(self.alerts).tell(step, "non-finite", f"NaN or Inf in {where}; {dropped} update(s) dropped, the weights "
                                  "are as before", where=where, rows=rows)
@@ -72,10 +72,15 @@ class Sanity(Callback):
                          {"step": step, "kind": "non-finite", "where": where, "rows": rows, "dropped": dropped})
 
     def _where(self, trainer: "Trainer") -> str:
+        """The first bad tensor of the step just done. The gradients themselves were clipped by NaN since: what tells
+        is their norms before."""
         if name := first_non_finite(trainer.model.named_parameters()):
             return f"weight {name}"
-        if name := first_non_finite(gradients(trainer.model, trainer.model.parameters())):
-            return f"gradient of {name}"
+        names = {id(p): name for name, p in trainer.model.named_parameters()}
+        for phase, norms in trainer.grad_norms.items():
+            params = [p for p in optim.parameters(trainer.optimizers[phase]) if p.grad is not None]
+            if bad := (~norms.isfinite()).nonzero().flatten().tolist():
+                return f"gradient of {names[id(params[bad[0]])]}"
         return "the loss"
 
     def _scan(self, trainer: "Trainer") -> None:
@@ -87,10 +92,11 @@ class Sanity(Callback):
                       for p, state in optimizer.state.items() for key, value in state.items()]
         if where := first_non_finite(named):
             Alerts(self.alerts).tell(trainer.step, "non-finite", f"NaN or Inf in {where}", where=where)
-            trainer.ask("stop", f"NaN or Inf in {where}: go on from an earlier snapshot (--resume SNAPSHOT)", "halted")
+            trainer.ask("stop", f"NaN or Inf in {where}: go on from an earlier snapshot (--resume)", "halted")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"in_a_row": self.in_a_row}
+        return {"in_a_row": self.in_a_row, "seen": {name: float(value) for name, value in self._seen.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.in_a_row = state.get("in_a_row", 0)
+        self._seen = {name: torch.tensor(value) for name, value in state.get("seen", {}).items()}

@@ -16,10 +16,7 @@ SECONDS_BETWEEN_WRITES = 1.0
 
 @dataclass
 class StatusWriter(Callback):
-    """Writes at the first step, then at most once a second, and around evaluations. Reads clocks only.
-
-    When the run begins, result/<stage>_<dataset> is made to point at it.
-    """
+    """Writes at the first step, then at most once a second, and around evaluations. Reads clocks only."""
 
     order = REPORT
     run: RunDir
@@ -28,7 +25,6 @@ class StatusWriter(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         self._status = replace(self.run.status(), of=trainer.steps, step=trainer.step, loss=None, speed="")
-        self.run.announce(self._status.stage, self._status.dataset)
 
     def on_step_end(self, trainer: "Trainer") -> None:
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:

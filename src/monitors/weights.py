@@ -48,6 +48,8 @@ class Weights(Callback):
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         trainable = {part_of(name) for name, p in trainer.model.named_parameters() if p.requires_grad}
+        if metrics.get("dropped_share", 0) > 0:  # an update that was dropped moves nothing
+            return
         for name, value in metrics.items():
             part = name.removeprefix("updates/")
             if part == name or part in self._warned or (part in trainable) == (value > 0):

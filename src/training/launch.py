@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -110,7 +111,11 @@ def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | N
         dataset = cfg.dataset if "dataset" in parsed.typed else None
         return registry.newest_unfinished(stage.name, dataset, parsed.preset or None), None
     if snapshot := registry.snapshot(cfg.resume):
-        return RunDir(snapshot.parents[1]), snapshot
+        run = RunDir(snapshot.parents[1])
+        if not run.status_file.exists():
+            raise UserError(f"--resume {cfg.resume} is a snapshot, but not within a run; start a new run with its "
+                            f"weights: --checkpoint_file {cfg.resume}")
+        return run, snapshot
     return registry.find(cfg.resume), None
 
 
@@ -166,7 +171,11 @@ def _confirm(run: RunDir) -> None:
     what = f"{run.name} ({run.state()}, step {status.step} of {status.of})"
     if not sys.stdin.isatty():
         raise UserError(f"to go on with {what} without a terminal to ask on, add --yes")
-    if input(f"Go on with {what}? [Y/n] ").strip().lower() not in ("", "y", "yes"):
+    try:
+        answer = input(f"Go on with {what}? [Y/n] ")
+    except EOFError:  # Ctrl-D
+        answer = "no"
+    if answer.strip().lower() not in ("", "y", "yes"):
         raise UserError("not started")
 
 
@@ -178,7 +187,6 @@ def start(job: Job) -> int:
     background = os.environ.get("STOKER_BACKGROUND") == "1"
     console = os.dup(2)  # in the background standard error becomes the log, but mistakes go where we were started
     logs.to_console()
-    run = None
     try:
         with Signals() as signals:
             signals.interruptible = True
@@ -190,8 +198,6 @@ def start(job: Job) -> int:
         log.info("%s received before anything was started", stop)
         return FINISHED
     except UserError as error:
-        if job.run is None and run is not None:
-            run.remove()
         with open(console, "w") as stderr:
             stderr.writelines(f"{config.program()}: {problem}\n" for problem in error.problems)
         return REFUSED
@@ -207,29 +213,37 @@ def _new_run(job: Job) -> RunDir:
 def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
     """Train, and turn whatever ends the run into its last status and an exit code.
 
-    Raises UserError only where nothing has begun: then the status is as it was before.
+    Raises UserError only where nothing has begun: then a new run is gone, and an old one's status is as it was.
     """
-    before = run.status()
-    path = run.new_log()
-    logs.to_file(path, background=background)
-    run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), eta_seconds=None))
-    with open(path, "ab") as file, _faults(file.fileno()):
-        try:
+    before, begun = run.status(), threading.Event()
+    try:
+        path = run.new_log()
+        logs.to_file(path, background=background)
+        run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), eta_seconds=None))
+        with open(path, "ab") as file, _faults(file.fileno()):
             from training.session import Session  # torch and all: takes seconds
 
-            ending = Session(job, run, signals).train()
-        except Interrupted as stop:
-            return _end(run, "stopped", f"{stop} received before training began", FINISHED)
-        except Exception as error:
-            if isinstance(error, UserError) and run.status().state == "preparing":
-                run.write_status(before, sync=True)
-                if background:
-                    log.error("%s", error)
-                raise
-            log.exception("the run failed")
-            return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
+            ending = Session(job, run, signals, begun).train()
+    except (Interrupted, Exception) as error:
+        if signals.stop and not begun.is_set():  # an import in C may have made another exception of Interrupted
+            return _end(run, "stopped", f"{signals.stop} received before training began", FINISHED)
+        if isinstance(error, UserError) and not begun.is_set():
+            _undo(job, run, before)
+            if background:
+                log.error("%s", error)
+            raise
+        log.exception("the run failed")
+        return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
     halted = ending.state == "halted"
     return _end(run, "stopped" if halted else ending.state, ending.reason, RESUMABLE if halted else FINISHED)
+
+
+def _undo(job: Job, run: RunDir, before: Status) -> None:
+    """Leave everything as it was before this start. Only for the holder of the run's lock."""
+    if job.run is None:
+        run.remove()
+    else:
+        run.write_status(before, sync=True)
 
 
 def _end(run: RunDir, state: str, reason: str, code: int) -> int:

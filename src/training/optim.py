@@ -37,7 +37,8 @@ def drop_update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None
 def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str) -> float:
     """The learning rate of update number `step` (from 0) as a share of its peak.
 
-    Linear warm-up that reaches the peak with update `warmup` - 1, then, over the rest of the run's `steps`:
+    Linear warm-up that reaches the peak with update `warmup` - 1, then, over the rest of the run's `steps`, a way
+    whose end would be update number `steps`, so that no update is made at a rate of 0:
     cosine     half a cosine to min_ratio (Loshchilov & Hutter 2017, arXiv:1608.03983)
     linear     a straight line to min_ratio
     wsd        plateau, then a straight line over the last fifth (warm-up, stable, decay; arXiv:2404.06395)
@@ -45,7 +46,7 @@ def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str)
     """
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup + 1) / max(1, steps - warmup)
+    done = (step - warmup) / max(1, steps - warmup)
     if schedule == "constant":
         return 1.0
     if schedule == "cosine":

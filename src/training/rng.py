@@ -1,5 +1,6 @@
 """Randomness: seeded once, kept in snapshots, and left alone by everything that only looks."""
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def seed(value: int) -> None:
@@ -33,8 +36,11 @@ def load_state_dict(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy(), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+    if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    else:
+        log.warning("the random state of %d GPUs cannot be given to the %d there are: dropout will differ",
+                    len(state["cuda"]), torch.cuda.device_count())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import config
 import files
 from config import UserError
-from daemon import machine
+from daemon import machine, registry
 from daemon.rundir import RunDir
 from data.loader import Order
 from monitors.console import Console
@@ -25,6 +26,7 @@ from monitors.weights import Weights
 from training import device as devices
 from training import receipt, snapshots
 from training.callback import Callback
+from training.callbacks.begin import Begin
 from training.callbacks.early_stopping import EarlyStopping
 from training.callbacks.load_weights import LoadWeights
 from training.options import Options, epochs_of, fit_to_length, run_length
@@ -42,8 +44,9 @@ log = logging.getLogger(__name__)
 class Session:
     """Trains a job in its run directory. The caller holds the run's lock."""
 
-    def __init__(self, job: "Job", run: RunDir, signals: Signals):
-        self.job, self.run, self.signals = job, run, signals
+    def __init__(self, job: "Job", run: RunDir, signals: Signals, begun: threading.Event):
+        """`begun` is set once nothing can be refused any more."""
+        self.job, self.run, self.signals, self.begun = job, run, signals, begun
 
     def train(self) -> Ending:
         """Raises UserError before training has begun, and Interrupted if a stop came before that."""
@@ -74,8 +77,8 @@ class Session:
         kept = Snapshots(self.run.snapshots, receipt.made_by(cfg, device))
         kept.tidy()
         snapshot = self._where_to_go_on(kept)
-        callbacks = _callbacks(cfg, self.run, stage, self._initial_weights())
-        files.write_json(self.run.config_file, config.to_json(cfg))
+        weights = None if snapshot else self._initial_weights(cfg)
+        callbacks = [*_callbacks(cfg, self.run, stage, weights), Begin(self.run, snapshot is None, self.begun)]
         return Trainer(stage, cfg, steps, order, kept, callbacks, self.signals, device), snapshot
 
     def _fit(self, cfg: Options, order: Order) -> tuple[Options, int]:
@@ -106,11 +109,13 @@ class Session:
             log.warning("  %s", line)
         return snapshot
 
-    def _initial_weights(self) -> Path | None:
-        """The snapshot a new run takes its weights from."""
-        if self.job.run is not None or self.job.snapshot is None:
+    def _initial_weights(self, cfg: Options) -> Path | None:
+        """The snapshot a run takes its weights from when it begins."""
+        if not cfg.checkpoint_file:
             return None
-        return _verified(self.job.snapshot)
+        if (snapshot := registry.snapshot(cfg.checkpoint_file)) is None:
+            raise UserError(f"--checkpoint_file {cfg.checkpoint_file} is gone: bring it back, or start a new run")
+        return _verified(snapshot)
 
 
 def _verified(snapshot: Path) -> Path:
@@ -149,12 +154,14 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None) -> lis
 
 def _hand_out(trainer: Trainer, run: RunDir, kept: Snapshots) -> None:
     """Write models/final and models/best, then delete the snapshots that are not needed any more."""
-    best = kept.at_step(trainer.best_step)
+    best = kept.at_step(trainer.best_step) if trainer.best_step >= 0 else None
+    if trainer.best_step >= 0 and best is None:
+        log.warning("the snapshot of step %d, the best, is gone: only the last model is handed out", trainer.best_step)
     restore = best is not None and trainer.cfg.early_stopping and trainer.cfg.early_stop_restore_best
     if not restore:
         _export(trainer.stage, trainer.model, run.models / "final")
     if best is not None:
-        snapshots.load_weights(best, trainer.model)
+        snapshots.load_weights(_verified(best), trainer.model)
         _export(trainer.stage, trainer.model, run.models / "best")
         if restore:
             _export(trainer.stage, trainer.model, run.models / "final")
@@ -166,8 +173,8 @@ def _hand_out(trainer: Trainer, run: RunDir, kept: Snapshots) -> None:
 
 def _export(stage: Stage, model: Any, folder: Path) -> None:
     """Write a model folder whole, or not at all."""
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(hidden, ignore_errors=True)
+    hidden = folder.with_name(f".{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
     hidden.mkdir()
     stage.export(model, hidden)
     shutil.rmtree(folder, ignore_errors=True)

@@ -42,9 +42,10 @@ class Signals:
         self._before: dict[signal.Signals, object] = {}
 
     def take_save(self) -> bool:
-        asked = self._save.is_set()
+        if not self._save.is_set():  # clearing what was not seen would lose a signal that comes in between
+            return False
         self._save.clear()
-        return asked
+        return True
 
     def __enter__(self) -> "Signals":
         self._reader, self._writer = os.pipe()

@@ -90,9 +90,19 @@ class Snapshots:
         """Delete every snapshot but those of these steps and the newest."""
         self._rotate(1, steps)
 
+    def set_aside_after(self, step: int) -> None:
+        """The run goes on from `step`: later snapshots are of a course it left, and must not be taken for its own."""
+        for path in self.found():
+            if step_of(path) > step:
+                log.warning("%s is later than step %d, where the run goes on: it is kept as abandoned_%s", path.name,
+                            step, path.name)
+                aside = path.with_name(f"abandoned_{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(path, aside)
+
     def tidy(self) -> None:
         """Clear away what a kill left half done. Only for the holder of the run's lock."""
-        for hidden in self.folder.glob(".*"):
+        for hidden in [*self.folder.glob(".snapshot_*"), *self.folder.glob(".old.*"), *self.folder.glob(".aside.*")]:
             name = hidden.name.removeprefix(".aside.")
             if name != hidden.name and not (self.folder / name).exists():
                 os.replace(hidden, self.folder / name)

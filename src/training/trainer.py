@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from training.options import Options, epochs_of
 from training.signals import Signals
 from training.snapshots import Snapshots
 from training.stage import Batch, Ratio, Stage
+from training.totals import Totals, finite_or_nothing
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,8 @@ class Ending:
 class Trainer:
     """Trains one stage.
 
-    Read by callbacks: stage, cfg, model, optimizers, micro_batches, step, steps, steps_per_epoch, best, best_step,
-    dropped, device, timings, switched_off, evaluating.
+    Read by callbacks: stage, cfg, model, optimizers, micro_batches, step, steps, steps_per_epoch, lr, best, best_step,
+    dropped, grad_norms, device, timings, switched_off.
     Called by callbacks: ask(), skip(), record(), rows(). Nothing else is theirs to touch.
 
     `cfg` is the config fitted to the run's length, `steps` that length, `order` which rows make up each step.
@@ -54,14 +56,15 @@ class Trainer:
         self.best, self.best_step = math.nan, -1
         self.dropped = torch.zeros((), device=device)  # 1 where the last update was not finite, so not applied
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
+        self.grad_norms: dict[str, Tensor] = {}  # phase -> norm of each tensor's gradient, before clipping
         self.switched_off: list[str] = []
-        self.evaluating = False
         self.micro_batches: list[Batch] = []
         self._listeners = listeners(callbacks)
         self._asked: dict[Request, str] = {}
+        self._owed: dict[Request, str] = {}  # an evaluation that a stop abandoned, and the log that goes with it
         self._ending: Ending | None = None
         self._skip = ""
-        self._totals: dict[str, list[Any]] = {}
+        self._totals = Totals()
 
     # -- what callbacks call ------------------------------------------------------------------------------------
 
@@ -76,9 +79,11 @@ class Trainer:
         self._skip = why
 
     def record(self, name: str, value: Ratio | Tensor | float) -> None:
-        """Add to a figure's mean over the log interval. Tensors stay on the device until then."""
-        ratio = value if isinstance(value, Ratio) else Ratio(value, 1)
-        self._totals[name] = _add(self._totals.get(name, [0.0, 0]), ratio)
+        """Add to a figure's mean over the log interval. Tensors stay on the device until then.
+
+        What is not finite does not count: it belongs to an update that was dropped, which `dropped_share` tells.
+        """
+        self._totals.add(name, finite_or_nothing(value if isinstance(value, Ratio) else Ratio(value, 1)))
 
     def rows(self) -> list[list[int]]:
         """The rows of the step in hand (in `on_step_end`: of the one just done), a list for each micro-batch."""
@@ -87,7 +92,7 @@ class Trainer:
     @property
     def logged_step(self) -> int:
         """The step up to which log lines belong to this state: one less while the log of this step is owed."""
-        return self.step - 1 if "log" in self._asked or "eval" in self._asked else self.step
+        return self.step - 1 if self._owed else self.step
 
     @property
     def epoch(self) -> int:
@@ -132,8 +137,9 @@ class Trainer:
         self._last_save = time.monotonic()
         if fresh:
             self._save()
-        if self._asked:
-            self._act()  # what the interrupted run still owed
+        if self._owed:
+            self._asked |= self._owed
+            self._act()
         while self._ending is None and self.step < self.steps:
             self._obey_signals()
             if self._ending is None:
@@ -161,15 +167,18 @@ class Trainer:
             self.ask("stop", f"{self.signals.stop} received", "stopped")
 
     def _act(self) -> None:
-        """Do what was asked during the step, in one fixed order. What a stop leaves undone stays owed."""
-        if "eval" in self._asked and not self._evaluate():
+        """Do what was asked during the step, in one fixed order. What a stop leaves undone stays owed.
+
+        What callbacks ask for meanwhile is done after the next step, but for a save, which comes last anyway.
+        """
+        asked, self._asked, self._owed = self._asked, {}, {}
+        scores = self._evaluate() if "eval" in asked else {}
+        if scores is None:
+            self._owed = {what: why for what, why in asked.items() if what in ("eval", "log")}
             self._obey_signals()
-        else:
-            if "eval" in self._asked or "log" in self._asked:
-                self._log()
-            self._asked.pop("eval", None)
-            self._asked.pop("log", None)
-        if self._asked.pop("save", "") or self._ending is not None:
+        elif "eval" in asked or "log" in asked:
+            self._log(scores)
+        if asked.get("save", "") or self._asked.pop("save", "") or self._ending is not None:
             self._save()
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -183,8 +192,12 @@ class Trainer:
         for batch in self.micro_batches:
             self._emit("on_batch", batch)
         self.dropped = torch.zeros((), device=self.device)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         for phase in self.stage.phases:
             self._update(phase)
+        for buffer, before in buffers:  # a forward pass of NaN leaves NaN in running statistics
+            buffer.copy_(torch.where(self.dropped > 0, before, buffer))
+        self.record("dropped_share", self.dropped)
         self.step += 1
         self._emit("on_step_end")
         self.micro_batches = []
@@ -194,29 +207,31 @@ class Trainer:
         optimizer, self._skip = self.optimizers[phase], ""
         params = optim.parameters(optimizer)
         optimizer.zero_grad(set_to_none=True)
-        count: Any = 0
+        total, count = torch.zeros((), device=self.device), 0
         for batch in self.micro_batches:
             with devices.autocast(self.device, self.cfg.precision):
                 loss, extras = self.stage.loss(self.model, batch, phase)
             self._emit("on_loss", phase, loss)
             loss.total.backward()
-            count = count + loss.count
+            total, count = total + loss.total.detach(), count + loss.count
             self.record(self._train_name(phase, "loss"), loss)
             for name, ratio in extras.items():
                 self.record(self._train_name(phase, name), ratio)
-        grads = [p.grad for p in params if p.grad is not None]
-        torch._foreach_div_(grads, count)
+        torch._foreach_div_([p.grad for p in params if p.grad is not None], count)
         self._emit("on_grad", phase)
         if self._skip:
             log.warning("step %d: %s update skipped: %s", self.step + 1, phase, self._skip)
             return
-        self._apply(phase, optimizer, params)
+        self._apply(phase, optimizer, params, total)
 
-    def _apply(self, phase: str, optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter]) -> None:
-        """Clip and update. An update that is not finite is dropped on the device, so the host need not wait."""
-        norm = torch.nn.utils.clip_grad_norm_(params, self.cfg.gradient_clip or math.inf)
-        dropped = (~torch.isfinite(norm)).float()
-        self.dropped = torch.maximum(self.dropped, dropped)
+    def _apply(self, phase: str, optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter],
+               loss: Tensor) -> None:
+        """Clip and update. What is not finite is dropped on the device, so the host need not wait."""
+        norms = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
+        norm = torch.linalg.vector_norm(norms)
+        torch.nn.utils.clip_grads_with_norm_(params, self.cfg.gradient_clip or math.inf, norm)
+        dropped = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+        self.dropped, self.grad_norms[phase] = torch.maximum(self.dropped, dropped), norms
         self.record(self._phase_name("grad_norm", phase), norm)
         optim.drop_update(optimizer, dropped)
         optimizer.step()
@@ -236,23 +251,21 @@ class Trainer:
 
     # -- after a step -------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> bool:
-        """Score the whole validation set; False if a stop came in between. Leaves the run's randomness alone."""
-        self.evaluating = True
+    def _evaluate(self) -> dict[str, float] | None:
+        """Score the whole validation set; None if a stop came in between. Leaves the run's randomness alone."""
         self._emit("on_eval_start")
         with torch.no_grad(), rng.preserved():
             self.model.eval()
             sums = self._scores()
-        metrics = {} if sums is None else {f"eval/{name}": _mean(total) for name, total in sums.items()}
+        metrics = {f"eval/{name}": value for name, value in sums.means().items()} if sums else {}
         metrics |= self.stage.derive(metrics)
-        if metrics:
+        if sums:
             self._judge(metrics)
         self._emit("on_eval_end", metrics)
-        self._eval_metrics, self.evaluating = metrics, False
-        return bool(metrics)
+        return metrics if sums else None
 
-    def _scores(self) -> dict[str, list[Any]] | None:
-        sums: dict[str, list[Any]] = {}
+    def _scores(self) -> Totals | None:
+        sums = Totals()
         for batch in evaluation_batches(self._validation, self.stage.collate, self.cfg.batch_size, self._workers):
             if self.signals.stop:
                 log.info("evaluation abandoned; it is done first when the run goes on")
@@ -260,28 +273,33 @@ class Trainer:
             with devices.autocast(self.device, self.cfg.precision):
                 scores = self.stage.score(self.model, devices.move(batch, self.device))
             for name, ratio in scores.items():
-                sums[name] = _add(sums.get(name, [0.0, 0]), ratio)
+                sums.add(name, ratio)
         return sums
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Note the best evaluation so far; it is saved, and spared by the rotation."""
         name, mode = self.stage.best
         value = metrics[name]
+        if math.isnan(value):
+            return
         if math.isnan(self.best) or (value < self.best if mode == "min" else value > self.best):
             self.best, self.best_step = value, self.step
             self.ask("save", "best")
 
-    def _log(self) -> None:
+    def _log(self, scores: dict[str, float]) -> None:
         """Turn the sums since the last log into floats: the only place where the host waits for the device."""
-        metrics = {name: _mean(total) for name, total in self._totals.items()}
+        metrics = self._totals.means()
         metrics |= self.stage.derive(metrics)
-        metrics["lr"] = self.lr
-        if "eval" in self._asked:
-            metrics |= self._eval_metrics
-        self._totals, self.timings = {}, {}
+        metrics |= {"lr": self.lr, **scores}
+        self._totals, self.timings = Totals(), {}
         self._emit("on_log", metrics)
 
     def _save(self) -> None:
+        """A state with NaN in it is not saved: it would be the newest, and push good ones out."""
+        if not self._is_finite():
+            log.error("weights or optimizer hold NaN or Inf: not saved; go on from the newest snapshot (--resume)")
+            self._ending = Ending("halted", self._ending.reason if self._ending else "NaN or Inf in the weights")
+            return
         by_epoch = self.step > 0 and self.step % self.steps_per_epoch == 0
         name = f"epoch_{self.step // self.steps_per_epoch:04d}" if by_epoch else f"step_{self.step:08d}"
         path = self.snapshots.save(f"snapshot_{name}", self.step, self.model.state_dict(), self.state_dict(),
@@ -289,21 +307,26 @@ class Trainer:
         self._last_save = time.monotonic()
         self._emit("on_save", path)
 
+    def _is_finite(self) -> bool:
+        tensors = [t for t in self.model.state_dict().values() if t.is_floating_point() and t.numel()]
+        for optimizer in self.optimizers.values():
+            tensors += [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+        return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all()) if tensors else True
+
     # -- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """With the model's weights, the whole truth of a run."""
         return {
             "step": self.step, "steps": self.steps, "best": self.best, "best_step": self.best_step,
-            "owed": {what: why for what, why in self._asked.items() if what in ("eval", "log")},
+            "owed": dict(self._owed), "asked": {what: self._asked[what] for what in self._asked if what != "stop"},
             "ended": self._ending.reason if self._ending and self._ending.state == "finished" else "",
             "lr": self.lr,
-            "data": self.stage.fingerprint(), "rows": self.order.size,
-            "totals": {name: list(total) for name, total in self._totals.items()},
+            "data": self.stage.fingerprint(), "rows": self.order.size, "totals": self._totals.state_dict(),
             "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
             "rng": rng.state_dict(),
             "callbacks": {c.key: {"acts": not c.is_monitor, "state": state}
-                          for c in self.callbacks if (state := c.state_dict())},
+                          for c in self.callbacks if (state := self._guarded(c, c.state_dict))},
         }
 
     def _restore(self, snapshot: Path) -> None:
@@ -315,16 +338,20 @@ class Trainer:
                             "%s %d %d here): bring them back, or start a new run with --checkpoint_file %s"
                             % (*there, *here, snapshot))
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
-        self._asked, self._totals, self.lr = dict(state["owed"]), state["totals"], state["lr"]
+        self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
+        self.lr = state["lr"]
+        self._totals.load_state_dict(state["totals"])
         self._ending = Ending("finished", state["ended"]) if state["ended"] else None
         for phase, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][phase])
         self._restore_callbacks(dict(state["callbacks"]))
         rng.load_state_dict(state["rng"])
+        self.snapshots.set_aside_after(self.step)
 
     def _restore_callbacks(self, states: dict[str, Any]) -> None:
         for callback in self.callbacks:
-            callback.load_state_dict(states.pop(callback.key, {"state": {}})["state"])
+            state = states.pop(callback.key, {"state": {}})["state"]
+            self._guarded(callback, lambda: callback.load_state_dict(state))
         for key, saved in states.items():
             if saved["acts"]:
                 raise UserError(f"the snapshot holds the state of {key}, which had a hand in this training and is "
@@ -334,30 +361,25 @@ class Trainer:
     # -- events -------------------------------------------------------------------------------------------------
 
     def _emit(self, event: str, *args: Any, guarded: bool = False) -> None:
-        """Tell every callback that listens. A monitor that raises is switched off; `guarded`: nothing gets out."""
+        """Tell every callback that listens; `guarded`: whatever they raise, nothing gets out."""
         for callback in list(self._listeners[event]):
-            try:
-                getattr(callback, event)(self, *args)
-            except Exception:
-                if not (guarded or callback.is_monitor):
-                    raise
-                log.exception("%s failed in %s%s", callback.key, event, "" if guarded else "; it is switched off")
-                self._switch_off(callback)
+            self._guarded(callback, lambda: getattr(callback, event)(self, *args), guarded)
+
+    def _guarded(self, callback: Callback, call: Callable[[], Any], guarded: bool = False) -> Any:
+        """A monitor that raises is reported once and switched off; what another raises ends the run."""
+        if callback.key in self.switched_off and not guarded:
+            return None
+        try:
+            return call()
+        except Exception:
+            if not (guarded or callback.is_monitor):
+                raise
+            log.exception("%s failed%s", callback.key, "" if guarded else "; it is switched off")
+            self._switch_off(callback)
+            return None
 
     def _switch_off(self, callback: Callback) -> None:
         self.switched_off.append(callback.key)
         for event, called in self._listeners.items():
             if callback in called and event != "close":
                 called.remove(callback)
-
-
-def _add(total: list[Any], ratio: Ratio) -> list[Any]:
-    return [total[0] + _detached(ratio.total), total[1] + _detached(ratio.count)]
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _mean(total: list[Any]) -> float:
-    return float(total[0]) / float(total[1]) if float(total[1]) else math.nan

@@ -18,7 +18,8 @@ from daemon.rundir import RunDir
 from toys import GAN, Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 from training.callback import ACT, OBSERVE, Callback, in_order
 from training.callbacks.early_stopping import EarlyStopping
-from training.stage import Batch
+from training.snapshots import Snapshots
+from training.stage import Batch, Ratio
 from training.trainer import Trainer
 
 
@@ -91,6 +92,7 @@ class Asked:
     """Stands for a trainer that is asked to stop."""
 
     reason = ""
+    stage = Regression
 
     def ask(self, what: str, why: str, end: str = "finished") -> None:
         self.reason = self.reason or why
@@ -99,7 +101,9 @@ class Asked:
 def stopped_after(stopping: EarlyStopping, rows: list[dict[str, float]]) -> int:
     asked = Asked()
     for number, row in enumerate(rows, start=1):
-        stopping.on_log(asked, row)  # type: ignore[arg-type]
+        for share in (0.5, 0.5):  # two steps between evaluations, each of two samples
+            stopping.on_loss(asked, "main", Ratio(torch.tensor(share * 4 * row.get("train/loss", 0.0)), 2))
+        stopping.on_eval_end(asked, row)  # type: ignore[arg-type]
         if asked.reason:
             return number
     return 0
@@ -107,7 +111,8 @@ def stopped_after(stopping: EarlyStopping, rows: list[dict[str, float]]) -> int:
 
 @pytest.mark.parametrize("values, mode, after", [
     ([3, 2, 2, 2, 1], "min", 4), ([3, 2, 1, 0.5, 0.2], "min", 0), ([1, 1.0005, 1.0009, 2], "max", 3),
-    ([3, 3.1, 2.9, 2.95, 2.95], "min", 5), ([math.nan, math.nan, math.nan], "min", 0),
+    ([3, 3.1, 2.9, 2.95, 2.95], "min", 5), ([math.nan, math.nan, math.nan], "min", 2),
+    ([math.nan, 3, math.nan, 2, math.nan, math.nan], "min", 6),
 ])
 def test_patience(values: list[float], mode: str, after: int) -> None:
     rows = [{"eval/x": value} for value in values]
@@ -121,8 +126,8 @@ def test_overfit_gap() -> None:
     assert stopped_after(stopping, rows) == 5
 
 
-def test_lines_without_an_evaluation_do_not_count() -> None:
-    assert stopped_after(EarlyStopping("eval/x", "min", 1, 0.0), [{"eval/x": 1.0}] + 5 * [{"train/loss": 1.0}]) == 0
+def test_an_abandoned_evaluation_does_not_count() -> None:
+    assert stopped_after(EarlyStopping("eval/x", "min", 1, 0.0), [{"eval/x": 1.0}, {}, {}, {"eval/x": 0.5}]) == 0
 
 
 @pytest.mark.parametrize("restore", [True, False])
@@ -131,8 +136,6 @@ def test_the_best_weights_are_the_ones_handed_out(tmp_path: Path, restore: bool)
         """Gets worse after step 2, by its own account."""
 
         def score(self, model: Any, batch: Batch) -> dict[str, Any]:
-            from training.stage import Ratio
-
             return {"loss": Ratio(float(abs(self.extra[0].step - 2)), 1)}  # type: ignore[attr-defined]
 
     @dataclass
@@ -184,6 +187,56 @@ def test_nan_never_reaches_the_weights_and_is_named(tmp_path: Path) -> None:
     assert (run.incidents / "step_00000005.json").exists()
 
 
+def test_the_first_bad_gradient_is_named(tmp_path: Path) -> None:
+    @dataclass
+    class OneBad(Callback):
+        order = ACT
+
+        def on_grad(self, trainer: Trainer, phase: str) -> None:
+            if trainer.step == 4:
+                trainer.model[2].bias.grad[1] = math.nan
+
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, OneBad()), run)
+    assert "NaN or Inf in gradient of 2.bias;" in alerts(run)[0]["message"]
+
+
+def test_what_was_dropped_does_not_count_in_the_means(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, Poison((4,))), run, log_interval=3)
+    row = next(row for row in Journal(run.metrics).rows() if row["step"] == 6)
+    assert row["dropped_share"] == pytest.approx(0.5)  # of steps 5 and 6: there was a log line at 4
+    assert math.isfinite(row["train/loss"]) and math.isfinite(row["grad_norm"])
+
+
+def test_in_a_row_means_in_a_row_where_the_host_looks_at_log_steps_only(tmp_path: Path) -> None:
+    """As on a GPU: dropped updates far from each other are no reason to halt, three together are."""
+    def halted(steps: tuple[int, ...]) -> bool:
+        @dataclass
+        class OnGpu(Callback):
+            order = ACT
+
+            def on_start(self, trainer: Trainer) -> None:
+                sanity = next(c for c in trainer.callbacks if type(c).__name__ == "Sanity")
+                look = sanity._look
+                sanity._look = lambda trainer: None
+                sanity.on_log = lambda trainer, metrics: look(trainer)
+
+        run = new_run(tmp_path, Regression)
+        _, ending = train(with_callbacks(Regression, OnGpu(), Poison(steps)), run, log_interval=9, eval_interval=99,
+                          max_steps=10)
+        assert alerts(run)[0]["step"] == steps[0] + 1 and alerts(run)[0]["rows"]
+        return ending.state == "halted"
+
+    assert not halted((1, 4, 7)) and halted((1, 4, 5, 6))
+
+
+def test_nan_does_not_stay_in_buffers(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Buffers)
+    trainer, ending = train(with_callbacks(Buffers, Poison((4,))), run, sanity_check_interval=1)
+    assert ending.state == "finished" and all(t.isfinite().all() for t in trainer.model.state_dict().values())
+
+
 def test_a_dropped_update_is_as_if_the_step_had_not_been(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, Poison((3,))), run, snapshot_interval=1)
@@ -214,6 +267,8 @@ def test_nan_in_the_optimizer_is_found_at_the_interval(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     _, ending = train(with_callbacks(Regression, Corrupt()), run, sanity_check_interval=1)
     assert ending.state == "halted" and "optimizer's exp_avg_sq of 0.weight" in ending.reason
+    newest = Snapshots(run.snapshots, {}).newest_good()
+    assert newest is not None and newest.name == "snapshot_step_00000000"  # the bad state was not saved
 
 
 # -- gradients, weights ---------------------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ from training import optim
 
 
 def test_cosine_is_torchs_after_a_linear_warm_up() -> None:
-    """Torch's reaches the minimum one scheduler step after the last update; ours with the last update."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     warm = LinearLR(optimizer, start_factor=0.1, end_factor=1.0, total_iters=9)
     cosine = CosineAnnealingLR(optimizer, T_max=90, eta_min=0.1)
-    schedule = SequentialLR(optimizer, [warm, cosine], milestones=[9])
+    schedule = SequentialLR(optimizer, [warm, cosine], milestones=[10])
     theirs = []
     for _ in range(100):
         theirs.append(optimizer.param_groups[0]["lr"])
@@ -28,12 +27,14 @@ def test_cosine_is_torchs_after_a_linear_warm_up() -> None:
 def test_schedules(schedule: str, middle: float, last: float) -> None:
     rates = [optim.rate(step, 110, warmup=10, min_ratio=0.1, schedule=schedule) for step in range(110)]
     assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
-    assert rates[59] == pytest.approx(middle, abs=1e-9) and rates[-1] == pytest.approx(last)
+    assert rates[60] == pytest.approx(middle, abs=1e-9) and rates[-1] == pytest.approx(last, abs=0.06)
+    assert rates[-1] > 0.1 or schedule == "constant"
     assert all(a >= b for a, b in zip(rates[9:], rates[10:]))
 
 
-def test_without_warm_up_it_starts_near_the_peak() -> None:
-    assert optim.rate(0, 100, warmup=0, min_ratio=0.0, schedule="linear") == pytest.approx(0.99)
+def test_no_update_is_wasted_at_a_rate_of_zero() -> None:
+    assert optim.rate(0, 100, warmup=0, min_ratio=0.0, schedule="linear") == 1.0
+    assert optim.rate(99, 100, warmup=0, min_ratio=0.0, schedule="linear") == pytest.approx(0.01)
 
 
 def test_decay_is_for_matrices_only() -> None:

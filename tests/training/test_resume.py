@@ -1,5 +1,6 @@
 """A run that was interrupted is the run that was not: bit for bit, wherever it was."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from config import UserError
 from daemon.journal import Journal
 from daemon.rundir import RunDir
-from toys import TOYS, Buffers, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
+from toys import QUICK, TOYS, Buffers, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
 from training.callback import ACT, Callback
 from training.snapshots import Snapshots
 from training.stage import Batch, Ratio
@@ -140,6 +141,87 @@ def test_going_on_from_an_older_snapshot(tmp_path: Path) -> None:
 class OtherData(Regression):
     def fingerprint(self) -> str:
         return "other"
+
+
+def test_later_snapshots_of_a_course_that_was_left_are_set_aside(tmp_path: Path) -> None:
+    """Killed after going on from step 4, it goes on from there again, not from the old step 7."""
+    run = new_run(tmp_path, Buffers)
+    train(with_callbacks(Buffers, StopAt(7)), run)
+    sitting = session(with_callbacks(Buffers, Killed(5)), run, resume=True,
+                      snapshot=run.snapshots / "snapshot_step_00000004")
+    with run.lock(), pytest.raises(KeyboardInterrupt):
+        trainer, snapshot = sitting.prepare()
+        trainer.fit(snapshot)
+    newest = Snapshots(run.snapshots, {}).newest_good()
+    assert newest is not None and newest.name == "snapshot_step_00000004"
+    assert (run.snapshots / "abandoned_snapshot_step_00000007").exists()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    """Fewer rows make a shorter run: its config must not be settled anew before that is noticed."""
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(4)), run, max_steps=None, epochs=3)
+    before = run.config_file.read_text()
+    with pytest.raises(UserError, match="the data are not those"):
+        train(Regression, run, resume=True, rows=8)
+    assert run.config_file.read_text() == before
+    _, ending = train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
+    assert ending.state == "finished"
+
+
+def test_weights_asked_for_are_taken_also_if_the_start_was_interrupted(tmp_path: Path) -> None:
+    first, run = new_run(tmp_path, Regression), new_run(tmp_path, Regression)
+    train(Regression, first)
+    options: dict[str, Any] = {"checkpoint_file": str(first.snapshots / "snapshot_epoch_0003")}
+    run.config_file.write_text(json.dumps(options))  # as it stands before training began
+    trainer, _ = train(Regression, run, resume=True, **QUICK | {"max_steps": 1, "lr": 1e-9})
+    from safetensors.torch import load_file
+
+    expected = load_file(first.snapshots / "snapshot_epoch_0003" / "model.safetensors")["0.weight"]
+    torch.testing.assert_close(trainer.model[0].weight.detach(), expected, rtol=0, atol=1e-7)
+    Path(options["checkpoint_file"]).rename(tmp_path / "gone")
+    other = new_run(tmp_path, Regression)
+    other.config_file.write_text(json.dumps(options))
+    with pytest.raises(UserError, match="is gone"):
+        train(Regression, other, resume=True, **QUICK)
+
+
+@pytest.mark.parametrize("fails", ["state_dict", "load_state_dict"])
+def test_a_monitor_whose_state_fails_does_not_end_the_run(tmp_path: Path, fails: str) -> None:
+    @dataclass
+    class Fails(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            if fails == "state_dict":
+                raise RuntimeError("on purpose")
+            return {"n": 1}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise RuntimeError("on purpose")
+
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(4), Fails()), run)
+    trainer, ending = train(with_callbacks(Regression, StopAt(-1), Fails()), run, resume=True)
+    assert ending.state == "finished" and trainer.switched_off == ["Fails"]
+
+
+@dataclass
+class AsksAtLog(Callback):
+    """Asks for an evaluation in the log event of step 2: it comes after step 3, also if a stop lies between."""
+
+    order = ACT
+
+    def on_log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if trainer.step == 2:
+            trainer.ask("eval", "curious")
+
+
+def test_what_is_asked_while_acting_is_done_after_the_next_step(tmp_path: Path) -> None:
+    whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    train(with_callbacks(Buffers, StopAt(-1), AsksAtLog()), whole, eval_interval=99)
+    assert [row["step"] for row in Journal(whole.metrics).rows() if "eval/loss" in row] == [3, 9]
+    train(with_callbacks(Buffers, StopAt(2), AsksAtLog()), run, eval_interval=99)
+    train(with_callbacks(Buffers, StopAt(-1), AsksAtLog()), run, resume=True)
+    assert_same(everything(whole), everything(run))
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:

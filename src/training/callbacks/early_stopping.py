@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from training.callback import ACT, Callback
 from training.options import Options
+from training.stage import Ratio
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -16,7 +17,7 @@ class EarlyStopping(Callback):
     """Asks to stop after `patience` evaluations in a row without an improvement of `min_delta` in `metric`,
     or after `overfit_patience` in a row in which validation minus training loss grew by `overfit_min_delta`.
 
-    The training loss compared is the mean since the last log, as it stands in the log line of the evaluation.
+    NaN is no improvement. The training loss compared is the mean since the evaluation before.
     """
 
     order = ACT
@@ -30,23 +31,28 @@ class EarlyStopping(Callback):
     waited: int = 0
     gap: float = math.nan
     grown: int = 0
+    trained: Ratio = Ratio(0.0, 0)
 
     @classmethod
     def of(cls, cfg: Options, best: tuple[str, str]) -> Self:
         return cls(*best, cfg.early_stop_patience, cfg.early_stop_min_delta, cfg.early_stop_overfit_patience,
                    cfg.early_stop_overfit_min_delta)
 
-    def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        """Judge at the log that follows every evaluation: there both losses stand side by side."""
-        if self.metric not in metrics:
+    def on_loss(self, trainer: "Trainer", phase: str, loss: Ratio) -> None:
+        if self.overfit_patience and phase == trainer.stage.phases[-1]:
+            self.trained = Ratio(self.trained.total + loss.total.detach(), self.trained.count + loss.count)
+
+    def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        if not metrics:  # abandoned: it will be done again
             return
         self._judge(trainer, metrics[self.metric])
-        if self.overfit_patience and {"eval/loss", "train/loss"} <= metrics.keys():
-            self._judge_gap(trainer, metrics["eval/loss"] - metrics["train/loss"])
+        if self.overfit_patience and "eval/loss" in metrics and self.trained.count:
+            self._judge_gap(trainer, metrics["eval/loss"] - float(self.trained.total / self.trained.count))
+            self.trained = Ratio(0.0, 0)
 
     def _judge(self, trainer: "Trainer", value: float) -> None:
         gained = self.best - value if self.mode == "min" else value - self.best
-        if math.isnan(self.best) or gained > self.min_delta:
+        if gained > self.min_delta or (math.isnan(self.best) and not math.isnan(value)):
             self.best, self.waited = value, 0
             return
         self.waited += 1
@@ -62,8 +68,10 @@ class EarlyStopping(Callback):
                                 f"{self.grown} evaluations in a row")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited, "gap": self.gap, "grown": self.grown}
+        return {"best": self.best, "waited": self.waited, "gap": self.gap, "grown": self.grown,
+                "trained": list(self.trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             self.best, self.waited, self.gap, self.grown = (state[k] for k in ("best", "waited", "gap", "grown"))
+            self.trained = Ratio(*state["trained"])

@@ -1,0 +1,30 @@
+"""Marks the point from which a run has begun."""
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import config
+import files
+from daemon.rundir import RunDir
+from training.callback import SHAPE, Callback
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+
+@dataclass
+class Begin(Callback):
+    """From here on nothing can be refused any more: the config is kept as it was settled, and
+    result/<stage>_<dataset> points at the run if it is a new one."""
+
+    order = SHAPE
+    run: RunDir
+    is_new: bool
+    begun: threading.Event
+
+    def on_start(self, trainer: "Trainer") -> None:
+        files.write_json(self.run.config_file, config.to_json(trainer.cfg))
+        if self.is_new:
+            self.run.announce(trainer.stage.name, self.run.status().dataset)
+        self.begun.set()
