@@ -224,8 +224,10 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
             from training.session import Session  # torch and all: takes seconds
 
             ending = Session(job, run, signals, begun).train()
-    except (Interrupted, Exception) as error:
-        if signals.stop and not begun.is_set():  # an import in C may have made another exception of Interrupted
+    except Interrupted as stop:
+        return _end(run, "stopped", f"{stop} received before training began", FINISHED)
+    except Exception as error:
+        if signals.stop and not begun.is_set():  # an import in C has made another exception of Interrupted
             return _end(run, "stopped", f"{signals.stop} received before training began", FINISHED)
         if isinstance(error, UserError) and not begun.is_set():
             _undo(job, run, before)
