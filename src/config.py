@@ -110,18 +110,15 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     given = list(_flags(cls, argv, problems))
     flags = {name: value for name, value in given if value is not INVALID}
     invalid = {name for name, value in given if value is INVALID}
-    values: dict[str, Any] = {}
-    preset = flags.pop("preset", "")
+    path = flags.pop("config", "")
+    typed = read_json(cls, Path(path), problems, invalid) if path else {}
+    typed.update(flags)
+    preset = typed.pop("preset", "")
     if preset and preset not in presets:
         problems.append(f"--preset: there is no preset {preset!r}{_nearest(preset, presets)}; "
                         f"presets: {', '.join(presets)}")
-    values.update(presets.get(preset, {}))
-    typed: dict[str, Any] = {}
-    if path := flags.pop("config", ""):
-        typed.update(read_json(cls, Path(path), problems, invalid))
-    typed.update(flags)
     typed = {name: _absolute(fields(cls)[name][1], value) for name, value in typed.items()}
-    config = cls(**values | typed)
+    config = cls(**{**presets.get(preset, {}), **typed})
     problems += check(config, invalid) + further(config)
     if problems:
         raise UserError(*problems)
@@ -249,9 +246,13 @@ def read_json(cls: type, path: Path, problems: list[str], invalid: set[str]) -> 
 
 def _known_values(cls: type, content: dict[str, Any], where: str, problems: list[str],
                   invalid: set[str]) -> dict[str, Any]:
-    table, values = names(cls), {}
+    table = names(cls)
+    values: dict[str, Any] = {}
     for key, value in content.items():
         name = key.replace("-", "_")
+        if name in META["preset"]:
+            values["preset"] = str(value)
+            continue
         if name not in table:
             problems.append(f"{where}: there is no setting {key!r}{_nearest(name, table)}")
             continue

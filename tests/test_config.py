@@ -367,6 +367,17 @@ def test_torch_and_numpy_stay_unloaded(argv: list[str]) -> None:
     assert not loaded & {"torch", "numpy"}
 
 
+def test_a_preset_may_stand_in_the_file(tmp_path: Path) -> None:
+    """And a flag wins over it; the file's other values win over the preset's."""
+    path = written(tmp_path, '{"preset": "small", "num_layers": 3}')
+    parsed = config.parse(LanguageModel.Config, LanguageModel.presets, ["--config", path])
+    assert (parsed.preset, parsed.config.d_model, parsed.config.num_layers) == ("small", 512, 3)
+    parsed = config.parse(LanguageModel.Config, LanguageModel.presets, ["--config", path, "--preset", "tiny"])
+    assert (parsed.preset, parsed.config.d_model, parsed.config.num_layers) == ("tiny", 256, 3)
+    with pytest.raises(UserError, match="no preset 'smal'; did you mean small"):
+        config.parse(LanguageModel.Config, LanguageModel.presets, ["--config", written(tmp_path, '{"preset": "smal"}')])
+
+
 def test_what_is_printed_is_read_back_the_same(tmp_path: Path, text: str) -> None:
     def printed(*argv: str) -> str:
         return bare("-P", str(SCRIPT), *argv, "--print_config").stdout
