@@ -166,3 +166,35 @@ def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
     with run.lock():
         trainer, snapshot = sitting.prepare()
         trainer.fit(snapshot)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from config import Parsed, UserError
+from toys import QUICK, Regression
+from training.launch import Job, start
+
+class Fails(Regression):
+    def loss(self, model, batch, phase):
+        self.seen = getattr(self, "seen", 0) + 1
+        if self.seen == {at}:
+            raise {error}("a picture of the batch cannot be read")
+        return super().loss(model, batch, phase)
+
+options = QUICK | {{"result_dir": sys.argv[1], "run_name": "mine"}}
+sys.exit(start(Job(Fails, Parsed(Fails.Config(**options), frozenset(options), ""))))
+"""
+
+
+@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
+def test_what_fails_in_training_leaves_the_run(tmp_path: Path, error: str) -> None:
+    """Also a user's mistake that shows itself only then: hours of training are not deleted for it."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(at=9, error=error), str(tmp_path)], text=True,
+                           capture_output=True, env=os.environ | {"PYTHONPATH": "src:tests"}, cwd=PROJECT)
+    run = RunDir(tmp_path / "mine")
+    assert ended.returncode == 1 and run.state() == "failed" and run.status().step == 4
+    assert run.status().reason == f"{error}: a picture of the batch cannot be read"
+    lines = run.latest_log.read_text().splitlines()
+    assert any("Traceback" in line for line in lines) and all(line.startswith("[20") for line in lines)
+    assert (run.snapshots / "snapshot_epoch_0001" / "manifest.json").exists()
