@@ -178,7 +178,8 @@ class Trainer:
             self._obey_signals()
         elif "eval" in asked or "log" in asked:
             self._log(scores)
-        if asked.get("save", "") or self._asked.pop("save", "") or self._ending is not None:
+        saves = asked.pop("save", ""), self._asked.pop("save", "")
+        if any(saves) or self._ending is not None:
             self._save()
 
     # -- a step -------------------------------------------------------------------------------------------------

@@ -45,6 +45,14 @@ def test_names_and_content(run: RunDir) -> None:
     assert {"step", "steps", "best", "best_step", "owed", "data", "optimizers", "rng", "callbacks"} <= state.keys()
 
 
+def test_when_snapshots_are_taken(tmp_path: Path) -> None:
+    """At step 0, each fourth step, each epoch's end and each new best (every one here, at 2, 4, 6, 8); once each."""
+    run = new_run(tmp_path, Regression)
+    train(Regression, run, eval_interval=2)
+    steps = [snapshots.step_of(path) for path in Snapshots(run.snapshots, {}).found()]
+    assert steps == [0, 2, 3, 4, 6, 8, 9]
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
