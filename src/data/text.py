@@ -53,7 +53,7 @@ def documents(dataset: str) -> Corpus:
         raise UserError(f"--dataset {dataset}: {_reason(error)}; {WHAT_TO_GIVE}") from error
     if not found:
         raise UserError(f"--dataset {dataset}: holds nothing but blanks; {WHAT_TO_GIVE}")
-    log.info("Read %s: %s documents, %.1f MB", dataset, f"{len(found):,}", sum(map(_bytes, found)) / 1e6)
+    log.info("Read %s: %.1f MB, documents: %s", dataset, sum(map(_bytes, found)) / 1e6, f"{len(found):,}")
     return split(found)
 
 

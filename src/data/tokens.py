@@ -107,7 +107,7 @@ def _build(path: Path, documents: list[str], tokenizer: Tokenizer, dtype: np.dty
     files.write(path, encode)
     count = path.stat().st_size // dtype.itemsize
     files.write_json(path.with_suffix(".json"), {"count": count, "dtype": dtype.name})
-    log.info("Tokenized %s: %s documents, %s tokens", what, f"{len(documents):,}", f"{count:,}")
+    log.info("Tokenized %s: %s tokens", what, f"{count:,}")
 
 
 def _batches(documents: list[str]) -> Iterator[tuple[int, tuple[list[str], list[bool]]]]:

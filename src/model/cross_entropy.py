@@ -55,7 +55,7 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
         if grad_hidden is None or grad_weight is None:
             continue
         error = logits.sub_(log_normalizer).exp_()  # softmax, in the memory of the logits
-        error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
+        error.scatter_(1, target, error.gather(1, target) - 1)  # not scatter_add_: that has no fixed order on a GPU
         error = error.to(kind)
         grad_hidden[start:start + size] = error @ working
         grad_weight += (error.T @ rows).to(weight.dtype)
