@@ -21,6 +21,7 @@ while (($#)); do
 done
 
 source="$(daemon board ${run:+"${run}"})"
+if [[ ! "${port}" =~ ^[0-9]{1,5}$ ]] || ((port < 1 || port > 65535)); then die "--port ${port}: must be 1 to 65535"; fi
 setup
 while (exec 3<>"/dev/tcp/127.0.0.1/${port}") 2>/dev/null; do port=$((port + 1)); done
 printf 'http://127.0.0.1:%d/\n' "${port}"

@@ -3,7 +3,7 @@
 #
 #   ./run/resume.sh RUN [--yes] [--foreground] [-- OPTIONS]
 #
-#   RUN    its name, the beginning of it, its PID or its folder
+#   RUN    its name, the beginning of it, its PID, its folder, or the folder of one of its snapshots
 #   --yes  do not ask
 
 # shellcheck source=run/lib.sh
@@ -16,7 +16,7 @@ else
   for option in "$@"; do
     if [[ -z "${run}" && "${option}" != -* ]]; then run="${option}"; else options+=("${option}"); fi
   done
-  folder="$(daemon tell "${run}" folder)"
+  place="$(daemon tell "${run}" resume)"
   script="$(daemon tell "${run}" script)"
-  train "${script}" --resume "${folder}" "${options[@]}"
+  train "${script}" --resume "${place}" "${options[@]}"
 fi

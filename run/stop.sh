@@ -3,7 +3,8 @@
 #
 #   ./run/stop.sh RUN [--seconds N]
 #
-#   RUN   its name, the beginning of it, its PID or its folder
+#   RUN         its name, the beginning of it, its PID or its folder
+#   --seconds   how long to wait for it (default 300)
 
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit

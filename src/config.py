@@ -323,7 +323,7 @@ def check(config: Any, invalid: Collection[str] = ()) -> list[str]:
 def unusual(config: Any) -> list[str]:
     """Values that are allowed, but outside what is common."""
     return [
-        f"{name} {getattr(config, name):g} is outside the usual {spec.usual[0]:g} to {spec.usual[1]:g}"
+        f"{name} {getattr(config, name):,} is outside the usual {spec.usual[0]:,} to {spec.usual[1]:,}"
         for name, (_, spec, _) in fields(type(config)).items()
         if spec.usual and getattr(config, name) is not None
         and not spec.usual[0] <= getattr(config, name) <= spec.usual[1]

@@ -42,7 +42,7 @@ def commands() -> list[str]:
         text = path.read_text()
         for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
             found += [line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip()]
-        found += re.findall(r"`(\./run/[^`]+|python (?:src|benchmarks)[^`]+)`", text)
+        found += re.findall(r"`(\./run/[^`]+|(?:\.venv/bin/)?python (?:src|benchmarks)[^`]+)`", text)
     return found
 
 
@@ -53,7 +53,7 @@ def test_the_documents_have_commands() -> None:
 @pytest.mark.parametrize("command", [*dict.fromkeys(commands()), *GUIDE])
 def test_command(command: str) -> None:
     program, *words = shlex.split(command)
-    if program == "python":
+    if program.endswith("python"):
         program, *words = words
     path = PROJECT / program
     assert path.is_file(), f"{program} does not exist"

@@ -37,7 +37,7 @@ def main() -> int:
 
     tell = commands.add_parser("tell", help="print something a run's files or status say")
     tell.add_argument("run")
-    tell.add_argument("what", choices=("name", "script", "log", "pid", "folder"))
+    tell.add_argument("what", choices=("name", "script", "log", "pid", "folder", "resume"))
     tell.set_defaults(call=lambda given: _tell(given.run, given.what))
 
     board = commands.add_parser("board", help="print NAME:FOLDER of a run or of all, comma between, for TensorBoard")
@@ -110,7 +110,9 @@ def _stop(which: str, seconds: float) -> int:
         raise UserError(f"process {holder.pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
                         f"kill -9 {holder.pid}; then what came after its last snapshot is lost")
     status = run.status()
-    print(f"{run.name}: {run.state()} at step {status.step} of {status.of}: {status.reason}")
+    print(f"{run.name}: {run.state()} at step {status.step} of {status.of or '?'}: {status.reason}")
+    if status.state != "finished":
+        print(f"Go on: ./run/resume.sh {run.name}")
     return 0
 
 
@@ -131,7 +133,8 @@ def _tell(which: str, what: str) -> int:
     run = registry.find(which)
     holder = run.holder()
     print({"name": run.name, "script": run.status().script, "log": run.latest_log,
-           "pid": holder.pid if holder else "", "folder": run.path}[what])
+           "pid": holder.pid if holder else "", "folder": run.path,
+           "resume": registry.snapshot(which) or run.path}[what])
     return 0
 
 
@@ -157,11 +160,11 @@ def _wait(pid: int) -> int:
                 if run is not None:
                     shown = _show(run.latest_log, shown)
                     if alive and run.state() == "training":
-                        return _summary(run, pid, ended=False)
+                        return _summary(run, pid)
             except FileNotFoundError:  # a run that is refused takes its directory with it
                 run = None
             if not alive:
-                return 1 if run is None else _summary(run, pid, ended=True)
+                return 1
             time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
         print(f"\nNot waiting any longer; process {pid} goes on in the background: ./run/ps.sh", file=sys.stderr)
@@ -187,7 +190,7 @@ def _show(log: Path, shown: int) -> int:
     return shown + len(whole + newline)
 
 
-def _summary(run: RunDir, pid: int, *, ended: bool) -> int:
+def _summary(run: RunDir, pid: int) -> int:
     print(f"""
 Run     {run.name}
 PID     {pid}
@@ -197,7 +200,7 @@ Follow  ./run/logs.sh {run.name} -f
 Check   ./run/ps.sh
 Stop    ./run/stop.sh {run.name}
 View    ./run/board.sh {run.name}""", flush=True)
-    return 1 if ended else 0
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ def runs() -> list[RunDir]:
 
 
 def find(which: str) -> RunDir:
-    """The run meant by a name, a unique prefix of one, the PID of its trainer, or a path. Raises UserError."""
+    """The run meant by a name, a unique prefix of one, the PID of its trainer, or a path: its folder, or a snapshot in
+    it. Raises UserError."""
     if not which:
         raise UserError("which run? give its name, the beginning of it, its PID or its folder; ./run/ps.sh lists them")
     known = runs()
-    for path in (Path(which), PROJECT / "result" / which):
+    of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
+    for path in (Path(which), PROJECT / "result" / which, *of_snapshot):
         if _status(there := RunDir(path.resolve())) is not None:
             return there
     if exact := [run for run in known if run.name == which]:
@@ -30,7 +32,8 @@ def find(which: str) -> RunDir:
     if len(matching) == 1:
         return matching[0]
     if not matching:
-        raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are")
+        raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are, and the folder of "
+                        "any other will do")
     raise UserError(f"{which!r} is the beginning of {len(matching)} runs: " + ", ".join(run.name for run in matching))
 
 
@@ -38,7 +41,7 @@ def snapshot(named: str) -> Path | None:
     """The snapshot meant by its folder, a file in it, or the spelling `snapshot_epoch_10.pt`; None if there is none."""
     given = Path(named)
     kind, _, number = given.name.removesuffix(".pt").rpartition("_")
-    respelled = [given.with_name(f"{kind}_{int(number):0{width}d}") for width in (4, 8)] if number.isdigit() else []
+    respelled = [given.with_name(f"{kind}_{int(number):0{width}d}") for width in (4, 8)] if number.isdecimal() else []
     for path in (given, given.parent, *respelled):
         if (path / MANIFEST).is_file():
             return path.resolve()

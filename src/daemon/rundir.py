@@ -162,11 +162,19 @@ class RunDir:
         _link(folder / "latest.log", log.name)
         return log
 
+    def remove_log(self, log: Path) -> None:
+        """Take back a log; logs/latest.log points at the one before."""
+        log.unlink()
+        if before := sorted(log.parent.glob("train_*.log")):
+            _link(self.latest_log, before[-1].name)
+
     def announce(self, stage: str, dataset: str) -> None:
         """Let result/<stage>_<dataset> point at this run, unless a run was given that very name."""
         link = self.path.parent / f"{stage}_{slug(dataset)}"
         if link.is_symlink() or not link.exists():
             _link(link, self.name)
+        elif link != self.path:
+            log.warning("%s is a run of that name, so no link of that name can point at this run", link)
 
     def remove(self) -> None:
         """Delete the run and every link to it."""
@@ -215,7 +223,7 @@ def slug(dataset: str) -> str:
     """The part of a run's name that tells its data: a path's last part without its ending."""
     base = Path(dataset).name
     stem = Path(base).stem if "/" in dataset or Path(base).suffix in (".txt", ".md", ".csv", ".json") else base
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", stem).strip("-.") or "data"
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "data"
 
 
 def _named(hidden: Path, name: str) -> Path:

@@ -11,8 +11,9 @@ COLUMNS = ("RUN", "STATE", "PID", "STEP", "LOSS", "BEST", "SPEED", "ETA", "HEART
 def row(run: RunDir) -> dict[str, Any]:
     """One run, as `ps.sh --json` gives it: seconds, not words."""
     status, state, holder = run.status(), run.state(), run.holder()
+    pid = holder.pid if holder else status.pid if state == "died" else None
     return {
-        "run": run.name, "state": state, "pid": holder.pid if holder else None, "step": status.step, "of": status.of,
+        "run": run.name, "state": state, "pid": pid, "step": status.step, "of": status.of,
         "loss": status.loss, "best": status.best, "speed": status.speed if holder else "",
         "eta_seconds": status.eta_seconds if holder else None,
         "heartbeat_seconds": round(time.time() - status.heartbeat, 1), "reason": status.reason,

@@ -9,6 +9,7 @@ Nothing here imports torch until the run is about to begin, so mistakes are told
 """
 
 import faulthandler
+import importlib.util
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from training.stage import Stage
 log = logging.getLogger(__name__)
 
 FINISHED, FAILED, REFUSED, RESUMABLE = 0, 1, 2, 75
+LONGEST_NAME = 200  # bytes: file systems take 255, and names are made from it
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,21 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
         return ["--resume goes on with a run, --checkpoint_file starts a new one from its weights: give one of them"]
     if cfg.resume:
         return []
-    problems = stage.check(cfg)
+    problems = stage.check(cfg, resumed=False)
     if cfg.checkpoint_file and registry.snapshot(cfg.checkpoint_file) is None:
         problems.append(f"--checkpoint_file {cfg.checkpoint_file}: no snapshot there; a snapshot is a folder with a "
                         "manifest.json, such as result/RUN/snapshots/snapshot_epoch_0010")
+    return problems + _run_name_problems(cfg)
+
+
+def _run_name_problems(cfg: Options) -> list[str]:
     if "/" in cfg.run_name or cfg.run_name.startswith("."):
-        problems.append(f"--run_name {cfg.run_name!r} must be a name, not a path; --result_dir says where")
-    return problems
+        return [f"--run_name {cfg.run_name!r} must be a name, not a path; --result_dir says where"]
+    if len(cfg.run_name.encode()) > LONGEST_NAME:
+        return [f"--run_name is {len(cfg.run_name.encode())} bytes long: at most {LONGEST_NAME}"]
+    if cfg.run_name and (_result_dir(cfg) / cfg.run_name).is_symlink():
+        return [f"--run_name {cfg.run_name} is the link to the newest run of its kind: choose another name"]
+    return []
 
 
 def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | None]:
@@ -128,15 +138,18 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
         raise UserError(f"run {run.name} is being trained already, by process {holder.pid}; "
                         f"stop it first: ./run/stop.sh {run.name}")
     if status.state == "finished":
-        raise UserError(f"run {run.name} is finished: there is nothing to go on with; "
-                        "start a new one, from its weights with --checkpoint_file")
+        raise UserError(f"run {run.name} is finished: there is nothing to go on with; start a new one, from its "
+                        f"weights with --checkpoint_file and a folder of {run.snapshots}")
     if parsed.preset and parsed.preset != status.preset:
         raise UserError(f"--preset {parsed.preset}: {run.name} has preset {status.preset or 'none'}; leave it out")
     written = _written_config(run)  # all options once it has begun, before that the typed ones
     before: Options = config.from_json(stage.Config, {**stage.presets.get(status.preset, {}), **written},
                                        str(run.config_file))
     anew = _given_anew(stage, parsed, run, status, before)
-    return Job(stage, Parsed(replace(before, **anew), frozenset(written) | anew.keys(), status.preset), run, snapshot,
+    cfg = replace(before, **anew)
+    if problems := stage.check(cfg, resumed=True):
+        raise UserError(*problems)
+    return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), run, snapshot,
                asks=bool(parsed.config.resume) and not parsed.config.yes)
 
 
@@ -173,7 +186,8 @@ def _confirm(run: RunDir) -> None:
         raise UserError(f"to go on with {what} without a terminal to ask on, add --yes")
     try:
         answer = input(f"Go on with {what}? [Y/n] ")
-    except EOFError:  # Ctrl-D
+    except (EOFError, KeyboardInterrupt):
+        print()
         answer = "no"
     if answer.strip().lower() not in ("", "y", "yes"):
         raise UserError("not started")
@@ -188,6 +202,9 @@ def start(job: Job) -> int:
     console = os.dup(2)  # in the background standard error becomes the log, but mistakes go where we were started
     logs.to_console()
     try:
+        if importlib.util.find_spec("torch") is None:
+            raise UserError(f"torch is not installed for this Python ({sys.executable}): use .venv/bin/python, which "
+                            "the scripts of run/ set up")
         with Signals() as signals:
             signals.interruptible = True
             run = job.run or _new_run(job)
@@ -215,9 +232,8 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
 
     Raises UserError only where nothing has begun: then a new run is gone, and an old one's status is as it was.
     """
-    before, begun = run.status(), threading.Event()
+    before, begun, path = run.status(), threading.Event(), run.new_log()
     try:
-        path = run.new_log()
         logs.to_file(path, background=background)
         run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), eta_seconds=None))
         with open(path, "ab") as file, _faults(file.fileno()):
@@ -230,9 +246,7 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
         if signals.stop and not begun.is_set():  # an import in C has made another exception of Interrupted
             return _end(run, "stopped", f"{signals.stop} received before training began", FINISHED)
         if isinstance(error, UserError) and not begun.is_set():
-            _undo(job, run, before)
-            if background:
-                log.error("%s", error)
+            _undo(job, run, before, path)
             raise
         log.exception("the run failed")
         return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
@@ -240,17 +254,20 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
     return _end(run, "stopped" if halted else ending.state, ending.reason, RESUMABLE if halted else FINISHED)
 
 
-def _undo(job: Job, run: RunDir, before: Status) -> None:
+def _undo(job: Job, run: RunDir, before: Status, new_log: Path) -> None:
     """Leave everything as it was before this start. Only for the holder of the run's lock."""
     if job.run is None:
         run.remove()
     else:
         run.write_status(before, sync=True)
+        run.remove_log(new_log)
 
 
 def _end(run: RunDir, state: str, reason: str, code: int) -> int:
     run.write_status(replace(run.status(), state=state, reason=reason, eta_seconds=None), sync=True)
     log.info("%s: %s", {"finished": "Training completed"}.get(state, f"Training {state}"), reason)
+    if state != "finished":
+        log.info("Go on: ./run/resume.sh %s", run.name)
     return code
 
 

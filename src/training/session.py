@@ -72,6 +72,9 @@ class Session:
         rows = _rows(stage)
         log.info("Loaded %s samples", f"{rows:,}")
         order = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed)
+        if cfg.batch_size * cfg.grad_accum_steps > rows:
+            log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
+                        f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")
         cfg, steps = self._fit(cfg, order)
         stage.cfg = cfg
         kept = Snapshots(self.run.snapshots, receipt.made_by(cfg, device))

@@ -46,8 +46,8 @@ class Stage:
     # -- before anything is started -----------------------------------------------------------------------------
 
     @classmethod
-    def check(cls, cfg: Any) -> list[str]:
-        """Mistakes that can be seen without torch and without reading all the data."""
+    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
+        """Mistakes that can be seen without torch and without reading all the data; `resumed`: a run goes on."""
         return []
 
     # -- data ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ class Text:
 
     dataset: str = opt("pydocs", "pydocs (documentation found in the installed Python packages), a text file, or a "
                        "folder of text files", path=("pydocs",), aliases=("data_path",))
-    tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o, bpe (trained on this text), bytes, or PATH/tokenizer.json",
+    tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o (fetched once from the internet), bpe (trained on this "
+                         "text), bytes, or PATH/tokenizer.json",
                          path=TOKENIZERS)
     vocab_size: int = opt(32000, "pieces of an own bpe", ge=256, le=100000)
     retrain_tokenizer: bool = opt(False, "train the bpe again, though one is known for this text")
@@ -82,10 +83,12 @@ class LanguageModel(Stage):
     }
 
     @classmethod
-    def check(cls, cfg: Any) -> list[str]:
+    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
         from data import text
 
         problems = text.check(cfg.dataset)
+        if resumed:  # the run has its own tokenizer
+            return problems
         if cfg.tokenizer not in TOKENIZERS and not Path(cfg.tokenizer).is_file():
             problems.append(f"--tokenizer: {cfg.tokenizer!r} is none of {', '.join(TOKENIZERS)}, and no tokenizer.json")
         return problems

@@ -335,9 +335,9 @@ class Trainer:
         there = state["data"], state["rows"], state["steps"]
         here = self.stage.fingerprint(), self.order.size, self.steps
         if there != here:
-            raise UserError("the data are not those of the interrupted run (fingerprint, rows, steps: %s %d %d there, "
-                            "%s %d %d here): bring them back, or start a new run with --checkpoint_file %s"
-                            % (*there, *here, snapshot))
+            raise UserError(f"the data are not those of the interrupted run (rows {there[1]:,} then, {here[1]:,} now; "
+                            f"content {there[0][:8]} then, {here[0][:8]} now): bring them back, or start a new run "
+                            f"with its weights: --checkpoint_file {snapshot}")
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
         self.lr = state["lr"]

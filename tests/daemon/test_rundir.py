@@ -59,7 +59,8 @@ def test_a_start_that_is_faster_takes_the_name(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("name, dataset, preset, wanted", [
     ("lm", "pydocs", "nano", "lm_pydocs_nano_"), ("lm", "/data/My corpus.v2.txt", "", "lm_My-corpus.v2_"),
     ("lm", "wikitext-103", "small", "lm_wikitext-103_small_"), ("lm", "texts/", "", "lm_texts_"),
-    ("lm", "corpus.txt", "", "lm_corpus_"), ("lm", "..", "", "lm_data_"), ("lm", "ünï/ßø", "", "lm_data_"),
+    ("lm", "corpus.txt", "", "lm_corpus_"), ("lm", "..", "", "lm_data_"), ("lm", "ünï/ßø", "", "lm_ßø_"),
+    ("lm", "本.txt", "", "lm_本_"),
 ])
 def test_a_run_is_named_by_what_it_is(name: str, dataset: str, preset: str, wanted: str) -> None:
     made = rundir.run_name(name, dataset, preset)

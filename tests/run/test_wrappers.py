@@ -116,7 +116,8 @@ def test_kill_saves_and_stops(desk: Desk, stopped: str) -> None:
     assert (row["state"], row["reason"], row["pid"]) == ("stopped", "SIGTERM received", None)
     saved = [path.name for path in (desk.results / "life" / "snapshots").iterdir()]
     assert any(name.endswith(f"{row['step']:08d}") or name.startswith("snapshot_epoch") for name in saved)
-    assert "SIGTERM: finishing this step" in stopped and "Training stopped" in stopped.splitlines()[-1]
+    assert "SIGTERM: finishing this step" in stopped and "Training stopped" in stopped.splitlines()[-2]
+    assert stopped.endswith("Go on: ./run/resume.sh life\n")
 
 
 def test_without_a_terminal_going_on_wants_a_yes(desk: Desk, stopped: str) -> None:
@@ -164,9 +165,9 @@ def killed(desk: Desk, going_on: tuple[Begun, int]) -> None:
     until(lambda: not living(going_on[0].pid))
 
 
-def test_kill_9_is_seen(desk: Desk, killed: None) -> None:
+def test_kill_9_is_seen(desk: Desk, killed: None, going_on: tuple[Begun, int]) -> None:
     row = desk.run("life")
-    assert (row["state"], row["pid"], row["speed"]) == ("died", None, "")
+    assert (row["state"], row["pid"], row["speed"]) == ("died", going_on[0].pid, "")
 
 
 def test_it_goes_on_from_its_last_snapshot_and_stops_by_pid(desk: Desk, killed: None) -> None:
@@ -217,6 +218,6 @@ def test_a_crash_is_a_failed_run_with_its_log(desk: Desk) -> None:
     row = desk.run("crash")
     assert row["state"] == "failed" and "FileNotFoundError" in row["reason"]
     log = log_of(desk, "crash")
-    assert "ERROR: Traceback" in log and log.rstrip().endswith(row["reason"])
+    assert "ERROR: Traceback" in log and log.splitlines()[-2].endswith(row["reason"])
     assert all(STAMP.match(line) for line in log.splitlines())
     assert "ERROR: Traceback" in shown, "in the foreground it is told there too"

@@ -28,7 +28,7 @@ SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precis
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "text.txt"
-    path.write_text("one two three\n" * 100)
+    path.write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(300)))
     return path
 
 
@@ -105,11 +105,25 @@ def test_finished_runs_do_not_go_on(tmp_path: Path, text: Path) -> None:
         launch.decide(LanguageModel, ["--resume"])
 
 
+@pytest.mark.parametrize("name, why", [("x" * 201, "201 bytes"), ("a/b", "not a path"), ("lm_text", "is the link")])
+def test_names_that_cannot_be(tmp_path: Path, text: Path, name: str, why: str) -> None:
+    (tmp_path / "lm_text").symlink_to("nowhere")
+    with pytest.raises(UserError, match=why):
+        launch.decide(LanguageModel, ["--run_name", name, "--result_dir", str(tmp_path), "--dataset", "text.txt"])
+
+
+def test_data_that_are_gone_are_told_before_the_start(tmp_path: Path, text: Path) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
+    text.unlink()
+    with pytest.raises(UserError, match="there is no such file"):
+        launch.decide(LanguageModel, ["--resume", run.name, "--yes"])
+
+
 def test_a_snapshot_may_be_named(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     train(Regression, run)
     run.write_status(replace(run.status(), state="stopped"))
-    stage = type("Toy", (Regression,), {"check": classmethod(lambda cls, cfg: [])})
+    stage = type("Toy", (Regression,), {"check": classmethod(lambda cls, cfg, resumed: [])})
     job = launch.decide(stage, ["--resume", str(run.snapshots / "snapshot_step_4.pt")])
     assert (job.run, job.snapshot) == (run, run.snapshots / "snapshot_step_00000004")
     job = launch.decide(stage, ["--checkpoint_file", str(run.snapshots / "snapshot_epoch_0003" / "model.safetensors")])
@@ -147,6 +161,22 @@ def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
     run = RunDir(tmp_path / "runs/early")
     assert run.state() == "stopped" and run.status().reason == "SIGTERM received before training began"
     assert "SIGTERM: stopping" in run.latest_log.read_text()
+
+
+def test_a_refused_resume_leaves_no_trace(tmp_path: Path, text: Path) -> None:
+    start = ["--dataset", "text.txt", *SMALL, "--max_seq_len", "16", "--result_dir", "runs", "--run_name", "mine"]
+    process = script(*start, "--max_steps", "100000")
+    run = RunDir(tmp_path / "runs/mine")
+    while not (run.path.exists() and run.status().step):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    before = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
+    text.write_text("two three four\n" * 100 + text.read_text())
+    assert script("--resume", str(run.path), "--yes").wait(30) == 2
+    after = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
+    assert replace(after[0], heartbeat=0) == replace(before[0], heartbeat=0) and after[1:] == before[1:]
 
 
 def test_a_refused_run_leaves_the_link_to_the_one_before(tmp_path: Path) -> None:
