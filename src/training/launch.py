@@ -206,14 +206,10 @@ def start(job: Job) -> int:
             raise UserError(f"torch is not installed for this Python ({sys.executable}): use .venv/bin/python, which "
                             "the scripts of run/ set up")
         with Signals() as signals:
-            signals.interruptible = True
             run = job.run or _new_run(job)
             signals.at_second = lambda name: _at_once(run, name)
             with run.lock():
                 return _locked(job, run, signals, background)
-    except Interrupted as stop:
-        log.info("%s received before anything was started", stop)
-        return FINISHED
     except UserError as error:
         with open(console, "w") as stderr:
             stderr.writelines(f"{config.program()}: {problem}\n" for problem in error.problems)
@@ -234,6 +230,7 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
     """
     before, begun, path = run.status(), threading.Event(), run.new_log()
     try:
+        signals.interruptible = True
         logs.to_file(path, background=background)
         run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), eta_seconds=None))
         with open(path, "ab") as file, _faults(file.fileno()):
@@ -243,8 +240,8 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
     except Interrupted as stop:
         return _end(run, "stopped", f"{stop} received before training began", FINISHED)
     except Exception as error:
-        if signals.stop and not begun.is_set():  # an import in C has made another exception of Interrupted
-            return _end(run, "stopped", f"{signals.stop} received before training began", FINISHED)
+        if signals.interrupted and not begun.is_set():  # an import in C has made another exception of Interrupted
+            return _end(run, "stopped", f"{signals.interrupted} received before training began", FINISHED)
         if isinstance(error, UserError) and not begun.is_set():
             _undo(job, run, before, path)
             raise

@@ -32,12 +32,14 @@ class Signals:
     take_save()     whether a snapshot was asked for since the last call
     at_second       called, from the thread, before a second stop ends the process; returns its exit code
     interruptible   while True, a stop raises Interrupted in the main thread
+    interrupted     name of the signal that did
     """
 
     def __init__(self, at_second: Callable[[str], int] = lambda name: 75):
         self.stop = ""
         self.at_second = at_second
         self.interruptible = False
+        self.interrupted = ""
         self._save = threading.Event()
         self._before: dict[signal.Signals, object] = {}
 
@@ -71,7 +73,8 @@ class Signals:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread, sooner or later; the thread has seen the signal already."""
         if self.interruptible and number in STOPS:
-            raise Interrupted(signal.Signals(number).name)
+            self.interrupted = signal.Signals(number).name
+            raise Interrupted(self.interrupted)
 
     def _listen(self) -> None:
         while (number := os.read(self._reader, 1)[0]) != 0:
