@@ -16,7 +16,7 @@ from data.loader import Order, evaluation_batches, training_batches
 from training import device as devices
 from training import optim, rng
 from training.callback import Callback, in_order, listeners
-from training.options import Options, epochs_of
+from training.options import Options
 from training.signals import Signals
 from training.snapshots import Snapshots
 from training.stage import Batch, Ratio, Stage
@@ -93,11 +93,6 @@ class Trainer:
     def logged_step(self) -> int:
         """The step up to which log lines belong to this state: one less while the log of this step is owed."""
         return self.step - 1 if self._owed else self.step
-
-    @property
-    def epoch(self) -> int:
-        """Epochs begun, from 1; at an epoch's last step still that one."""
-        return max(1, epochs_of(self.step, self.steps_per_epoch))
 
     # -- the run ------------------------------------------------------------------------------------------------
 
