@@ -87,7 +87,7 @@ class Watching:
     """What is watched (0 switches an interval off)"""
 
     eval_interval: int = opt(0, "updates between evaluations (0: each epoch)", ge=0, aliases=("eval_every",))
-    log_interval: int = opt(100, "updates between log lines", ge=1, may_change=True)
+    log_interval: int = opt(100, "updates between log lines; the first has one too", ge=1, may_change=True)
     sanity_check_interval: int = opt(10000, "updates between checks for NaN and Inf in weights, gradients and "
                                      "optimizer; the loss is checked at every one", ge=0, may_change=True)
     gradient_monitor: bool = opt(True, "norms of the gradients by part of the model", may_change=True)

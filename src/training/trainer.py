@@ -148,7 +148,7 @@ class Trainer:
         last, epoch_end = self.step == self.steps, self.step % self.steps_per_epoch == 0
         if last or self.step % (self.cfg.eval_interval or self.steps_per_epoch) == 0:
             self.ask("eval", "interval")
-        if last or self.step % self.cfg.log_interval == 0:
+        if last or self.step == 1 or self.step % self.cfg.log_interval == 0:  # the first: a sign of life, and a start
             self.ask("log", "interval")
         if last or epoch_end or (self.cfg.snapshot_interval and self.step % self.cfg.snapshot_interval == 0):
             self.ask("save", "interval")

@@ -83,7 +83,7 @@ def test_an_abandoned_evaluation_is_done_first_on_resume(tmp_path: Path) -> None
     train(with_callbacks(Buffers, StopAt(-1)), whole)
     trainer, ending = train(with_callbacks(StopInEvaluation, Signalling()), run)
     assert (ending.state, trainer.step) == ("stopped", 4)
-    assert [row["step"] for row in Journal(run.metrics).rows()] == [2]  # its line is owed, with the evaluation
+    assert [row["step"] for row in Journal(run.metrics).rows()] == [1, 2]  # its line is owed, with the evaluation
     train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
     assert_same(everything(whole), everything(run))
 
@@ -280,7 +280,7 @@ def test_killed_after_an_owed_evaluation_was_logged(tmp_path: Path) -> None:
     train(with_callbacks(NoNewBest, Signalling()), run, eval_interval=2)
     with pytest.raises(KeyboardInterrupt):
         train(with_callbacks(NoNewBest, Killed(5)), run, resume=True)
-    assert [row["step"] for row in Journal(run.metrics).rows()] == [2, 4]
+    assert [row["step"] for row in Journal(run.metrics).rows()] == [1, 2, 4]
     with pytest.raises(KeyboardInterrupt):
         train(with_callbacks(NoNewBest, Killed(5)), run, resume=True)
     train(with_callbacks(NoNewBest, StopAt(-1)), run, resume=True)

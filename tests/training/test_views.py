@@ -99,10 +99,10 @@ def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(speed, "time", clock)
     train(with_callbacks(Regression, clock), run, rows=800, eval_interval=2, log_interval=2, max_steps=8)
     rows = list(Journal(run.timings).rows())
-    assert [row["speed/step_seconds"] for row in rows] == [5, 5, 5, 5]
-    assert [row["speed/samples_per_sec"] for row in rows] == [8 / 5] * 4
-    assert [row["speed/eta_seconds"] for row in rows] == [6 * 5 + 3 * 10, 4 * 5 + 2 * 10, 2 * 5 + 10, 0]
-    assert [row["speed/data_share"] for row in rows] == [pytest.approx(0.1)] * 4  # the first micro-batch's 0.5 s of 5
+    assert [row["speed/step_seconds"] for row in rows] == [5] * 5
+    assert [row["speed/samples_per_sec"] for row in rows] == [8 / 5] * 5
+    assert [row["speed/eta_seconds"] for row in rows] == [7 * 5, 6 * 5 + 3 * 10, 4 * 5 + 2 * 10, 2 * 5 + 10, 0]
+    assert [row["speed/data_share"] for row in rows] == [pytest.approx(0.1)] * 5  # the first micro-batch's 0.5 s of 5
 
 
 def test_clocks_and_memory_are_not_in_the_metrics(tmp_path: Path) -> None:
