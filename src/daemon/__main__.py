@@ -160,6 +160,7 @@ def _wait(pid: int) -> int:
                 if run is not None:
                     shown = _show(run.latest_log, shown)
                     if alive and run.state() == "training":
+                        _show(run.latest_log, shown)  # what came between the two looks
                         return _summary(run, pid)
             except FileNotFoundError:  # a run that is refused takes its directory with it
                 run = None

@@ -53,7 +53,7 @@ def running(desk: Desk) -> Begun:
 def test_the_pid_printed_is_the_trainer_s(desk: Desk, running: Begun) -> None:
     command = Path(f"/proc/{running.pid}/cmdline").read_text().split("\0")
     assert command[2].endswith("src/training/train_lm.py") and str(desk.corpus) in command
-    for line in ("./run/logs.sh life -f", "./run/ps.sh", "./run/stop.sh life", "./run/board.sh life", "Step 5/1000000"):
+    for line in ("./run/logs.sh life -f", "./run/ps.sh", "./run/stop.sh life", "./run/board.sh life", "Epoch 1/"):
         assert line in running.printed
 
 
