@@ -137,7 +137,7 @@ class Snapshots:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def load(self, path: Path, model: nn.Module, device: torch.device) -> dict[str, Any]:
+    def load(self, path: Path, model: nn.Module) -> dict[str, Any]:
         """Put a snapshot's weights into the model and return the rest. Raises UserError if it is not for it."""
         load_weights(path, model)
         return _read_state(path)

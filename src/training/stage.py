@@ -38,7 +38,6 @@ class Stage:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer and one update each, in this order
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
-    description: ClassVar[str] = ""
 
     def __init__(self, cfg: Any, folder: Path):
         self.cfg, self.folder = cfg, folder

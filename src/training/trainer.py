@@ -326,7 +326,7 @@ class Trainer:
         }
 
     def _restore(self, snapshot: Path) -> None:
-        state = self.snapshots.load(snapshot, self.model, self.device)
+        state = self.snapshots.load(snapshot, self.model)
         there = state["data"], state["rows"], state["steps"]
         here = self.stage.fingerprint(), self.order.size, self.steps
         if there != here:
