@@ -175,7 +175,7 @@ def _looks_like_flag(token: str) -> bool:
 
 
 def _is_bool(cls: type, name: str) -> bool:
-    return name not in META and fields(cls)[name][0] is bool
+    return name not in META and _base(fields(cls)[name][0]) is bool
 
 
 def _bool_flag(name: str, text: str | None, negated: bool, problems: list[str]) -> Any:
@@ -354,8 +354,8 @@ def _option(name: str, kind: Any, spec: Spec, default: Any) -> tuple[str, str]:
     if spec.bare is not None:
         metavar = f" [{metavar.strip()}]"
     aliases = "".join(f", {'-' if len(alias) == 1 else '--'}{alias}" for alias in spec.aliases)
-    if kind is bool:
-        shown = f"on; --no_{name} switches it off" if default else "off"
+    if _base(kind) is bool:
+        shown = "off" if default is False else f"{'on' if default else 'auto'}; --no_{name} switches it off"
     else:
         shown = "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
     return f"--{name}{metavar}{aliases}", spec.help + (f" (default: {shown})" if shown else "")

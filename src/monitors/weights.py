@@ -48,7 +48,7 @@ class Weights(Callback):
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         trainable = {part_of(name) for name, p in trainer.model.named_parameters() if p.requires_grad}
-        if metrics.get("dropped_share", 0) > 0:  # an update that was dropped moves nothing
+        if metrics.get("health/dropped_share", 0) > 0:  # an update that was dropped moves nothing
             return
         for name, value in metrics.items():
             part = name.removeprefix("updates/")

@@ -44,6 +44,7 @@ class Job:
     run: RunDir | None = None
     snapshot: Path | None = None  # where to go on, or where the weights come from
     asks: bool = False  # whether to ask on the terminal first
+    notes: tuple[str, ...] = ()  # what was settled otherwise than the defaults say, to be told in the log
 
     @property
     def cfg(self) -> Any:
@@ -88,7 +89,9 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     named = _result_dir(cfg) / cfg.run_name
     if cfg.run_name and (named / "status.json").exists():
         return _resumed(stage, parsed, RunDir(named.resolve()), None)
-    return Job(stage, parsed, snapshot=registry.snapshot(cfg.checkpoint_file) if cfg.checkpoint_file else None)
+    settled, notes = stage.settle(cfg, parsed.typed)
+    return Job(stage, replace(parsed, config=settled),
+               snapshot=registry.snapshot(cfg.checkpoint_file) if cfg.checkpoint_file else None, notes=tuple(notes))
 
 
 def _problems(stage: type[Stage], cfg: Options) -> list[str]:

@@ -19,6 +19,8 @@ class Length:
     max_steps: int | None = opt(None, "end after so many updates: alone, epochs repeat until then; with --epochs, "
                                 "whichever comes first", ge=1, aliases=("max_iters",))
     max_samples: int = opt(0, "train on the first N samples only, for a quick test (0: all)", ge=0)
+    max_minutes: float = opt(0.0, "save and stop after so long; --resume goes on for as long again (0: no limit)", ge=0,
+                             may_change=True)
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Optimization:
     min_lr_ratio: float = opt(0.1, "last learning rate as a share of the peak", ge=0, le=1)
     weight_decay: float = opt(0.1, "decay of matrices; vectors are never decayed", ge=0, lt=1)
     gradient_clip: float = opt(1.0, "largest norm of the gradients (0: not clipped)", ge=0, aliases=("max_grad_norm",))
+    ema_decay: float = opt(0.0, "evaluate and hand out a moving average of the weights with this decay, such as 0.999 "
+                           "(0: the weights themselves)", ge=0, lt=1)
     seed: int = opt(42, "everything random follows from it", ge=0)
 
 
@@ -43,18 +47,29 @@ class Machine:
     """On what"""
 
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps", may_change=True)
-    precision: str = opt("auto", "of the forward pass; auto: bf16 on a GPU that has it, else fp32",
-                         choices=("auto", "fp32", "bf16"))
+    precision: str = opt("auto", "of the forward pass; auto: bf16 on a GPU that has it, fp16 with loss scaling on one "
+                         "that has not, fp32 on a CPU", choices=("auto", "fp32", "bf16", "fp16"))
+    amp: bool = opt(True, "mixed precision; --no_amp means --precision fp32", aliases=("use_amp",))
+    compile: bool | None = opt(None, "compile the model's blocks with torch.compile; unless given, where a trial shows "
+                               "that it pays", aliases=("use_compile",))
+    gradient_checkpointing: bool = opt(False, "compute activations again in the backward pass instead of keeping them: "
+                                       "less memory, a third more time", may_change=True)
     threads: int = opt(0, "CPU threads (0: what torch chooses); another number may change the last bits", ge=0,
                        may_change=True)
     num_workers: int | None = opt(None, "processes that read data (default: 0 on a CPU, up to 4 for a GPU)", ge=0,
                                   may_change=True)
+    num_processes: int = opt(1, "processes that train together; more than one is not built yet", ge=1)
 
     def problems(self) -> list[str]:
+        found = []
         kind, _, number = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
-            return [f"--device: {self.device!r} is none of auto, cpu, cuda, cuda:N, mps"]
-        return []
+            found.append(f"--device: {self.device!r} is none of auto, cpu, cuda, cuda:N, mps")
+        if not self.amp and self.precision not in ("auto", "fp32"):
+            found.append(f"--no_amp means --precision fp32, but --precision is {self.precision}: give one of them")
+        if self.num_processes > 1:
+            found.append(f"--num_processes {self.num_processes}: a run is trained by one process so far; leave it out")
+        return found
 
 
 @dataclass
@@ -68,8 +83,11 @@ class Keeping:
                                      may_change=True)
     delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",
                                                 may_change=True)
-    result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True)
+    result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
+                          aliases=("checkpoint_dir", "save_dir"))
     run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
+    on_end: str = opt("", "a shell command to run when the run has ended, however it did; it finds STOKER_RUN (the "
+                      "folder), STOKER_STATE and STOKER_REASON in its environment", may_change=True)
 
 
 @dataclass
@@ -78,7 +96,14 @@ class GoingOn:
 
     resume: str = opt("", "go on with a run, by name, PID or snapshot; alone: the newest unfinished one of this stage",
                       bare="newest", may_change=True)
+    extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
+                            "the longer plan", ge=0, may_change=True)
     checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", path=(), may_change=True)
+    init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot or a "
+                         "model folder", path=(), may_change=True)
+    eval_only: bool = opt(False, "evaluate the weights of --init_from or --checkpoint_file, train nothing",
+                          may_change=True)
+    split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)
     yes: bool = opt(False, "do not ask before going on", aliases=("y",), may_change=True)
 
 
@@ -97,6 +122,11 @@ class Watching:
     weight_monitor_interval: int = opt(100, "updates between its looks", ge=0, may_change=True,
                                        aliases=("monitor_interval",))
     weight_monitor_sample_size: int = opt(1024, "weights looked at in each tensor", ge=1, may_change=True)
+    spike_factor: float = opt(10.0, "a loss so many median deviations above the running median is told as a spike "
+                              "(0: off)", ge=0, may_change=True)
+    samples: bool = opt(True, "show at each evaluation what the model makes", may_change=True)
+    use_wandb: bool = opt(False, "send the figures to Weights & Biases too; kept on disk where it cannot be reached",
+                          may_change=True)
 
 
 @dataclass

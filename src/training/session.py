@@ -65,7 +65,7 @@ class Session:
         cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision), threads=devices.threads(),
                       resume="", yes=False)
         log.info("Device: %s", devices.describe(device))
-        for line in [*config.unusual(cfg), *machine.warnings()]:
+        for line in [*self.job.notes, *config.unusual(cfg), *machine.warnings()]:
             log.warning("%s", line)
         stage = self.job.stage(cfg, self.run.path)
         stage.prepare()

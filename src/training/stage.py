@@ -6,7 +6,7 @@ what stands here. Importing a stage's file does not import torch: configs and he
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from training.callback import Callback
+    from training.media import Media
 
 Batch = dict[str, Any]
 
@@ -49,13 +50,21 @@ class Stage:
         """Mistakes that can be seen without torch and without reading all the data; `resumed`: a run goes on."""
         return []
 
+    @classmethod
+    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """The config with those defaults replaced that cannot be met on this machine, and a line about each.
+
+        Called before a new run is made; `typed` values are never replaced.
+        """
+        return cfg, []
+
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Read and check the data, log what was found. Raises UserError where it cannot be trained on."""
 
     def dataset(self, split: str) -> "Dataset[Any]":
-        """The rows of "train" or "validation"."""
+        """The rows of "train", "validation" or, where the data have one, "test"."""
         raise NotImplementedError
 
     def collate(self, samples: list[Any]) -> Batch:
@@ -89,6 +98,15 @@ class Stage:
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Figures that follow from the means, as perplexity does from the loss."""
+        return {}
+
+    def blocks(self, model: "nn.Module") -> list["nn.Module"]:
+        """The repeated parts of the model, each called once in a forward pass with a tensor that it returns changed:
+        what is compiled one by one, and computed again under gradient checkpointing."""
+        return []
+
+    def samples(self, model: "nn.Module") -> dict[str, "Media"]:
+        """What the model makes, to look at: shown at each evaluation. Its own randomness is preserved around it."""
         return {}
 
     def callbacks(self) -> list["Callback"]:

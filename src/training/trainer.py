@@ -16,6 +16,7 @@ from data.loader import Order, evaluation_batches, training_batches
 from training import device as devices
 from training import optim, rng
 from training.callback import Callback, in_order, listeners
+from training.media import Media
 from training.options import Options
 from training.signals import Signals
 from training.snapshots import Snapshots
@@ -40,8 +41,8 @@ class Trainer:
     """Trains one stage.
 
     Read by callbacks: stage, cfg, model, optimizers, micro_batches, step, steps, steps_per_epoch, lr, best, best_step,
-    dropped, grad_norms, device, timings, switched_off.
-    Called by callbacks: ask(), skip(), record(), rows(). Nothing else is theirs to touch.
+    dropped, grad_norms, device, timings, media, switched_off.
+    Called by callbacks: ask(), skip(), record(), show(), rows(). Nothing else is theirs to touch.
 
     `cfg` is the config fitted to the run's length, `steps` that length, `order` which rows make up each step.
     """
@@ -56,6 +57,7 @@ class Trainer:
         self.best, self.best_step = math.nan, -1
         self.dropped = torch.zeros((), device=device)  # 1 where the last update was not finite, so not applied
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
+        self.media: dict[str, Media] = {}  # what was made to be looked at since the last log
         self.grad_norms: dict[str, Tensor] = {}  # phase -> norm of each tensor's gradient, before clipping
         self.switched_off: list[str] = []
         self.micro_batches: list[Batch] = []
@@ -81,9 +83,13 @@ class Trainer:
     def record(self, name: str, value: Ratio | Tensor | float) -> None:
         """Add to a figure's mean over the log interval. Tensors stay on the device until then.
 
-        What is not finite does not count: it belongs to an update that was dropped, which `dropped_share` tells.
+        What is not finite does not count: it belongs to an update that was dropped, which `health/dropped_share` tells.
         """
         self._totals.add(name, finite_or_nothing(value if isinstance(value, Ratio) else Ratio(value, 1)))
+
+    def show(self, name: str, media: Media) -> None:
+        """Give the views something to show with the next log line."""
+        self.media[name] = media
 
     def rows(self) -> list[list[int]]:
         """The rows of the step in hand (in `on_step_end`: of the one just done), a list for each micro-batch."""
@@ -193,7 +199,7 @@ class Trainer:
             self._update(phase)
         for buffer, before in buffers:  # a forward pass of NaN leaves NaN in running statistics
             buffer.copy_(torch.where(self.dropped > 0, before, buffer))
-        self.record("dropped_share", self.dropped)
+        self.record("health/dropped_share", self.dropped)
         self.step += 1
         self._emit("on_step_end")
         self.micro_batches = []
@@ -289,6 +295,7 @@ class Trainer:
         metrics |= {"lr": self.lr, **scores}
         self._totals, self.timings = Totals(), {}
         self._emit("on_log", metrics)
+        self.media = {}
 
     def _save(self) -> None:
         """A state with NaN in it is not saved: it would be the newest, and push good ones out."""

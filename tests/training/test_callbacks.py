@@ -205,7 +205,7 @@ def test_what_was_dropped_does_not_count_in_the_means(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, Poison((4,))), run, log_interval=3)
     row = next(row for row in Journal(run.metrics).rows() if row["step"] == 6)
-    assert row["dropped_share"] == pytest.approx(0.5)  # of steps 5 and 6: there was a log line at 4
+    assert row["health/dropped_share"] == pytest.approx(0.5)  # of steps 5 and 6: there was a log line at 4
     assert math.isfinite(row["train/loss"]) and math.isfinite(row["grad_norm"])
 
 
