@@ -13,7 +13,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 BASE = {"config", "files", "progress"}
 CORE = {f"training.{name}" for name in ("callback", "stage", "options", "signals", "optim", "rng", "device",
-                                        "snapshots", "receipt", "totals", "media", "estimate", "trainer")}
+                                        "snapshots", "receipt", "totals", "media", "estimate", "evaluation",
+                                        "trainer")}
 ASSEMBLY = {"training.session", "training.launch"}
 
 # Who may import what of ours; a package stands for all that is in it. The first line that fits a module counts.

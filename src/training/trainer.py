@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from data.loader import Order, evaluation_batches, training_batches
+from data.loader import Order, training_batches
 from training import device as devices
 from training import optim, rng
 from training.callback import Callback, in_order, listeners
+from training.evaluation import evaluate
 from training.media import Media
 from training.options import Options
 from training.signals import Signals
@@ -130,9 +131,9 @@ class Trainer:
 
     def _open_data(self) -> None:
         self._validation = self.stage.dataset("validation")
-        self._workers = devices.loader_workers(self.device, self.cfg.num_workers)
+        workers = devices.loader_workers(self.device, self.cfg.num_workers)
         self._batches = training_batches(self.stage.dataset("train"), self.stage.collate, self.order, self.step,
-                                         self.steps, self._workers, self.device.type == "cuda")
+                                         self.steps, workers, self.device.type == "cuda")
 
     def _loop(self, fresh: bool) -> Ending:
         self._last_save = time.monotonic()
@@ -256,27 +257,13 @@ class Trainer:
     def _evaluate(self) -> dict[str, float] | None:
         """Score the whole validation set; None if a stop came in between. Leaves the run's randomness alone."""
         self._emit("on_eval_start")
-        with torch.no_grad(), rng.preserved():
-            self.model.eval()
-            sums = self._scores()
-        metrics = {f"eval/{name}": value for name, value in sums.means().items()} if sums else {}
-        metrics |= self.stage.derive(metrics)
-        if sums:
-            self._judge(metrics)
-        self._emit("on_eval_end", metrics)
-        return metrics if sums else None
-
-    def _scores(self) -> Totals | None:
-        sums = Totals()
-        for batch in evaluation_batches(self._validation, self.stage.collate, self.cfg.batch_size, self._workers):
-            if self.signals.stop:
-                log.info("evaluation abandoned; it is done first when the run goes on")
-                return None
-            with devices.autocast(self.device, self.cfg.precision):
-                scores = self.stage.score(self.model, devices.move(batch, self.device))
-            for name, ratio in scores.items():
-                sums.add(name, ratio)
-        return sums
+        done = evaluate(self.stage, self.model, self._validation, self.cfg, self.device, lambda: self.signals.stop)
+        if done:
+            self._judge(done.metrics)
+        else:
+            log.info("evaluation abandoned; it is done first when the run goes on")
+        self._emit("on_eval_end", done.metrics if done else {})
+        return done.metrics if done else None
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Note the best evaluation so far; it is saved, and spared by the rotation."""

@@ -1,0 +1,40 @@
+"""The one evaluation loop: a model scored on all rows of a data set."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from data.loader import evaluation_batches
+from training import device as devices
+from training import rng
+from training.options import Options
+from training.stage import Stage
+from training.totals import Totals
+
+
+class Evaluation(NamedTuple):
+    """`metrics` are the stage's figures under eval/..., `size` what was scored: {"samples": 40, "tok": 10240}."""
+
+    metrics: dict[str, float]
+    size: dict[str, int]
+
+
+def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
+             stopped: Callable[[], object]) -> Evaluation | None:
+    """Score a model on all rows; None if `stopped` said so in between. Leaves the global randomness as it was."""
+    sums, size = Totals(), Counter[str]()
+    workers = devices.loader_workers(device, cfg.num_workers)
+    with torch.no_grad(), rng.preserved():
+        model.eval()
+        for batch in evaluation_batches(dataset, stage.collate, cfg.batch_size, workers):
+            if stopped():
+                return None
+            with devices.autocast(device, cfg.precision):
+                scores = stage.score(model, devices.move(batch, device))
+            for name, ratio in scores.items():
+                sums.add(name, ratio)
+            size.update(stage.size(batch))
+    metrics = {f"eval/{name}": value for name, value in sums.means().items()}
+    return Evaluation(metrics | stage.derive(metrics), dict(size))
