@@ -3,6 +3,7 @@
     result/<stage>_<dataset>_<preset>_<YYYYMMDD-HHMMSS>/
         run_config.json  status.json  run.lock  metrics.jsonl  timings.jsonl  alerts.jsonl
         logs/train_<start>.log  logs/latest.log  snapshots/  models/  tensorboard/  samples/  incidents/
+        plots.png  wandb/
     result/<stage>_<dataset>     link to the newest such run
 
 Holding the kernel's lock on run.lock *is* being the trainer: it ends with the process, however that ends.
@@ -48,13 +49,17 @@ class Status:
     reason: str = ""
     pid: int = 0
     created: float = 0.0
+    started: float = 0.0  # when the process of now, or the last, took it up
     heartbeat: float = 0.0
+    busy_seconds: float = 0.0  # that trainers of this run have lived, all together
     step: int = 0
     of: int = 0
     loss: float | None = None
     best: float | None = None
     speed: str = ""
     eta_seconds: float | None = None
+    device: str = ""
+    expected_seconds: float | None = None  # of the whole run, as estimated before it began
     switched_off: list[str] = field(default_factory=list)
     typed: dict[str, Any] = field(default_factory=dict)  # the options given at the start, before any was adjusted
 
@@ -68,6 +73,7 @@ class RunDir:
         return self.path.name
 
     config_file = property(lambda self: self.path / "run_config.json")
+    estimate = property(lambda self: self.path / "estimate.json")
     status_file = property(lambda self: self.path / "status.json")
     lock_file = property(lambda self: self.path / "run.lock")
     metrics = property(lambda self: self.path / "metrics.jsonl")
@@ -78,6 +84,7 @@ class RunDir:
     tensorboard = property(lambda self: self.path / "tensorboard")
     samples = property(lambda self: self.path / "samples")
     incidents = property(lambda self: self.path / "incidents")
+    plots = property(lambda self: self.path / "plots.png")
     latest_log = property(lambda self: self.path / "logs" / "latest.log")
 
     # -- status -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -235,7 +236,8 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
     try:
         signals.interruptible = True
         logs.to_file(path, background=background)
-        run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), eta_seconds=None))
+        run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), started=time.time(),
+                                 eta_seconds=None))
         with open(path, "ab") as file, _faults(file.fileno()):
             from training.session import Session  # torch and all: takes seconds
 
