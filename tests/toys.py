@@ -64,6 +64,9 @@ class Toy(Stage):
     def callbacks(self) -> list[Callback]:
         return list(self.extra)
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
     def export(self, model: nn.Module, folder: Path) -> None:
         torch.save(model.state_dict(), folder / "model.pt")
 

@@ -19,14 +19,16 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     N x V. Under autocast the products are in its type, the softmax in fp32.
     """
     kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, kind)
+    wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, kind, wants_grad)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype | None) -> Tensor:
-        wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype | None,
+                wants_grad: bool) -> Tensor:
+        """`wants_grad` comes from outside: in here gradients are off, and without them needs_input_grad is true too."""
         with torch.autocast(hidden.device.type, enabled=False):
             loss, grad_hidden, grad_weight = _chunked(hidden, weight, targets, kind or weight.dtype, wants_grad)
         if wants_grad:
@@ -34,9 +36,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None
 
 
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,

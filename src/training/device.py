@@ -9,6 +9,8 @@ import torch
 from config import UserError
 from training.stage import Batch
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def choose(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises UserError if it is not there."""
@@ -37,14 +39,15 @@ def settle(threads: int) -> None:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context of a forward pass."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision]) if precision != "fp32" else nullcontext()
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """What `auto` means: bf16 on a GPU that computes in it, else fp32 (a CPU gains nothing from bf16)."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    """What `auto` means: bf16 on a GPU that computes in it, fp16 on one that does not, fp32 elsewhere (a CPU gains
+    nothing from fewer bits)."""
+    if precision != "auto" or device.type != "cuda":
+        return "fp32" if precision == "auto" else precision
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def loader_workers(device: torch.device, asked: int | None) -> int:
@@ -58,6 +61,14 @@ def move(batch: Batch, device: torch.device) -> Batch:
     """The batch on its device; what is not a tensor stays as it is."""
     return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for key, value in batch.items()}
+
+
+def wait(device: torch.device) -> None:
+    """Until everything asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def threads() -> int:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ import config
 from config import Parsed, UserError
 from daemon import logs, registry, rundir
 from daemon.rundir import RunDir, Status
+from daemon.table import duration
 from training.options import Options
 from training.signals import Interrupted, Signals
 from training.stage import Stage
@@ -141,9 +143,10 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     if holder := run.holder():
         raise UserError(f"run {run.name} is being trained already, by process {holder.pid}; "
                         f"stop it first: ./run/stop.sh {run.name}")
-    if status.state == "finished":
-        raise UserError(f"run {run.name} is finished: there is nothing to go on with; start a new one, from its "
-                        f"weights with --checkpoint_file and a folder of {run.snapshots}")
+    more = parsed.config.extend_steps
+    if status.state == "finished" and not more:
+        raise UserError(f"run {run.name} is finished: add --extend_steps N to train it for N steps more, or start a "
+                        f"new run with its weights: --init_from {run.name}")
     if parsed.preset and parsed.preset != status.preset:
         raise UserError(f"--preset {parsed.preset}: {run.name} has preset {status.preset or 'none'}; leave it out")
     written = _written_config(run)  # all options once it has begun, before that the typed ones
@@ -151,6 +154,11 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
                                        str(run.config_file))
     anew = _given_anew(stage, parsed, run, status, before)
     cfg = replace(before, **anew)
+    if more:
+        if not status.of:
+            raise UserError(f"--extend_steps: {run.name} has not begun, so there is no plan to extend: leave it out")
+        cfg = replace(cfg, max_steps=status.of + more)
+        written.pop("epochs")  # the steps alone say how long
     if problems := stage.check(cfg, resumed=True):
         raise UserError(*problems)
     return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), run, snapshot,
@@ -213,7 +221,10 @@ def start(job: Job) -> int:
             run = job.run or _new_run(job)
             signals.at_second = lambda name: _at_once(run, name)
             with run.lock():
-                return _locked(job, run, signals, background)
+                code = _locked(job, run, signals, background)
+            if job.cfg.on_end:
+                _tell(job.cfg.on_end, run)
+            return code
     except UserError as error:
         with open(console, "w") as stderr:
             stderr.writelines(f"{config.program()}: {problem}\n" for problem in error.problems)
@@ -268,9 +279,20 @@ def _undo(job: Job, run: RunDir, before: Status, new_log: Path) -> None:
 def _end(run: RunDir, state: str, reason: str, code: int) -> int:
     run.write_status(replace(run.status(), state=state, reason=reason, eta_seconds=None), sync=True)
     log.info("%s: %s", {"finished": "Training completed"}.get(state, f"Training {state}"), reason)
+    if state == "finished" and (expected := run.status().expected_seconds):
+        log.info("Trained for %s in all; the estimate was %s", duration(run.status().busy_seconds), duration(expected))
     if state != "finished":
         log.info("Go on: ./run/resume.sh %s", run.name)
     return code
+
+
+def _tell(command: str, run: RunDir) -> None:
+    """Run the user's --on_end command; that it fails is told, and changes nothing."""
+    status = run.status()
+    ran = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, env=os.environ | {
+        "STOKER_RUN": str(run.path), "STOKER_STATE": status.state, "STOKER_REASON": status.reason})
+    if ran.returncode:
+        log.warning("--on_end %s: exit code %d", command, ran.returncode)
 
 
 def _at_once(run: RunDir, name: str) -> int:

@@ -34,6 +34,33 @@ def drop_update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None
     optimizer.found_inf = dropped  # type: ignore[attr-defined]
 
 
+class LossScale:
+    """Keeps the small gradients of an fp16 backward pass from vanishing (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    The loss of a sample is multiplied by `value`, a scalar on the device. An update that overflows halves it, 2,000 in
+    a row that do not double it; the host need not know of either.
+    """
+
+    GROWTH_INTERVAL = 2000
+
+    def __init__(self, device: torch.device, value: float = 2.0**16):
+        self.value = torch.tensor(value, device=device)
+        self.good = torch.zeros((), device=device)  # updates in a row without an overflow
+
+    def update(self, overflowed: torch.Tensor) -> None:
+        """`overflowed` is a float scalar, 1 where this update was dropped."""
+        good = (self.good + 1) * (1 - overflowed)
+        grows = (good >= self.GROWTH_INTERVAL).float()
+        self.value = self.value * (1 + grows) * (1 - overflowed / 2)
+        self.good = good * (1 - grows)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": float(self.value), "good": float(self.good)}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value, self.good = (torch.full_like(self.value, state[name]) for name in ("value", "good"))
+
+
 def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str) -> float:
     """The learning rate of update number `step` (from 0) as a share of its peak.
 

@@ -86,8 +86,9 @@ class Keeping:
     result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
                           aliases=("checkpoint_dir", "save_dir"))
     run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
-    on_end: str = opt("", "a shell command to run when the run has ended, however it did; it finds STOKER_RUN (the "
-                      "folder), STOKER_STATE and STOKER_REASON in its environment", may_change=True)
+    on_end: str = opt("", "a shell command to run when the run has finished, failed or stopped (not after kill -9); it "
+                      "finds STOKER_RUN (the folder), STOKER_STATE and STOKER_REASON in its environment",
+                      may_change=True)
 
 
 @dataclass

@@ -1,12 +1,13 @@
 """One sitting of a run: prepare the data, build trainer and callbacks, train, hand out the models."""
 
 import logging
-import os
-import shutil
 import threading
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 import config
 import files
@@ -23,15 +24,21 @@ from monitors.status import StatusWriter
 from monitors.system import System
 from monitors.tensorboard import TensorBoard
 from monitors.weights import Weights
+from training import blocks
 from training import device as devices
-from training import receipt, snapshots
+from training import estimate, receipt, snapshots
 from training.callback import Callback
 from training.callbacks.begin import Begin
+from training.callbacks.blocks import Blocks
 from training.callbacks.early_stopping import EarlyStopping
+from training.callbacks.ema import EMA
 from training.callbacks.load_weights import LoadWeights
+from training.callbacks.time_limit import TimeLimit
+from training.estimate import Estimate
+from training.hand_out import hand_out
 from training.options import Options, epochs_of, fit_to_length, run_length
 from training.signals import Signals
-from training.snapshots import Damaged, Snapshots
+from training.snapshots import Snapshots
 from training.stage import Stage
 from training.trainer import Ending, Trainer
 
@@ -54,7 +61,7 @@ class Session:
         self.signals.interruptible = False  # from here on there is something to save
         ending = trainer.fit(snapshot)
         if ending.state == "finished":
-            _hand_out(trainer, self.run, trainer.snapshots)
+            hand_out(trainer, self.run)
         return ending
 
     def prepare(self) -> tuple[Trainer, Path | None]:
@@ -62,10 +69,11 @@ class Session:
         cfg: Options = self.job.cfg
         devices.settle(cfg.threads)
         device = devices.choose(cfg.device)
-        cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision), threads=devices.threads(),
-                      resume="", yes=False)
+        precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
+        cfg = replace(cfg, precision=precision, threads=devices.threads(), resume="", yes=False, extend_steps=0)
         log.info("Device: %s", devices.describe(device))
-        for line in [*self.job.notes, *config.unusual(cfg), *machine.warnings()]:
+        self.run.write_status(replace(self.run.status(), device=devices.describe(device)))
+        for line in [*self.job.notes, *config.unusual(cfg), *machine.warnings(), *self._neighbours()]:
             log.warning("%s", line)
         stage = self.job.stage(cfg, self.run.path)
         stage.prepare()
@@ -77,12 +85,25 @@ class Session:
                         f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")
         cfg, steps = self._fit(cfg, order)
         stage.cfg = cfg
-        kept = Snapshots(self.run.snapshots, receipt.made_by(cfg, device))
+        kept = Snapshots(self.run.snapshots, {})
         kept.tidy()
         snapshot = self._where_to_go_on(kept)
+        cfg, expected = self._expect(stage, cfg, device, steps, begins=snapshot is None)
+        stage.cfg = cfg
+        kept = replace(kept, made_by=receipt.made_by(cfg, device))
+        if snapshot:
+            _show_receipt(snapshot, kept.made_by)
         weights = None if snapshot else self._initial_weights(cfg)
-        callbacks = [*_callbacks(cfg, self.run, stage, weights), Begin(self.run, snapshot is None, self.begun)]
+        callbacks = [*_callbacks(cfg, self.run, stage, weights, expected),
+                     Begin(self.run, snapshot is None, self.begun)]
         return Trainer(stage, cfg, steps, order, kept, callbacks, self.signals, device), snapshot
+
+    def _neighbours(self) -> list[str]:
+        """A line for each other run that computes on the same device now."""
+        device = self.run.status().device
+        return [f"{run.name} (process {holder.pid}) computes on {device} too: both will be slower"
+                for run in registry.runs()
+                if run.path != self.run.path and run.status().device == device and (holder := run.holder())]
 
     def _fit(self, cfg: Options, order: Order) -> tuple[Options, int]:
         """Settle the run's length and what depends on it. In a run that goes on all counts as typed: it is kept."""
@@ -102,15 +123,21 @@ class Session:
             log.info("no snapshot yet: the run had not begun, it starts now")
             return None
         if self.job.snapshot:
-            _verified(snapshot)
-        manifest = snapshots.read_manifest(snapshot)
-        log.info("Going on from %s, step %d", snapshot, manifest["step"])
-        changed = receipt.differences(manifest["made_by"], kept.made_by)
-        log.info("Receipt: %s", f"{len(changed)} differences from the interrupted run" if changed else
-                 "same configuration, code, packages, device and threads as the interrupted run")
-        for line in changed:
-            log.warning("  %s", line)
+            snapshots.verified(snapshot)
         return snapshot
+
+    def _expect(self, stage: Stage, cfg: Options, device: torch.device, steps: int, *,
+                begins: bool) -> tuple[Options, Estimate | None]:
+        """What the run will take, and whether it is compiled; a run that goes on keeps to what was found then."""
+        if not begins:
+            return _still_compiled(cfg, device), estimate.read(self.run.estimate)
+        found, length = estimate.measure(stage, cfg, device), estimate.Length.of(stage, cfg, steps)
+        cfg, found, line = estimate.settle_compile(found, stage, cfg, device, found.seconds(length))
+        for told in filter(None, [line, found.describe(length, cfg.batch_size)]):
+            log.info("%s", told)
+        files.write_json(self.run.estimate, asdict(found))
+        self.run.write_status(replace(self.run.status(), expected_seconds=found.seconds(length)))
+        return cfg, found
 
     def _initial_weights(self, cfg: Options) -> Path | None:
         """The snapshot a run takes its weights from when it begins."""
@@ -118,15 +145,25 @@ class Session:
             return None
         if (snapshot := registry.snapshot(cfg.checkpoint_file)) is None:
             raise UserError(f"--checkpoint_file {cfg.checkpoint_file} is gone: bring it back, or start a new run")
-        return _verified(snapshot)
+        return snapshots.verified(snapshot)
 
 
-def _verified(snapshot: Path) -> Path:
-    try:
-        snapshots.verify(snapshot)
-    except Damaged as damage:
-        raise UserError(f"snapshot {snapshot} is damaged: {damage}; name another one") from damage
-    return snapshot
+def _show_receipt(snapshot: Path, made_by: Mapping[str, Any]) -> None:
+    manifest = snapshots.read_manifest(snapshot)
+    log.info("Going on from %s, step %d", snapshot, manifest["step"])
+    changed = receipt.differences(manifest["made_by"], made_by)
+    log.info("Receipt: %s", f"{len(changed)} differences from the interrupted run" if changed else
+             "same configuration, code, packages, device and threads as the interrupted run")
+    for line in changed:
+        log.warning("  %s", line)
+
+
+def _still_compiled(cfg: Options, device: torch.device) -> Options:
+    """The config of a run that goes on; compiled no more where there is no compiler any more."""
+    if cfg.compile and (why := blocks.compiler_problem(device)):
+        log.warning("not compiled any more, so the last bits will differ: %s", why)
+        return replace(cfg, compile=False)
+    return cfg
 
 
 def _rows(stage: Stage) -> int:
@@ -136,12 +173,19 @@ def _rows(stage: Stage) -> int:
     return rows["train"]
 
 
-def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None) -> list[Callback]:
+def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None,
+               expected: Estimate | None) -> list[Callback]:
     """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
     sanity = Sanity(run.alerts, run.incidents, cfg.sanity_check_interval)
     callbacks: list[Callback] = [sanity, Speed(), System(run.path)]
     if weights:
         callbacks.append(LoadWeights(weights))
+    if cfg.compile or cfg.gradient_checkpointing:
+        callbacks.append(Blocks())
+    if cfg.ema_decay:
+        callbacks.append(EMA(cfg.ema_decay))
+    if cfg.max_minutes:
+        callbacks.append(TimeLimit(cfg.max_minutes))
     if cfg.early_stopping:
         callbacks.append(EarlyStopping.of(cfg, stage.best))
     if cfg.gradient_monitor and cfg.gradient_monitor_interval:
@@ -150,36 +194,3 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None) -> lis
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size))
     views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard), StatusWriter(run)]
     return [*callbacks, *views, *stage.callbacks()]
-
-
-# -- the models ---------------------------------------------------------------------------------------------------
-
-
-def _hand_out(trainer: Trainer, run: RunDir, kept: Snapshots) -> None:
-    """Write models/final and models/best, then delete the snapshots that are not needed any more."""
-    best = kept.at_step(trainer.best_step) if trainer.best_step >= 0 else None
-    if trainer.best_step >= 0 and best is None:
-        log.warning("the snapshot of step %d, the best, is gone: only the last model is handed out", trainer.best_step)
-    restore = best is not None and trainer.cfg.early_stopping and trainer.cfg.early_stop_restore_best
-    if not restore:
-        _export(trainer.stage, trainer.model, run.models / "final")
-    if best is not None:
-        snapshots.load_weights(_verified(best), trainer.model)
-        _export(trainer.stage, trainer.model, run.models / "best")
-        if restore:
-            _export(trainer.stage, trainer.model, run.models / "final")
-        log.info("Best model saved: %s (%s %.4f at step %d)", run.models / "best", trainer.stage.best[0], trainer.best,
-                 trainer.best_step)
-    if trainer.cfg.delete_snapshots_after_training:
-        kept.keep_only({trainer.best_step})
-
-
-def _export(stage: Stage, model: Any, folder: Path) -> None:
-    """Write a model folder whole, or not at all."""
-    hidden = folder.with_name(f".{folder.name}")
-    shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
-    hidden.mkdir()
-    stage.export(model, hidden)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(hidden, folder)
-    files.sync_folder(folder.parent)

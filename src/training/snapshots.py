@@ -184,6 +184,15 @@ def verify(path: Path) -> None:
             raise Damaged(f"{name} has other content than was written (SHA-256 differs)")
 
 
+def verified(path: Path) -> Path:
+    """The same path, once all of it was compared. Raises UserError."""
+    try:
+        verify(path)
+    except Damaged as damage:
+        raise UserError(f"snapshot {path} is damaged: {damage}; name another one") from damage
+    return path
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Raises Damaged if there is none, and UserError if it is of another format."""
     try:

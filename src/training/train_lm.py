@@ -143,6 +143,9 @@ class LanguageModel(Stage):
         return GPT(self.tokenizer.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads, num_layers=cfg.num_layers,
                    d_ff=cfg.d_ff, max_seq_len=cfg.max_seq_len, dropout=cfg.dropout)
 
+    def blocks(self, model: Any) -> list["nn.Module"]:
+        return list(model.blocks)
+
     def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
         return Ratio(model(batch["tokens"], batch["targets"]), batch["targets"].numel()), {}
 

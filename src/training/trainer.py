@@ -60,6 +60,7 @@ class Trainer:
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
         self.media: dict[str, Media] = {}  # what was made to be looked at since the last log
         self.grad_norms: dict[str, Tensor] = {}  # phase -> norm of each tensor's gradient, before clipping
+        self.loss_scales: dict[str, optim.LossScale] = {}  # by phase; fp16 only
         self.switched_off: list[str] = []
         self.micro_batches: list[Batch] = []
         self._listeners = listeners(callbacks)
@@ -128,6 +129,8 @@ class Trainer:
             phase: optim.adamw(self.stage.params(self.model, phase), self.cfg.lr, self.cfg.weight_decay)
             for phase in self.stage.phases
         }
+        if self.cfg.precision == "fp16":
+            self.loss_scales = {phase: optim.LossScale(self.device) for phase in self.stage.phases}
 
     def _open_data(self) -> None:
         self._validation = self.stage.dataset("validation")
@@ -207,20 +210,22 @@ class Trainer:
 
     def _update(self, phase: str) -> None:
         """One optimizer update from all micro-batches, each sample of them weighing the same."""
-        optimizer, self._skip = self.optimizers[phase], ""
+        optimizer, scale, self._skip = self.optimizers[phase], self.loss_scales.get(phase), ""
         params = optim.parameters(optimizer)
         optimizer.zero_grad(set_to_none=True)
-        total, count = torch.zeros((), device=self.device), 0
-        for batch in self.micro_batches:
+        total, count, factor = torch.zeros((), device=self.device), 0, 1.0
+        for i, batch in enumerate(self.micro_batches):
             with devices.autocast(self.device, self.cfg.precision):
                 loss, extras = self.stage.loss(self.model, batch, phase)
             self._emit("on_loss", phase, loss)
-            loss.total.backward()
+            if scale and i == 0:
+                factor = scale.value / loss.count
+            (loss.total * factor).backward()
             total, count = total + loss.total.detach(), count + loss.count
             self.record(self._train_name(phase, "loss"), loss)
             for name, ratio in extras.items():
                 self.record(self._train_name(phase, name), ratio)
-        torch._foreach_div_([p.grad for p in params if p.grad is not None], count)
+        torch._foreach_div_([p.grad for p in params if p.grad is not None], count * factor)
         self._emit("on_grad", phase)
         if self._skip:
             log.warning("step %d: %s update skipped: %s", self.step + 1, phase, self._skip)
@@ -233,8 +238,12 @@ class Trainer:
         norms = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
         norm = torch.linalg.vector_norm(norms)
         torch.nn.utils.clip_grads_with_norm_(params, self.cfg.gradient_clip or math.inf, norm)
-        dropped = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        self.dropped, self.grad_norms[phase] = torch.maximum(self.dropped, dropped), norms
+        dropped = unhealthy = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+        if scale := self.loss_scales.get(phase):  # an overflow is the scale's business while there is room to halve it
+            unhealthy = dropped * ((scale.value <= 1) | ~torch.isfinite(loss))
+            self.record(self._phase_name("health/loss_scale", phase), scale.value)
+            scale.update(dropped)
+        self.dropped, self.grad_norms[phase] = torch.maximum(self.dropped, unhealthy), norms
         self.record(self._phase_name("grad_norm", phase), norm)
         optim.drop_update(optimizer, dropped)
         optimizer.step()
@@ -314,6 +323,7 @@ class Trainer:
             "lr": self.lr,
             "data": self.stage.fingerprint(), "rows": self.order.size, "totals": self._totals.state_dict(),
             "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
+            "loss_scales": {phase: scale.state_dict() for phase, scale in self.loss_scales.items()},
             "rng": rng.state_dict(),
             "callbacks": {c.key: {"acts": not c.is_monitor, "state": state}
                           for c in self.callbacks if (state := self._guarded(c, c.state_dict))},
@@ -321,8 +331,7 @@ class Trainer:
 
     def _restore(self, snapshot: Path) -> None:
         state = self.snapshots.load(snapshot, self.model)
-        there = state["data"], state["rows"], state["steps"]
-        here = self.stage.fingerprint(), self.order.size, self.steps
+        there, here = (state["data"], state["rows"]), (self.stage.fingerprint(), self.order.size)
         if there != here:
             raise UserError(f"the data are not those of the interrupted run (rows {there[1]:,} then, {here[1]:,} now; "
                             f"content {there[0][:8]} then, {here[0][:8]} now): bring them back, or start a new run "
@@ -331,9 +340,15 @@ class Trainer:
         self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
         self.lr = state["lr"]
         self._totals.load_state_dict(state["totals"])
-        self._ending = Ending("finished", state["ended"]) if state["ended"] else None
+        if state["steps"] != self.steps:
+            log.warning("planned for %s steps, now for %s: the learning rate follows the new plan from here on",
+                        f"{state['steps']:,}", f"{self.steps:,}")
+        elif state["ended"]:
+            self._ending = Ending("finished", state["ended"])
         for phase, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][phase])
+        for phase, scale in self.loss_scales.items():
+            scale.load_state_dict(state["loss_scales"][phase])
         self._restore_callbacks(dict(state["callbacks"]))
         rng.load_state_dict(state["rng"])
         self.snapshots.set_aside_after(self.step)

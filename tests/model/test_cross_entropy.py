@@ -73,3 +73,22 @@ def test_logits_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     with Largest() as largest:
         linear_cross_entropy(hidden, weight, targets).backward()
     assert largest.numbers <= 2**14 < 4096 * 512
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_evaluation_makes_no_gradients() -> None:
+    hidden, weight, targets = inputs(64, 32, 50, torch.float32)
+    with Products() as trained:
+        linear_cross_entropy(hidden, weight, targets)
+    with torch.no_grad(), Products() as scored:
+        linear_cross_entropy(hidden, weight, targets)
+    assert (trained.count, scored.count) == (3, 1)

@@ -37,7 +37,7 @@ def a_run_with_all(tmp_path: Path) -> Trainer:
     first = new_run(tmp_path, Buffers)
     train(Buffers, first)
     sitting = session(Buffers, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
-                      early_stopping=True)
+                      early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0)
     with sitting.run.lock():
         trainer, _ = sitting.prepare()
         trainer.fit()

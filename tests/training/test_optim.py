@@ -1,5 +1,7 @@
 """The learning rate against torch's schedulers, AdamW against torch's own, decay on matrices only."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,21 @@ def test_frozen_parameters_are_left_out() -> None:
     model = nn.Linear(4, 4)
     model.bias.requires_grad_(False)
     assert optim.parameters(optim.adamw(model.parameters(), 0.1, 0.1)) == [model.weight]
+
+
+def test_the_loss_scale_is_torchs() -> None:
+    """Against torch's own GradScaler, over overflows and long stretches without."""
+    theirs = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=optim.LossScale.GROWTH_INTERVAL)
+    ours, weight = optim.LossScale(torch.device("cpu")), nn.Parameter(torch.zeros(1))
+    optimizer, values = torch.optim.SGD([weight], lr=0.0), []
+    for step in range(4200):
+        overflows = step in (0, 1, 7, 2100)
+        weight.grad = torch.tensor([math.inf if overflows else 1.0])
+        theirs.scale(torch.ones(()))
+        theirs.unscale_(optimizer)
+        theirs.step(optimizer)
+        theirs.update()
+        ours.update(torch.tensor(float(overflows)))
+        values.append((float(ours.value), theirs.get_scale()))
+    assert all(mine == torchs for mine, torchs in values)
+    assert {2.0**13, 2.0**12} < {mine for mine, _ in values}

@@ -1,0 +1,20 @@
+"""Compiles the stage's blocks and checkpoints their gradients, as the options say."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from training import blocks
+from training.callback import SHAPE, Callback
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+
+@dataclass
+class Blocks(Callback):
+    """Comes after everything else that shapes the model."""
+
+    order = SHAPE + 10
+
+    def on_build(self, trainer: "Trainer") -> None:
+        blocks.shape(trainer.stage, trainer.model, trainer.cfg)

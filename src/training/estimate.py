@@ -1,0 +1,246 @@
+"""What a run will take, in memory and time: measured on a throwaway copy of its model before it begins."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from daemon.table import duration
+from data.loader import Order
+from training import blocks
+from training import device as devices
+from training import optim, rng
+from training.options import Options
+from training.stage import Batch, Stage
+
+LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
+ENOUGH_SECONDS = 1.0  # of trying bigger and bigger batches
+SCRATCH = 2**21  # numbers updated to see how long the optimizer takes
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))
+
+
+# torch's counter knows the attention kernels of GPUs only. As there, a causal mask is not taken off.
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes, seconds and floating-point operations, of this model on this device."""
+
+    device: str
+    parameters: int
+    sample_seconds: float  # forward and backward
+    scored_seconds: float  # of a sample in an evaluation
+    update_seconds: float  # of the optimizer
+    sample_flops: float  # forward and backward, as counted
+    peak_flops: float  # per second, of bare matrix products
+    kept_bytes: int  # for the backward pass, whatever the batch
+    kept_bytes_per_sample: int
+    compile_seconds: float = 0.0
+    compiled_speedup: float = 0.0  # 0: not tried
+
+    def seconds(self, length: "Length") -> float:
+        return (length.samples * self.sample_seconds + length.updates * self.update_seconds
+                + length.scored * self.scored_seconds)
+
+    def memory(self, batch_size: int) -> dict[str, int]:
+        """Bytes: fp32 weights and gradients, AdamW's two moments, and what a micro-batch keeps for the backward."""
+        weights = 4 * self.parameters
+        return {"weights": weights, "gradients": weights, "optimizer": 2 * weights,
+                "activations": self.kept_bytes + batch_size * self.kept_bytes_per_sample}
+
+    def describe(self, length: "Length", batch_size: int) -> str:
+        memory = {name: size(number) for name, number in self.memory(batch_size).items()}
+        return (f"Estimate: {duration(self.seconds(length))} for {length.updates:,} updates; "
+                f"{self.sample_flops / 1e9:.3g} GFLOP a sample, "
+                f"{self.sample_flops / self.sample_seconds / self.peak_flops:.0%} of the "
+                f"{self.peak_flops / 1e9:,.0f} GFLOP/s of bare matrix products here; memory: "
+                + ", ".join(f"{name} {number}" for name, number in memory.items()))
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much a run does."""
+
+    updates: int
+    samples: float  # trained on
+    scored: int  # in all its evaluations
+
+    @classmethod
+    def of(cls, stage: Stage, cfg: Options, updates: int) -> "Length":
+        train, validation = (len(stage.dataset(split)) for split in ("train", "validation"))  # type: ignore[arg-type]
+        per_epoch = Order(train, cfg.batch_size, cfg.grad_accum_steps, cfg.seed).steps_per_epoch
+        evaluations = max(1, updates // (cfg.eval_interval or per_epoch))
+        return cls(updates, updates / per_epoch * train, evaluations * validation)
+
+
+def size(number: float) -> str:
+    """Bytes as a person reads them: `12 MB`, `5.6 GB`."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def read(path: Path) -> Estimate | None:
+    """What was written when the run began, if it was."""
+    return Estimate(**json.loads(path.read_text())) if path.exists() else None
+
+
+def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
+    """Forward and backward passes of rows of the training set on a copy of the model; nothing of the run is touched.
+
+    `cfg.compile` is left out of account: `try_compiled` tells what it would change.
+    """
+    with rng.preserved():
+        trial = _Trial(stage, replace(cfg, compile=False), device)
+        size, seconds = trial.biggest()
+        fixed, each = trial.kept()
+        return Estimate(devices.describe(device), trial.parameters, seconds / size, trial.scoring(size) / size,
+                        _update_seconds(device) * trial.parameters, trial.flops(), peak_flops(device, cfg.precision),
+                        fixed, each)
+
+
+def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.device,
+                   seconds: float) -> tuple[Options, Estimate, str]:
+    """Whether the run is compiled: as asked, or where a trial shows that it pays; and a line about it."""
+    plain = replace(cfg, compile=False)
+    if cfg.compile is False or (cfg.compile is None and seconds < LONG):
+        return plain, found, ""
+    if why := blocks.compiler_problem(device):
+        return plain, found, f"Not compiled: {why}"
+    tried = try_compiled(found, stage, cfg, device)
+    told = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
+    pays = seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds
+    if cfg.compile is None and not pays:
+        return plain, found, f"Not compiled: {told}"
+    return (replace(cfg, compile=True),
+            replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {told}")
+
+
+def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.device) -> Estimate:
+    """The estimate, with what compiling takes and gains."""
+    with rng.preserved():
+        trial = _Trial(stage, replace(cfg, compile=False), device)
+        size, plain = trial.biggest()
+        blocks.shape(stage, trial.model, replace(cfg, compile=True, gradient_checkpointing=False))
+        first = trial.step(size)
+        seconds = min(trial.step(size) for _ in range(2))
+    return replace(estimate, compile_seconds=max(0.0, first - seconds), compiled_speedup=plain / seconds)
+
+
+@lru_cache
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a big matrix product: the best of a few."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=devices.DTYPES[precision])
+    return 2 * size**3 / min(_timed(lambda: a @ a, device) for _ in range(5))
+
+
+class _Trial:
+    """A model of its own, and batches of training rows to try it on."""
+
+    def __init__(self, stage: Stage, cfg: Options, device: torch.device):
+        self.stage, self.cfg, self.device = stage, cfg, device
+        self.rows: Any = stage.dataset("train")
+        self.model = stage.model().to(device).train()
+        blocks.shape(stage, self.model, cfg)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def batch(self, size: int) -> Batch:
+        samples = [self.rows[i % len(self.rows)] for i in range(size)]
+        return devices.move(self.stage.collate(samples), self.device)
+
+    def step(self, size: int) -> float:
+        """Seconds of forward and backward."""
+        batch = self.batch(size)
+        return _timed(lambda: self._passes(batch), self.device)
+
+    def _passes(self, batch: Batch) -> None:
+        self.model.zero_grad(set_to_none=True)
+        for phase in self.stage.phases:
+            with devices.autocast(self.device, self.cfg.precision):
+                loss, _ = self.stage.loss(self.model, batch, phase)
+            loss.total.backward()
+
+    def biggest(self) -> tuple[int, float]:
+        """The biggest batch, up to the run's own, that is tried within a second, and how long it takes.
+
+        Begins with two samples: batch norm cannot learn from one.
+        """
+        start, size = time.perf_counter(), min(2, self.cfg.batch_size)
+        self.step(size)  # the first pass of a process is slower
+        seconds = self.step(size)
+        while size < self.cfg.batch_size and time.perf_counter() - start < ENOUGH_SECONDS:
+            bigger = min(2 * size, self.cfg.batch_size)
+            try:
+                size, seconds = bigger, self.step(bigger)
+            except torch.OutOfMemoryError:
+                break
+        return size, seconds
+
+    def scoring(self, size: int) -> float:
+        batch = self.batch(size)
+        self.model.eval()
+        with torch.no_grad(), devices.autocast(self.device, self.cfg.precision):
+            seconds = min(_timed(lambda: self.stage.score(self.model, batch), self.device) for _ in range(2))
+        self.model.train()
+        return seconds
+
+    def flops(self) -> float:
+        """Floating-point operations of a sample, those that checkpointing does a second time left out."""
+        self.model.eval()
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            self._passes(self.batch(1))
+        self.model.train()
+        return float(counter.get_total_flops())
+
+    def kept(self) -> tuple[int, int]:
+        """Bytes that autograd keeps from the forward to the backward pass: fixed, and for each sample."""
+        few, more = 2, 4
+        bytes_few, bytes_more = (self._kept(size) for size in (few, more))
+        each = max(0, (bytes_more - bytes_few) // (more - few))
+        return max(0, bytes_few - few * each), each
+
+    def _kept(self, size: int) -> int:
+        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._passes(self.batch(size))
+        return sum(kept.values())
+
+
+def _update_seconds(device: torch.device) -> float:
+    """Of AdamW, for each parameter."""
+    weight = nn.Parameter(torch.zeros(SCRATCH // 1024, 1024, device=device))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = optim.adamw([weight], 1e-4, 0.1)
+    optimizer.step()
+    return _timed(optimizer.step, device) / SCRATCH
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    devices.wait(device)
+    start = time.perf_counter()
+    work()
+    devices.wait(device)
+    return time.perf_counter() - start
