@@ -21,7 +21,7 @@ from toys import Regression, new_run, train
 from training import launch
 from training.train_lm import LanguageModel
 
-SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto"]
+SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
 
 
 @pytest.fixture
@@ -202,25 +202,26 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from config import Parsed, UserError
-from toys import QUICK, Regression
+from toys import QUICK, Regression, with_callbacks
+from training.callback import Callback
 from training.launch import Job, start
 
-class Fails(Regression):
-    def loss(self, model, batch, phase):
-        self.seen = getattr(self, "seen", 0) + 1
-        if self.seen == {at}:
+class Fails(Callback):
+    order = 10
+    def on_batch(self, trainer, batch):
+        if trainer.step == {at}:
             raise {error}("a picture of the batch cannot be read")
-        return super().loss(model, batch, phase)
 
+stage = with_callbacks(Regression, Fails())
 options = QUICK | {{"result_dir": sys.argv[1], "run_name": "mine"}}
-sys.exit(start(Job(Fails, Parsed(Fails.Config(**options), frozenset(options), ""))))
+sys.exit(start(Job(stage, Parsed(stage.Config(**options), frozenset(options), ""))))
 """
 
 
 @pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
 def test_what_fails_in_training_leaves_the_run(tmp_path: Path, error: str) -> None:
     """Also a user's mistake that shows itself only then: hours of training are not deleted for it."""
-    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(at=9, error=error), str(tmp_path)], text=True,
+    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(at=4, error=error), str(tmp_path)], text=True,
                            capture_output=True, env=os.environ | {"PYTHONPATH": "src:tests"}, cwd=PROJECT)
     run = RunDir(tmp_path / "mine")
     assert ended.returncode == 1 and run.state() == "failed" and run.status().step == 4
