@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): a decoder of pre-norm transformer blocks over learned positions, head tied.
 
-Axes: B batch, T time, D width, H heads, V vocabulary.
+Axes: B batch, T time, S time including what a cache holds, D width, H heads, V vocabulary.
 """
 
 import math
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.cross_entropy import linear_cross_entropy
+from model.kv_cache import KVCache, LayerCache
 
 INIT_STD = 0.02
 
@@ -20,6 +21,7 @@ class GPT(nn.Module):
     def __init__(self, vocab_size: int, *, d_model: int, num_heads: int, num_layers: int, d_ff: int, max_seq_len: int,
                  dropout: float = 0.0):
         super().__init__()
+        self.max_seq_len = max_seq_len
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.position_embedding = nn.Embedding(max_seq_len, d_model)
         self.dropout = nn.Dropout(dropout)
@@ -30,23 +32,35 @@ class GPT(nn.Module):
             if name.endswith(("attention.out.weight", "mlp.down.weight")):  # each block adds to the residual twice
                 nn.init.normal_(weight, std=INIT_STD / math.sqrt(2 * num_layers))
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """(B, T) of int64 -> (B, T, D), the states from which the head predicts."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T) of int64 -> (B, T, D), the states from which the head predicts.
+
+        With a cache the tokens come after those it holds, and are added to it.
+        """
+        start = cache.length if cache else 0
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
-        for block in self.blocks:
-            x = block(x)
+        for i, block in enumerate(self.blocks):
+            # .forward: a block compiled for training is not compiled anew for each length of the cache
+            x = block.forward(x, cache.layers[i]) if cache else block(x)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(hidden, self.token_embedding.weight)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        return KVCache(len(self.blocks), capacity)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """(B, T) of int64 -> logits (B, T, V); with targets (B, T), the sum of their cross-entropy instead.
 
         The sum is a path of its own because it never holds the logits whole.
         """
-        hidden, head = self.hidden(tokens), self.token_embedding.weight
+        hidden = self.hidden(tokens, cache)
         if targets is None:
-            return F.linear(hidden, head)
-        return linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
+            return self.logits(hidden)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.token_embedding.weight, targets.flatten())
 
 
 class Block(nn.Module):
@@ -57,13 +71,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(d_model)
         self.mlp = MLP(d_model, d_ff, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
-    """Causal self-attention."""
+    """Causal self-attention: the last T of S positions look at what is not after them."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float):
         super().__init__()
@@ -72,10 +86,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0)
+        if cache:
+            k, v = cache.append(k, v)  # each (B, H, S, D/H)
+        S = k.shape[2]
+        mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if 1 < T < S else None
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S,
+                                           dropout_p=self.dropout.p if self.training else 0.0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
 
 

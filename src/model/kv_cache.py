@@ -1,0 +1,38 @@
+"""What a decoder keeps of the positions it has read, so that none is computed twice.
+
+Axes: B batch, H heads, T new positions, S positions read so far, D width of a head.
+"""
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values of one layer. The room for `capacity` positions is taken once, at the first append."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+        self._keys = self._values = torch.empty(0)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep those of T more positions, (B, H, T, D) each; all that are kept, (B, H, S, D) each."""
+        if not self.length:
+            B, H, _, D = keys.shape
+            self._keys, self._values = (new.new_empty(B, H, self.capacity, D) for new in (keys, values))
+        start, self.length = self.length, self.length + keys.shape[2]
+        assert self.length <= self.capacity, "the cache is full"
+        self._keys[:, :, start:self.length] = keys
+        self._values[:, :, start:self.length] = values
+        return self._keys[:, :, :self.length], self._values[:, :, :self.length]
+
+
+class KVCache:
+    """A `LayerCache` for each layer."""
+
+    def __init__(self, num_layers: int, capacity: int):
+        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """How many positions have been read."""
+        return self.layers[-1].length
