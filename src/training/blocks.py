@@ -1,6 +1,7 @@
 """How a stage's repeated blocks are run: compiled one by one, computed again in the backward pass."""
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -27,16 +28,23 @@ def compile_blocks(blocks: list[nn.Module]) -> None:
 
     The first forward pass does the work, and raises where there is no compiler to do it.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.home() / "compiled"))
+    _keep_compiled()
+    # the compiler looks at .grad of what goes into a block, and torch warns of it
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     for block in blocks:
         block.compile(dynamic=False)
 
 
+def _keep_compiled() -> None:
+    """What was compiled is found again by the next start."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.home() / "compiled"))
+
+
 def compiler_problem(device: torch.device) -> str:
     """Why torch.compile does not work here, or ''."""
-    compile_blocks([probe := nn.Tanh()])
+    _keep_compiled()
     try:
-        probe(torch.ones(8, device=device))
+        torch.compile(lambda x: x.tanh() + 1)(torch.ones(8, device=device))
     except RuntimeError as error:  # the base of all that torch.compile raises
         return f"torch.compile does not work here ({str(error).splitlines()[0]})"
     return ""

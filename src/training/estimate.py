@@ -22,6 +22,7 @@ from training.stage import Batch, Stage
 
 LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
 ENOUGH_SECONDS = 1.0  # of trying bigger and bigger batches
+BIG_ENOUGH_SECONDS = 0.01  # of a matrix product whose speed is taken for the peak
 SCRATCH = 2**21  # numbers updated to see how long the optimizer takes
 
 
@@ -143,10 +144,13 @@ def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.d
 
 @lru_cache
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Floating-point operations a second of a big matrix product: the best of a few."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=devices.DTYPES[precision])
-    return 2 * size**3 / min(_timed(lambda: a @ a, device) for _ in range(5))
+    """Floating-point operations a second of a matrix product that is big enough to take a while: the best of a few."""
+    size, seconds = 256, 0.0
+    while seconds < BIG_ENOUGH_SECONDS and size < 16384:
+        size *= 2
+        a = torch.randn(size, size, device=device).to(devices.DTYPES[precision])
+        seconds = min(_timed(lambda: a @ a, device) for _ in range(4))
+    return 2 * size**3 / seconds
 
 
 class _Trial:

@@ -65,7 +65,7 @@ class StopInEvaluation(Buffers):
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         for callback in self.extra:
-            if isinstance(callback, Signalling) and callback.trainer.step == 4:
+            if isinstance(callback, Signalling) and callback.trainer and callback.trainer.step == 4:
                 callback.trainer.signals.stop = "SIGTERM"
         return super().score(model, batch)
 
@@ -73,6 +73,7 @@ class StopInEvaluation(Buffers):
 @dataclass
 class Signalling(Callback):
     order = ACT
+    trainer: Trainer | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         self.trainer = trainer
