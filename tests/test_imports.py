@@ -12,8 +12,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 BASE = {"config", "files", "progress"}
-CORE = {f"training.{name}" for name in ("callback", "stage", "options", "signals", "optim", "rng", "device",
-                                        "snapshots", "receipt", "totals", "media", "estimate", "evaluation",
+CORE = {f"training.{name}" for name in ("callback", "stage", "options", "signals", "optim", "rng", "device", "manifest",
+                                        "snapshots", "receipt", "totals", "media", "blocks", "estimate", "evaluation",
                                         "trainer")}
 ASSEMBLY = {"training.session", "training.hand_out", "training.launch"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import files
 from daemon.rundir import RunDir
-from training import snapshots
+from training import manifest
 from training.callbacks.ema import EMA
 from training.trainer import Trainer
 
@@ -28,7 +28,7 @@ def hand_out(trainer: Trainer, run: RunDir) -> None:
     if not restore:
         _export(trainer, folders["final"])
     if best is not None:
-        _load(trainer, snapshots.verified(best))
+        _load(trainer, manifest.verified(best))
         _export(trainer, folders["best"])
         if restore:
             _export(trainer, folders["final"])

@@ -26,7 +26,7 @@ from monitors.tensorboard import TensorBoard
 from monitors.weights import Weights
 from training import blocks
 from training import device as devices
-from training import estimate, receipt, snapshots
+from training import estimate, manifest, receipt
 from training.callback import Callback
 from training.callbacks.begin import Begin
 from training.callbacks.blocks import Blocks
@@ -123,7 +123,7 @@ class Session:
             log.info("no snapshot yet: the run had not begun, it starts now")
             return None
         if self.job.snapshot:
-            snapshots.verified(snapshot)
+            manifest.verified(snapshot)
         return snapshot
 
     def _expect(self, stage: Stage, cfg: Options, device: torch.device, steps: int, *,
@@ -145,13 +145,13 @@ class Session:
             return None
         if (snapshot := registry.snapshot(cfg.checkpoint_file)) is None:
             raise UserError(f"--checkpoint_file {cfg.checkpoint_file} is gone: bring it back, or start a new run")
-        return snapshots.verified(snapshot)
+        return manifest.verified(snapshot)
 
 
 def _show_receipt(snapshot: Path, made_by: Mapping[str, Any]) -> None:
-    manifest = snapshots.read_manifest(snapshot)
-    log.info("Going on from %s, step %d", snapshot, manifest["step"])
-    changed = receipt.differences(manifest["made_by"], made_by)
+    before = manifest.read(snapshot)
+    log.info("Going on from %s, step %d", snapshot, before["step"])
+    changed = receipt.differences(before["made_by"], made_by)
     log.info("Receipt: %s", f"{len(changed)} differences from the interrupted run" if changed else
              "same configuration, code, packages, device and threads as the interrupted run")
     for line in changed:

@@ -29,16 +29,11 @@ from torch import Tensor, nn
 
 import files
 from config import UserError
-from daemon.rundir import MANIFEST
+from training import manifest
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 WEIGHTS, STATE = "model.safetensors", "state.pt"
-
-
-class Damaged(Exception):
-    """A snapshot that is not as it was written; says which file and how."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +56,8 @@ class Snapshots:
         content = safetensors.torch.save(tensors, {"aliases": json.dumps(aliases)})
         entries = {WEIGHTS: _write(hidden / WEIGHTS, lambda file: file.write(content)),
                    STATE: _write(hidden / STATE, lambda file: torch.save(state, file))}
-        manifest = {"format": FORMAT, "step": step, "files": entries, "made_by": dict(self.made_by)}
-        files.write_json(hidden / MANIFEST, manifest | {"sha256": _digest(manifest)})
-        verify(hidden)
+        manifest.write(hidden, step, entries, self.made_by)
+        manifest.verify(hidden)
         self._commit(hidden, path)
         self._rotate(keep_last, {step, best_step})
         return path
@@ -81,7 +75,7 @@ class Snapshots:
         """Delete all but the newest `keep_last` (0: all are kept) and those of the spared steps."""
         found = self.found()
         for path in found[:-keep_last] if keep_last else []:
-            if step_of(path) not in spared:
+            if manifest.step_of(path) not in spared:
                 hidden = path.with_name(f".old.{path.name}")
                 os.replace(path, hidden)  # a snapshot that is being deleted is no snapshot any more
                 shutil.rmtree(hidden)
@@ -93,7 +87,7 @@ class Snapshots:
     def set_aside_after(self, step: int) -> None:
         """The run goes on from `step`: later snapshots are of a course it left, and must not be taken for its own."""
         for path in self.found():
-            if step_of(path) > step:
+            if manifest.step_of(path) > step:
                 log.warning("%s is later than step %d, where the run goes on: it is kept as abandoned_%s", path.name,
                             step, path.name)
                 aside = path.with_name(f"abandoned_{path.name}")
@@ -112,28 +106,13 @@ class Snapshots:
     # -- finding ------------------------------------------------------------------------------------------------
 
     def found(self) -> list[Path]:
-        """The committed snapshots, oldest first; whether they are whole, `verify` tells."""
-        return sorted(self.folder.glob("snapshot_*"), key=step_of)
+        return manifest.found(self.folder)
 
     def newest_good(self) -> Path | None:
-        """The newest snapshot that verifies, damaged ones named in the log; None if there is none at all.
-
-        Raises UserError if there are some and none is good: the run must not start over the old one.
-        """
-        found = self.found()
-        for path in reversed(found):
-            try:
-                verify(path)
-                return path
-            except Damaged as damage:
-                log.error("snapshot %s is damaged and not used: %s", path.name, damage)
-        if found:
-            raise UserError(f"none of the {len(found)} snapshots in {self.folder} is whole, so the run cannot go on; "
-                            "restore one from a copy, or start a new run")
-        return None
+        return manifest.newest_good(self.folder)
 
     def at_step(self, step: int) -> Path | None:
-        return next((path for path in self.found() if step_of(path) == step), None)
+        return next((path for path in self.found() if manifest.step_of(path) == step), None)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -169,54 +148,6 @@ def _write(path: Path, fill: Callable[[Any], Any]) -> dict[str, Any]:
 
     files.write(path, through)
     return entry
-
-
-def verify(path: Path) -> None:
-    """Compare every file with the manifest. Raises Damaged."""
-    manifest = read_manifest(path)
-    for name, entry in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise Damaged(f"{name} is missing")
-        if file.stat().st_size != entry["size"]:
-            raise Damaged(f"{name} has {file.stat().st_size} bytes, was written with {entry['size']}")
-        if files.sha256(file) != entry["sha256"]:
-            raise Damaged(f"{name} has other content than was written (SHA-256 differs)")
-
-
-def verified(path: Path) -> Path:
-    """The same path, once all of it was compared. Raises UserError."""
-    try:
-        verify(path)
-    except Damaged as damage:
-        raise UserError(f"snapshot {path} is damaged: {damage}; name another one") from damage
-    return path
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Raises Damaged if there is none, and UserError if it is of another format."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        number, digest = manifest["format"], manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{MANIFEST} cannot be read ({error!r})") from error
-    if number != FORMAT:
-        raise UserError(f"snapshot {path} has format {number}, this version reads format {FORMAT}")
-    if digest != _digest(manifest):
-        raise Damaged(f"{MANIFEST} has other content than was written (SHA-256 differs)")
-    return dict(manifest)
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def step_of(path: Path) -> int:
-    """The step a snapshot was taken at; -1 if its manifest cannot be read."""
-    try:
-        return int(read_manifest(path)["step"])
-    except (Damaged, UserError):
-        return -1
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -15,8 +15,9 @@ from config import UserError
 from daemon import registry
 from daemon.rundir import RunDir
 from toys import Buffers, Regression, StopAt, new_run, train, with_callbacks
-from training import snapshots
-from training.snapshots import Damaged, Snapshots
+from training import manifest, snapshots
+from training.manifest import Damaged, _digest
+from training.snapshots import Snapshots
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_when_snapshots_are_taken(tmp_path: Path) -> None:
     """At step 0, each fourth step, each epoch's end and each new best (every one here, at 2, 4, 6, 8); once each."""
     run = new_run(tmp_path, Regression)
     train(Regression, run, eval_interval=2)
-    steps = [snapshots.step_of(path) for path in Snapshots(run.snapshots, {}).found()]
+    steps = [manifest.step_of(path) for path in Snapshots(run.snapshots, {}).found()]
     assert steps == [0, 2, 3, 4, 6, 8, 9]
 
 
@@ -75,7 +76,7 @@ def test_a_damaged_snapshot_is_named_and_not_used(run: RunDir, caplog: pytest.Lo
     newest = run.snapshots / "snapshot_step_00000005"
     damage(newest / file)
     with pytest.raises(Damaged, match=file.split(".")[0]):
-        snapshots.verify(newest)
+        manifest.verify(newest)
     assert Snapshots(run.snapshots, {}).newest_good() == run.snapshots / "snapshot_step_00000004"
     if file != "manifest.json":
         assert "snapshot_step_00000005 is damaged" in caplog.text and file in caplog.text
@@ -106,7 +107,7 @@ def test_a_snapshot_with_code_in_it_is_refused_and_the_code_not_run(run: RunDir,
     manifest["files"]["state.pt"] = {"size": (folder / "state.pt").stat().st_size,
                                      "sha256": files.sha256(folder / "state.pt")}
     del manifest["sha256"]
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": snapshots._digest(manifest)}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": _digest(manifest)}))
     with pytest.raises(UserError, match="it was not run"):
         train(Regression, run, resume=True)
     assert not proof.exists()
@@ -124,7 +125,7 @@ def test_another_format_is_refused(run: RunDir) -> None:
     path = run.snapshots / "snapshot_step_00000005" / "manifest.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(UserError, match="has format 2"):
-        snapshots.verify(path.parent)
+        manifest.verify(path.parent)
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_a_finished_run_keeps_the_newest_and_the_best_model(tmp_path: Path) -> N
         ending = sitting.train()
     assert ending.state == "finished" and 1 <= len(kept(run)) <= 2 and kept(run)[-1] == "snapshot_epoch_0003"
     best = torch.load(run.models / "best" / "model.pt", weights_only=True)
-    path = next(p for p in Snapshots(run.snapshots, {}).found() if snapshots.step_of(p) in (8, 9, 4))
+    path = next(p for p in Snapshots(run.snapshots, {}).found() if manifest.step_of(p) in (8, 9, 4))
     from safetensors.torch import load_file
 
     assert any(all(torch.equal(best[k], load_file(p / "model.safetensors")[k]) for k in best)
