@@ -18,3 +18,15 @@ class Alerts:
     def tell(self, step: int, kind: str, message: str, **more: Any) -> None:
         log.warning("step %d: %s", step, message)
         Journal(self.path).append({"step": step, "kind": kind, "message": message, "time": time.time(), **more})
+
+
+@dataclass
+class Alarm:
+    """What is told when it has held `patience` times in a row, and not again until it has passed."""
+
+    patience: int = 1
+    held: int = 0
+
+    def rings(self, holds: bool) -> bool:
+        self.held = self.held + 1 if holds else 0
+        return self.held == self.patience

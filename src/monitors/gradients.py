@@ -1,12 +1,15 @@
-"""Norms of the gradients, by part of the model."""
+"""Norms of the gradients, by part of the model, and how their entries are distributed."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from monitors.alerts import log
-from monitors.parts import by_part, gradients
+from monitors import histograms
+from monitors.alerts import Alerts
+from monitors.parts import by_part, entries, gradients
 from training import optim
 from training.callback import Callback
 
@@ -14,17 +17,25 @@ if TYPE_CHECKING:
     from training.trainer import Trainer
 
 VANISHING, EXPLODING = 1e-7, 1e3
+ADVICE = {
+    "vanishing": "it hardly learns; is it used by the loss? else try a higher --lr",
+    "exploding": "try a lower --lr or a longer --warmup_steps, and keep --gradient_clip at 1",
+}
 
 
 @dataclass
 class Gradients(Callback):
-    """Records `gradients/<part>` (norm before clipping) and `gradients/zeros` (share of entries that are 0).
+    """Records `gradients/<part>` (norm before clipping) and `gradients/zeros` (share of entries that are 0), and shows
+    a histogram of `sample_size` evenly spaced entries of each tensor.
 
     Looks at every `interval`-th step, in one fused pass on the device; what it found is read at the log step, and
     each part whose norm is below 1e-7 or above 1e3 is warned of once.
     """
 
     interval: int
+    sample_size: int
+    alerts: Path
+    _entries: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _warned: set[str] = field(default_factory=set)
 
     def on_grad(self, trainer: "Trainer", phase: str) -> None:
@@ -36,12 +47,17 @@ class Gradients(Callback):
             trainer.record(f"gradients/{part}", torch.linalg.vector_norm(torch.stack(norms)))
         zeros = torch.stack([(grad == 0).sum() for _, grad in named]).sum()
         trainer.record("gradients/zeros", zeros / sum(grad.numel() for _, grad in named))
+        sampled = by_part((name, entries(grad, self.sample_size)) for name, grad in named)
+        self._entries |= {part: torch.cat(own) for part, own in sampled.items()}
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
+        histograms.show(trainer, "gradients", self._entries)
+        self._entries = {}
+        for name, norm in metrics.items():
             part = name.removeprefix("gradients/")
-            if part in (name, "zeros") or part in self._warned or VANISHING <= value <= EXPLODING:
+            if part in (name, "zeros") or part in self._warned or VANISHING <= norm <= EXPLODING:
                 continue
             self._warned.add(part)
-            log.warning("step %d: the gradients of %s are %s (norm %.2g)", trainer.step, part,
-                        "vanishing" if value < VANISHING else "exploding", value)
+            what = "vanishing" if norm < VANISHING else "exploding"
+            Alerts(self.alerts).tell(trainer.step, "gradients", f"the gradients of {part} are {what} (norm "
+                                     f"{norm:.2g}): {ADVICE[what]}", part=part, norm=norm)

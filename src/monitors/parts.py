@@ -19,6 +19,11 @@ def by_part(named: Iterable[tuple[str, Tensor]]) -> dict[str, list[Tensor]]:
     return parts
 
 
+def entries(tensor: Tensor, size: int) -> Tensor:
+    """At most `size` evenly spaced entries, as float32 on the tensor's device; may share its memory."""
+    return tensor.detach().flatten()[::max(1, tensor.numel() // size)][:size].float()
+
+
 def first_non_finite(named: Iterable[tuple[str, Tensor | None]]) -> str:
     """Name of the first tensor with a NaN or infinity in it, or ''. Waits for the device."""
     return next((name for name, t in named if t is not None and t.is_floating_point() and not t.isfinite().all()), "")

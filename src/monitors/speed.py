@@ -16,9 +16,13 @@ class Speed(Callback):
     """Measures between log steps, evaluations left out; reads clocks only, so a GPU is never waited for.
 
     Gives `speed/<unit>_per_sec` for each unit of the stage, `speed/step_seconds`, `speed/data_share` (share of the
-    time spent waiting for data) and `speed/eta_seconds`, evaluations to come included.
+    time spent waiting for data) and `speed/eta_seconds`, evaluations to come included. Where it is known how many
+    operations a sample takes, forward and backward, also `speed/tflops`; and where it is known how many a second this
+    machine does in bare matrix products, `speed/peak_share` of them.
     """
 
+    flops_per_sample: float = 0.0
+    peak_flops: float = 0.0
     _since: float | None = None  # start of the stretch measured
     _steps: int = 0
     _paused: float = 0.0
@@ -63,6 +67,11 @@ class Speed(Callback):
         trainer.timings |= {f"speed/{unit}_per_sec": amount / seconds for unit, amount in self._done.items()}
         trainer.timings |= {"speed/step_seconds": each, "speed/data_share": self._waited / seconds,
                             "speed/eta_seconds": self._eta(trainer)}
+        if self.flops_per_sample:
+            flops = self.flops_per_sample * next(iter(self._done.values())) / seconds  # samples: a stage's first unit
+            trainer.timings["speed/tflops"] = flops / 1e12
+            if self.peak_flops:
+                trainer.timings["speed/peak_share"] = flops / self.peak_flops
         self._since, self._steps, self._paused, self._waited, self._done = None, 0, 0.0, 0.0, {}
 
     def _eta(self, trainer: "Trainer") -> float:

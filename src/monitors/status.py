@@ -1,5 +1,6 @@
 """Keeps status.json true: what `ps.sh` shows."""
 
+import os
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,9 +23,13 @@ class StatusWriter(Callback):
     run: RunDir
     _status: Status | None = None
     _written: float = 0.0
+    _busy_before: float = 0.0  # seconds that trainers of this run had lived, up to `_since`
+    _since: float = 0.0
 
     def on_start(self, trainer: "Trainer") -> None:
         self._status = replace(self.run.status(), of=trainer.steps, step=trainer.step, loss=None, speed="")
+        preparing = time.time() - self._status.started if self._status.pid == os.getpid() else 0.0
+        self._busy_before, self._since = self._status.busy_seconds + preparing, time.monotonic()
 
     def on_step_end(self, trainer: "Trainer") -> None:
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
@@ -46,10 +51,14 @@ class StatusWriter(Callback):
     def on_stop(self, trainer: "Trainer", reason: str) -> None:
         self._write(trainer, "training")
 
+    def on_error(self, trainer: "Trainer", error: BaseException) -> None:
+        self._write(trainer, "training")
+
     def _write(self, trainer: "Trainer", state: str) -> None:
         assert self._status is not None
         best = trainer.best if trainer.best_step >= 0 else None
         self._status = replace(self._status, state=state, step=trainer.step, best=best,
-                               switched_off=list(trainer.switched_off))
+                               switched_off=list(trainer.switched_off),
+                               busy_seconds=self._busy_before + time.monotonic() - self._since)
         self.run.write_status(self._status)
         self._written = time.monotonic()

@@ -1,13 +1,13 @@
-"""Memory of the process, the host and the GPU; room left on the disk."""
+"""Memory of the process, the host and the GPU; the GPU's use and temperature; room left on the disk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from monitors.alerts import log
+from monitors.alerts import Alarm, Alerts, log
 from training.callback import Callback
 
 if TYPE_CHECKING:
@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 MB = 2**20
 
 
+class NotMeasured(Exception):
+    """The GPU's use and temperature cannot be had on this machine."""
+
+
 @dataclass
 class System(Callback):
     """Looks at each log step; `folder` is where the run writes."""
 
     folder: Path
-    _warned: bool = False
+    alerts: Path
+    _disk: Alarm = field(default_factory=Alarm)
+    _measures_gpu: bool = True
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         trainer.timings |= {
@@ -35,12 +41,34 @@ class System(Callback):
                 "system/gpu_allocated_mb": torch.cuda.memory_allocated(trainer.device) / MB,
                 "system/gpu_peak_mb": torch.cuda.max_memory_allocated(trainer.device) / MB,
             }
+            if self._measures_gpu:
+                self._measure_gpu(trainer)
         self._warn(trainer)
 
+    def _measure_gpu(self, trainer: "Trainer") -> None:
+        try:
+            trainer.timings |= gpu_figures(trainer.device)
+        except NotMeasured as error:
+            self._measures_gpu = False
+            log.warning("the GPU's use and temperature cannot be measured: %s", error)
+
     def _warn(self, trainer: "Trainer") -> None:
-        """Once: the next snapshot may not fit."""
+        """The next snapshot may not fit."""
         needed = 3 * sum(p.numel() * p.element_size() for p in trainer.model.parameters()) / MB
-        if trainer.timings["system/disk_free_mb"] < 2 * needed and not self._warned:
-            self._warned = True
-            log.warning("%.0f MB are free in %s, a snapshot takes about %.0f MB: make room", trainer.timings[
-                "system/disk_free_mb"], self.folder, needed)
+        free = trainer.timings["system/disk_free_mb"]
+        if self._disk.rings(free < 2 * needed):
+            Alerts(self.alerts).tell(trainer.step, "disk", f"{free:.0f} MB are free in {self.folder}, a snapshot takes "
+                                     f"about {needed:.0f} MB: make room")
+
+
+def gpu_figures(device: torch.device) -> dict[str, float]:
+    """Percent of the last moments in which the GPU computed, and degrees Celsius. Raises NotMeasured."""
+    try:
+        import pynvml  # type: ignore[import-untyped]  # asked by torch, which knows what CUDA_VISIBLE_DEVICES means
+    except ModuleNotFoundError as error:
+        raise NotMeasured("nvidia-ml-py is not installed") from error
+    try:
+        return {"system/gpu_percent": float(torch.cuda.utilization(device)),
+                "system/gpu_celsius": float(torch.cuda.temperature(device))}
+    except (pynvml.NVMLError, ModuleNotFoundError, RuntimeError) as error:
+        raise NotMeasured(str(error)) from error

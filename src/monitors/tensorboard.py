@@ -1,35 +1,68 @@
-"""The metrics as TensorBoard scalars."""
+"""The metrics as TensorBoard curves, what was made to be looked at, and the options beside what came of them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+import config
 from training.callback import REPORT, Callback
+from training.media import Histogram, Media, Picture, Sound, Text
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
 FLUSH_SECONDS = 10
 
+# The page "Custom scalars": what to look at first. A chart is a list of patterns of tags.
+LAYOUT = {"Overview": {
+    "loss": ["Multiline", [r"^train/(.+/)?loss$", r"^eval/(best_)?loss$"]],
+    "learning rate": ["Multiline", [r"^lr$"]],
+    "norm of the gradients": ["Multiline", [r"^(.+/)?grad_norm$", r"^gradients/(?!zeros$)"]],
+    "size of an update against the weights (1e-3 is healthy)": ["Multiline", [r"^updates/"]],
+    "speed": ["Multiline", [r"^speed/.+_per_sec$"]],
+    "shares of time and machine": ["Multiline", [r"^speed/.+_share$", r"^speed/goodput$"]],
+}}
+
 
 @dataclass
 class TensorBoard(Callback):
-    """A resumed run tells TensorBoard to forget the steps that are done again, so each curve is one clean line."""
+    """A resumed run tells TensorBoard to forget the steps that are done again, so each curve is one clean line.
+
+    The options are those that make the run what it is, and none of them can change when it goes on: hence they are
+    written once, at the beginning, and a run that was killed stands in the table too. Its figures are curves:
+    `eval/loss` is the last evaluation, `eval/best_loss` the best.
+    """
 
     order = REPORT
     folder: Path
     _writer: SummaryWriter | None = field(default=None, repr=False)
 
     def on_start(self, trainer: "Trainer") -> None:
-        purge = trainer.logged_step + 1 if any(self.folder.iterdir()) else None
-        self._writer = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=FLUSH_SECONDS)
+        goes_on = any(self.folder.iterdir())
+        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.logged_step + 1 if goes_on else None,
+                                     flush_secs=FLUSH_SECONDS)
+        if not goes_on:
+            self._introduce(trainer, self._writer)
+
+    def _introduce(self, trainer: "Trainer", writer: SummaryWriter) -> None:
+        best = trainer.stage.best[0]
+        figures = dict.fromkeys([best, best_of(best), "eval/loss", "train/loss"])
+        experiment, start, _ = hparams({"stage": trainer.stage.name, **defining(trainer.cfg)}, figures)
+        for summary in (experiment, start):
+            writer._get_file_writer().add_summary(summary)
+        writer.add_custom_scalars(LAYOUT)
+        writer.flush()
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         assert self._writer is not None
-        for name, value in (metrics | trainer.timings).items():
+        for name, value in figures(trainer, metrics).items():
             self._writer.add_scalar(name, value, trainer.step)
+        for name, media in trainer.media.items():
+            _add(self._writer, name, media, trainer.step)
 
     def on_save(self, trainer: "Trainer", path: Path) -> None:
         assert self._writer is not None
@@ -39,3 +72,40 @@ class TensorBoard(Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def figures(trainer: "Trainer", metrics: dict[str, float]) -> dict[str, float]:
+    """Every number of a log step, by its tag."""
+    best = {best_of(trainer.stage.best[0]): trainer.best} if trainer.stage.best[0] in metrics else {}
+    return {**metrics, **best, **trainer.timings}
+
+
+def best_of(tag: str) -> str:
+    """`eval/best_loss` for `eval/loss`."""
+    group, _, name = tag.rpartition("/")
+    return f"{group}/best_{name}"
+
+
+def defining(cfg: Any) -> dict[str, Any]:
+    """The options without which it would be another run."""
+    return {name: getattr(cfg, name) for name, (_, spec, _) in config.fields(type(cfg)).items() if not spec.may_change}
+
+
+def _add(writer: SummaryWriter, name: str, media: Media, step: int) -> None:
+    if isinstance(media, Text):
+        writer.add_text(name, _verbatim(media.content), step)
+    elif isinstance(media, Picture):
+        writer.add_image(name, media.pixels, step, dataformats="HWC")
+    elif isinstance(media, Sound):
+        writer.add_audio(name, np.clip(media.samples, -1, 1), step, sample_rate=media.rate)
+    elif isinstance(media, Histogram):
+        middles = (media.edges[:-1] + media.edges[1:]) / 2
+        writer.add_histogram_raw(name, min=media.edges[0], max=media.edges[-1], num=media.counts.sum(),
+                                 sum=media.counts @ middles, sum_squares=media.counts @ middles**2,
+                                 bucket_limits=media.edges[1:].tolist(), bucket_counts=media.counts.tolist(),
+                                 global_step=step)
+
+
+def _verbatim(text: str) -> str:
+    """As Markdown that shows the text as it is."""
+    return "\n".join("    " + line for line in text.splitlines() or [""])

@@ -1,52 +1,73 @@
-"""Size of the updates against the weights, by part of the model: about 1e-3 is healthy."""
+"""Size of the updates against the weights, by part of the model, and how far they have come since the start."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from monitors.alerts import log
-from monitors.parts import by_part, part_of
+from monitors import histograms
+from monitors.alerts import Alerts, log
+from monitors.parts import by_part, entries, part_of
 from training.callback import Callback
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
+ADVICE = {
+    "is trainable and does not move": "does it belong to a phase's parameters, and does the loss depend on it?",
+    "is frozen and moved": "something else writes to it; what was trained on it so far may be worth nothing",
+}
+
 
 @dataclass
 class Weights(Callback):
-    """Records `updates/<part>`: the norm of one step's change over the norm of the weights, on a sample of
-    `sample_size` evenly spaced entries of each tensor, at every `interval`-th step.
+    """Records `updates/<part>`, the norm of one step's change over the norm of the weights (about 1e-3 is healthy),
+    and `drift/<part>`, the same of the change since the run began, at every `interval`-th step; shows a histogram.
 
-    Warns once of a trainable part that does not move and of a frozen one that does.
+    All of it on a sample of `sample_size` evenly spaced entries of each tensor. Warns once of a trainable part that
+    does not move and of a frozen one that does.
     """
 
     interval: int
     sample_size: int
+    alerts: Path
+    _first: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _before: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _entries: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _warned: set[str] = field(default_factory=set)
+
+    def on_start(self, trainer: "Trainer") -> None:
+        now = self._sampled(trainer)
+        if {name: len(own) for name, own in now.items()} != {name: len(own) for name, own in self._first.items()}:
+            if self._first:
+                log.warning("drift counts from step %d on: other weights are sampled than before", trainer.step)
+            self._first = now
+        self._first = {name: own.to(trainer.device, copy=True) for name, own in self._first.items()}
 
     def on_step_start(self, trainer: "Trainer") -> None:
         if (trainer.step + 1) % self.interval == 0:
-            self._before = {name: sample.clone() for name, sample in self._samples(trainer)}
+            self._before = {name: own.clone() for name, own in self._sampled(trainer).items()}
 
     def on_step_end(self, trainer: "Trainer") -> None:
         if not self._before:
             return
-        after = dict(self._samples(trainer))
-        changes = by_part((name, after[name] - before) for name, before in self._before.items())
-        weights = by_part(after.items())
-        for part, change in changes.items():
-            size = torch.linalg.vector_norm(torch.cat(weights[part])).clamp_min(1e-12)
-            trainer.record(f"updates/{part}", torch.linalg.vector_norm(torch.cat(change)) / size)
+        after = self._sampled(trainer)
+        self._entries = {part: torch.cat(own) for part, own in by_part(after.items()).items()}
+        for kind, since in (("updates", self._before), ("drift", self._first)):
+            changes = by_part((name, after[name] - then) for name, then in since.items())
+            for part, change in changes.items():
+                size = torch.linalg.vector_norm(self._entries[part]).clamp_min(1e-12)
+                trainer.record(f"{kind}/{part}", torch.linalg.vector_norm(torch.cat(change)) / size)
         self._before = {}
 
-    def _samples(self, trainer: "Trainer") -> list[tuple[str, Tensor]]:
-        return [(name, p.detach().flatten()[::max(1, p.numel() // self.sample_size)][:self.sample_size].float())
-                for name, p in trainer.model.named_parameters()]
+    def _sampled(self, trainer: "Trainer") -> dict[str, Tensor]:
+        return {name: entries(p, self.sample_size) for name, p in trainer.model.named_parameters()}
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        histograms.show(trainer, "weights", self._entries)
+        self._entries = {}
         trainable = {part_of(name) for name, p in trainer.model.named_parameters() if p.requires_grad}
         if metrics.get("health/dropped_share", 0) > 0:  # an update that was dropped moves nothing
             return
@@ -55,5 +76,11 @@ class Weights(Callback):
             if part == name or part in self._warned or (part in trainable) == (value > 0):
                 continue
             self._warned.add(part)
-            log.warning("step %d: %s %s", trainer.step, part,
-                        "is trainable and does not move" if part in trainable else "is frozen and moved")
+            what = "is trainable and does not move" if part in trainable else "is frozen and moved"
+            Alerts(self.alerts).tell(trainer.step, "weights", f"{part} {what}: {ADVICE[what]}", part=part)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": dict(self._first)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._first = dict(state.get("first", {}))

@@ -16,10 +16,15 @@ from daemon import machine, registry
 from daemon.rundir import RunDir
 from data.loader import Order
 from monitors.console import Console
+from monitors.goodput import Goodput
 from monitors.gradients import Gradients
 from monitors.journal import JournalWriter
+from monitors.pace import Pace
+from monitors.progress import Progress
+from monitors.samples import Samples
 from monitors.sanity import Sanity
 from monitors.speed import Speed
+from monitors.spikes import Spikes
 from monitors.status import StatusWriter
 from monitors.system import System
 from monitors.tensorboard import TensorBoard
@@ -177,7 +182,13 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None,
                expected: Estimate | None) -> list[Callback]:
     """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
     sanity = Sanity(run.alerts, run.incidents, cfg.sanity_check_interval)
-    callbacks: list[Callback] = [sanity, Speed(), System(run.path)]
+    speed = Speed(expected.sample_flops, expected.peak_flops) if expected else Speed()
+    callbacks: list[Callback] = [sanity, speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
+                                 Progress(run.alerts)]
+    if cfg.spike_factor:
+        callbacks.append(Spikes(run.alerts, cfg.spike_factor))
+    if cfg.samples:
+        callbacks.append(Samples(run.samples))
     if weights:
         callbacks.append(LoadWeights(weights))
     if cfg.compile or cfg.gradient_checkpointing:
@@ -189,8 +200,8 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None,
     if cfg.early_stopping:
         callbacks.append(EarlyStopping.of(cfg, stage.best))
     if cfg.gradient_monitor and cfg.gradient_monitor_interval:
-        callbacks.append(Gradients(cfg.gradient_monitor_interval))
+        callbacks.append(Gradients(cfg.gradient_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     if cfg.weight_monitor and cfg.weight_monitor_interval:
-        callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size))
+        callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard), StatusWriter(run)]
     return [*callbacks, *views, *stage.callbacks()]

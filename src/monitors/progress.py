@@ -1,0 +1,84 @@
+"""Tells when the training loss falls no more, and when evaluations get worse while it does."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from monitors.alerts import Alarm, Alerts
+from training.callback import Callback
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+FEWEST_LINES = 8  # log lines from which noise can be told from progress
+RISES = 3  # evaluations in a row
+
+
+@dataclass
+class Progress(Callback):
+    """Looks at `train/loss` and `eval/loss`. Where a stage has several phases there is no such training loss, and a
+    balance between them is no standstill.
+
+    No progress: over the last quarter of the run (at least eight log lines), the line through the logged losses falls
+    by less than its own standard error. Overfitting: three evaluations in a row are worse than the one before, while
+    the mean training loss between them fell.
+    """
+
+    alerts: Path
+    _lines: list[tuple[int, float]] = field(default_factory=list)  # (step, train/loss)
+    _between: list[float] = field(default_factory=list)  # train/loss since the last evaluation
+    _trained: float = math.nan  # their mean before the last evaluation
+    _evaluated: float = math.nan
+    _still: Alarm = field(default_factory=Alarm)
+    _worse: Alarm = field(default_factory=lambda: Alarm(RISES))
+
+    def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        loss = metrics.get("train/loss", math.nan)
+        if math.isfinite(loss):
+            self._lines.append((trainer.step, loss))
+            recent = sum(step > trainer.step - trainer.steps / 4 for step, _ in self._lines)
+            self._lines = self._lines[-max(recent, FEWEST_LINES):]
+            self._between.append(loss)
+            self._judge_progress(trainer)
+        if math.isfinite(metrics.get("eval/loss", math.nan)) and self._between:
+            self._judge_overfitting(trainer, metrics["eval/loss"])
+
+    def _judge_progress(self, trainer: "Trainer") -> None:
+        (first, before), (_, now) = self._lines[0], self._lines[-1]
+        if self._still.rings(len(self._lines) >= FEWEST_LINES and not falls(*zip(*self._lines))):
+            Alerts(self.alerts).tell(
+                trainer.step, "no progress", f"train/loss has not fallen by more than its noise since step {first} "
+                f"({before:.4g} then, {now:.4g} now): try --lr lower and higher, a longer --warmup_steps, a bigger "
+                "--preset; look at the data; if this is as good as it gets, stop")
+
+    def _judge_overfitting(self, trainer: "Trainer", evaluated: float) -> None:
+        trained = sum(self._between) / len(self._between)
+        if self._worse.rings(evaluated > self._evaluated and trained < self._trained):  # NaN at first: neither
+            Alerts(self.alerts).tell(
+                trainer.step, "overfitting", f"eval/loss has risen {RISES} evaluations in a row, to {evaluated:.4g}, "
+                f"while train/loss fell to {trained:.4g}: the model learns its data by heart; try more data, --dropout "
+                "0.1 or --early_stopping (the best weights are kept in any case)")
+        self._trained, self._evaluated, self._between = trained, evaluated, []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": [list(line) for line in self._lines], "between": list(self._between),
+                "trained": self._trained, "evaluated": self._evaluated, "still": self._still.held,
+                "worse": self._worse.held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self._lines, self._between = [(step, loss) for step, loss in state["lines"]], list(state["between"])
+            self._trained, self._evaluated = state["trained"], state["evaluated"]
+            self._still.held, self._worse.held = state["still"], state["worse"]
+
+
+def falls(steps: tuple[float, ...], losses: tuple[float, ...]) -> bool:
+    """Whether the least-squares line through these losses falls by more than its standard error."""
+    x, y = np.array(steps, dtype=float), np.array(losses)
+    x, y = x - x.mean(), y - y.mean()
+    slope = (x @ y) / (x @ x)
+    variance = ((y - slope * x) ** 2).sum() / (len(x) - 2)
+    return bool(-slope > math.sqrt(variance / (x @ x)))
