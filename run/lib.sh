@@ -84,7 +84,7 @@ train() {
     return
   fi
   python="$(any_python)"
-  if among --print_config "${options[@]}"; then
+  if among --print_config "${options[@]}" || among --info "${options[@]}" || among --explain "${options[@]}"; then
     exec "${python}" -P "${script}" "${options[@]}"
   fi
   "${python}" -P "${script}" --check "${options[@]}" # mistakes and questions belong to this terminal

@@ -135,7 +135,7 @@ class _Invalid:
 
 
 INVALID = _Invalid()
-META = {"preset": ("preset", "model_preset"), "config": ("config",)}
+META = {"preset": ("preset", "model_preset", "hardware"), "config": ("config",)}
 
 
 def _flags(cls: type, argv: Sequence[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
@@ -335,7 +335,8 @@ def unusual(config: Any) -> list[str]:
 
 def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str) -> str:
     """The page that `--help` prints: groups in the order of their declaration, one option a paragraph."""
-    lines = [usage, "", "Choosing:", *_entry("--preset NAME, --model_preset", f"one of {', '.join(presets)}")]
+    lines = [usage, "", "Choosing:"]
+    lines += _entry("--preset NAME, --model_preset, --hardware", f"one of {', '.join(presets)}; auto: for this machine")
     lines += _entry("--config FILE", "values from a JSON file (partial; // comments allowed); flags win over it")
     table = fields(cls)
     for group in reversed(cls.__mro__):

@@ -1,4 +1,4 @@
-"""What the scripts in run/ ask about runs and do to them: list, find, wait for the start, stop."""
+"""What the scripts in run/ ask about runs and do to them: list, find, wait for the start, stop, delete."""
 
 import argparse
 import json
@@ -34,6 +34,11 @@ def main() -> int:
     stop.add_argument("run", help="name, beginning of a name, PID or folder of a run")
     stop.add_argument("--seconds", type=float, default=300, help="how long to wait for it (default: 300)")
     stop.set_defaults(call=lambda given: _stop(given.run, given.seconds))
+
+    delete = commands.add_parser("delete", help="delete a run that is not running")
+    delete.add_argument("run")
+    delete.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    delete.set_defaults(call=lambda given: _delete(given.run, given.yes))
 
     tell = commands.add_parser("tell", help="print something a run's files or status say")
     tell.add_argument("run")
@@ -77,10 +82,10 @@ class _Parser(argparse.ArgumentParser):
 def _ps(which: str, as_json: bool, watch: bool) -> int:
     while True:
         rows = list(_rows([registry.find(which)] if which else registry.runs()))
-        page = "\n".join(json.dumps(plain(row)) for row in rows) if as_json else table(rows)
+        page = "".join(json.dumps(plain(row)) + "\n" for row in rows) if as_json else table(rows) + "\n"
         if watch and sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # home, clear
-        print(page, flush=True)
+        print(page, end="", flush=True)
         if not watch:
             return 0
         time.sleep(2)
@@ -124,6 +129,28 @@ def _until(holds: "object", seconds: float) -> bool:
             return False
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return True
+
+
+# -- delete -------------------------------------------------------------------------------------------------------
+
+
+def _delete(which: str, sure: bool) -> int:
+    run = registry.find(which)
+    if not sure and not _yes(f"Delete {run.path} ({run.state()}, step {run.status().step})? [y/N] "):
+        raise UserError("nothing was deleted")
+    with run.lock():  # whoever does not hold it never deletes a run
+        run.remove()
+    print(f"Deleted {run.path}")
+    return 0
+
+
+def _yes(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("to delete without a terminal to ask on, add --yes")
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 # -- tell ---------------------------------------------------------------------------------------------------------

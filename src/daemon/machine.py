@@ -1,6 +1,7 @@
-"""What this machine will do to a run behind its back: kill it at log-out, sleep when the lid closes."""
+"""What this machine is, and what it will do to a run behind its back: kill it at log-out, sleep when the lid closes."""
 
 import getpass
+import subprocess
 from pathlib import Path
 
 # systemd-logind: logind.conf(5). Later files win, and within them the last line.
@@ -23,6 +24,26 @@ def warnings(root: Path = Path("/")) -> list[str]:
         found.append(f"closing the lid will {action} this machine; the run waits and goes on when it wakes "
                      "(HandleLidSwitch=ignore in /etc/systemd/logind.conf keeps it running)")
     return found
+
+
+def hardware(root: Path = Path("/")) -> str:
+    """The recipe for this machine: `high` with a GPU of 10 GB or more, `mid` with a smaller one, `low` without."""
+    megabytes = max(_nvidia() + _amd(root), default=0)
+    return "high" if megabytes >= 10_000 else "mid" if megabytes else "low"
+
+
+def _nvidia() -> list[int]:
+    """Memory of each GPU in MB, as the driver's own program tells it."""
+    try:
+        told = subprocess.run(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+                              capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(line) for line in told.stdout.split() if line.isdecimal()]
+
+
+def _amd(root: Path) -> list[int]:
+    return [int(path.read_text()) // 2**20 for path in root.glob("sys/class/drm/card*/device/mem_info_vram_total")]
 
 
 def _logind(root: Path) -> dict[str, str]:

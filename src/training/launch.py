@@ -28,6 +28,7 @@ from config import Parsed, UserError
 from daemon import logs, registry, rundir
 from daemon.rundir import RunDir, Status
 from daemon.table import duration
+from training import pages
 from training.options import Options
 from training.signals import Interrupted, Signals
 from training.stage import Stage
@@ -61,17 +62,14 @@ def main(stage: type[Stage]) -> None:
     except UserError as error:
         config.complain(error.problems)
         sys.exit(REFUSED)
+    except BrokenPipeError:  # whoever was reading a page has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FINISHED)
 
 
 def _main(stage: type[Stage], argv: list[str]) -> int:
-    if "--print_config" in argv:
-        shown = [arg for arg in argv if arg != "--print_config"]
-        parsed: Parsed[Any] = config.parse(stage.Config, stage.presets, shown)
-        print(json.dumps(config.to_json(parsed.config), indent=2))
-        return FINISHED
-    if {"--help", "-h"} & set(argv):
-        print(config.help_text(stage.Config, stage.presets, f"usage: python {sys.argv[0]} [--OPTION VALUE ...]\n\n"
-                               + (stage.__doc__ or "")))
+    if page := pages.asked(stage, argv):
+        print(page(), flush=True)
         return FINISHED
     only_check = "--check" in argv
     job = decide(stage, [arg for arg in argv if arg != "--check"])
@@ -85,7 +83,7 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
 
 def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     """A new run, or the one that goes on. Raises UserError with every mistake that can be seen before the start."""
-    parsed: Parsed[Any] = config.parse(stage.Config, stage.presets, argv, lambda cfg: _problems(stage, cfg))
+    parsed: Parsed[Any] = pages.parse(stage, argv, lambda cfg: _problems(stage, cfg))
     cfg: Options = parsed.config
     if cfg.resume:
         return _resumed(stage, parsed, *_meant_by(stage, parsed))

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # run as a script: the packages lie in src/, not bes
     sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
 
 import files
-from config import opt
+from config import UserError, opt
 from training.options import Options
 from training.stage import Batch, Ratio, Stage
 
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from data.tokenizers import Tokenizer
+    from training.media import Media
+    from training.weights import Weights
 
 log = logging.getLogger(__name__)
 
 
 TOKENIZERS = ("bpe", "bytes", "gpt2", "gpt4", "gpt4o")
+SHAPE = ("d_model", "num_heads", "num_layers", "d_ff", "max_seq_len")
+PROMPT_TOKENS, SAMPLE_TOKENS = 20, 80
 
 
 @dataclass
@@ -80,6 +84,10 @@ class LanguageModel(Stage):
         "tiny": shape(256, 4, 4, 256),
         "small": shape(512, 8, 6, 512),
         "medium": shape(768, 12, 12, 1024),
+        # for a machine: no GPU and 4 to 8 GB; a small GPU; one of 10 GB or more
+        "low": shape(256, 4, 4, 256, batch_size=4, grad_accum_steps=16, epochs=5),
+        "mid": shape(384, 6, 6, 512, batch_size=16, grad_accum_steps=4, epochs=10),
+        "high": shape(768, 12, 12, 1024, batch_size=32, grad_accum_steps=2, epochs=20),
     }
 
     @classmethod
@@ -122,6 +130,9 @@ class LanguageModel(Stage):
         return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit,
                        what="training text" if split == "train" else "validation text")
 
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.tokens)
+
     def collate(self, samples: list[Any]) -> Batch:
         import torch
 
@@ -152,6 +163,26 @@ class LanguageModel(Stage):
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         return {name.replace("loss", "ppl"): _exp(value) for name, value in means.items() if name.endswith("/loss")}
 
+    def samples(self, model: Any) -> "dict[str, Media]":
+        """How a validation text goes on after its first tokens, which stand in brackets; and a text from nothing."""
+        from training.media import Text
+
+        prompt = self.tokens["validation"][:min(PROMPT_TOKENS, self.cfg.max_seq_len // 2)].tolist()
+        return {"text/0": Text(f"[{self.tokenizer.decode(prompt)}]{self._continued(model, prompt)}"),
+                "text/1": Text(self._continued(model, [self.tokenizer.end_of_text]))}
+
+    def _continued(self, model: Any, prompt: list[int]) -> str:
+        import torch
+
+        from model.decoding import Sampling, generate
+
+        read = torch.tensor([prompt], device=model.token_embedding.weight.device)
+        made = generate(model, read, Sampling(temperature=0.8, top_k=50), max_new_tokens=SAMPLE_TOKENS,
+                        stop=self.tokenizer.end_of_text, generator=torch.Generator().manual_seed(self.cfg.seed))
+        return self.tokenizer.decode(int(token) for token in made)
+
+    # -- out, and in again --------------------------------------------------------------------------------------
+
     def export(self, model: Any, folder: Path) -> None:
         """A Hugging Face folder: `GPT2LMHeadModel.from_pretrained` gives the same logits."""
         import safetensors.torch
@@ -161,6 +192,37 @@ class LanguageModel(Stage):
         files.write(folder / "model.safetensors", safetensors.torch.save(gpt2_weights(model), {"format": "pt"}))
         files.write_json(folder / "config.json", gpt2_config(model, self.tokenizer.end_of_text))
         self.tokenizer.save(folder)
+
+    def load(self, model: Any, folder: Path) -> None:
+        from model.huggingface import load_gpt2
+
+        load_gpt2(model, folder)
+
+    @classmethod
+    def taken_from(cls, weights: "Weights") -> dict[str, Any]:
+        """Shape and tokenizer."""
+        from model.huggingface import gpt2_options
+
+        known = weights.options
+        sizes = {name: known[name] for name in SHAPE} if known else gpt2_options(weights.folder)
+        return {**sizes, "tokenizer": _tokenizer_of(weights)}
+
+    def reopen(self) -> None:
+        from data.tokenizers import open_tokenizer
+
+        own = self.folder / "tokenizer.json"
+        self.tokenizer = open_tokenizer(str(own) if own.exists() else self.cfg.tokenizer, self.cfg.vocab_size, [])
+
+
+def _tokenizer_of(weights: "Weights") -> str:
+    """The kind that is the same everywhere, or the path of the tokenizer.json that goes with the weights."""
+    kind = weights.options.get("tokenizer", "")
+    if kind in TOKENIZERS and kind != "bpe":
+        return str(kind)
+    for folder in (weights.folder, *([weights.run.path] if weights.run else [])):
+        if (folder / "tokenizer.json").is_file():
+            return str(folder / "tokenizer.json")
+    raise UserError(f"{weights.folder} has no tokenizer.json, so what its tokens mean is not known: put it there")
 
 
 def _exp(value: float) -> float:

@@ -44,3 +44,26 @@ def test_the_lid(root: Path, setting: str, said: str) -> None:
 
 def test_without_systemd_nothing_is_known(tmp_path: Path) -> None:
     assert machine.warnings(tmp_path) == []
+
+
+def smi(folder: Path, answer: str, code: int = 0) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{answer}'\nexit {code}\n")
+    program.chmod(0o755)
+
+
+def test_the_recipe_for_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the memory of its biggest GPU, as the drivers tell it."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    empty = tmp_path / "empty"
+    smi(tmp_path, "", code=9)  # a driver without a device
+    assert machine.hardware(empty) == "low"
+    smi(tmp_path, r"6144\n")
+    assert machine.hardware(empty) == "mid"
+    smi(tmp_path, r"6144\n12288\n")
+    assert machine.hardware(empty) == "high"
+    (tmp_path / "nvidia-smi").unlink()
+    card = tmp_path / "sys/class/drm/card0/device"
+    card.mkdir(parents=True)
+    (card / "mem_info_vram_total").write_text(f"{16 * 2**30}\n")
+    assert (machine.hardware(empty), machine.hardware(tmp_path)) == ("low", "high")

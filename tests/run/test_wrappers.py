@@ -221,3 +221,14 @@ def test_a_crash_is_a_failed_run_with_its_log(desk: Desk) -> None:
     assert "ERROR: Traceback" in log and log.splitlines()[-2].endswith(row["reason"])
     assert all(STAMP.match(line) for line in log.splitlines())
     assert "ERROR: Traceback" in shown, "in the foreground it is told there too"
+
+
+def test_a_run_is_deleted_when_it_is_not_running_and_one_is_sure(desk: Desk) -> None:
+    pid = desk.begun(desk.train("--run_name", "mine", *ENDLESS))
+    assert desk.call("delete.sh", "mine", "--yes").returncode == 2
+    desk.call("stop.sh", "mine")
+    unsure = desk.call("delete.sh", "mine")
+    assert unsure.returncode == 2 and "add --yes" in unsure.stderr and desk.run("mine")["state"] == "stopped"
+    assert desk.call("delete.sh", str(pid), "--yes").returncode == 0
+    assert not (desk.results / "mine").exists() and not desk.runs()
+    assert not [link for link in desk.results.iterdir() if link.is_symlink()]

@@ -16,9 +16,10 @@ import pytest
 
 from config import UserError
 from daemon import rundir
+from daemon.journal import Journal
 from daemon.rundir import PROJECT, RunDir, Status
-from toys import Regression, new_run, train
-from training import launch
+from toys import Regression, new_run, session, train
+from training import launch, optim
 from training.train_lm import LanguageModel
 
 SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
@@ -144,6 +145,24 @@ def test_without_locks_the_process_itself_is_looked_for(tmp_path: Path, monkeypa
     assert run.holder() is None
 
 
+def test_another_run_on_the_same_device_is_told_of(tmp_path: Path) -> None:
+    mine, other = new_run(tmp_path, Regression), new_run(tmp_path, Regression)
+    mine.write_status(replace(mine.status(), device="cpu"))
+    with other.lock():
+        for device, lines in (("cuda:0 (x)", 0), ("cpu", 1)):
+            other.write_status(replace(other.status(), device=device))
+            told = session(Regression, mine)._neighbours()
+            assert len(told) == lines and all(other.name in line and str(os.getpid()) in line for line in told)
+
+
+def test_a_run_that_has_taken_its_time_is_stopped_and_goes_on(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    trainer, ending = train(Regression, run, max_minutes=1e-9)
+    assert (ending.state, trainer.step, run.snapshots.name) == ("stopped", 1, "snapshots")
+    trainer, ending = train(Regression, run, resume=True, max_minutes=0.0)
+    assert (ending.state, trainer.step) == ("finished", 9)
+
+
 # -- real processes -----------------------------------------------------------------------------------------------
 
 
@@ -190,12 +209,30 @@ def test_a_refused_run_leaves_the_link_to_the_one_before(tmp_path: Path) -> None
 
 
 def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
-    from toys import session
-
     sitting = session(Regression, run, width=6, snapshot=first.snapshots / "snapshot_epoch_0003")
     with run.lock():
         trainer, snapshot = sitting.prepare()
         trainer.fit(snapshot)
+
+
+def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path) -> None:
+    """The learning rate follows the longer plan; the command that was asked for runs at each end."""
+    start = ["--dataset", "text.txt", *SMALL, "--max_seq_len", "16", "--result_dir", "runs", "--run_name", "mine",
+             "--log_interval", "1", "--warmup_steps", "0", "--on_end",
+             'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
+    run = RunDir(tmp_path / "runs/mine")
+    assert script(*start).wait(60) == 0 and run.state() == "finished"
+    assert (tmp_path / "ends").read_text() == "finished: all steps done\n"
+    assert "--on_end" in run.latest_log.read_text() and "exit code 1" in run.latest_log.read_text()
+    assert "Trained for " in run.latest_log.read_text() and "; the estimate was " in run.latest_log.read_text()
+    assert script("--resume", "runs/mine", "--yes").wait(60) == 2
+    assert script("--resume", "runs/mine", "--yes", "--extend_steps", "6").wait(60) == 0
+    rates = {row["step"]: row["lr"] for row in Journal(run.metrics).rows()}
+    assert sorted(rates) == list(range(1, 16)) and run.status().of == 15
+    assert rates[9] == pytest.approx(3e-4 * optim.rate(8, 9, warmup=0, min_ratio=0.1, schedule="cosine"))
+    assert rates[10] == pytest.approx(3e-4 * optim.rate(9, 15, warmup=0, min_ratio=0.1, schedule="cosine"))
+    assert "planned for 9 steps, now for 15" in run.latest_log.read_text()
+    assert json.loads(run.config_file.read_text())["extend_steps"] == 0
 
 
 PROGRAM = """

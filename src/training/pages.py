@@ -1,0 +1,100 @@
+"""What a stage's script prints instead of training: --help, --explain, --info, --print_config.
+
+The guide in docs/ is the one source of --explain, its section "In short", and of --info, all of it.
+"""
+
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import config
+from config import Parsed, UserError
+from daemon import machine
+from daemon.rundir import PROJECT
+from training.options import Options, run_length
+from training.stage import Stage
+
+
+def asked(stage: type[Stage], argv: Sequence[str]) -> Callable[[], str] | None:
+    """What makes the page that a command line asks for; None where it asks for a run."""
+    rest = [word for word in argv if word not in ("--info", "--explain", "--print_config")]
+    if {"--help", "-h"} & set(argv):
+        return lambda: config.help_text(stage.Config, stage.presets, f"usage: python {sys.argv[0]} [--OPTION VALUE ...]"
+                                        f"\n\n{stage.__doc__ or ''}")
+    if "--explain" in argv:
+        return lambda: section(guide(stage), "In short")
+    if "--info" in argv:
+        return lambda: f"{guide(stage)}\n## The model of these options\n\n{figures(stage, parse(stage, rest))}"
+    if "--print_config" in argv:
+        return lambda: json.dumps(config.to_json(parse(stage, rest).config), indent=2)
+    return None
+
+
+def parse(stage: type[Stage], argv: Sequence[str], further: Callable[[Any], list[str]] = lambda cfg: []) -> Parsed[Any]:
+    """The config that a command line asks for; `--hardware auto` becomes the recipe for this machine."""
+    auto = machine.hardware() if any(word.endswith("auto") for word in argv) else ""
+    presets = {**stage.presets, **({"auto": stage.presets[auto]} if auto in stage.presets else {})}
+    parsed: Parsed[Any] = config.parse(stage.Config, presets, argv, further)
+    return Parsed(parsed.config, parsed.typed, auto) if parsed.preset == "auto" else parsed
+
+
+def guide(stage: type[Stage]) -> str:
+    return (PROJECT / "docs" / f"{Path(inspect.getfile(stage)).stem}.md").read_text()
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below a `## heading`, up to the next."""
+    found = re.search(rf"^## {heading}\n+(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1].rstrip()
+
+
+def figures(stage: type[Stage], parsed: Parsed[Any]) -> str:
+    """Size, memory and time of the model that these options make, measured here on its own data."""
+    if importlib.util.find_spec("torch") is None:
+        return "They are measured once set up: any script of run/ does that, ./run/test.sh for one."
+    from data.loader import Order
+    from training import device as devices
+    from training import estimate
+    from training.estimate import Length
+
+    cfg, notes = stage.settle(parsed.config, parsed.typed)
+    if problems := stage.check(cfg, resumed=False):
+        raise UserError(*problems)
+    devices.settle(cfg.threads)
+    device = devices.choose(cfg.device)
+    cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        made = stage(cfg, Path(folder))
+        made.prepare()
+        rows = len(made.dataset("train"))  # type: ignore[arg-type]
+        found = estimate.measure(made, cfg, device)
+        per_epoch = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed).steps_per_epoch
+        length = Length.of(made, cfg, run_length(cfg, parsed.typed, per_epoch))
+    return "\n".join([*notes, *table(cfg, found, length)])
+
+
+def table(cfg: Options, found: Any, length: Any) -> list[str]:
+    from daemon.table import duration
+    from training.estimate import size
+
+    memory = found.memory(cfg.batch_size)
+    rows = [
+        ("device", f"{found.device}, {cfg.precision}"),
+        ("parameters", f"{found.parameters:,}"),
+        *((name, f"{size(number)}" + (f" (a micro-batch of {cfg.batch_size})" if name == "activations" else ""))
+          for name, number in memory.items()),
+        ("memory in all", size(sum(memory.values()))),
+        ("a sample takes", f"{found.sample_seconds:.3g} s, {found.sample_flops / 1e9:.3g} GFLOP"),
+        ("speed", f"{found.sample_flops / found.sample_seconds / 1e9:,.0f} GFLOP/s, "
+                  f"{found.sample_flops / found.sample_seconds / found.peak_flops:.0%} of bare matrix products"),
+        ("the run", f"{length.updates:,} updates, {length.samples:,.0f} samples; {length.scored:,} evaluated"),
+        ("takes about", duration(found.seconds(length))),
+    ]
+    return [f"{name:16s} {told}" for name, told in rows]

@@ -1,0 +1,54 @@
+"""The pages that a stage's script prints instead of training."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daemon import machine
+from daemon.rundir import PROJECT
+from training import pages
+from training.stage import discover
+from training.train_lm import LanguageModel
+
+SCRIPT = PROJECT / "src/training/train_lm.py"
+
+
+def script(*argv: str) -> str:
+    ran = subprocess.run([sys.executable, "-P", str(SCRIPT), *argv], text=True, capture_output=True, check=True,
+                         env=os.environ | {"PYTHONPATH": str(PROJECT / "src")})
+    return ran.stdout
+
+
+@pytest.mark.parametrize("stage", discover().values())
+def test_every_stage_has_a_guide(stage: type[LanguageModel]) -> None:
+    text = pages.guide(stage)
+    assert "```bash" in pages.section(text, "In short") and len(text.splitlines()) > 50
+
+
+def test_explain_is_short_and_has_examples() -> None:
+    told = script("--explain")
+    assert len(told.splitlines()) < 25 and "./run/run_train_lm.sh --preset nano" in told and "\n## " not in told
+
+
+def test_info_tells_the_figures_of_these_options(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(400)))
+    told = script("--info", "--preset", "nano", "--tokenizer", "bytes", "--dataset", str(tmp_path / "text.txt"),
+                  "--max_seq_len", "32", "--batch_size", "4", "--max_steps", "50")
+    block = 12 * 128 * 128 + 13 * 128  # four matrices of attention, two of the MLP; biases and two norms
+    parameters = 257 * 128 + 32 * 128 + 4 * block + 2 * 128
+    assert f"parameters       {parameters:,}\n" in told and "the run          50 updates, " in told
+    assert "# The language model" in told and re.search(r"^takes about +\d+", told, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == [tmp_path / "text.txt"]
+
+
+def test_hardware_is_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    low = pages.parse(LanguageModel, ["--hardware", "low", "--epochs", "3"])
+    assert (low.config.batch_size, low.config.grad_accum_steps, low.config.epochs, low.preset) == (4, 16, 3, "low")
+    monkeypatch.setattr(machine, "hardware", lambda: "mid")
+    auto = pages.parse(LanguageModel, ["--hardware", "auto"])
+    assert auto == pages.parse(LanguageModel, ["--hardware=mid"]) and auto.config.num_layers == 6
+    assert pages.parse(LanguageModel, ["--device", "auto"]).preset == ""
