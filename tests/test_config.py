@@ -267,6 +267,7 @@ THINKER = """{
   "warmup_steps": 1000,
   "max_grad_norm": 1.0,
 
+  "checkpoint_dir": "checkpoints/thinker_tiny",
   "save_every": 1000,
   "eval_every": 500
 }"""
@@ -278,6 +279,7 @@ def test_the_guides_keys_are_known(tmp_path: Path) -> None:
         "vocab_size": 5000, "num_layers": 4, "d_model": 256, "num_heads": 4, "d_ff": 1024, "dropout": 0.1,
         "max_seq_len": 512, "dataset": "data/text/corpus.txt", "batch_size": 16, "epochs": 10, "lr": 3e-4,
         "warmup_steps": 1000, "gradient_clip": 1.0, "snapshot_interval": 1000, "eval_interval": 500,
+        "result_dir": "checkpoints/thinker_tiny",
     }
     assert {name: getattr(given.config, name) for name in wanted} == wanted
     assert given.typed == set(wanted)
@@ -291,6 +293,9 @@ def test_a_key_of_another_model_is_named_not_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command, wanted", [
     ("--batch-size 4 --grad-accum-steps 16 --n-layer 4 --n-head 4 --n-embd 256 --block-size 256 --epochs 5",
      {"grad_accum_steps": 16, "num_layers": 4, "num_heads": 4, "d_model": 256, "max_seq_len": 256, "epochs": 5}),
+    ("--batch-size 32 --n-layer 12 --use-amp --use-wandb", {"amp": True, "use_wandb": True, "num_layers": 12}),
+    ("--no-amp --use_compile", {"amp": False, "compile": True}),
+    ("--no_compile --hardware mid", {"compile": False, "d_model": 384, "grad_accum_steps": 4}),
     ("--vocab-size 10000 --learning-rate 3e-4 --max-iters 10000 --retrain-tokenizer",
      {"vocab_size": 10000, "lr": 3e-4, "max_steps": 10000, "retrain_tokenizer": True}),
     ("--preset small --epochs 30 --warmup 4000 --lr 6e-4 --snapshot 5000",

@@ -8,9 +8,11 @@ import pytest
 
 import config
 from daemon.rundir import PROJECT
+from training import pages
 from training.stage import discover
 
-WRAPPER_ONLY = {"--foreground", "--help", "--"}
+WRAPPER_ONLY = {"--foreground", "--"}
+PAGES = {"--help", "--info", "--explain", "--print_config"}
 
 # The commands of the guide for language models, as people know them.
 GUIDE = """
@@ -25,6 +27,10 @@ python src/training/train_lm.py --dataset wikitext-103 --model_preset small --ep
 python src/training/train_lm.py --model_preset medium --epochs 40 --gradient_monitor --early_stop_overfit_patience 3 \
 --no_early_stop_restore_best --keep_last_n_snapshots 5 --no_delete_snapshots_after_training --max_samples 10 -y
 python src/training/train_lm.py --batch-size 4 --grad-accum-steps 16 --n-layer 4 --n-head 4 --n-embd 256
+python src/training/train_lm.py --batch-size 32 --grad-accum-steps 2 --n-layer 12 --n-head 12 --n-embd 768 \
+--block-size 1024 --epochs 20 --use-amp --use-wandb
+python src/training/train_lm.py --info
+python src/training/train_lm.py --explain
 python src/training/train_lm.py --vocab-size 10000 --learning-rate 3e-4 --max-iters 10000 --retrain-tokenizer
 python src/training/train_lm.py --resume --yes
 python src/training/train_lm.py --checkpoint_file result/lm_wikitext-103/snapshots/snapshot_epoch_10.pt
@@ -62,8 +68,8 @@ def test_command(command: str) -> None:
     elif path.name.startswith(("run_train_", "run_sft_", "train_", "sft_")):
         script = path.name.removeprefix("run_").removesuffix(".sh").removesuffix(".py")
         stage = next(s for s in discover().values() if s.__module__ == f"training.{script}")
-        options = [word for word in words if word not in WRAPPER_ONLY and word != "--print_config"]
-        config.parse(stage.Config, stage.presets, options)
+        assert pages.asked(stage, words) or not PAGES & set(words)
+        pages.parse(stage, [word for word in words if word not in WRAPPER_ONLY | PAGES])
     else:
         header = path.read_text().split("\n\n")[0]
         for word in words:
