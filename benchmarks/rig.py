@@ -1,0 +1,80 @@
+"""A trainer of the language model on random tokens, for the benchmarks of this folder; nothing is downloaded."""
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Iterator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+from torch import nn
+
+from config import Parsed
+from daemon import rundir
+from daemon.rundir import Status
+from training.launch import Job
+from training.session import Session
+from training.signals import Signals
+from training.train_lm import LanguageModel
+from training.trainer import Trainer
+
+VOCABULARY = 50257
+
+
+class Random(LanguageModel):
+    """The language model, fed with random tokens of the gpt2 vocabulary."""
+
+    def prepare(self) -> None:
+        torch.manual_seed(0)
+
+    def dataset(self, split: str) -> Any:
+        return torch.randint(VOCABULARY, (64, self.cfg.max_seq_len + 1)).unbind()
+
+    def fingerprint(self) -> str:
+        return "random"
+
+    def model(self) -> nn.Module:
+        from model.gpt import GPT
+
+        cfg = self.cfg
+        return GPT(VOCABULARY, d_model=cfg.d_model, num_heads=cfg.num_heads, num_layers=cfg.num_layers, d_ff=cfg.d_ff,
+                   max_seq_len=cfg.max_seq_len, dropout=cfg.dropout)
+
+    def samples(self, model: Any) -> dict[str, Any]:
+        return {}
+
+
+@contextmanager
+def trainer(preset: str, **options: Any) -> Iterator[Trainer]:
+    """A trainer with every callback that a run has by default, in a run's directory of its own."""
+    values = dict(LanguageModel.presets[preset]) | {"dropout": 0.0, "compile": False, "max_steps": 100_000} | options
+    with TemporaryDirectory() as folder:
+        run = rundir.create(Path(folder), "bench", Status("lm", "train_lm.py", "random", preset))
+        job = Job(Random, Parsed(Random.Config(**values), frozenset(values), preset))
+        with run.lock():
+            made, _ = Session(job, run, Signals(), threading.Event()).prepare()
+            yield made
+
+
+def open_up(trainer: Trainer) -> None:
+    """Bring a trainer to where it would take its first step."""
+    trainer._build()
+    trainer._open_data()
+    trainer._emit("on_start")
+
+
+def median_seconds(works: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:
+    """Of each work, done in turn so that what slows the machine slows all of them; the first round is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
