@@ -16,6 +16,7 @@ def row(run: RunDir) -> dict[str, Any]:
         "run": run.name, "state": state, "pid": pid, "step": status.step, "of": status.of,
         "loss": status.loss, "best": status.best, "speed": status.speed if holder else "",
         "eta_seconds": status.eta_seconds if holder else None,
+        "busy_seconds": round(status.busy_seconds, 1), "expected_seconds": status.expected_seconds,
         "heartbeat_seconds": round(time.time() - status.heartbeat, 1), "reason": status.reason,
         "switched_off": status.switched_off, "folder": str(run.path),
     }
@@ -29,6 +30,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _words(run: dict[str, Any]) -> tuple[str, ...]:
     note = run["reason"] + (f" (switched off: {', '.join(run['switched_off'])})" if run["switched_off"] else "")
+    if run["state"] == "finished" and run["expected_seconds"] is not None:
+        note += f"; took {duration(run['busy_seconds'])}, estimated {duration(run['expected_seconds'])}"
     return (
         run["run"], run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
         _number(run["best"]), run["speed"] or "-", duration(run["eta_seconds"]),
