@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,6 +20,24 @@ def tracked(items: Iterable[tuple[int, T]], what: str, total: int, unit: str) ->
         yield from _bar(items, what, total, unit)
     else:
         yield from _lines(items, what, total, unit)
+
+
+@contextmanager
+def announced(say: Callable[[], str]) -> Iterator[None]:
+    """A line now and then while the block runs, of what `say` gives. None in a terminal: for what has bars there."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(SECONDS_BETWEEN_LINES):
+            log.info("%s", say())
+
+    telling = threading.Thread(target=tell, daemon=True)
+    if not sys.stderr.isatty():
+        telling.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _bar(items: Iterable[tuple[int, T]], what: str, total: int, unit: str) -> Iterator[T]:

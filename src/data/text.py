@@ -1,7 +1,7 @@
-"""Text files -> documents -> training and validation texts that share nothing.
+"""Text -> documents -> training and validation texts that share nothing.
 
-A document is a file, or a piece of a file between explicit `<|endoftext|>` marks. The split draws no random
-numbers: the same documents always give the same two sides.
+A document is a file, a piece of a file between explicit `<|endoftext|>` marks, or an article of WikiText, which
+has splits of its own. The split draws no random numbers: the same documents always give the same two sides.
 """
 
 import difflib
@@ -10,10 +10,11 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import UserError
+from data import hub
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,9 @@ VALID_SHARE_AT_MOST = 0.10
 DOCUMENTS_TO_SPLIT_BY = 20
 HEAD_BYTES = 64 * 1024
 REFUSALS_NAMED = 20
-WHAT_TO_GIVE = "give a text file, a folder of text files, or pydocs"
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+NAMES = (*hub.CONFIGS, "pydocs")
+WHAT_TO_GIVE = f"give a text file, a folder of text files, or one of {', '.join(NAMES)}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class Corpus:
     train: list[str]
     valid: list[str]
     fingerprint: str
+    test: list[str] = field(default_factory=list)  # of data that come with one
+
+    def leaked(self) -> int:
+        """How many documents to judge by occur in training as well: none, or the split is wrong."""
+        judged = {each.strip() for each in self.valid + self.test}
+        return len({text for each in self.train if (text := each.strip()) in judged})
 
 
 class NotText(Exception):
@@ -40,27 +49,39 @@ class NotText(Exception):
 
 
 def documents(dataset: str) -> Corpus:
-    """The corpus that `--dataset` names: "pydocs", a text file, or a folder of text files (read recursively).
+    """The corpus that `--dataset` names: one of NAMES, a text file, or a folder of text files (read recursively).
 
     In a folder, files that are not UTF-8 text are left out and named in the log.
     Raises UserError where there is nothing to read.
     """
     if problems := check(dataset):
         raise UserError(*problems)
+    if dataset in hub.CONFIGS:
+        return published(**hub.articles(dataset))
     try:
         found = [document for text in _texts(dataset) for document in _between_marks(text)]
     except OSError as error:
         raise UserError(f"--dataset {dataset}: {_reason(error)}; {WHAT_TO_GIVE}") from error
     if not found:
         raise UserError(f"--dataset {dataset}: holds nothing but blanks; {WHAT_TO_GIVE}")
-    log.info("Read %s: %.1f MB, documents: %s", dataset, sum(map(_bytes, found)) / 1e6, f"{len(found):,}")
+    _log_size(dataset, found)
     return split(found)
+
+
+def published(train: list[str], validation: list[str], test: list[str]) -> Corpus:
+    """Splits as they were published. A document that stands in two is taken out of training first, then out of
+    validation, so that a figure on the test text means what it means elsewhere."""
+    for name, documents in (("training", train), ("validation", validation), ("test", test)):
+        _log_size(f"the {name} split", documents)
+    valid = _without(validation, test, "validation")
+    train = _without(train, [*valid, *test], "training")
+    return Corpus(train, valid, fingerprint(map(fingerprint, (train, valid, test))), test)
 
 
 def check(dataset: str) -> list[str]:
     """What is wrong with a `--dataset`, found before anything is started: reads the first 64 kB at most a file."""
-    if dataset == "pydocs":
-        return []  # its packages may not be installed yet: set-up comes after this check
+    if dataset in NAMES:
+        return []  # packages may not be installed yet: set-up comes after this check
     if not dataset:
         return [f"--dataset is empty; {WHAT_TO_GIVE}"]
     try:
@@ -127,8 +148,8 @@ def _path_problem(path: Path) -> str:
 
 def _nearest(path: Path) -> str:
     beside = os.listdir(path.parent) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, [*beside, "pydocs"], n=1)
-    return f" (did you mean {close[0] if close[0] == 'pydocs' else path.with_name(close[0])}?)" if close else ""
+    close = difflib.get_close_matches(path.name, [*beside, *NAMES], n=1)
+    return f" (did you mean {close[0] if close[0] in NAMES else path.with_name(close[0])}?)" if close else ""
 
 
 def _head_problem(path: Path) -> str:
@@ -200,13 +221,18 @@ def _decode(content: bytes, *, whole: bool) -> str:
     if not content:
         raise NotText("is empty")
     if (offset := content.find(b"\0")) >= 0:
-        raise NotText(f"is not UTF-8 text (a zero byte at offset {offset:,})")
+        raise _not_text(content, f"a zero byte at offset {offset:,}")
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         if whole or error.reason != "unexpected end of data":
-            raise NotText(f"is not UTF-8 text (byte 0x{content[error.start]:02x} at offset {error.start:,})") from error
+            raise _not_text(content, f"byte 0x{content[error.start]:02x} at offset {error.start:,}") from error
         return content[: error.start].decode()
+
+
+def _not_text(content: bytes, why: str) -> NotText:
+    packed = next((name for start, name in PACKED.items() if content.startswith(start)), "")
+    return NotText(f"is not text but a {packed} file: unpack it first" if packed else f"is not UTF-8 text ({why})")
 
 
 def _between_marks(text: str) -> list[str]:
@@ -217,26 +243,42 @@ def _between_marks(text: str) -> list[str]:
 # -- the split ------------------------------------------------------------------------------------------------------
 
 
+def _log_size(what: str, documents: list[str]) -> None:
+    log.info("Read %s: %.1f MB, documents: %s", what, sum(map(_bytes, documents)) / 1e6, f"{len(documents):,}")
+
+
+def _without(documents: list[str], others: list[str], what: str) -> list[str]:
+    known = {each.strip() for each in others}
+    kept = [each for each in documents if each.strip() not in known]
+    if len(kept) < len(documents):
+        log.warning("Left out of %s: %s documents that occur in a split to judge by", what,
+                    f"{len(documents) - len(kept):,}")
+    return kept
+
+
 def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
 def _by_document(documents: list[str]) -> tuple[list[str], list[str]]:
-    """In the order of their hashes, whole documents with all their copies until 5 % is reached.
+    """In the order of their hashes, whole documents with all their copies until 5 % is reached; blanks around them
+    make no difference.
 
     One that would bring validation over 10 % is passed over, so that a single huge file cannot be all of it.
     """
-    sizes: dict[str, int] = {}
-    for document in documents:
-        sizes[document] = sizes.get(document, 0) + _bytes(document)
+    hashes = [hashlib.sha256(document.strip().encode()).digest() for document in documents]
+    sizes: dict[bytes, int] = {}
+    for document, digest in zip(documents, hashes):
+        sizes[digest] = sizes.get(digest, 0) + _bytes(document)
     total, taken, chosen = sum(sizes.values()), 0, set()
-    for document in sorted(sizes, key=lambda text: hashlib.sha256(text.encode()).digest()):
-        if taken + sizes[document] <= VALID_SHARE_AT_MOST * total:
-            taken += sizes[document]
-            chosen.add(document)
+    for digest in sorted(sizes):
+        if taken + sizes[digest] <= VALID_SHARE_AT_MOST * total:
+            taken += sizes[digest]
+            chosen.add(digest)
         if taken >= VALID_SHARE * total:
             break
-    return [each for each in documents if each not in chosen], [each for each in documents if each in chosen]
+    return ([document for document, digest in zip(documents, hashes) if digest not in chosen],
+            [document for document, digest in zip(documents, hashes) if digest in chosen])
 
 
 def _by_tail(documents: list[str]) -> tuple[list[str], list[str]]:

@@ -24,6 +24,7 @@ import numpy as np
 
 import files
 from config import UserError
+from data import vocabularies
 from data.text import END_OF_TEXT, fingerprint
 
 if TYPE_CHECKING:
@@ -32,15 +33,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TIKTOKEN_NAMES = {"gpt2": "gpt2", "gpt4": "cl100k_base", "gpt4o": "o200k_base"}
-FIXED = ("bytes", *TIKTOKEN_NAMES)  # the same for every text
+FIXED = ("bytes", *vocabularies.NAMES)  # the same for every text
 KINDS = ("bpe", *FIXED)
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 WHAT_TO_GIVE = f"give one of {', '.join(KINDS)}, or the path of a tokenizer.json"
+ADDING = ("post_processor", "truncation", "padding")  # what would add to the ids of a text, or take from them
 TRAINER = 1  # raise it when training gives other pieces
 TRAINED_ON_AT_MOST = 64_000_000
 PIECE = 100_000
 WORD_START = re.compile(r"(?<=\S) (?=[^\W\d_])")
+BLANKS = re.compile(r"\s+")
+BLANKS_AT_MOST = 2**19  # tiktoken gives up on a million in a row; no token has more than 2**7 of the same
 
 
 class Tokenizer(ABC):
@@ -50,6 +53,7 @@ class Tokenizer(ABC):
     vocab_size: int
     end_of_text: int
     fingerprint: str  # SHA-256 of all that decides the ids
+    context: int | None = None  # how many ids the model takes at a time, to be noted in what is saved
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -60,8 +64,21 @@ class Tokenizer(ABC):
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
 
     @abstractmethod
+    def to_json(self) -> str:
+        """A tokenizer.json that gives the same ids, but for the end of a text: spelled out, it is recognised there."""
+
     def save(self, folder: Path) -> None:
-        """Put `tokenizer.json` into a folder; tiktoken's vocabularies have none and are found by name."""
+        """Make a folder one that transformers' `AutoTokenizer` reads."""
+        end = self.decode([self.end_of_text])
+        files.write(folder / "tokenizer.json", self.to_json())
+        files.write_json(folder / "tokenizer_config.json", {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end,
+            "eos_token": end,
+            "model_max_length": self.context,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+        })
 
 
 def open_tokenizer(kind: str, vocab_size: int, train: list[str], *, retrain: bool = False) -> Tokenizer:
@@ -72,7 +89,7 @@ def open_tokenizer(kind: str, vocab_size: int, train: list[str], *, retrain: boo
     """
     if kind == "bytes":
         return Bytes()
-    if kind in TIKTOKEN_NAMES:
+    if kind in vocabularies.NAMES:
         return Tiktoken(kind, _downloaded(kind))
     if kind == "bpe":
         return _from_json(kind, _trained(vocab_size, train, retrain))
@@ -87,13 +104,23 @@ def pieces(document: str, size: int = PIECE) -> Iterator[str]:
     """A document in parts of `size` characters or a little more, whose ids one after another are those of the whole.
 
     A part begins with a single space before a letter: there every pattern used here starts a new word. A text that
-    has no such place stays whole.
+    has no such place stays whole, unless it is cut within an endless row of blanks.
     """
     start = 0
     while word := WORD_START.search(document, start + size):
-        yield document[start:word.start()]
+        yield from _without_endless_blanks(document[start:word.start()])
         start = word.start()
-    yield document[start:]
+    yield from _without_endless_blanks(document[start:])
+
+
+def _without_endless_blanks(part: str) -> Iterator[str]:
+    start = 0
+    if len(part) > BLANKS_AT_MOST:
+        for blanks in BLANKS.finditer(part):
+            for end in range(blanks.start() + BLANKS_AT_MOST, blanks.end(), BLANKS_AT_MOST):
+                yield part[start:end]
+                start = end
+    yield part[start:]
 
 
 class Bytes(Tokenizer):
@@ -110,16 +137,17 @@ class Bytes(Tokenizer):
         end = END_OF_TEXT.encode()
         return b"".join(end if i == self.end_of_text else bytes([i]) for i in ids).decode(errors="replace")
 
-    def save(self, folder: Path) -> None:
+    def to_json(self) -> str:
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, pre_tokenizers
 
-        vocabulary = {letter: byte for byte, letter in _letters().items()} | {END_OF_TEXT: self.end_of_text}
+        letters = vocabularies.byte_letters()
+        vocabulary = {letter: byte for byte, letter in letters.items()} | {END_OF_TEXT: self.end_of_text}
         library = Library(models.BPE(vocab=vocabulary, merges=[]))
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         library.decoder = decoders.ByteLevel()
         library.add_special_tokens([END_OF_TEXT])
-        files.write(folder / "tokenizer.json", library.to_str(pretty=True))
+        return library.to_str(pretty=True)
 
 
 class Tiktoken(Tokenizer):
@@ -136,9 +164,8 @@ class Tiktoken(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._encoding.decode(list(ids))
 
-    def save(self, folder: Path) -> None:
-        if self._content:
-            files.write(folder / "tokenizer.json", self._content)
+    def to_json(self) -> str:
+        return self._content or vocabularies.tokenizer_json(self._encoding)
 
 
 class TokenizerJson(Tokenizer):
@@ -158,8 +185,8 @@ class TokenizerJson(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._library.decode(list(ids), skip_special_tokens=False)
 
-    def save(self, folder: Path) -> None:
-        files.write(folder / "tokenizer.json", self._content)
+    def to_json(self) -> str:
+        return self._content
 
 
 def _sha256(content: str) -> str:
@@ -181,13 +208,14 @@ def _shared_out(encode: Callable[[str], np.ndarray], texts: Sequence[str]) -> li
 def _downloaded(kind: str) -> "tiktoken.Encoding":
     import tiktoken
 
+    if problem := vocabularies.problem(kind):
+        raise UserError(problem)
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(vocabularies.folder())
     try:
-        return tiktoken.get_encoding(TIKTOKEN_NAMES[kind])
-    except (OSError, ValueError) as error:  # no network, as requests tells it; a download that is damaged
-        raise UserError(
-            f"--tokenizer {kind}: tiktoken cannot get its files for {TIKTOKEN_NAMES[kind]} ({type(error).__name__}); "
-            "set TIKTOKEN_CACHE_DIR to a folder that has them, or train a tokenizer on the text: --tokenizer bpe"
-        ) from error
+        return tiktoken.get_encoding(vocabularies.NAMES[kind])
+    except (OSError, ValueError) as error:  # the network, as requests tells it; a download that is damaged
+        raise UserError(f"--tokenizer {kind}: its files cannot be fetched ({type(error).__name__}: {error}); "
+                        f"{vocabularies.WHAT_TO_DO}") from error
 
 
 # -- the corpus' own byte-level BPE ---------------------------------------------------------------------------------
@@ -247,6 +275,8 @@ def _from_json(name: str, content: str) -> Tokenizer:
         raise UserError(f"--tokenizer {name}: is not JSON ({error}); {WHAT_TO_GIVE}") from error
     if not isinstance(state, dict) or not {"model", "pre_tokenizer", "added_tokens"} <= state.keys():
         raise UserError(f"--tokenizer {name}: is JSON, but no tokenizer; {WHAT_TO_GIVE}")
+    if any(state.get(each) for each in ADDING):
+        content = json.dumps(state | dict.fromkeys(ADDING))
     library = Library.from_str(content)
     known = library.get_vocab(with_added_tokens=True)
     end = next((token for token in ENDS_OF_TEXT if token in known), None)
@@ -279,7 +309,7 @@ def _ranks(state: dict[str, Any], end: str) -> dict[bytes, int]:
     merges = state["model"]["merges"]
     joined = ["".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges]
     by_id = sorted(vocabulary, key=vocabulary.__getitem__)
-    byte = {letter: number for number, letter in _letters().items()}
+    byte = {letter: number for number, letter in vocabularies.byte_letters().items()}
     if set(by_id[:256]) != set(byte) or by_id[256:] != joined:
         return {}
     return {bytes(byte[letter] for letter in token): i for token, i in vocabulary.items()}
@@ -293,10 +323,3 @@ def _is_byte_level(state: dict[str, Any]) -> bool:
     if model.get("type") != "BPE" or state.get("normalizer") or cuts != ("ByteLevel", False, True):
         return False
     return not any(model.get(extra) for extra in ("dropout", "unk_token", "byte_fallback", "ignore_merges", *affixes))
-
-
-def _letters() -> dict[int, str]:
-    """byte -> the letter that stands for it in the vocabulary of a byte-level BPE (GPT-2's table)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}

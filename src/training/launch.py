@@ -91,7 +91,8 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     if cfg.run_name and (named / "status.json").exists():
         return _resumed(stage, parsed, RunDir(named.resolve()), None)
     settled, notes = stage.settle(cfg, parsed.typed)
-    return Job(stage, replace(parsed, config=settled),
+    kept = {name for name, value in vars(settled).items() if value != getattr(cfg, name)}  # also when it goes on
+    return Job(stage, replace(parsed, config=settled, typed=parsed.typed | kept),
                snapshot=registry.snapshot(cfg.checkpoint_file) if cfg.checkpoint_file else None, notes=tuple(notes))
 
 

@@ -3,8 +3,8 @@
 import logging
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+DATASETS = ("wikitext", "wikitext-103", "pydocs")
 TOKENIZERS = ("bpe", "bytes", "gpt2", "gpt4", "gpt4o")
 SHAPE = ("d_model", "num_heads", "num_layers", "d_ff", "max_seq_len")
 PROMPT_TOKENS, SAMPLE_TOKENS = 20, 80
@@ -37,8 +38,9 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 20, 80
 class Text:
     """What text"""
 
-    dataset: str = opt("pydocs", "pydocs (documentation found in the installed Python packages), a text file, or a "
-                       "folder of text files", path=("pydocs",), aliases=("data_path",))
+    dataset: str = opt("wikitext-103", "wikitext, wikitext-103 (from the Hugging Face hub; where it cannot be reached "
+                       "and none was named: pydocs), pydocs (documentation found in the installed Python packages), a "
+                       "text file, or a folder of text files", path=DATASETS, aliases=("data_path",))
     tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o (fetched once from the internet), bpe (trained on this "
                          "text), bytes, or PATH/tokenizer.json",
                          path=TOKENIZERS)
@@ -92,14 +94,36 @@ class LanguageModel(Stage):
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        from data import text
+        from data import hub, text
 
         problems = text.check(cfg.dataset)
         if resumed:  # the run has its own tokenizer
-            return problems
+            why = hub.missing(cfg.dataset)
+            return [*problems, *([f"--dataset {cfg.dataset}: {why}; connect, to go on with it"] if why else [])]
         if cfg.tokenizer not in TOKENIZERS and not Path(cfg.tokenizer).is_file():
             problems.append(f"--tokenizer: {cfg.tokenizer!r} is none of {', '.join(TOKENIZERS)}, and no tokenizer.json")
         return problems
+
+    @classmethod
+    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Without the hub, documentation instead of WikiText. Raises UserError where what was asked for by name, or
+        the tokenizer, cannot be had."""
+        from data import hub, vocabularies
+
+        lines, problems = [], []
+        if (why := hub.missing(cfg.dataset)) and "dataset" in typed:
+            problems.append(f"--dataset {cfg.dataset}: {why}; connect, or take --dataset pydocs, or a text file")
+        elif why:
+            lines.append(f"NO WIKITEXT: {why}. No --dataset was given, so this run trains on pydocs")
+            cfg = replace(cfg, dataset="pydocs")
+            if "tokenizer" not in typed:
+                lines[0] += ", with --tokenizer bpe"
+                cfg = replace(cfg, tokenizer="bpe")
+        if problem := vocabularies.problem(cfg.tokenizer):
+            problems.append(problem)
+        if problems:
+            raise UserError(*problems)
+        return cfg, lines
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -112,26 +136,34 @@ class LanguageModel(Stage):
         kind = str(own) if own.exists() and self.cfg.tokenizer not in FIXED else self.cfg.tokenizer
         retrain = self.cfg.retrain_tokenizer
         self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
+        self.tokenizer.context = self.cfg.max_seq_len
         self.tokenizer.save(self.folder)
-        self.corpus_fingerprint = corpus.fingerprint
+        self.corpus_fingerprint, self.test_text = corpus.fingerprint, corpus.test
         self.tokens: dict[str, np.ndarray] = {
             "train": tokens.tokenize(corpus.train, self.tokenizer, "training text"),
             "validation": tokens.tokenize(corpus.valid, self.tokenizer, "validation text"),
         }
-        log.info("Text: %s tokens to train on, %s to validate, %s pieces (%s)", f"{len(self.tokens['train']):,}",
-                 f"{len(self.tokens['validation']):,}", f"{self.tokenizer.vocab_size:,}", self.tokenizer.name)
+        leaked, judged = corpus.leaked(), len(corpus.valid) + len(corpus.test)
+        assert not leaked, f"{leaked} documents to judge by occur in the training text"
+        rows = [f"{len(self.dataset(split)):,} rows ({len(ids):,} tokens)"  # type: ignore[arg-type]
+                for split, ids in self.tokens.items()]
+        log.info("Data check: %s to train on, %s to validate; %.0f %% of %s documents to judge by occur in training",
+                 *rows, 100 * leaked / judged, f"{judged:,}")
+        log.info("Tokenizer: %s, %s pieces", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         log.info("Unigram baseline: validation perplexity %.1f",
                  tokens.unigram_perplexity(self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
 
     def dataset(self, split: str) -> "Dataset[Any]":
-        from data.tokens import Windows
+        from data.tokens import Windows, tokenize
 
+        what = "training text" if split == "train" else f"{split} text"
+        if split not in self.tokens:  # the test text: needed once, at the end
+            self.tokens[split] = tokenize(self.test_text, self.tokenizer, what)
         limit = self.cfg.max_samples if split == "train" else 0
-        return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit,
-                       what="training text" if split == "train" else "validation text")
+        return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit, what=what)
 
     def splits(self) -> tuple[str, ...]:
-        return tuple(self.tokens)
+        return "train", "validation", *(["test"] if self.test_text else [])
 
     def collate(self, samples: list[Any]) -> Batch:
         import torch

@@ -1,9 +1,12 @@
 """What `--dataset` reads, refuses and says; and that the split lets nothing leak and loses nothing."""
 
+import gzip
+import io
 import logging
 import os
 import random
 import re
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -87,6 +90,9 @@ MISTAKES = {
     "nowhere.txt": "there is no such file",
     "novell.txt": r"did you mean \S*novel.txt\?",
     "pydoc": "did you mean pydocs?",
+    "wikitext103": "did you mean wikitext-103?",
+    "book.txt.gz": "is not text but a gzip file: unpack it first",
+    "book.zip": "is not text but a zip file: unpack it first",
     "empty.txt": "is empty",
     "blank.txt": "nothing but blanks",
     "latin.txt": r"byte 0xe9 at offset 3",
@@ -100,6 +106,13 @@ MISTAKES = {
 }
 
 
+def zipped() -> bytes:
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("book.txt", "a text")
+        return file.getvalue()
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_clear_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("nothing", "binaries"):
@@ -107,7 +120,7 @@ def test_a_mistake_is_one_clear_line(name: str, tmp_path: Path, monkeypatch: pyt
     for file, content in {
         "novel.txt": b"a novel", "empty.txt": b"", "blank.txt": b" \n", "latin.txt": b"caf\xe9 au lait",
         "zero.bin": b"a\0", "utf16.txt": "text".encode("utf-16"), "late.txt": b"a" * 70_000 + b"\xff",
-        "binaries/one": b"\0",
+        "binaries/one": b"\0", "book.txt.gz": gzip.compress(b"a text"), "book.zip": zipped(),
     }.items():
         (tmp_path / file).write_bytes(content)
     os.mkfifo(tmp_path / "pipe")
@@ -168,7 +181,8 @@ def test_a_folder_that_cannot_be_looked_into_is_named(
 def test_the_check_accepts_what_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.bin").write_bytes(b"\0")
-    assert text.check(str(tmp_path)) == text.check(str(tmp_path / "a.txt")) == text.check("pydocs") == []
+    assert text.check(str(tmp_path)) == text.check(str(tmp_path / "a.txt")) == []
+    assert all(text.check(name) == [] for name in text.NAMES)
 
 
 # -- the split
@@ -181,6 +195,12 @@ def test_many_documents_are_split_whole_with_their_copies() -> None:
     assert Counter(corpus.train + corpus.valid) == Counter(documents)
     assert 0.05 <= sum(map(len, corpus.valid)) / sum(map(len, documents)) <= 0.10
     assert set(text.split(documents[::-1]).valid) == set(corpus.valid), "the order of files must not matter"
+
+
+def test_blanks_around_a_document_make_no_other_of_it() -> None:
+    documents = [f"document {number} " * 20 + end for number in range(30) for end in ("", "\n", "\n\n")]
+    corpus = text.split(documents)
+    assert corpus.leaked() == 0 and len(corpus.valid) % 3 == 0 and len(corpus.train + corpus.valid) == 90
 
 
 def test_one_huge_document_never_is_the_validation_text() -> None:

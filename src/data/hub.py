@@ -1,0 +1,127 @@
+"""WikiText from the Hugging Face hub: the articles of its three splits, downloaded once by `datasets`.
+
+What the library has in its cache is used without asking the hub, so that a run goes on without network.
+"""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import UserError
+from data.network import unreachable
+from progress import announced
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # type: ignore[import-untyped]
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = "Salesforce/wikitext"
+CONFIGS = {"wikitext": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
+SPLITS = ("train", "validation", "test")
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+TITLE = re.compile(r" = (?!= ).* = \n?")  # and not a section: " = = History = = "
+
+
+def missing(name: str) -> str:
+    """Why a data set can be had neither from the cache nor from the hub, or ''; also '' for what is not of the hub.
+
+    Answers in seconds, with the standard library alone.
+    """
+    if name not in CONFIGS or _cached(name):
+        return ""
+    for variable in OFFLINE:
+        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
+            return f"{variable} is set, and {_cache()} has no copy"
+    why = unreachable(f"{_endpoint()}/datasets/{REPOSITORY}/resolve/main/README.md")
+    return f"the Hugging Face hub ({_endpoint()}) cannot be reached ({why})" if why else ""
+
+
+def articles(name: str) -> dict[str, list[str]]:
+    """split -> its articles. Raises UserError where they cannot be had."""
+    folder = _cached(name)
+    try:
+        splits = _read(folder) if folder else _downloaded(name)
+        return {split: divided(splits[split].data.column("text").to_pylist()) for split in SPLITS}
+    except _errors() as error:
+        what = f"its copy in {folder} cannot be read" if folder else f"the download from {_endpoint()} failed"
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"--dataset {name}: {what} ({why}); {'delete that folder' if folder else 'try again'}, "
+                        "or take --dataset pydocs, or a text file") from error
+
+
+def divided(rows: Iterable[str]) -> list[str]:
+    """The articles in the rows of a split: each begins at its title; an empty row is an empty line."""
+    found: list[list[str]] = [[]]
+    for row in rows:
+        if TITLE.fullmatch(row):
+            found.append([])
+        found[-1].append(row if row.endswith("\n") else row + "\n")
+    return [text for lines in found if (text := "".join(lines)).strip()]
+
+
+# -- the library and its cache --------------------------------------------------------------------------------------
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _cache() -> Path:
+    """Where `datasets` keeps what it has prepared."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(base, "huggingface")
+    return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")).expanduser()
+
+
+def _cached(name: str) -> Path | None:
+    """The newest whole copy in the cache."""
+    notes = _cache().glob(f"{REPOSITORY.replace('/', '___')}/{CONFIGS[name]}/*/*/dataset_info.json")
+    whole = [note.parent for note in notes if note.parent.suffix != ".incomplete"]
+    return max(whole, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _read(folder: Path) -> dict[str, "Dataset"]:
+    from datasets import Dataset, concatenate_datasets
+
+    log.info("Reading %s", folder)
+    return {split: concatenate_datasets([Dataset.from_file(str(path))
+                                         for path in sorted(folder.glob(f"*-{split}*.arrow"))]) for split in SPLITS}
+
+
+def _downloaded(name: str) -> dict[str, "Dataset"]:
+    from datasets import disable_progress_bars, load_dataset
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars as disable_download_bars
+
+    for library in ("datasets", "huggingface_hub"):  # their lines belong in our log, with the time
+        logging.getLogger(library).handlers.clear()
+        logging.getLogger(library).propagate = True
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+        disable_download_bars()
+    blobs = Path(constants.HF_HUB_CACHE, f"datasets--{REPOSITORY.replace('/', '--')}", "blobs")
+    before = _megabytes(blobs)
+    log.info("Downloading %s from %s (once, kept in %s)", name, _endpoint(), _cache())
+    with announced(lambda: f"Downloading {name}: {_megabytes(blobs) - before:.0f} MB so far"):
+        return dict(load_dataset(REPOSITORY, CONFIGS[name], cache_dir=str(_cache())))
+
+
+def _megabytes(folder: Path) -> float:
+    """The size of the files in a folder, which come and go meanwhile."""
+    sizes = [path.stat().st_size for path in folder.glob("*") if path.exists()]
+    return sum(sizes) / 1e6
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What `datasets` raises when a download fails or a copy is damaged; it has no common ancestor."""
+    from datasets.exceptions import DatasetsError  # type: ignore[import-untyped]
+    from huggingface_hub.errors import XetDownloadError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from pyarrow import ArrowException  # type: ignore[import-untyped]
+
+    return OSError, ValueError, RuntimeError, DatasetsError, XetDownloadError, httpx.HTTPError, ArrowException
