@@ -65,6 +65,15 @@ def newest_unfinished(stage: str, dataset: str | None, preset: str | None) -> Ru
                     "leave --resume out to start a new one")
 
 
+def newest_finished(stage: str) -> RunDir:
+    """The run whose weights another begins with where none is named. Raises UserError if there is none."""
+    finished = [run for run in runs() if (status := run.status()).stage == stage and status.state == "finished"]
+    if not finished:
+        raise UserError(f"there is no finished run of {stage} to take weights from; name a run, a snapshot or a model "
+                        "folder; ./run/ps.sh lists the runs")
+    return finished[-1]
+
+
 def _of_process(pid: int, known: list[RunDir]) -> RunDir:
     """A PID means the run it trains now; else the newest run it trained (PIDs are used again)."""
     for run in known:

@@ -57,7 +57,7 @@ class Console(Callback):
         speed, left = rates(trainer), trainer.timings.get("speed/eta_seconds")
         log.info("Step %d/%d: %s%s%s", trainer.step, trainer.steps, _figures(metrics), f" [{speed}]" if speed else "",
                  f" ETA {duration(left)}" if left is not None else "")
-        if scores := _words(metrics, "eval/"):
+        if scores := words(metrics, "eval/"):
             log.info("  -> Validation: %s", scores)
 
     def on_save(self, trainer: "Trainer", path: Path) -> None:
@@ -68,13 +68,14 @@ class Console(Callback):
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    parts = [_words(metrics, "train/"), f"lr={metrics['lr']:.6f}"]
+    parts = [words(metrics, "train/"), f"lr={metrics['lr']:.6f}"]
     parts += [f"{name.replace('grad_norm', 'grad')}={value:.2f}" for name, value in metrics.items()
               if name == "grad_norm" or name.endswith("/grad_norm")]
     return " ".join(part for part in parts if part)
 
 
-def _words(metrics: dict[str, float], prefix: str) -> str:
+def words(metrics: dict[str, float], prefix: str) -> str:
+    """The figures of that prefix as the log tells them: `loss=4.234 ppl=69.0`."""
     return " ".join(f"{name.removeprefix(prefix)}={_short(name, value)}" for name, value in metrics.items()
                     if name.startswith(prefix))
 

@@ -3,13 +3,20 @@
 import logging
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
+
+import config
 import files
 from daemon.rundir import RunDir
-from training import manifest
+from monitors.console import words
+from training import device as devices
+from training import manifest, pretrained
 from training.callbacks.ema import EMA
+from training.evaluation import evaluate
+from training.media import Text
 from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -26,20 +33,54 @@ def hand_out(trainer: Trainer, run: RunDir) -> None:
         log.warning("the snapshot of step %d, the best, is gone: only the last model is handed out", trainer.best_step)
     restore = best is not None and trainer.cfg.early_stopping and trainer.cfg.early_stop_restore_best
     if not restore:
-        _export(trainer, folders["final"])
+        _export(trainer, folders["final"], trainer.step)
     if best is not None:
         _load(trainer, manifest.verified(best))
-        _export(trainer, folders["best"])
+        _export(trainer, folders["best"], trainer.best_step)
         if restore:
-            _export(trainer, folders["final"])
+            _export(trainer, folders["final"], trainer.best_step)
         log.info("Best model saved: %s (%s %.4f at step %d)", folders["best"], trainer.stage.best[0], trainer.best,
                  trainer.best_step)
     if trainer.cfg.delete_snapshots_after_training:
         kept.keep_only({trainer.best_step})
+    with _averaged(trainer):
+        _tell_test_score(trainer)
+        _tell_sample(trainer)
+
+
+def _tell_test_score(trainer: Trainer) -> None:
+    """Of the best model, where the data have a test split."""
+    if "test" not in trainer.stage.splits():
+        return
+    done = evaluate(trainer.stage, trainer.model, trainer.stage.dataset("test"), trainer.cfg, trainer.device,
+                    lambda: trainer.signals.stop)
+    if done:
+        log.info("  -> Test: %s", words(done.metrics, "eval/"))
+    else:
+        log.info("test score abandoned; ./run/evaluate.sh RUN --split test tells it")
+
+
+def _tell_sample(trainer: Trainer) -> None:
+    """A text that the best model makes, if it makes texts."""
+    if not trainer.cfg.samples:
+        return
+    trainer.model.eval()
+    with torch.no_grad(), devices.autocast(trainer.device, trainer.cfg.precision):
+        made = trainer.stage.samples(trainer.model)
+    for text in [media.content for media in made.values() if isinstance(media, Text)][:1]:
+        log.info("Sample of the best model:")
+        for line in text.splitlines():
+            log.info("  | %s", line)
 
 
 def _ema(trainer: Trainer) -> EMA | None:
     return next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+
+
+def _averaged(trainer: Trainer) -> AbstractContextManager[None]:
+    """Within it the model is what was evaluated: with EMA, the average."""
+    ema = _ema(trainer)
+    return ema.averaged(trainer.model) if ema else nullcontext()
 
 
 def _load(trainer: Trainer, snapshot: Path) -> None:
@@ -48,13 +89,14 @@ def _load(trainer: Trainer, snapshot: Path) -> None:
         ema.load_state_dict(state["callbacks"][ema.key]["state"])
 
 
-def _export(trainer: Trainer, folder: Path) -> None:
+def _export(trainer: Trainer, folder: Path, step: int) -> None:
     """Write a model folder whole, or not at all."""
-    hidden, ema = folder.with_name(f".{folder.name}"), _ema(trainer)
+    hidden = folder.with_name(f".{folder.name}")
     shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
     hidden.mkdir()
-    with ema.averaged(trainer.model) if ema else nullcontext():
+    with _averaged(trainer):
         trainer.stage.export(trainer.model, hidden)
+    pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(hidden, folder)
     files.sync_folder(folder.parent)

@@ -28,8 +28,9 @@ from config import Parsed, UserError
 from daemon import logs, registry, rundir
 from daemon.rundir import RunDir, Status
 from daemon.table import duration
-from training import pages
+from training import pages, pretrained
 from training.options import Options
+from training.pretrained import Pretrained
 from training.signals import Interrupted, Signals
 from training.stage import Stage
 
@@ -46,7 +47,8 @@ class Job:
     stage: type[Stage]
     parsed: Parsed[Any]
     run: RunDir | None = None
-    snapshot: Path | None = None  # where to go on, or where the weights come from
+    snapshot: Path | None = None  # where to go on
+    evaluated: Pretrained | None = None  # what is only evaluated
     asks: bool = False  # whether to ask on the terminal first
     notes: tuple[str, ...] = ()  # what was settled otherwise than the defaults say, to be told in the log
 
@@ -75,7 +77,9 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
     job = decide(stage, [arg for arg in argv if arg != "--check"])
     if job.run and job.asks:
         _confirm(job.run)
-    return FINISHED if only_check else start(job)
+    if only_check:
+        return FINISHED
+    return start(job) if job.evaluated is None else _evaluate(job)
 
 
 # -- which run ------------------------------------------------------------------------------------------------------
@@ -85,21 +89,30 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     """A new run, or the one that goes on. Raises UserError with every mistake that can be seen before the start."""
     parsed: Parsed[Any] = pages.parse(stage, argv, lambda cfg: _problems(stage, cfg))
     cfg: Options = parsed.config
+    if cfg.eval_only:
+        return _evaluation(stage, parsed)
     if cfg.resume:
         return _resumed(stage, parsed, *_meant_by(stage, parsed))
     named = _result_dir(cfg) / cfg.run_name
     if cfg.run_name and (named / "status.json").exists():
         return _resumed(stage, parsed, RunDir(named.resolve()), None)
-    settled, notes = stage.settle(cfg, parsed.typed)
+    if cfg.init_from:
+        parsed = pretrained.taken(stage, parsed, pretrained.find(cfg.init_from, stage.name))
+    settled, notes = stage.settle(parsed.config, parsed.typed)
     kept = {name for name, value in vars(settled).items() if value != getattr(cfg, name)}  # also when it goes on
-    return Job(stage, replace(parsed, config=settled, typed=parsed.typed | kept),
-               snapshot=registry.snapshot(cfg.checkpoint_file) if cfg.checkpoint_file else None, notes=tuple(notes))
+    return Job(stage, replace(parsed, config=settled, typed=parsed.typed | kept), notes=tuple(notes))
 
 
 def _problems(stage: type[Stage], cfg: Options) -> list[str]:
     """Mistakes in what the options point at. A run that goes on has its own data."""
-    if cfg.resume and cfg.checkpoint_file:
-        return ["--resume goes on with a run, --checkpoint_file starts a new one from its weights: give one of them"]
+    sources = [f"--{name}" for name in ("resume", "init_from", "checkpoint_file") if getattr(cfg, name)]
+    if len(sources) > 1:
+        return [f"{' and '.join(sources)}: --resume goes on with a run, the others begin a new one with weights; give "
+                "one of them"]
+    if cfg.eval_only and not sources:
+        return ["--eval_only: of which weights? name a run, a snapshot or a model folder with --init_from"]
+    if cfg.split != "validation" and not cfg.eval_only:
+        return [f"--split {cfg.split} is for --eval_only: leave it out, a run is validated on its validation split"]
     if cfg.resume:
         return []
     problems = stage.check(cfg, resumed=False)
@@ -204,6 +217,23 @@ def _confirm(run: RunDir) -> None:
         raise UserError("not started")
 
 
+def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
+    """Weights and the data of the options; with --resume, both of a run, and its other options too."""
+    cfg, notes = parsed.config, list[str]()
+    if cfg.resume:
+        run, snapshot = _meant_by(stage, parsed)
+        before: Any = config.from_json(stage.Config, _written_config(run), str(run.config_file))
+        cfg = replace(before, **{name: getattr(cfg, name) for name in parsed.typed})
+        if problems := stage.check(cfg, resumed=True):
+            raise UserError(*problems)
+        weights = pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run)
+    else:
+        weights = pretrained.find(cfg.init_from or cfg.checkpoint_file, stage.name)
+        cfg, notes = stage.settle(cfg, parsed.typed)
+    return Job(stage, pretrained.taken(stage, replace(parsed, config=cfg), weights), evaluated=weights,
+               notes=tuple(notes))
+
+
 # -- the run --------------------------------------------------------------------------------------------------------
 
 
@@ -213,9 +243,7 @@ def start(job: Job) -> int:
     console = os.dup(2)  # in the background standard error becomes the log, but mistakes go where we were started
     logs.to_console()
     try:
-        if importlib.util.find_spec("torch") is None:
-            raise UserError(f"torch is not installed for this Python ({sys.executable}): use .venv/bin/python, which "
-                            "the scripts of run/ set up")
+        _require_torch()
         with Signals() as signals:
             run = job.run or _new_run(job)
             signals.at_second = lambda name: _at_once(run, name)
@@ -228,6 +256,25 @@ def start(job: Job) -> int:
         with open(console, "w") as stderr:
             stderr.writelines(f"{config.program()}: {problem}\n" for problem in error.problems)
         return REFUSED
+
+
+def _evaluate(job: Job) -> int:
+    """Print the figures of weights; nothing is written."""
+    logs.to_console()
+    _require_torch()
+    from training.eval_only import report  # torch and all: takes seconds
+
+    try:
+        print(report(job), flush=True)
+    except KeyboardInterrupt:
+        return 130
+    return FINISHED
+
+
+def _require_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"torch is not installed for this Python ({sys.executable}): use .venv/bin/python, which the "
+                        "scripts of run/ set up")
 
 
 def _new_run(job: Job) -> RunDir:

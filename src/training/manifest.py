@@ -92,6 +92,6 @@ def newest_good(folder: Path) -> Path | None:
         except Damaged as damage:
             log.error("snapshot %s is damaged and not used: %s", path.name, damage)
     if paths:
-        raise UserError(f"none of the {len(paths)} snapshots in {folder} is whole, so the run cannot go on; restore one "
-                        "from a copy, or start a new run")
+        raise UserError(f"none of the {len(paths)} snapshots in {folder} is whole, so the run cannot go on; restore "
+                        "one from a copy, or start a new run")
     return None

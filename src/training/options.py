@@ -99,9 +99,9 @@ class GoingOn:
                       bare="newest", may_change=True)
     extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
                             "the longer plan", ge=0, may_change=True)
-    checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", path=(), may_change=True)
+    checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", path=())
     init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot or a "
-                         "model folder", path=(), may_change=True)
+                         "model folder; alone: of the newest finished run of this stage", path=(), bare="newest")
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --checkpoint_file, train nothing",
                           may_change=True)
     split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)

@@ -16,8 +16,8 @@ from training import device as devices
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
 
-def made_by(cfg: Any, device: torch.device) -> dict[str, Any]:
-    """Everything that may change the bits of a result, beside the data."""
+def made_by(cfg: Any, device: torch.device, begun_with: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that may change the bits of a result, beside the data; `begun_with`: the first weights."""
     return {
         "config": config.to_json(cfg),
         "code": code_version(PROJECT / "src"),
@@ -26,6 +26,7 @@ def made_by(cfg: Any, device: torch.device) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": devices.describe(device),
         "threads": torch.get_num_threads(),
+        "begun_with": dict(begun_with),
     }
 
 

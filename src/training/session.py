@@ -31,7 +31,7 @@ from monitors.tensorboard import TensorBoard
 from monitors.weights import Weights
 from training import blocks
 from training import device as devices
-from training import estimate, manifest, receipt
+from training import estimate, manifest, pretrained, receipt
 from training.callback import Callback
 from training.callbacks.begin import Begin
 from training.callbacks.blocks import Blocks
@@ -44,6 +44,7 @@ from training.hand_out import hand_out
 from training.options import Options, epochs_of, fit_to_length, run_length
 from training.signals import Signals
 from training.snapshots import Snapshots
+from training.pretrained import Pretrained
 from training.stage import Stage
 from training.trainer import Ending, Trainer
 
@@ -95,10 +96,10 @@ class Session:
         snapshot = self._where_to_go_on(kept)
         cfg, expected = self._expect(stage, cfg, device, steps, begins=snapshot is None)
         stage.cfg = cfg
-        kept = replace(kept, made_by=receipt.made_by(cfg, device))
+        weights = None if snapshot else self._initial_weights(cfg)
+        kept = replace(kept, made_by=receipt.made_by(cfg, device, _begun_with(weights, snapshot)))
         if snapshot:
             _show_receipt(snapshot, kept.made_by)
-        weights = None if snapshot else self._initial_weights(cfg)
         callbacks = [*_callbacks(cfg, self.run, stage, weights, expected),
                      Begin(self.run, snapshot is None, self.begun)]
         return Trainer(stage, cfg, steps, order, kept, callbacks, self.signals, device), snapshot
@@ -144,13 +145,17 @@ class Session:
         self.run.write_status(replace(self.run.status(), expected_seconds=found.seconds(length)))
         return cfg, found
 
-    def _initial_weights(self, cfg: Options) -> Path | None:
-        """The snapshot a run takes its weights from when it begins."""
-        if not cfg.checkpoint_file:
-            return None
-        if (snapshot := registry.snapshot(cfg.checkpoint_file)) is None:
-            raise UserError(f"--checkpoint_file {cfg.checkpoint_file} is gone: bring it back, or start a new run")
-        return manifest.verified(snapshot)
+    def _initial_weights(self, cfg: Options) -> Pretrained | None:
+        """What a run takes its weights from when it begins."""
+        named = cfg.init_from or cfg.checkpoint_file
+        return pretrained.find(named, self.job.stage.name) if named else None
+
+
+def _begun_with(weights: Pretrained | None, snapshot: Path | None) -> dict[str, str]:
+    """The weights that a run begins with, or began with; they need not be there any more when it goes on."""
+    if weights:
+        return weights.identity
+    return dict(manifest.read(snapshot)["made_by"].get("begun_with", {})) if snapshot else {}
 
 
 def _show_receipt(snapshot: Path, made_by: Mapping[str, Any]) -> None:
@@ -178,7 +183,7 @@ def _rows(stage: Stage) -> int:
     return rows["train"]
 
 
-def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None,
+def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Pretrained | None,
                expected: Estimate | None) -> list[Callback]:
     """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
     sanity = Sanity(run.alerts, run.incidents, cfg.sanity_check_interval)
@@ -203,5 +208,6 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Path | None,
         callbacks.append(Gradients(cfg.gradient_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     if cfg.weight_monitor and cfg.weight_monitor_interval:
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
-    views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard), StatusWriter(run)]
+    views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard), StatusWriter(run),
+             *([WandB(run)] if cfg.use_wandb else [])]
     return [*callbacks, *views, *stage.callbacks()]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from training.callback import Callback
     from training.media import Media
+    from training.pretrained import Pretrained
 
 Batch = dict[str, Any]
 
@@ -67,6 +68,10 @@ class Stage:
         """The rows of "train", "validation" or, where the data have one, "test"."""
         raise NotImplementedError
 
+    def splits(self) -> tuple[str, ...]:
+        """What `dataset` may be asked for, once the data are prepared."""
+        return "train", "validation"
+
     def collate(self, samples: list[Any]) -> Batch:
         raise NotImplementedError
 
@@ -113,9 +118,24 @@ class Stage:
         """What this stage plugs in beside what every run has."""
         return []
 
+    # -- out, and in again --------------------------------------------------------------------------------------
+
     def export(self, model: "nn.Module", folder: Path) -> None:
         """Write the trained model so that it can be used without the run."""
         raise NotImplementedError
+
+    def load(self, model: "nn.Module", folder: Path) -> None:
+        """Put the weights of such a folder into the model. Raises UserError where they are not for it."""
+        raise NotImplementedError
+
+    @classmethod
+    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+        """The options that trained weights settle, such as the shape of the model and the tokenizer; found without
+        torch. Raises UserError where the weights are not for this stage."""
+        return {}
+
+    def reopen(self) -> None:
+        """Instead of `prepare`, to use a trained model: what `model` needs beside the config, without the data."""
 
 
 def discover() -> dict[str, type[Stage]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from data.tokenizers import Tokenizer
     from training.media import Media
-    from training.weights import Weights
+    from training.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -231,13 +231,13 @@ class LanguageModel(Stage):
         load_gpt2(model, folder)
 
     @classmethod
-    def taken_from(cls, weights: "Weights") -> dict[str, Any]:
+    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Shape and tokenizer."""
         from model.huggingface import gpt2_options
 
-        known = weights.options
-        sizes = {name: known[name] for name in SHAPE} if known else gpt2_options(weights.folder)
-        return {**sizes, "tokenizer": _tokenizer_of(weights)}
+        known = pretrained.options
+        sizes = {name: known[name] for name in SHAPE} if known else gpt2_options(pretrained.folder)
+        return {**sizes, "tokenizer": _tokenizer_of(pretrained)}
 
     def reopen(self) -> None:
         from data.tokenizers import open_tokenizer
@@ -246,15 +246,15 @@ class LanguageModel(Stage):
         self.tokenizer = open_tokenizer(str(own) if own.exists() else self.cfg.tokenizer, self.cfg.vocab_size, [])
 
 
-def _tokenizer_of(weights: "Weights") -> str:
+def _tokenizer_of(pretrained: "Pretrained") -> str:
     """The kind that is the same everywhere, or the path of the tokenizer.json that goes with the weights."""
-    kind = weights.options.get("tokenizer", "")
+    kind = pretrained.options.get("tokenizer", "")
     if kind in TOKENIZERS and kind != "bpe":
         return str(kind)
-    for folder in (weights.folder, *([weights.run.path] if weights.run else [])):
+    for folder in (pretrained.folder, *([pretrained.run.path] if pretrained.run else [])):
         if (folder / "tokenizer.json").is_file():
             return str(folder / "tokenizer.json")
-    raise UserError(f"{weights.folder} has no tokenizer.json, so what its tokens mean is not known: put it there")
+    raise UserError(f"{pretrained.folder} has no tokenizer.json, so what its tokens mean is not known: put it there")
 
 
 def _exp(value: float) -> float:

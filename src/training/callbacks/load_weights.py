@@ -1,12 +1,11 @@
-"""Starts a run with the weights of a snapshot."""
+"""Starts a run with trained weights."""
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.callback import SHAPE, Callback
-from training.snapshots import load_weights
+from training.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -19,8 +18,8 @@ class LoadWeights(Callback):
     """Fills the model before anything else shapes it. A snapshot restored later replaces these weights."""
 
     order = SHAPE
-    snapshot: Path
+    weights: Pretrained
 
     def on_build(self, trainer: "Trainer") -> None:
-        load_weights(self.snapshot, trainer.model)
-        log.info("Weights taken from %s", self.snapshot)
+        self.weights.load(trainer.stage, trainer.model)
+        log.info("Weights taken from %s: %s, SHA-256 %s", self.weights, *self.weights.identity.values())

@@ -1,0 +1,41 @@
+"""Evaluates trained weights and leaves nothing behind."""
+
+import logging
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import UserError
+from monitors.console import words
+from training import device as devices
+from training.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from training.launch import Job
+
+log = logging.getLogger(__name__)
+
+
+def report(job: "Job") -> str:
+    """`Validation: loss=4.234 ppl=69.0 (740 samples, 94,720 tok)`. Raises UserError where that cannot be told."""
+    assert job.evaluated
+    cfg = job.cfg
+    devices.settle(cfg.threads)
+    device = devices.choose(cfg.device)
+    cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32"))
+    log.info("Device: %s", devices.describe(device))
+    for line in job.notes:
+        log.warning("%s", line)
+    with tempfile.TemporaryDirectory(prefix="stoker.") as folder:
+        stage = job.stage(cfg, Path(folder))
+        stage.prepare()
+    if cfg.split not in stage.splits():
+        raise UserError(f"--split {cfg.split}: the data have none ({cfg.dataset} gives {', '.join(stage.splits())})")
+    model = stage.model().to(device)
+    job.evaluated.load(stage, model)
+    log.info("Weights taken from %s", job.evaluated)
+    done = evaluate(stage, model, stage.dataset(cfg.split), cfg, device, lambda: False)
+    assert done
+    size = ", ".join(f"{number:,} {unit}" for unit, number in done.size.items())
+    return f"{cfg.split.capitalize()}: {words(done.metrics, 'eval/')} ({size})"

@@ -1,0 +1,143 @@
+"""Trained weights, by the name that people give them: of a run, a snapshot, a model folder.
+
+    a run             its models/best, else models/final, else its newest whole snapshot
+    a snapshot        its folder, or a file in it
+    a model folder    one that a finished run leaves, or of another program: safetensors, and config.json
+    newest            the newest finished run of the stage
+
+What they are, and which options they settle, is found without torch; only `load` needs it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import config
+import files
+from config import Parsed, UserError
+from daemon import registry
+from daemon.rundir import RunDir
+from training import manifest
+from training.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MADE_BY = "stoker.json"  # in a model folder of ours
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A folder with weights. What is not known, as of another program's, is empty, and the step -1."""
+
+    folder: Path
+    is_snapshot: bool
+    stage: str = ""
+    step: int = -1
+    options: Mapping[str, Any] = field(default_factory=dict)  # those that they were trained with
+    run: RunDir | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.folder.relative_to(self.run.path)} of {self.run.name}" if self.run else str(self.folder)
+        return f"{name}, step {self.step}" if self.step >= 0 else name
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Where they are, and the SHA-256 of what they are (of several files, of one after another)."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with open(path, "rb") as file:
+                while part := file.read(2**20):
+                    digest.update(part)
+        return {"path": str(self.folder), "sha256": digest.hexdigest()}
+
+    def load(self, stage: Stage, model: "nn.Module") -> None:
+        """Put them into a model of the stage. Raises UserError where they do not fit, or are damaged."""
+        if self.is_snapshot:
+            from training.snapshots import load_weights
+
+            load_weights(manifest.verified(self.folder), model)
+        else:
+            stage.load(model, self.folder)
+
+
+def find(named: str, stage: str = "") -> Pretrained:
+    """The weights meant by a name; `stage` is whose newest finished run "newest" means. Raises UserError."""
+    if named == "newest" and stage:
+        return of_run(registry.newest_finished(stage))
+    if snapshot := registry.snapshot(named):
+        return _of_snapshot(snapshot)
+    if "/" in named and not Path(named).exists():
+        raise UserError(f"{named} is gone, or was never there: name a run, a snapshot or a model folder")
+    folder = Path(named).parent if Path(named).is_file() else Path(named)
+    if (folder / MADE_BY).is_file() or (folder / "config.json").is_file():
+        return _of_model(folder.resolve())
+    if folder.is_dir() and not RunDir(folder.resolve()).status_file.exists():
+        raise UserError(f"{named} is no run, no snapshot and no model folder (which has a config.json)")
+    return of_run(registry.find(named))
+
+
+def of_run(run: RunDir) -> Pretrained:
+    """Raises UserError where it has none yet."""
+    for folder in (run.models / "best", run.models / "final"):
+        if folder.is_dir():
+            return _of_model(folder)
+    if snapshot := manifest.newest_good(run.snapshots):
+        return _of_snapshot(snapshot)
+    raise UserError(f"run {run.name} has no weights yet: the first are saved when its training begins")
+
+
+def note(folder: Path, stage: str, step: int, options: Mapping[str, Any]) -> None:
+    """Write beside an exported model what is known of it."""
+    files.write_json(folder / MADE_BY, {"stage": stage, "step": step, "options": dict(options)})
+
+
+def _of_snapshot(snapshot: Path) -> Pretrained:
+    try:
+        known = manifest.read(snapshot)
+    except manifest.Damaged as damage:
+        raise UserError(f"snapshot {snapshot} is damaged: {damage}; name another one") from damage
+    run = _run_around(snapshot)
+    return Pretrained(snapshot, True, run.status().stage if run else "", known["step"], known["made_by"]["config"], run)
+
+
+def _of_model(folder: Path) -> Pretrained:
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} has no *.safetensors, and other formats are not read, since they can run code; "
+                        "transformers converts: from_pretrained(...).save_pretrained(...)")
+    try:
+        known = json.loads((folder / MADE_BY).read_text())
+    except FileNotFoundError:  # another program's
+        return Pretrained(folder, False, run=_run_around(folder))
+    return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder))
+
+
+def _run_around(folder: Path) -> RunDir | None:
+    run = RunDir(folder.parent.parent)
+    return run if run.status_file.exists() else None
+
+
+# -- what follows from them -----------------------------------------------------------------------------------------
+
+
+def taken(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Parsed[Any]:
+    """The config with the options that the weights settle; they count as typed from then on.
+
+    Raises UserError where others were typed, or the weights are of another stage.
+    """
+    if pretrained.stage not in ("", stage.name):
+        raise UserError(f"{pretrained} is of stage {pretrained.stage}, this one is {stage.name}: name weights of that")
+    options = stage.taken_from(pretrained)
+    by_preset = {name: f"--preset {parsed.preset}: {name}" for name in stage.presets.get(parsed.preset, {})}
+    chosen = by_preset | {name: f"--{name}" for name in parsed.typed}
+    refused = [f"{chosen[name]} {getattr(parsed.config, name)} differs from the {value} of {pretrained}: leave it out"
+               for name, value in options.items()
+               if name in chosen and getattr(parsed.config, name) not in (value, pretrained.options.get(name))]
+    cfg = replace(parsed.config, **options)
+    if problems := refused or config.check(cfg):
+        raise UserError(*problems)
+    return Parsed(cfg, parsed.typed | options.keys(), parsed.preset)
