@@ -91,3 +91,21 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
             kills += 1
     assert kills >= 3
     assert_same(outcome(tmp_path / "alone"), outcome(tmp_path / "troubled"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_ten_kills_in_one_run(tmp_path: Path, seed: int) -> None:
+    """At ten steps chosen by the seed, and up to half a second later."""
+    chosen, longer = random.Random(100 + seed), ("--max_steps", "300")
+    make_text(tmp_path)
+    assert start(tmp_path, "alone", *longer).wait(100) == 0
+    for step in sorted(chosen.sample(range(5, 280), 10)):
+        process = start(tmp_path, "troubled", *longer)
+        wait_for(tmp_path / "troubled", step, process)
+        time.sleep(chosen.uniform(0, 0.5))
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    assert start(tmp_path, "troubled", *longer).wait(100) == 0
+    assert len(list((tmp_path / "troubled/logs").glob("train_*.log"))) == 11
+    assert_same(outcome(tmp_path / "alone"), outcome(tmp_path / "troubled"))
