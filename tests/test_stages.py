@@ -144,4 +144,4 @@ def test_the_model_folder_has_the_trained_weights_and_the_tokenizer(tmp_path: Pa
     (tmp_path / "model").mkdir()
     stage.export(model, tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors",
-                                                                      "tokenizer.json"]
+                                                                      "tokenizer.json", "tokenizer_config.json"]

@@ -101,6 +101,7 @@ def _downloaded(name: str) -> dict[str, "Dataset"]:
     for library in ("datasets", "huggingface_hub"):  # their lines belong in our log, with the time
         logging.getLogger(library).handlers.clear()
         logging.getLogger(library).propagate = True
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each request
     if not sys.stderr.isatty():
         disable_progress_bars()
         disable_download_bars()
