@@ -229,7 +229,8 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
         weights = pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run)
     else:
         weights = pretrained.find(cfg.init_from or cfg.checkpoint_file, stage.name)
-        cfg, notes = stage.settle(cfg, parsed.typed)
+        known = pretrained.taken(stage, parsed, weights)
+        cfg, notes = stage.settle(known.config, known.typed)
     return Job(stage, pretrained.taken(stage, replace(parsed, config=cfg), weights), evaluated=weights,
                notes=tuple(notes))
 

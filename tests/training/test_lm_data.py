@@ -13,6 +13,7 @@ from config import UserError
 from data import hub, text, vocabularies
 from data.tokenizers import open_tokenizer
 from fake_hub import make_copy
+from toys import new_run, train
 from training import launch
 from training.train_lm import DATASETS, LanguageModel
 
@@ -155,3 +156,12 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: pytes
                                                       "--tokenizer", "bpe"]))
     with pytest.raises(UserError, match="--dataset wikitext-103: .* cannot be reached .*; connect, to go on with it"):
         launch.decide(LanguageModel, ["--result_dir", str(tmp_path), "--run_name", "mine"])
+
+
+def test_weights_bring_their_tokenizer_so_none_is_missed(book: str, tmp_path: Path) -> None:
+    options = SMALL | dict(dataset=book, max_steps=1, threads=1)
+    run = new_run(tmp_path, LanguageModel)
+    train(LanguageModel, run, **options)
+    for argv in (["--init_from", str(run.path)], ["--init_from", str(run.path), "--eval_only"]):
+        job = launch.decide(LanguageModel, [*argv, "--dataset", book, "--result_dir", str(tmp_path / "runs")])
+        assert (job.cfg.tokenizer, job.cfg.d_model) == ("bytes", 16)
