@@ -4,7 +4,8 @@
 #   ./run/run_train_lm.sh [OPTIONS] [-- any option of src/training/train_lm.py]
 #
 #   --preset NAME               nano, tiny, small or medium (default: none, see train_lm.py --help)
-#   --dataset NAME              pydocs, a text file, or a folder of text files
+#   --dataset NAME              wikitext, wikitext-103 (default; without network pydocs is taken), pydocs, a text file,
+#                               or a folder of text files
 #   --epochs N                  passes through the data (default 20)
 #   --batch_size N              samples in a batch (default 32)
 #   --lr RATE                   peak learning rate (default 3e-4)
