@@ -25,7 +25,7 @@ RULE: list[tuple[set[str], set[str]]] = [
     ({"data"}, {"config", "files", "progress", "data"}),
     (CORE, {"config", "files", "daemon", "data.loader"} | CORE),
     ({"training.callbacks"}, {"config", "files", "daemon", "training.callbacks"} | CORE),
-    ({"monitors"}, {"config", "files", "daemon", "monitors"} | CORE),
+    ({"monitors"}, {"config", "files", "daemon", "monitors", "data.network"} | CORE),
     (ASSEMBLY, BASE | {"daemon", "data.loader", "training.callbacks", "monitors"} | CORE | ASSEMBLY),
     ({"inference"}, BASE | {"model", "data", "training.stage", "training.snapshots", "inference"}),
 ]

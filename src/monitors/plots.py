@@ -116,8 +116,9 @@ def _panels(curves: Curves) -> Iterable[Panel]:
                 by_part=True)
     yield Panel("Size of an update against the weights, by part (dotted: healthy)",
                 chosen(lambda name: name.startswith("updates/"), "updates/"), by_part=True, line=HEALTHY_UPDATE)
+    drift = chosen(lambda name: name.endswith("/drift"), "weights/")
     yield Panel("Distance from the first weights, against the weights, by part",
-                chosen(lambda name: name.startswith("drift/"), "drift/"), by_part=True, from_zero=True)
+                {name.removesuffix("/drift"): curve for name, curve in drift.items()}, by_part=True, from_zero=True)
     yield Panel("Speed", chosen(lambda name: name.endswith("_per_sec"), "speed/"))
     yield Panel("Shares of time and of the machine's peak (%)",
                 chosen(lambda name: name in ("speed/data_share", "speed/peak_share", "speed/goodput"), "speed/"), 100,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import hparams, text
 
 import config
 from training.callback import REPORT, Callback
@@ -19,11 +19,11 @@ FLUSH_SECONDS = 10
 
 # The page "Custom scalars": what to look at first. A chart is a list of patterns of tags.
 LAYOUT = {"Overview": {
-    "loss": ["Multiline", [r"^train/(.+/)?loss$", r"^eval/(best_)?loss$"]],
+    "loss": ["Multiline", [r"^train/(.+/)?loss$", r"^eval/loss$"]],
     "learning rate": ["Multiline", [r"^lr$"]],
     "norm of the gradients": ["Multiline", [r"^(.+/)?grad_norm$", r"^gradients/(?!zeros$)"]],
     "size of an update against the weights (1e-3 is healthy)": ["Multiline", [r"^updates/"]],
-    "speed": ["Multiline", [r"^speed/.+_per_sec$"]],
+    "seconds a step": ["Multiline", [r"^speed/step_seconds$"]],
     "shares of time and machine": ["Multiline", [r"^speed/.+_share$", r"^speed/goodput$"]],
 }}
 
@@ -32,9 +32,9 @@ LAYOUT = {"Overview": {
 class TensorBoard(Callback):
     """A resumed run tells TensorBoard to forget the steps that are done again, so each curve is one clean line.
 
-    The options are those that make the run what it is, and none of them can change when it goes on: hence they are
-    written once, at the beginning, and a run that was killed stands in the table too. Its figures are curves:
-    `eval/loss` is the last evaluation, `eval/best_loss` the best.
+    The options on the page "HParams" are those that make the run what it is, and none of them can change when it goes
+    on: hence they are written once, at the beginning, and a run that was killed stands in the table too. Its figures
+    are curves: `eval/loss` is the last evaluation, `eval/best_loss` the best.
     """
 
     order = REPORT
@@ -49,11 +49,10 @@ class TensorBoard(Callback):
             self._introduce(trainer, self._writer)
 
     def _introduce(self, trainer: "Trainer", writer: SummaryWriter) -> None:
-        best = trainer.stage.best[0]
-        figures = dict.fromkeys([best, best_of(best), "eval/loss", "train/loss"])
-        experiment, start, _ = hparams({"stage": trainer.stage.name, **defining(trainer.cfg)}, figures)
-        for summary in (experiment, start):
-            writer._get_file_writer().add_summary(summary)
+        # Without the description of an experiment TensorBoard finds out by itself which options differ between the runs
+        # shown, and puts these first.
+        _, options, _ = hparams({"stage": trainer.stage.name, **defining(trainer.cfg)}, {})
+        writer._get_file_writer().add_summary(options)
         writer.add_custom_scalars(LAYOUT)
         writer.flush()
 
@@ -87,13 +86,18 @@ def best_of(tag: str) -> str:
 
 
 def defining(cfg: Any) -> dict[str, Any]:
-    """The options without which it would be another run."""
-    return {name: getattr(cfg, name) for name, (_, spec, _) in config.fields(type(cfg)).items() if not spec.may_change}
+    """The options without which it would be another run; those that are not set are left out."""
+    options = {name: getattr(cfg, name) for name, (_, spec, _) in config.fields(type(cfg)).items()
+               if not spec.may_change}
+    return {name: str(value) if isinstance(value, bool) else value for name, value in options.items()
+            if value not in (None, "")}
 
 
 def _add(writer: SummaryWriter, name: str, media: Media, step: int) -> None:
     if isinstance(media, Text):
-        writer.add_text(name, _verbatim(media.content), step)
+        summary = text(name, _verbatim(media.content))
+        summary.value[0].tag = name  # torch would have it end in /text_summary
+        writer._get_file_writer().add_summary(summary, step)
     elif isinstance(media, Picture):
         writer.add_image(name, media.pixels, step, dataformats="HWC")
     elif isinstance(media, Sound):

@@ -24,7 +24,8 @@ ADVICE = {
 @dataclass
 class Weights(Callback):
     """Records `updates/<part>`, the norm of one step's change over the norm of the weights (about 1e-3 is healthy),
-    and `drift/<part>`, the same of the change since the run began, at every `interval`-th step; shows a histogram.
+    and `weights/<part>/drift`, the same of the change since the run began, at every `interval`-th step; shows a
+    histogram.
 
     All of it on a sample of `sample_size` evenly spaced entries of each tensor. Warns once of a trainable part that
     does not move and of a frozen one that does.
@@ -55,11 +56,11 @@ class Weights(Callback):
             return
         after = self._sampled(trainer)
         self._entries = {part: torch.cat(own) for part, own in by_part(after.items()).items()}
-        for kind, since in (("updates", self._before), ("drift", self._first)):
+        for tag, since in (("updates/{}", self._before), ("weights/{}/drift", self._first)):
             changes = by_part((name, after[name] - then) for name, then in since.items())
             for part, change in changes.items():
                 size = torch.linalg.vector_norm(self._entries[part]).clamp_min(1e-12)
-                trainer.record(f"{kind}/{part}", torch.linalg.vector_norm(torch.cat(change)) / size)
+                trainer.record(tag.format(part), torch.linalg.vector_norm(torch.cat(change)) / size)
         self._before = {}
 
     def _sampled(self, trainer: "Trainer") -> dict[str, Tensor]:

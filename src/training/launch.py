@@ -119,7 +119,15 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
     if cfg.checkpoint_file and registry.snapshot(cfg.checkpoint_file) is None:
         problems.append(f"--checkpoint_file {cfg.checkpoint_file}: no snapshot there; a snapshot is a folder with a "
                         "manifest.json, such as result/RUN/snapshots/snapshot_epoch_0010")
-    return problems + _run_name_problems(cfg)
+    return problems + _missing_packages(cfg) + _run_name_problems(cfg)
+
+
+def _missing_packages(cfg: Options) -> list[str]:
+    """Extras that an option needs. Where nothing is set up yet nothing is missed: the start itself asks again."""
+    if cfg.use_wandb and importlib.util.find_spec("torch") and not importlib.util.find_spec("wandb"):
+        return ["--use_wandb: the package wandb is not installed; install it, or leave --use_wandb out: "
+                f"{sys.executable} -m pip install --editable '{rundir.PROJECT}[wandb]'"]
+    return []
 
 
 def _run_name_problems(cfg: Options) -> list[str]:
@@ -171,7 +179,7 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
             raise UserError(f"--extend_steps: {run.name} has not begun, so there is no plan to extend: leave it out")
         cfg = replace(cfg, max_steps=status.of + more)
         written.pop("epochs")  # the steps alone say how long
-    if problems := stage.check(cfg, resumed=True):
+    if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
         raise UserError(*problems)
     return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), run, snapshot,
                asks=bool(parsed.config.resume) and not parsed.config.yes)
@@ -224,7 +232,7 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
         run, snapshot = _meant_by(stage, parsed)
         before: Any = config.from_json(stage.Config, _written_config(run), str(run.config_file))
         cfg = replace(before, **{name: getattr(cfg, name) for name in parsed.typed})
-        if problems := stage.check(cfg, resumed=True):
+        if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
             raise UserError(*problems)
         weights = pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run)
     else:

@@ -15,6 +15,7 @@ from config import UserError
 from daemon import machine, registry
 from daemon.rundir import RunDir
 from data.loader import Order
+from monitors import plots
 from monitors.console import Console
 from monitors.goodput import Goodput
 from monitors.gradients import Gradients
@@ -28,6 +29,7 @@ from monitors.spikes import Spikes
 from monitors.status import StatusWriter
 from monitors.system import System
 from monitors.tensorboard import TensorBoard
+from monitors.wandb import WandB
 from monitors.weights import Weights
 from training import blocks
 from training import device as devices
@@ -42,9 +44,9 @@ from training.callbacks.time_limit import TimeLimit
 from training.estimate import Estimate
 from training.hand_out import hand_out
 from training.options import Options, epochs_of, fit_to_length, run_length
+from training.pretrained import Pretrained
 from training.signals import Signals
 from training.snapshots import Snapshots
-from training.pretrained import Pretrained
 from training.stage import Stage
 from training.trainer import Ending, Trainer
 
@@ -68,6 +70,7 @@ class Session:
         ending = trainer.fit(snapshot)
         if ending.state == "finished":
             hand_out(trainer, self.run)
+            _draw(self.run)
         return ending
 
     def prepare(self) -> tuple[Trainer, Path | None]:
@@ -174,6 +177,13 @@ def _still_compiled(cfg: Options, device: torch.device) -> Options:
         log.warning("not compiled any more, so the last bits will differ: %s", why)
         return replace(cfg, compile=False)
     return cfg
+
+
+def _draw(run: RunDir) -> None:
+    try:
+        log.info("Plots: %s", plots.draw(run))
+    except Exception:  # a page is no reason for a run to fail that has done all it should
+        log.exception("the plots could not be drawn")
 
 
 def _rows(stage: Stage) -> int:
