@@ -37,16 +37,17 @@ def a_run_with_all(tmp_path: Path) -> Trainer:
     first = new_run(tmp_path, Buffers)
     train(Buffers, first)
     sitting = session(Buffers, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
-                      early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0)
+                      early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0, use_wandb=True)
     with sitting.run.lock():
         trainer, _ = sitting.prepare()
         trainer.fit()
     return trainer
 
 
-def test_every_callback_keeps_its_contract(tmp_path: Path) -> None:
+def test_every_callback_keeps_its_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     trainer = a_run_with_all(tmp_path)
-    assert {type(c) for c in trainer.callbacks} == all_callbacks()
+    assert {type(c) for c in trainer.callbacks} == all_callbacks() and not trainer.switched_off
     for callback in trainer.callbacks:
         state = callback.state_dict()
         callback.load_state_dict(state)
