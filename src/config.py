@@ -101,13 +101,14 @@ def names(cls: type) -> dict[str, list[str]]:
 
 
 def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str],
-          further: Callable[[C], list[str]] = lambda config: []) -> Parsed[C]:
+          further: Callable[[C], list[str]] = lambda config: [], words: list[str] | None = None) -> Parsed[C]:
     """The config that a command line asks for. `further` tells of mistakes that the config itself cannot know.
 
+    What stands beside flags and their values is put into `words`; without such a list it is a mistake.
     Raises UserError with every mistake at once.
     """
     problems: list[str] = []
-    given = list(_flags(cls, argv, problems))
+    given = list(_flags(cls, argv, problems, words))
     flags = {name: value for name, value in given if value is not INVALID}
     invalid = {name for name, value in given if value is INVALID}
     path = flags.pop("config", "")
@@ -138,12 +139,16 @@ INVALID = _Invalid()
 META = {"preset": ("preset", "model_preset", "hardware"), "config": ("config",)}
 
 
-def _flags(cls: type, argv: Sequence[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _flags(cls: type, argv: Sequence[str], problems: list[str],
+           words: list[str] | None) -> Iterator[tuple[str, Any]]:
     """(field, value) for each flag on the command line, mistakes added to `problems`."""
     table = names(cls) | {alias: [meta] for meta, aliases in META.items() for alias in aliases}
     left = list(argv)
     while left:
         token = left.pop(0)
+        if words is not None and not _looks_like_flag(token):
+            words.append(token)
+            continue
         if not token.startswith("-"):
             problems.append(f"{token!r} is no flag; flags start with --")
             continue
@@ -336,7 +341,9 @@ def unusual(config: Any) -> list[str]:
 def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str) -> str:
     """The page that `--help` prints: groups in the order of their declaration, one option a paragraph."""
     lines = [usage, "", "Choosing:"]
-    lines += _entry("--preset NAME, --model_preset, --hardware", f"one of {', '.join(presets)}; auto: for this machine")
+    if presets:
+        lines += _entry("--preset NAME, --model_preset, --hardware",
+                        f"one of {', '.join(presets)}; auto: for this machine")
     lines += _entry("--config FILE", "values from a JSON file (partial; // comments allowed); flags win over it")
     table = fields(cls)
     for group in reversed(cls.__mro__):

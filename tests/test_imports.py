@@ -27,7 +27,7 @@ RULE: list[tuple[set[str], set[str]]] = [
     ({"training.callbacks"}, {"config", "files", "daemon", "training.callbacks"} | CORE),
     ({"monitors"}, {"config", "files", "daemon", "monitors", "data.network"} | CORE),
     (ASSEMBLY, BASE | {"daemon", "data.loader", "training.callbacks", "monitors"} | CORE | ASSEMBLY),
-    ({"inference"}, BASE | {"model", "data", "training.stage", "training.snapshots", "inference"}),
+    ({"inference"}, BASE | {"daemon", "model", "data", "inference"} | CORE),
 ]
 STAGE_FILES = ("training.train_", "training.sft_")
 ABOVE_STAGES = BASE | {"daemon", "model", "data", "training.callbacks", "monitors"} | CORE | ASSEMBLY

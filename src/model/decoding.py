@@ -5,7 +5,7 @@ Axes: B batch, T time, V vocabulary, K tokens that may be drawn.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from model.kv_cache import KVCache
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What can be decoded from: a causal model whose `hidden` reads on from a cache."""
 

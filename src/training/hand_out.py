@@ -21,6 +21,8 @@ from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+SAMPLE_LINES = 10
+
 
 def hand_out(trainer: Trainer, run: RunDir) -> None:
     """Write models/final and models/best, then delete the snapshots that are not needed any more.
@@ -69,7 +71,7 @@ def _tell_sample(trainer: Trainer) -> None:
         made = trainer.stage.samples(trainer.model)
     for text in [media.content for media in made.values() if isinstance(media, Text)][:1]:
         log.info("Sample of the best model:")
-        for line in text.splitlines():
+        for line in [line for line in text.splitlines() if line.strip()][:SAMPLE_LINES]:
             log.info("  | %s", line)
 
 

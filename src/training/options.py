@@ -61,10 +61,7 @@ class Machine:
     num_processes: int = opt(1, "processes that train together; more than one is not built yet", ge=1)
 
     def problems(self) -> list[str]:
-        found = []
-        kind, _, number = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
-            found.append(f"--device: {self.device!r} is none of auto, cpu, cuda, cuda:N, mps")
+        found = device_problems(self.device)
         if not self.amp and self.precision not in ("auto", "fp32"):
             found.append(f"--no_amp means --precision fp32, but --precision is {self.precision}: give one of them")
         if self.num_processes > 1:
@@ -146,6 +143,13 @@ class EarlyStopping:
 @dataclass
 class Options(EarlyStopping, Watching, GoingOn, Keeping, Machine, Optimization, Length):
     """What every stage's Config inherits."""
+
+
+def device_problems(name: str) -> list[str]:
+    kind, _, number = name.partition(":")
+    if kind in ("auto", "cpu", "cuda", "mps") and (not number or (kind == "cuda" and number.isdigit())):
+        return []
+    return [f"--device: {name!r} is none of auto, cpu, cuda, cuda:N, mps"]
 
 
 # Cut so that what they time fires FIRINGS times a run, unless they were typed.

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Evaluate a run's model on the run's own data, all of a split; nothing is written.
+#
+#   ./run/evaluate.sh RUN [--split test] [-- OPTIONS]
+#
+#   RUN       its name, the beginning of it, its PID, its folder, or the folder of one of its snapshots
+#   --split   validation (default), or test where the data have one
+#   OPTIONS   those of the stage's script, such as --device cpu, or --dataset with another text
+#
+# Of a run, models/best is taken, else models/final, else the newest whole snapshot; which is told on standard error.
+
+# shellcheck source=run/lib.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
+
+if (($# == 0)) || among --help "$@" || among -h "$@"; then
+  usage
+else
+  run="" options=()
+  for option in "$@"; do
+    if [[ -z "${run}" && "${option}" != -* ]]; then run="${option}"; elif [[ "${option}" != -- ]]; then options+=("${option}"); fi
+  done
+  place="$(daemon tell "${run}" resume)"
+  script="${ROOT}/src/training/$(daemon tell "${run}" script)"
+  options=(--eval_only --resume "${place}" "${options[@]}")
+  "$(any_python)" -P "${script}" --check "${options[@]}"
+  setup
+  exec "${VENV}/bin/python" -P "${script}" "${options[@]}"
+fi

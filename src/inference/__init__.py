@@ -1,0 +1,1 @@
+"""The command line over trained models: what they make."""

@@ -1,0 +1,155 @@
+"""Lets a trained language model go on with a text. Standard output carries the text and nothing else."""
+
+import importlib.util
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import config
+from config import Parsed, UserError, opt
+from training import pretrained
+from training.options import device_problems
+from training.pretrained import Pretrained
+from training.stage import Stage, discover
+
+USAGE = """usage: generate.sh RUN ["PROMPT"] [OPTIONS]
+
+Lets the model of a run (also one that is still training), a snapshot or a model folder go on with a text. Without
+PROMPT, or with -, the text comes from standard input; "" makes a text from nothing."""
+
+
+@dataclass
+class Config:
+    """What is made"""
+
+    max_new_tokens: int = opt(200, "tokens to make; fewer where the text comes to its end", ge=1)
+    temperature: float = opt(0.8, "below 1 the likely tokens become likelier, above 1 less so; 0: always the likeliest",
+                             ge=0)
+    top_k: int = opt(50, "draw from so many of the likeliest tokens (0: all)", ge=0)
+    top_p: float = opt(1.0, "draw from the likeliest tokens that together have this probability", gt=0, le=1)
+    greedy: bool = opt(False, "always the likeliest token: --temperature 0")
+    num_samples: int = opt(1, "texts to make, a line <|endoftext|> between them", ge=1)
+    seed: int | None = opt(None, "the same seed makes the same text (default: another each time)", ge=0, le=2**63 - 1)
+    echo: bool = opt(True, "print the prompt before what follows it")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps")
+
+    def problems(self) -> list[str]:
+        return device_problems(self.device)
+
+
+def main() -> int:
+    try:
+        return _main(sys.argv[1:])
+    except UserError as error:
+        config.complain(error.problems)
+        return 2
+    except BrokenPipeError:  # whoever was reading has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _main(argv: Sequence[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(config.help_text(Config, {}, USAGE))
+        return 0
+    words: list[str] = []
+    cfg = config.parse(Config, {}, [word for word in argv if word != "--check"], words=words).config
+    run, prompt = _words(words)
+    if "--check" in argv:
+        _stage_of(pretrained.find(run))
+        return 0
+    _generate(cfg, run, _read(prompt))
+    return 0
+
+
+def _words(words: Sequence[str]) -> tuple[str, str]:
+    """RUN and PROMPT; "-" stands for standard input."""
+    if not words:
+        raise UserError("which run? give its name, its folder or a model folder; ./run/ps.sh lists the runs")
+    if len(words) > 2:
+        raise UserError(f"{len(words) - 1} words after {words[0]}: put the prompt into quotes")
+    if len(words) == 1 and sys.stdin.isatty():
+        raise UserError('no prompt: ./run/generate.sh RUN "Once upon a time"; "" makes a text from nothing, - reads '
+                        "what you type up to Ctrl-D")
+    return words[0], words[1] if len(words) == 2 else "-"
+
+
+def _read(prompt: str) -> str:
+    """The prompt itself, or what "-" stands for; there one line end at the end is left out, as a shell does."""
+    try:
+        if prompt == "-":
+            return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return os.fsencode(prompt).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text ({error.reason} at byte {error.start:,})") from error
+
+
+# -- the model ------------------------------------------------------------------------------------------------------
+
+
+def _stage_of(source: Pretrained) -> tuple[type[Stage], Any]:
+    """The stage that weights are of, and its config with what they settle. Another program's are taken for GPT-2's."""
+    stage = discover()[source.stage or "lm"]
+    empty: Parsed[Any] = Parsed(stage.Config(), frozenset(), "")
+    return stage, pretrained.taken(stage, empty, source).config
+
+
+def _generate(cfg: Config, run: str, prompt: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/generate.sh")
+    import torch
+
+    from model.decoding import Decoder, Sampling, generate
+    from training import device as devices
+
+    device = devices.choose(cfg.device)
+    source = pretrained.find(run)  # only now: of a run that trains, snapshots come and go
+    kind, settled = _stage_of(source)
+    stage: Any = kind(settled, source.run.path if source.is_snapshot and source.run else source.folder)
+    stage.reopen()
+    model = stage.model().to(device).eval()
+    source.load(stage, model)
+    if not isinstance(model, Decoder):
+        raise UserError(f"{source} is of stage {stage.name}: it makes no text")
+    seed = random.SystemRandom().randrange(2**32) if cfg.seed is None else cfg.seed
+    print(f"{source}; seed {seed}", file=sys.stderr, flush=True)
+
+    ids = stage.tokenizer.encode_batch([prompt])[0].tolist() or [stage.tokenizer.end_of_text]
+    sampling = Sampling(0 if cfg.greedy else cfg.temperature, cfg.top_k, cfg.top_p)
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(cfg.num_samples):
+        made = generate(model, torch.tensor([ids], device=device), sampling, max_new_tokens=cfg.max_new_tokens,
+                        stop=stage.tokenizer.end_of_text, generator=generator)
+        tokens = (token for each in made if (token := int(each)) != stage.tokenizer.end_of_text)
+        _print("<|endoftext|>\n" * (number > 0) + prompt * cfg.echo)
+        for piece in pieces(tokens, stage.tokenizer.decode, ids if prompt else []):
+            _print(piece)
+        _print("\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], before: list[int]) -> Iterator[str]:
+    """The text of tokens as they come after those `before`, in pieces that never end within a character."""
+    told, held = before, list[int]()
+    for token in tokens:
+        held.append(token)
+        text = decode(told + held)[len(decode(told)):]
+        if not text.endswith("\ufffd"):  # stands for what is no whole character yet
+            yield text
+            told, held = held, []
+    if held:
+        yield text.rstrip("\ufffd")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
