@@ -76,7 +76,7 @@ class Tokenizer(ABC):
             "bos_token": end,
             "eos_token": end,
             "model_max_length": self.context,
-            "model_input_names": ["input_ids", "attention_mask"],
+            "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would give GPT-2 token types too
             "clean_up_tokenization_spaces": False,
         })
 

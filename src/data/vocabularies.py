@@ -79,8 +79,8 @@ def _made(encoding: "tiktoken.Encoding") -> str:
     # of the special tokens the end of a text alone is one here; no merge leads to the others, they count in the size
     vocabulary = {shown(token): rank for token, rank in ranks.items()} | encoding._special_tokens
     library = Tokenizer(models.BPE(vocab=vocabulary, merges=[(shown(a), shown(b)) for a, b in _merges(ranks)]))
-    # the engine here is Oniguruma: `$` would end any line, and `{1,3}+` would be greedy twice
-    words = encoding._pat_str.replace("$", r"\z").replace("{1,3}+", "{1,3}")
+    # to the engine here, Oniguruma, a plus after {1,3} is another repetition, where to the other it means possessive
+    words = encoding._pat_str.replace("{1,3}+", "{1,3}")
     library.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(words), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -188,6 +188,22 @@ def test_what_tiktoken_would_read_otherwise_is_left_to_the_library(change: dict[
     assert open_tokenizer(str(path), 0, []).encode_batch([text])[0].tolist() == expected
 
 
+def test_what_would_add_to_a_text_or_cut_it_is_taken_out(tmp_path: Path) -> None:
+    """Also from what is saved, so that it gives these ids elsewhere."""
+    words = library.Tokenizer(library.models.WordLevel({"</s>": 0, "river": 1, "sea": 2}, unk_token="</s>"))
+    words.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    words.add_special_tokens(["</s>"])
+    words.post_processor = library.processors.TemplateProcessing("</s> $A </s>", special_tokens=[("</s>", 0)])
+    words.enable_truncation(3)
+    words.enable_padding()
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = open_tokenizer(str(tmp_path / "tokenizer.json"), 0, [])
+    text = "river sea river sea river"
+    assert [ids.tolist() for ids in tokenizer.encode_batch([text, "sea"])] == [[1, 2, 1, 2, 1], [2]]
+    assert library.Tokenizer.from_str(tokenizer.to_json()).encode(text).ids == [1, 2, 1, 2, 1]
+    assert tokenizers._from_json("again", tokenizer.to_json()).fingerprint == tokenizer.fingerprint
+
+
 @pytest.mark.parametrize("content, reason", [
     (None, "No such file"), (b"{", "is not JSON"), (b"[1]", "no tokenizer"), (b'{"d_model": 64}', "no tokenizer"),
     (b"\xff", "not UTF-8"),
