@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,3 +61,9 @@ class Gradients(Callback):
             what = "vanishing" if norm < VANISHING else "exploding"
             Alerts(self.alerts).tell(trainer.step, "gradients", f"the gradients of {part} are {what} (norm "
                                      f"{norm:.2g}): {ADVICE[what]}", part=part, norm=norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"warned": sorted(self._warned)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._warned = set(state.get("warned", ()))

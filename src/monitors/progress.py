@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from training.trainer import Trainer
 
 FEWEST_LINES = 8  # log lines from which noise can be told from progress
-RISES = 3  # evaluations in a row
+STILL_LINES, RISES = 3, 3  # in a row: log lines, evaluations
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Progress(Callback):
     balance between them is no standstill.
 
     No progress: over the last quarter of the run (at least eight log lines), the line through the logged losses falls
-    by less than its own standard error. Overfitting: three evaluations in a row are worse than the one before, while
-    the mean training loss between them fell.
+    by less than its own standard error, three times in a row. Overfitting: three evaluations in a row are worse than
+    the one before, while the mean training loss between them fell.
     """
 
     alerts: Path
@@ -32,7 +32,7 @@ class Progress(Callback):
     _between: list[float] = field(default_factory=list)  # train/loss since the last evaluation
     _trained: float = math.nan  # their mean before the last evaluation
     _evaluated: float = math.nan
-    _still: Alarm = field(default_factory=Alarm)
+    _still: Alarm = field(default_factory=lambda: Alarm(STILL_LINES))
     _worse: Alarm = field(default_factory=lambda: Alarm(RISES))
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:

@@ -1,6 +1,5 @@
 """Keeps status.json true: what `ps.sh` shows."""
 
-import os
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ class StatusWriter(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         self._status = replace(self.run.status(), of=trainer.steps, step=trainer.step, loss=None, speed="")
-        preparing = time.time() - self._status.started if self._status.pid == os.getpid() else 0.0
+        preparing = time.time() - self._status.started if self._status.started else 0.0
         self._busy_before, self._since = self._status.busy_seconds + preparing, time.monotonic()
 
     def on_step_end(self, trainer: "Trainer") -> None:

@@ -81,7 +81,7 @@ class Weights(Callback):
             Alerts(self.alerts).tell(trainer.step, "weights", f"{part} {what}: {ADVICE[what]}", part=part)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first": dict(self._first)}
+        return {"first": dict(self._first), "warned": sorted(self._warned)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._first = dict(state.get("first", {}))
+        self._first, self._warned = dict(state.get("first", {})), set(state.get("warned", ()))

@@ -1,0 +1,130 @@
+"""Operations a second, and the share of a run's time that counted, by a clock that the test moves."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from daemon.journal import Journal
+from daemon.rundir import RunDir
+from daemon.table import row
+from monitors import goodput, speed, status
+from toys import Regression, StopAt, new_run, train, with_callbacks
+from training.callback import ACT, Callback
+from training.stage import Batch
+from training.trainer import Trainer
+
+PREPARING, STEP, EVALUATION, IDLE = 30, 5, 10, 1000
+
+
+@dataclass
+class Clock(Callback):
+    """Time in which a step takes 5 s, an evaluation 10 s, and all else none. Stands for the module `time` too."""
+
+    order = ACT
+    now: float = 1e6
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    time = monotonic = perf_counter
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        self.now += STEP
+
+    def on_eval_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.now += EVALUATION
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (speed, status):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@dataclass
+class Killed(Callback):
+    """The process vanishes."""
+
+    order = 99
+    step: int
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.step == self.step:
+            raise KeyboardInterrupt
+
+
+def prepare(run: RunDir, clock: Clock) -> None:
+    """What is done before a trainer trains."""
+    run.write_status(replace(run.status(), started=clock.now, pid=os.getpid()))
+    clock.now += PREPARING
+
+
+def shares(run: RunDir) -> dict[int, float]:
+    return {row["step"]: row["speed/goodput"] for row in Journal(run.timings).rows()}
+
+
+def test_goodput_counts_what_stands_over_all_that_was_lived(tmp_path: Path, clock: Clock) -> None:
+    """Killed at step 7 with a snapshot of step 4; idle, then done from there: 8 steps count, 7 + 4 were done."""
+    run = new_run(tmp_path, Regression)
+    prepare(run, clock)
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(Regression, clock, Killed(7)), run, rows=800, max_steps=8, eval_interval=99)
+    assert shares(run) == {1: 5 / 35, 2: 10 / 40, 4: 20 / 50, 6: 30 / 60}
+    assert run.status().busy_seconds == PREPARING + 7 * STEP
+    clock.now += IDLE
+    prepare(run, clock)
+    train(with_callbacks(Regression, clock, StopAt(-1)), run, resume=True)
+    lived = PREPARING + 7 * STEP + PREPARING
+    assert shares(run) == {1: 5 / 35, 2: 10 / 40, 4: 20 / 50, 6: 30 / (lived + 2 * STEP),
+                           8: 40 / (lived + 4 * STEP + EVALUATION)}
+    assert run.status().busy_seconds == lived + 4 * STEP + EVALUATION
+    shown = row(run)
+    assert shown["busy_seconds"] == lived + 4 * STEP + EVALUATION
+
+
+def test_what_was_done_since_the_last_line_counts_when_the_run_goes_on(tmp_path: Path, clock: Clock) -> None:
+    """Stopped at step 3, between log lines: the line of step 4 covers step 3 too, though this sitting did 4 only."""
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, clock, StopAt(3)), run, rows=800, max_steps=4, eval_interval=99)
+    train(with_callbacks(Regression, clock, StopAt(-1)), run, resume=True)
+    assert shares(run)[4] == pytest.approx(4 * STEP / (4 * STEP + EVALUATION))
+    assert goodput.Goodput(run).state_dict() == {}, "clocks are no part of a snapshot"
+
+
+@dataclass
+class Rates(Callback):
+    """Gives the speed monitor what an estimate would."""
+
+    order = ACT
+    flops_per_sample: float
+    peak_flops: float
+
+    def on_start(self, trainer: Trainer) -> None:
+        monitor = next(c for c in trainer.callbacks if isinstance(c, speed.Speed))
+        monitor.flops_per_sample, monitor.peak_flops = self.flops_per_sample, self.peak_flops
+
+
+@pytest.mark.parametrize("flops, peak, tflops, share", [(3e12, 6e12, 4.8, 0.8), (3e12, 0.0, 4.8, None),
+                                                        (0.0, 6e12, None, None)])
+def test_operations_a_second(tmp_path: Path, clock: Clock, flops: float, peak: float, tflops: float | None,
+                             share: float | None) -> None:
+    """8 samples in 5 s."""
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, clock, Rates(flops, peak)), run, rows=800)
+    for logged in Journal(run.timings).rows():
+        assert logged.get("speed/tflops") == (None if tflops is None else pytest.approx(tflops))
+        assert logged.get("speed/peak_share") == (None if share is None else pytest.approx(share))
+
+
+def test_the_samples_are_a_stage_s_first_unit(tmp_path: Path, clock: Clock) -> None:
+    class Tokens(Regression):
+        def size(self, batch: Batch) -> dict[str, int]:
+            return {"images": 2 * len(batch["x"]), "tok": 1000}
+
+    run = new_run(tmp_path, Tokens)
+    train(with_callbacks(Tokens, clock, Rates(3e12, 0.0)), run, rows=800)
+    assert {row["speed/tflops"] for row in Journal(run.timings).rows()} == {9.6}
