@@ -90,7 +90,7 @@ train() {
   "${python}" -P "${script}" --check "${options[@]}" # mistakes and questions belong to this terminal
   setup
   python="${VENV}/bin/python"
-  if [[ "${foreground}" == yes ]]; then
+  if [[ "${foreground}" == yes ]] || among --eval_only "${options[@]}"; then
     exec "${python}" -P "${script}" "${options[@]}" --yes
   fi
   start_in_background "${python}" "${script}" "${options[@]}"

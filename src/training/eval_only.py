@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from config import UserError
 from monitors.console import words
 from training import device as devices
-from training.evaluation import evaluate
+from training.evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from training.launch import Job
@@ -19,6 +19,13 @@ log = logging.getLogger(__name__)
 
 def report(job: "Job") -> str:
     """`Validation: loss=4.234 ppl=69.0 (740 samples, 94,720 tok)`. Raises UserError where that cannot be told."""
+    done = scores(job)
+    size = ", ".join(f"{number:,} {unit}" for unit, number in done.size.items())
+    return f"{job.cfg.split.capitalize()}: {words(done.metrics, 'eval/')} ({size})"
+
+
+def scores(job: "Job") -> Evaluation:
+    """Of the job's weights, on all of the split that it names."""
     assert job.evaluated
     cfg = job.cfg
     devices.settle(cfg.threads)
@@ -37,5 +44,4 @@ def report(job: "Job") -> str:
     log.info("Weights taken from %s", job.evaluated)
     done = evaluate(stage, model, stage.dataset(cfg.split), cfg, device, lambda: False)
     assert done
-    size = ", ".join(f"{number:,} {unit}" for unit, number in done.size.items())
-    return f"{cfg.split.capitalize()}: {words(done.metrics, 'eval/')} ({size})"
+    return done

@@ -42,8 +42,7 @@ class Pretrained:
     run: RunDir | None = None
 
     def __str__(self) -> str:
-        name = f"{self.folder.relative_to(self.run.path)} of {self.run.name}" if self.run else str(self.folder)
-        return f"{name}, step {self.step}" if self.step >= 0 else name
+        return f"{self.folder}, step {self.step}" if self.step >= 0 else str(self.folder)
 
     @cached_property
     def identity(self) -> dict[str, str]:

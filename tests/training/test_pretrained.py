@@ -1,0 +1,242 @@
+"""Trained weights by name; runs that begin with them; figures of them alone."""
+
+import hashlib
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from config import UserError
+from daemon import rundir
+from daemon.journal import Journal
+from daemon.rundir import RunDir, Status
+from desk import TINY
+from toys import Regression, StopAt, assert_same, new_run
+from toys import session as toy_session
+from toys import with_callbacks
+from training import eval_only, launch, manifest, pretrained
+from training.callback import Callback
+from training.session import Session
+from training.signals import Signals
+from training.train_lm import LanguageModel
+from training.trainer import Ending, Trainer
+
+STEPS = ["--max_steps", "6", "--eval_interval", "2", "--snapshot_interval", "2", "--keep_last_n_snapshots", "0",
+         "--no_delete_snapshots_after_training"]
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(200)))
+    return path
+
+
+def lm(*callbacks: Callback) -> type[LanguageModel]:
+    return type("LM", (LanguageModel,), {"callbacks": lambda self: list(callbacks)})
+
+
+def trained(*argv: str, stage: type[LanguageModel] = LanguageModel) -> tuple[RunDir, Ending]:
+    """A run in this process, as a script would make it or go on with it."""
+    job = launch.decide(stage, [*argv, "--result_dir", "runs"])
+    typed = {name: getattr(job.cfg, name) for name in job.parsed.typed}
+    status = Status("lm", "train_lm.py", job.cfg.dataset, job.parsed.preset, typed=typed)
+    run = job.run or rundir.create(Path("runs"), job.cfg.run_name or "run", status)
+    with run.lock():
+        ending = Session(job, run, Signals(lambda name: 0), threading.Event()).train()
+    run.write_status(replace(run.status(), state=ending.state))
+    return run, ending
+
+
+@pytest.fixture
+def source(text: Path) -> RunDir:
+    return trained("--dataset", "text.txt", *TINY, *STEPS, "--run_name", "source")[0]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+# -- which weights are meant ----------------------------------------------------------------------------------------
+
+
+def test_a_run_s_weights_are_the_best_then_the_last_then_the_newest(source: RunDir) -> None:
+    journal = {row["step"]: row["eval/loss"] for row in Journal(source.metrics).rows() if "eval/loss" in row}
+    best = pretrained.find("source")
+    assert (best.folder, best.step, best.stage) == (source.models / "best", min(journal, key=journal.__getitem__), "lm")
+    shutil.rmtree(source.models / "best")
+    assert (pretrained.find("sour").folder, pretrained.find("source").step) == (source.models / "final", 6)
+    shutil.rmtree(source.models / "final")
+    newest = manifest.found(source.snapshots)[-1]
+    assert (pretrained.find(str(source.path)).folder, pretrained.find("source").step) == (newest, 6)
+    (newest / "model.safetensors").write_bytes(b"broken")
+    assert pretrained.find("source").step == 4
+    shutil.rmtree(source.snapshots)
+    source.snapshots.mkdir()
+    with pytest.raises(UserError, match="run source has no weights yet"):
+        pretrained.find("source")
+
+
+def test_snapshots_and_model_folders_are_found_by_path(source: RunDir, tmp_path: Path) -> None:
+    folder = source.snapshots / "snapshot_step_00000002"
+    found = pretrained.find("runs/source/snapshots/snapshot_step_2.pt")
+    assert (found.folder, found.step, found.is_snapshot, found.options["d_model"]) == (folder, 2, True, 16)
+    for named in ("runs/source/models/final", "runs/source/models/final/model.safetensors"):
+        found = pretrained.find(named)
+        assert (found.folder, found.step, found.is_snapshot) == (source.models / "final", 6, False)
+    assert found.identity["sha256"] == hashlib.sha256((found.folder / "model.safetensors").read_bytes()).hexdigest()
+    shutil.move(source.models / "final", tmp_path / "elsewhere")
+    assert pretrained.find("elsewhere").options["d_model"] == 16
+
+
+@pytest.mark.parametrize("named, why", [
+    ("nothing", "there is no run 'nothing'"), ("no/where", "no/where is gone"), ("empty", "no snapshot and no model"),
+    ("pickled", r"has no \*.safetensors"),
+])
+def test_what_is_none_is_refused(text: Path, named: str, why: str) -> None:
+    Path("empty").mkdir()
+    Path("pickled").mkdir()
+    Path("pickled/config.json").write_text("{}")
+    Path("pickled/pytorch_model.bin").touch()
+    with pytest.raises(UserError, match=why):
+        pretrained.find(named)
+
+
+# -- a run that begins with them ------------------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_the_weights_the_shape_and_the_tokenizer(source: RunDir, caplog: Any) -> None:
+    """Told in one line with the SHA-256; it goes on when the source is gone, with nothing new in its receipt."""
+    caplog.set_level("INFO")
+    begins = ["--dataset", "text.txt", "--init_from", "source", "--batch_size", "4", "--threads", "1", *STEPS,
+              "--run_name", "second"]
+    first = source.models / "best"
+    identity = {"path": str(first), "sha256": hashlib.sha256((first / "model.safetensors").read_bytes()).hexdigest()}
+    run, ending = trained(*begins, stage=lm(StopAt(3)))
+    assert ending.state == "stopped"
+    written = json.loads(run.config_file.read_text())
+    assert (written["d_model"], written["max_seq_len"], written["tokenizer"]) == (16, 16, "bytes")
+    assert any(message.endswith(f"SHA-256 {identity['sha256']}") and str(first) in message
+               for message in caplog.messages)
+    stage = LanguageModel(LanguageModel.Config(**written), run.path)
+    stage.reopen()
+    model = stage.model()
+    stage.load(model, first)
+    begun = weights_of(run.snapshots / "snapshot_step_00000000")
+    assert_same(begun, {name: tensor for name, tensor in model.state_dict().items() if name in begun})
+    assert manifest.read(run.snapshots / "snapshot_step_00000000")["made_by"]["begun_with"] == identity
+
+    source.remove()
+    caplog.clear()
+    run, ending = trained("--resume", "second", "--yes")
+    assert ending.state == "finished" and any("same configuration" in message for message in caplog.messages)
+    assert manifest.read(manifest.found(run.snapshots)[-1])["made_by"]["begun_with"] == identity
+
+
+def test_a_snapshot_of_a_run_with_its_own_tokenizer_will_do(text: Path) -> None:
+    Path("text.txt").write_text("".join(f"the {i}th line of the text, which is number {i}\n" for i in range(400)))
+    small = [word for word in TINY if word not in ("--tokenizer", "bytes")]
+    run, _ = trained("--dataset", "text.txt", *small, *STEPS, "--tokenizer", "bpe", "--vocab_size", "270", "--run_name",
+                     "own")
+    again = ["--dataset", "text.txt", "--threads", "1", *STEPS, "--init_from"]
+    for weights in (run.snapshots / "snapshot_step_00000004", run.models / "best"):
+        other, ending = trained(*again, str(weights), "--tokenizer", "bpe")
+        assert ending.state == "finished"
+        assert (other.path / "tokenizer.json").read_text() == (run.path / "tokenizer.json").read_text()
+    with pytest.raises(UserError, match="--tokenizer bytes differs from the .*tokenizer.json"):
+        launch.decide(LanguageModel, [*again, "own", "--tokenizer", "bytes"])
+
+
+@pytest.mark.parametrize("argv, why", [
+    (["--d_model", "32"], "--d_model 32 differs from the 16 of .*models/best, step"),
+    (["--max_seq_len", "8"], "--max_seq_len 8 differs from the 16"),
+    (["--preset", "nano"], "--preset nano: num_heads 4 differs from the 2"),
+    (["--tokenizer", "bpe"], "--tokenizer bpe differs from the bytes"),
+    (["--checkpoint_file", "runs/source/snapshots/snapshot_step_00000002"], "give one of them"),
+    (["--resume"], "give one of them"), (["--split", "test"], "is for --eval_only"),
+])
+def test_what_contradicts_the_weights_is_refused(source: RunDir, argv: list[str], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        launch.decide(LanguageModel, ["--dataset", "text.txt", "--init_from", "source", *argv])
+
+
+def test_what_agrees_with_the_weights_may_be_typed(source: RunDir) -> None:
+    job = launch.decide(LanguageModel, ["--dataset", "text.txt", "--init_from", "source", "--d_model", "16",
+                                        "--tokenizer", "bytes"])
+    assert (job.cfg.d_model, job.cfg.num_layers, job.cfg.init_from) == (16, 1, "source")
+
+
+def test_alone_it_means_the_newest_finished_run(source: RunDir) -> None:
+    begins = ["--dataset", "text.txt", "--init_from"]
+    assert launch.decide(LanguageModel, begins).cfg.d_model == 16
+    source.write_status(replace(source.status(), state="stopped"))
+    with pytest.raises(UserError, match="no finished run of lm"):
+        launch.decide(LanguageModel, begins)
+
+
+def test_weights_of_another_stage_are_refused(source: RunDir) -> None:
+    stage = type("Other", (LanguageModel,), {"name": "other"})
+    with pytest.raises(UserError, match="is of stage lm, this one is other"):
+        launch.decide(stage, ["--dataset", "text.txt", "--init_from", "source"])
+
+
+# -- figures of them alone ------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_gives_the_figures_of_the_journal_to_the_last_bit(source: RunDir) -> None:
+    """Of the best weights and of a snapshot, with the run's options or with the same typed; nothing is left."""
+    before = sorted(Path("runs").iterdir())
+    journal = {row["step"]: {name: value for name, value in row.items() if name.startswith("eval/")}
+               for row in Journal(source.metrics).rows()}
+    step = pretrained.find("source").step
+    typed = ["--dataset", "text.txt", "--batch_size", "4", "--threads", "1"]
+    for argv, at in [(["--resume", "source"], step), (["--init_from", "source", *typed], step),
+                     (["--resume", "runs/source/snapshots/snapshot_step_00000002"], 2),
+                     (["--checkpoint_file", "runs/source/snapshots/snapshot_step_00000002", *typed], 2)]:
+        job = launch.decide(LanguageModel, ["--eval_only", *argv])
+        done = eval_only.scores(job)
+        assert done.metrics == journal[at] and done.size["tok"] == 16 * done.size["samples"] > 0
+    assert sorted(Path("runs").iterdir()) == before
+
+
+def test_an_evaluation_is_refused_without_weights_or_data(source: RunDir) -> None:
+    with pytest.raises(UserError, match="--eval_only: of which weights"):
+        launch.decide(LanguageModel, ["--eval_only", "--dataset", "text.txt"])
+    with pytest.raises(UserError, match="no such file"):
+        launch.decide(LanguageModel, ["--eval_only", "--init_from", "source", "--dataset", "nowhere.txt"])
+    with pytest.raises(UserError, match=r"--split test: the data have none \(.*text.txt gives train, validation\)"):
+        eval_only.scores(launch.decide(LanguageModel, ["--eval_only", "--resume", "source", "--split", "test"]))
+
+
+class WithTest(Regression):
+    """The rows of the test split are those of the validation split."""
+
+    def splits(self) -> tuple[str, ...]:
+        return "train", "validation", "test"
+
+
+def test_a_finished_run_tells_the_test_score_of_its_best_weights(tmp_path: Path, caplog: Any) -> None:
+    """The last ones are not: they are spoilt after the best evaluation."""
+    @torch.no_grad()
+    def spoil(trainer: Trainer) -> None:
+        if trainer.step == 8:
+            next(trainer.model.parameters()).add_(1)
+
+    callback = type("Spoil", (Callback,), {"on_step_end": lambda self, trainer: spoil(trainer)})()
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, WithTest)
+    with run.lock():
+        toy_session(with_callbacks(WithTest, callback), run).train()
+    told = [message for message in caplog.messages if message.startswith("  -> ") and "Saved" not in message]
+    scores = [message.removeprefix("  -> Validation: ") for message in told[:-1]]
+    best = min(row["eval/loss"] for row in Journal(run.metrics).rows() if "eval/loss" in row)
+    assert told[-1].startswith(f"  -> Test: loss={best:.3f} ") and told[-1].removeprefix("  -> Test: ") in scores[:-1]
+    assert any("Best model saved" in message for message in caplog.messages[:caplog.messages.index(told[-1])])
