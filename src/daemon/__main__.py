@@ -3,14 +3,17 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import files
 from config import UserError, complain
 from daemon import process, registry
 from daemon.journal import plain
@@ -45,7 +48,7 @@ def main() -> int:
     tell.add_argument("what", choices=("name", "script", "log", "pid", "folder", "resume"))
     tell.set_defaults(call=lambda given: _tell(given.run, given.what))
 
-    board = commands.add_parser("board", help="print NAME:FOLDER of a run or of all, comma between, for TensorBoard")
+    board = commands.add_parser("board", help="print a folder with the curves of a run, or of all, for TensorBoard")
     board.add_argument("run", nargs="?", default="")
     board.set_defaults(call=lambda given: _board(given.run))
 
@@ -166,8 +169,19 @@ def _tell(which: str, what: str) -> int:
 
 
 def _board(which: str) -> int:
+    """TensorBoard calls a run by its folder's name: hence a folder of links. Runs of one name are called by their
+    paths."""
     runs = [registry.find(which)] if which else registry.runs()
-    print(",".join(f"{run.name}:{run.tensorboard}" for run in runs))
+    names = Counter(run.name for run in runs)
+    folder = files.home() / "board" / (runs[0].name if which else "all runs")
+    with files.locked(folder.with_name(".lock")):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for run in runs:
+            link = folder / (run.name if names[run.name] == 1 else str(run.path).lstrip("/"))
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(run.tensorboard)
+    print(folder)
     return 0
 
 
