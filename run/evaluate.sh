@@ -15,9 +15,10 @@
 if (($# == 0)) || among --help "$@" || among -h "$@"; then
   usage
 else
-  run="" options=()
-  for option in "$@"; do
-    if [[ -z "${run}" && "${option}" != -* ]]; then run="${option}"; elif [[ "${option}" != -- ]]; then options+=("${option}"); fi
+  run="$1" options=()
+  [[ "${run}" != -* ]] || die "which run? it comes first; ./run/ps.sh lists them"
+  for option in "${@:2}"; do
+    [[ "${option}" == -- ]] || options+=("${option}")
   done
   place="$(daemon tell "${run}" resume)"
   script="${ROOT}/src/training/$(daemon tell "${run}" script)"

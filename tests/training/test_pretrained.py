@@ -33,7 +33,11 @@ STEPS = ["--max_steps", "6", "--eval_interval", "2", "--snapshot_interval", "2",
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "text.txt"
+    return text_in(tmp_path)
+
+
+def text_in(folder: Path) -> Path:
+    path = folder / "text.txt"
     path.write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(200)))
     return path
 
@@ -54,9 +58,22 @@ def trained(*argv: str, stage: type[LanguageModel] = LanguageModel) -> tuple[Run
     return run, ending
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, of which each test gets a copy."""
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        here.setenv("STOKER_HOME", str(folder / "home"))
+        return trained("--dataset", str(text_in(folder)), *TINY, *STEPS, "--run_name", "source")[0].path
+
+
 @pytest.fixture
-def source(text: Path) -> RunDir:
-    return trained("--dataset", "text.txt", *TINY, *STEPS, "--run_name", "source")[0]
+def source(once: Path, text: Path, own_home: Path) -> RunDir:
+    path = Path(shutil.copytree(once, "runs/source")).resolve()
+    (own_home / "runs").mkdir()
+    (own_home / "runs" / "source").symlink_to(path)
+    return RunDir(path)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

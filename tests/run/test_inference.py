@@ -1,0 +1,153 @@
+"""What a user does with a model: look at what it makes while it trains and after, and evaluate it."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+
+import pytest
+
+from desk import ENDLESS, ROOT, Desk, until
+
+SHORT = ["--max_steps", "20", "--eval_interval", "5"]
+
+
+def generate(desk: Desk, *argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([str(ROOT / "run" / "generate.sh"), *argv], env=desk.env, cwd="/", input=stdin,
+                          capture_output=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def finished(desk: Desk) -> str:
+    ran = desk.train(*SHORT, "--run_name", "done", "--foreground")
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr
+
+
+def test_its_log_ends_with_a_sample_of_the_best_model(finished: str) -> None:
+    lines = [re.sub(r"^\[[^]]*\] ", "", line) for line in finished.splitlines()]
+    best = next(i for i, line in enumerate(lines) if line.startswith("Best model saved: "))
+    assert lines[best + 1] == "Sample of the best model:" and re.match(r"  \| \[.{8}\]", lines[best + 2])
+    assert not any(line.startswith("  -> Test:") for line in lines), "this text has no test split"
+
+
+def test_a_finished_run_goes_on_with_a_text(desk: Desk, finished: str) -> None:
+    ran = generate(desk, "done", "abc", "--max_new_tokens", "40", "--seed", "1")
+    assert ran.returncode == 0, ran.stderr
+    text = ran.stdout.decode(errors="strict")
+    assert text.startswith("abc") and text.endswith("\n") and len(text) > 20
+    assert re.fullmatch(rf"{desk.results}/done/models/best, step \d+; seed 1\n", ran.stderr.decode())
+    again = generate(desk, str(desk.results / "done" / "models" / "best"), "abc", "--no_echo", "--max_new_tokens", "40",
+                     "--seed", "1")
+    assert b"abc" + again.stdout == ran.stdout, "the same seed, from the model folder"
+
+
+def test_it_is_the_text_of_transformers(desk: Desk, finished: str) -> None:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    prompt, folder = b"hgfedcb", desk.results / "done" / "models" / "best"
+    ran = generate(desk, "done", prompt.decode(), "--greedy", "--max_new_tokens", "9", "--no_echo")
+    made = GPT2LMHeadModel.from_pretrained(folder).generate(
+        torch.tensor([list(prompt)]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=9,
+        pad_token_id=256)[0, len(prompt):]
+    assert ran.stdout.removesuffix(b"\n") == bytes(i for i in made.tolist() if i != 256)
+
+
+def test_the_prompt_may_come_from_standard_input_and_be_longer_than_the_context(desk: Desk, finished: str) -> None:
+    long = "Größe 東京 🚀 " * 20
+    ran = generate(desk, "done", "-", "--max_new_tokens", "30", "--num_samples", "2", stdin=f"{long}\n".encode())
+    assert ran.returncode == 0, ran.stderr
+    first, second = ran.stdout.decode(errors="strict").split("<|endoftext|>\n")
+    assert first.startswith(long) and second.startswith(long) and first != second
+    assert generate(desk, "done", "", "--max_new_tokens", "3").returncode == 0, "an empty prompt: a text from nothing"
+
+
+def test_whoever_reads_may_stop_reading(desk: Desk, finished: str) -> None:
+    piped = f"set -o pipefail; {ROOT}/run/generate.sh done x --max_new_tokens 5000 | head -c 10 >/dev/null"
+    ran = subprocess.run(["bash", "-c", piped], env=desk.env, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0 and ran.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_it_quietly(desk: Desk, finished: str) -> None:
+    endless = [str(ROOT / "run" / "generate.sh"), "done", "x", "--max_new_tokens", "10000000"]
+    with subprocess.Popen(endless, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.read(30)
+        process.send_signal(signal.SIGINT)
+        rest, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and told.count(b"\n") == 2, told
+    rest.decode(errors="strict")
+
+
+def test_a_run_that_trains_shows_what_it_can_by_now(desk: Desk) -> None:
+    pid = desk.begun(desk.train(*ENDLESS, "--run_name", "going"))
+    first = generate(desk, str(pid), "a", "--max_new_tokens", "5")
+    assert first.returncode == 0, first.stderr
+    assert re.match(rf"{desk.results}/going/snapshots/snapshot_\w+, step \d+; seed", first.stderr.decode())
+    step = desk.run("going")["step"]
+    until(lambda: desk.run("going")["step"] > step), "it was not disturbed"
+    assert desk.call("stop.sh", "going").returncode == 0
+    assert generate(desk, "going", "a", "--max_new_tokens", "5").returncode == 0
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["nothing", "x"], "there is no run 'nothing'"), (["done", "a", "b"], "put the prompt into quotes"),
+    (["done", "x", "--temprature", "1"], "did you mean --temperature?"),
+    (["done", "x", "--top_p", "0"], "--top_p must be above 0"),
+    (["done", "x", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
+    (["done", "x", "--device", "gpu"], "--device: 'gpu' is none of"), (["/", "x"], "/ is no run, no snapshot"),
+    (["done", "x", "--device", "cuda:99"], "--device cuda:99: this machine has"), (["--greedy"], "which run?"),
+    (["done", b"\xff"], "is not UTF-8 text"),
+])
+def test_a_mistake_is_one_line(desk: Desk, finished: str, argv: list[str], part: str) -> None:
+    ran = generate(desk, *argv)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    told = ran.stderr.decode()
+    assert told.startswith("generate.sh: ") and told.count("\n") == 1 and part in told
+
+
+def test_on_a_terminal_a_prompt_is_asked_for(desk: Desk, finished: str) -> None:
+    ours, theirs = pty.openpty()
+    ran = subprocess.run([str(ROOT / "run" / "generate.sh"), "done"], env=desk.env, stdin=theirs, capture_output=True,
+                         text=True, timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert ran.returncode == 2 and ran.stderr.startswith("generate.sh: no prompt: ") and ran.stderr.count("\n") == 1
+
+
+# -- evaluate.sh ----------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_tells_the_figures_of_the_journal(desk: Desk, finished: str) -> None:
+    rows = [json.loads(line) for line in (desk.results / "done" / "metrics.jsonl").read_text().splitlines()]
+    best = min((row for row in rows if "eval/loss" in row), key=lambda row: row["eval/loss"])
+    before = sorted(path for path in desk.folder.rglob("*"))
+    ran = desk.call("evaluate.sh", "done")
+    assert ran.returncode == 0, ran.stderr
+    assert re.fullmatch(rf"Validation: loss={best['eval/loss']:.3f} ppl={best['eval/ppl']:.1f} "
+                        r"\([\d,]+ samples, [\d,]+ tok\)\n", ran.stdout)
+    assert f"models/best, step {best['step']}" in ran.stderr
+    assert sorted(path for path in desk.folder.rglob("*")) == before, "nothing is left"
+
+
+def test_an_evaluation_on_another_text(desk: Desk, finished: str) -> None:
+    other = desk.folder / "other.txt"
+    other.write_text("".join(f"{i} squared is {i * i}\n" for i in range(300)))
+    there = desk.call("evaluate.sh", "done", "--", "--dataset", str(other))
+    direct = desk.call("run_train_lm.sh", "--eval_only", "--init_from", "done", "--dataset", str(other), "--batch_size",
+                       "4", "--threads", "1")
+    assert there.returncode == direct.returncode == 0, there.stderr + direct.stderr
+    assert there.stdout == direct.stdout and there.stdout.startswith("Validation: loss=")
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["nothing"], "there is no run 'nothing'"), (["done", "--split", "test"], "--split test: the data have none"),
+    (["done", "--split", "tset"], "did you mean test?"), (["--split", "test"], "which run?"),
+    (["done", "--", "--d_model", "32"], "--d_model 32 differs from the 16"),
+])
+def test_an_evaluation_that_cannot_be_is_refused(desk: Desk, finished: str, argv: list[str], part: str) -> None:
+    ran = desk.call("evaluate.sh", *argv)
+    told = [line for line in ran.stderr.splitlines() if not line.startswith("[")]
+    assert (ran.returncode, ran.stdout, len(told)) == (2, "", 1) and part in told[0], ran.stderr
