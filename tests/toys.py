@@ -1,12 +1,14 @@
 """Small stages that put the trainer's seams to the test: a GAN by phases, a contrastive loss, buffers."""
 
 import json
+import random
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ from daemon import rundir
 from daemon.rundir import RunDir, Status
 from training.callback import EVENTS, Callback
 from training.launch import Job
+from training.media import Media, Picture, Sound, Text
 from training.options import Options
 from training.session import Session
 from training.signals import Signals
@@ -90,6 +93,19 @@ class Buffers(Toy):
     def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
         error = (model(batch["x"]) - batch["x"].flip(1)).square().mean(1)
         return Ratio(error.sum(), len(error)), {}
+
+
+class Showing(Buffers):
+    """Makes one of each kind of what can be shown, drawing random numbers for it."""
+
+    name = "showing"
+
+    def samples(self, model: nn.Module) -> dict[str, Media]:
+        random.random(), np.random.rand(), torch.rand(3)
+        pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+        tone = 2 * np.sin(np.arange(800) / 10).astype(np.float32)  # louder than can be
+        return {"text/0": Text("# not a heading\n*two* lines <b>"), "picture": Picture(pixels),
+                "sound": Sound(tone, 8000)}
 
 
 class Regression(Toy):

@@ -51,6 +51,7 @@ class WandB(Callback):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to its makers
         import wandb
 
+        logging.getLogger("wandb").propagate = False  # it has a log of its own
         settings = wandb.setup().settings
         mode, why = settings.mode, f"WANDB_MODE is {settings.mode}"
         if mode == "online" and (why := _why_offline(settings.base_url)):
@@ -59,6 +60,7 @@ class WandB(Callback):
             self._run = self._init(trainer, mode)
         except wandb.Error as error:
             why = str(error).splitlines()[0]
+            wandb.teardown()  # its service holds the run that could not begin
             self._run = self._init(trainer, "offline")
         self._run.define_metric("*", step_metric="step")
         if self._run.offline:
@@ -122,12 +124,13 @@ def _why_offline(server: str) -> str:
 
 def _finish(run: Any, exit_code: int, problems: list[str]) -> None:
     import wandb
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
     for end in (lambda: run.finish(exit_code), wandb.teardown):
         try:
             end()
-        except (wandb.Error, TimeoutError, ConnectionError) as error:
-            problems.append(str(error))
+        except (wandb.Error, TimeoutError, ConnectionError, HandleAbandonedError, MailboxClosedError) as error:
+            problems.append(str(error) or "its service ended before")
 
 
 def _of(media: Media, path: Path) -> Any:
