@@ -42,7 +42,8 @@ def test_they_are_kept_as_files_that_people_open(run: RunDir) -> None:
     folder = run.samples / "step_00000008"
     assert sorted(path.name for path in folder.iterdir()) == ["picture.png", "sound.wav", "text_0.txt"]
     assert (folder / "text_0.txt").read_text() == "# not a heading\n*two* lines <b>\n"
-    assert np.asarray(Image.open(folder / "picture.png")).flatten().tolist() == list(range(72))
+    with Image.open(folder / "picture.png") as picture:
+        assert np.asarray(picture).flatten().tolist() == list(range(72))
     with wave.open(str(folder / "sound.wav")) as sound:
         assert (sound.getframerate(), sound.getnchannels(), sound.getnframes()) == (8000, 1, 800)
         heard = np.frombuffer(sound.readframes(800), dtype="<i2") / 32767
