@@ -111,14 +111,18 @@ class LanguageModel(Stage):
         from data import hub, vocabularies
 
         lines, problems = [], []
+        own = [f"--{name}" for name in ("vocab_size", "retrain_tokenizer") if name in typed]
+        if own and "tokenizer" not in typed and cfg.tokenizer != "bpe":
+            lines.append(f"{own[0]} asks for a tokenizer of this text's own: --tokenizer bpe")
+            cfg = replace(cfg, tokenizer="bpe")
+        elif own and cfg.tokenizer != "bpe":
+            problems.append(f"{own[0]} is for --tokenizer bpe, {cfg.tokenizer} has its own pieces: leave one out")
         if (why := hub.missing(cfg.dataset)) and "dataset" in typed:
             problems.append(f"--dataset {cfg.dataset}: {why}; connect, or take --dataset pydocs, or a text file")
         elif why:
-            lines.append(f"NO WIKITEXT: {why}. No --dataset was given, so this run trains on pydocs")
-            cfg = replace(cfg, dataset="pydocs")
-            if "tokenizer" not in typed:
-                lines[0] += ", with --tokenizer bpe"
-                cfg = replace(cfg, tokenizer="bpe")
+            also = "" if "tokenizer" in typed else ", with --tokenizer bpe"
+            lines.append(f"NO WIKITEXT: {why}. No --dataset was given, so this run trains on pydocs{also}")
+            cfg = replace(cfg, dataset="pydocs", tokenizer="bpe" if also else cfg.tokenizer)
         if problem := vocabularies.problem(cfg.tokenizer):
             problems.append(problem)
         if problems:

@@ -165,3 +165,15 @@ def test_weights_bring_their_tokenizer_so_none_is_missed(book: str, tmp_path: Pa
     for argv in (["--init_from", str(run.path)], ["--init_from", str(run.path), "--eval_only"]):
         job = launch.decide(LanguageModel, [*argv, "--dataset", book, "--result_dir", str(tmp_path / "runs")])
         assert (job.cfg.tokenizer, job.cfg.d_model) == ("bytes", 16)
+
+
+@pytest.mark.parametrize("argv, tokenizer", [(["--vocab_size", "500"], "bpe"), (["--retrain_tokenizer"], "bpe"),
+                                             (["--preset", "nano", "--vocab_size", "500"], "bpe"),
+                                             (["--tokenizer", "bytes"], "bytes")])
+def test_pieces_of_its_own_mean_a_tokenizer_of_its_own(tmp_path: Path, argv: list[str], tokenizer: str) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(f"line {i}" for i in range(50)))
+    job = launch.decide(LanguageModel, ["--dataset", str(tmp_path / "text.txt"), *argv])
+    assert job.cfg.tokenizer == tokenizer
+    with pytest.raises(UserError, match="--vocab_size is for --tokenizer bpe, bytes has its own pieces"):
+        launch.decide(LanguageModel, ["--dataset", str(tmp_path / "text.txt"), "--tokenizer", "bytes", "--vocab_size",
+                                      "500"])
