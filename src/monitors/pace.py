@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from training.trainer import Trainer
 
 WINDOW, ENOUGH = 50, 5  # log lines of which the usual speed is the median
-SLOW_LINES, IDLE_LINES = 3, 5  # in a row
+SLOW_LINES, WAITING_LINES, IDLE_LINES = 3, 5, 5  # in a row
 IDLE_PERCENT, HOT_CELSIUS = 80, 85
 WAITING = 0.2  # share of the time spent waiting for data, from which the data are to blame
 
@@ -22,13 +22,15 @@ class Pace(Callback):
     """Looks at each log line's timings, so it stands behind what measures them. Nothing of it is kept in a snapshot:
     another sitting may be on another machine.
 
-    Slow: three lines in a row with less than half the usual steps a second. Idle: a GPU used less than 80 % at five
-    lines in a row. Hot: above 85 degrees.
+    Slow: three lines in a row with less than half the usual steps a second. Waiting: five lines in a row with more
+    than a fifth of the time spent waiting for data. Idle: a GPU used less than 80 % at five lines in a row. Hot: above
+    85 degrees.
     """
 
     alerts: Path
     _usual: list[float] = field(default_factory=list)  # seconds a step
     _slow: Alarm = field(default_factory=lambda: Alarm(SLOW_LINES))
+    _waiting: Alarm = field(default_factory=lambda: Alarm(WAITING_LINES))
     _idle: Alarm = field(default_factory=lambda: Alarm(IDLE_LINES))
     _hot: Alarm = field(default_factory=Alarm)
 
@@ -48,6 +50,9 @@ class Pace(Callback):
             self._tell(trainer, "slow", f"a step takes {seconds:.3g} s, usual are {usual:.3g} s; {waiting:.0%} of the "
                        f"time is spent waiting for data: {cause}")
         self._usual = [*self._usual, seconds][-WINDOW:]
+        if self._waiting.rings(waiting > WAITING):
+            self._tell(trainer, "waiting", f"{waiting:.0%} of the time is spent waiting for data: raise --num_workers, "
+                       "look at the disk")
 
     def _judge_gpu(self, trainer: "Trainer", percent: float, celsius: float, waiting: float) -> None:
         if self._idle.rings(percent < IDLE_PERCENT):

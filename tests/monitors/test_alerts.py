@@ -148,8 +148,13 @@ def test_slow(tmp_path: Path, values: list[float], expected: list[tuple[int, str
 ])
 def test_slow_says_what_to_do(tmp_path: Path, waiting: float, advice: str) -> None:
     paced(tmp_path / "alerts.jsonl", seconds([1.0] * 10 + [5.0] * 3, waiting))
-    (row,) = Journal(tmp_path / "alerts.jsonl").rows()
+    row = list(Journal(tmp_path / "alerts.jsonl").rows())[-1]
     assert advice in row["message"] and "a step takes 5 s, usual are 1 s" in row["message"]
+
+
+def test_waiting_for_data(tmp_path: Path) -> None:
+    rows = [row for share in (0.5, 0.0, 0.3, 0.1) for row in seconds([1.0] * 5, share)]
+    assert paced(tmp_path / "alerts.jsonl", rows) == [(5, "waiting"), (15, "waiting")]
 
 
 def gpu(percent: float, celsius: float, waiting: float = 0.0) -> dict[str, float]:

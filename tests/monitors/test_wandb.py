@@ -169,7 +169,7 @@ def test_offline_it_is_kept_and_the_command_that_is_told_sends_it(tmp_path: Path
     assert server.history == [] and "kept on disk (WANDB_MODE is offline)" in caplog.text
     assert len(list((run.path / "wandb").glob("offline-run-*"))) == 2
     told = next(line for line in caplog.messages if "send it with: " in line).partition("send it with: ")[2]
-    subprocess.run(told + " --yes", shell=True, check=True, capture_output=True, timeout=120)
+    subprocess.run(told + " --yes", shell=True, check=True, capture_output=True, timeout=120, cwd=tmp_path)
     assert plain(server.history) == sent(run) and len(set(server.runs)) == 1
 
 
