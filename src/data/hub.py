@@ -3,11 +3,12 @@
 What the library has in its cache is used without asking the hub, so that a run goes on without network.
 """
 
+import itertools
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def articles(name: str) -> dict[str, list[str]]:
     folder = _cached(name)
     try:
         splits = _read(folder) if folder else _downloaded(name)
-        return {split: divided(splits[split].data.column("text").to_pylist()) for split in SPLITS}
+        return {split: divided(_rows(splits[split])) for split in SPLITS}
     except _errors() as error:
         what = f"its copy in {folder} cannot be read" if folder else f"the download from {_endpoint()} failed"
         why = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -56,12 +57,16 @@ def articles(name: str) -> dict[str, list[str]]:
 
 def divided(rows: Iterable[str]) -> list[str]:
     """The articles in the rows of a split: each begins at its title; an empty row is an empty line."""
-    found: list[list[str]] = [[]]
-    for row in rows:
-        if TITLE.fullmatch(row):
-            found.append([])
-        found[-1].append(row if row.endswith("\n") else row + "\n")
-    return [text for lines in found if (text := "".join(lines)).strip()]
+    titles = 0
+
+    def number(row: str) -> int:
+        nonlocal titles
+        titles += TITLE.fullmatch(row) is not None
+        return titles
+
+    found = ("".join(row if row.endswith("\n") else row + "\n" for row in lines)
+             for _, lines in itertools.groupby(rows, number))
+    return [text for text in found if text.strip()]
 
 
 # -- the library and its cache --------------------------------------------------------------------------------------
@@ -91,6 +96,12 @@ def _read(folder: Path) -> dict[str, "Dataset"]:
     log.info("Reading %s", folder)
     return {split: concatenate_datasets([Dataset.from_file(str(path))
                                          for path in sorted(folder.glob(f"*-{split}*.arrow"))]) for split in SPLITS}
+
+
+def _rows(split: "Dataset") -> Iterator[str]:
+    """A stretch at a time: all of WikiText-103 as rows, beside its articles, would be twice the memory."""
+    for stretch in split.data.column("text").chunks:
+        yield from stretch.to_pylist()
 
 
 def _downloaded(name: str) -> dict[str, "Dataset"]:
