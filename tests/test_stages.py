@@ -15,7 +15,9 @@ import config
 from config import UserError
 from daemon.journal import Journal
 from toys import StopAt, assert_same, new_run, train
+from training.blocks import checkpoint_blocks
 from training.callback import Callback
+from training.media import Text
 from training.snapshots import Snapshots
 from training.stage import Stage, discover
 
@@ -145,3 +147,22 @@ def test_the_model_folder_has_the_trained_weights_and_the_tokenizer(tmp_path: Pa
     stage.export(model, tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors",
                                                                       "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_samples_are_the_same_however_the_blocks_are_run(tmp_path: Path) -> None:
+    """Nothing is compiled for them, and nothing drawn that the run would draw."""
+    def compiler(graph: Any, inputs: Any) -> Any:
+        raise AssertionError("compiled")
+
+    stage = STAGES["lm"](replace(STAGES["lm"].Config(), **OPTIONS | data_of("lm", tmp_path)), tmp_path)
+    stage.prepare()
+    model = stage.model().eval()
+    before, plain = torch.get_rng_state(), stage.samples(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    checkpoint_blocks(stage.blocks(model))
+    for block in stage.blocks(model):
+        block.compile(backend=compiler)
+    assert stage.samples(model) == plain and list(plain) == ["text/0", "text/1"]
+    prompt = bytes(stage.dataset("validation")[0][:16].tolist()).decode()
+    text = plain["text/0"]
+    assert isinstance(text, Text) and text.content.startswith(f"[{prompt}]") and len(text.content) > 40

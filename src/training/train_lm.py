@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 DATASETS = ("wikitext", "wikitext-103", "pydocs")
 TOKENIZERS = ("bpe", "bytes", "gpt2", "gpt4", "gpt4o")
 SHAPE = ("d_model", "num_heads", "num_layers", "d_ff", "max_seq_len")
-PROMPT_TOKENS, SAMPLE_TOKENS = 20, 80
+PROMPT_TOKENS, SAMPLE_TOKENS = 20, 64
 
 
 @dataclass
