@@ -222,12 +222,12 @@ def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path
              "--log_interval", "1", "--warmup_steps", "0", "--on_end",
              'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
     run = RunDir(tmp_path / "runs/mine")
-    assert script(*start).wait(60) == 0 and run.state() == "finished"
+    assert script(*start).wait(200) == 0 and run.state() == "finished"
     assert (tmp_path / "ends").read_text() == "finished: all steps done\n"
     assert "--on_end" in run.latest_log.read_text() and "exit code 1" in run.latest_log.read_text()
     assert "Trained for " in run.latest_log.read_text() and "; the estimate was " in run.latest_log.read_text()
     assert script("--resume", "runs/mine", "--yes").wait(60) == 2
-    assert script("--resume", "runs/mine", "--yes", "--extend_steps", "6").wait(60) == 0
+    assert script("--resume", "runs/mine", "--yes", "--extend_steps", "6").wait(200) == 0
     rates = {row["step"]: row["lr"] for row in Journal(run.metrics).rows()}
     assert sorted(rates) == list(range(1, 16)) and run.status().of == 15
     assert rates[9] == pytest.approx(3e-4 * optim.rate(8, 9, warmup=0, min_ratio=0.1, schedule="cosine"))
