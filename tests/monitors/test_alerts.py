@@ -100,6 +100,24 @@ def test_overfitting(tmp_path: Path, evaluated: list[float], trained: list[float
     assert found == expected
 
 
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_it_goes_on_where_it_was(tmp_path: Path, cut: int) -> None:
+    """Overfitting from the start; the state moves to a fresh monitor after any line."""
+    trained = [3.0, 2.9, 2.5, 2.6, 2.0, 2.1, 1.5, 1.4, 1.0, 0.9, 0.5, 0.6]
+    lines = [{"train/loss": loss} | ({"eval/loss": 2 + i / 10} if i % 2 else {}) for i, loss in enumerate(trained)]
+    whole, run = Progress(tmp_path / "whole.jsonl"), Progress(tmp_path / "run.jsonl")
+    for i, metrics in enumerate(lines):
+        if i == cut:
+            fresh = Progress(tmp_path / "run.jsonl")
+            fresh.load_state_dict(run.state_dict())
+            run = fresh
+        for monitor in (whole, run):
+            trainer: Any = SimpleNamespace(step=10 * i, steps=10**6)
+            monitor.on_log(trainer, metrics)
+    assert told(tmp_path / "whole.jsonl") == told(tmp_path / "run.jsonl") == [(70, "overfitting")]
+    assert whole.state_dict() == run.state_dict()
+
+
 def test_a_stage_without_one_training_loss_is_left_alone(tmp_path: Path) -> None:
     monitor = Progress(tmp_path / "alerts.jsonl")
     for step in range(1, 50):

@@ -24,6 +24,7 @@ class Clock(Callback):
 
     order = ACT
     now: float = 1e6
+    step_seconds: float = STEP
 
     def perf_counter(self) -> float:
         return self.now
@@ -31,7 +32,7 @@ class Clock(Callback):
     time = monotonic = perf_counter
 
     def on_step_end(self, trainer: Trainer) -> None:
-        self.now += STEP
+        self.now += self.step_seconds
 
     def on_eval_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self.now += EVALUATION
@@ -68,22 +69,21 @@ def shares(run: RunDir) -> dict[int, float]:
 
 
 def test_goodput_counts_what_stands_over_all_that_was_lived(tmp_path: Path, clock: Clock) -> None:
-    """Killed at step 7 with a snapshot of step 4; idle, then done from there: 8 steps count, 7 + 4 were done."""
+    """Killed at step 7 with a snapshot of step 4; idle, then done from there, in steps of 8 s: 8 steps count, 7 + 4
+    were done."""
     run = new_run(tmp_path, Regression)
     prepare(run, clock)
     with pytest.raises(KeyboardInterrupt):
         train(with_callbacks(Regression, clock, Killed(7)), run, rows=800, max_steps=8, eval_interval=99)
     assert shares(run) == {1: 5 / 35, 2: 10 / 40, 4: 20 / 50, 6: 30 / 60}
     assert run.status().busy_seconds == PREPARING + 7 * STEP
-    clock.now += IDLE
+    clock.now, clock.step_seconds = clock.now + IDLE, 8
     prepare(run, clock)
     train(with_callbacks(Regression, clock, StopAt(-1)), run, resume=True)
     lived = PREPARING + 7 * STEP + PREPARING
-    assert shares(run) == {1: 5 / 35, 2: 10 / 40, 4: 20 / 50, 6: 30 / (lived + 2 * STEP),
-                           8: 40 / (lived + 4 * STEP + EVALUATION)}
-    assert run.status().busy_seconds == lived + 4 * STEP + EVALUATION
-    shown = row(run)
-    assert shown["busy_seconds"] == lived + 4 * STEP + EVALUATION
+    assert shares(run) == {1: 5 / 35, 2: 10 / 40, 4: 20 / 50, 6: (20 + 16) / (lived + 16),
+                           8: (20 + 32) / (lived + 32 + EVALUATION)}
+    assert run.status().busy_seconds == row(run)["busy_seconds"] == lived + 32 + EVALUATION
 
 
 def test_what_was_done_since_the_last_line_counts_when_the_run_goes_on(tmp_path: Path, clock: Clock) -> None:
