@@ -1,5 +1,6 @@
 """Norms of the gradients, by part of the model, and how their entries are distributed."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,8 @@ class Gradients(Callback):
         self._entries = {}
         for name, norm in metrics.items():
             part = name.removeprefix("gradients/")
-            if part in (name, "zeros") or part in self._warned or VANISHING <= norm <= EXPLODING:
-                continue
+            if part in (name, "zeros") or part in self._warned or VANISHING <= norm <= EXPLODING or math.isnan(norm):
+                continue  # NaN: no gradient of this interval was finite, which is told elsewhere
             self._warned.add(part)
             what = "vanishing" if norm < VANISHING else "exploding"
             Alerts(self.alerts).tell(trainer.step, "gradients", f"the gradients of {part} are {what} (norm "

@@ -70,8 +70,8 @@ class Weights(Callback):
         histograms.show(trainer, "weights", self._entries)
         self._entries = {}
         trainable = {part_of(name) for name, p in trainer.model.named_parameters() if p.requires_grad}
-        if metrics.get("health/dropped_share", 0) > 0:  # an update that was dropped moves nothing
-            return
+        if any(value > 0 for name, value in metrics.items() if name.endswith(("/dropped_share", "/overflow_share"))):
+            return  # an update that was dropped moves nothing
         for name, value in metrics.items():
             part = name.removeprefix("updates/")
             if part == name or part in self._warned or (part in trainable) == (value > 0):

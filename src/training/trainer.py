@@ -242,6 +242,7 @@ class Trainer:
         if scale := self.loss_scales.get(phase):  # an overflow is the scale's business while there is room to halve it
             unhealthy = dropped * ((scale.value <= 1) | ~torch.isfinite(loss))
             self.record(self._phase_name("health/loss_scale", phase), scale.value)
+            self.record(self._phase_name("health/overflow_share", phase), dropped - unhealthy)
             scale.update(dropped)
         self.dropped, self.grad_norms[phase] = torch.maximum(self.dropped, unhealthy), norms
         self.record(self._phase_name("grad_norm", phase), norm)

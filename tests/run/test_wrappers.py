@@ -230,5 +230,5 @@ def test_a_run_is_deleted_when_it_is_not_running_and_one_is_sure(desk: Desk) -> 
     unsure = desk.call("delete.sh", "mine")
     assert unsure.returncode == 2 and "add --yes" in unsure.stderr and desk.run("mine")["state"] == "stopped"
     assert desk.call("delete.sh", str(pid), "--yes").returncode == 0
-    assert not (desk.results / "mine").exists() and not desk.runs()
-    assert not [link for link in desk.results.iterdir() if link.is_symlink()]
+    assert not (desk.results / "mine").exists() and "mine" not in [row["run"] for row in desk.runs()]
+    assert all(link.exists() for link in desk.results.iterdir() if link.is_symlink())
