@@ -1,5 +1,6 @@
 """A trainer of the language model on random tokens, for the benchmarks of this folder; nothing is downloaded."""
 
+import os
 import statistics
 import sys
 import threading
@@ -55,6 +56,7 @@ def trainer(preset: str, **options: Any) -> Iterator[Trainer]:
     """A trainer with every callback that a run has by default, in a run's directory of its own."""
     values = dict(LanguageModel.presets[preset]) | {"dropout": 0.0, "compile": False, "max_steps": 100_000} | options
     with TemporaryDirectory() as folder:
+        os.environ["STOKER_HOME"] = folder  # the runs of a benchmark are nobody's
         run = rundir.create(Path(folder), "bench", Status("lm", "train_lm.py", "random", preset))
         job = Job(Random, Parsed(Random.Config(**values), frozenset(values), preset))
         with run.lock():

@@ -29,4 +29,4 @@ setup
 if [[ "${png}" == yes ]]; then exec "${VENV}/bin/python" -P -m monitors.plots ${run:+"${run}"}; fi
 while (exec 3<>"/dev/tcp/127.0.0.1/${port}") 2>/dev/null; do port=$((port + 1)); done
 printf 'http://127.0.0.1:%d/\n' "${port}"
-exec "${VENV}/bin/python" -m tensorboard.main --logdir "${source}" --host 127.0.0.1 --port "${port}"
+exec "${VENV}/bin/python" -P -m tensorboard.main --logdir "${source}" --host 127.0.0.1 --port "${port}"

@@ -115,6 +115,8 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     typed = read_json(cls, Path(path), problems, invalid) if path else {}
     typed.update(flags)
     preset = typed.pop("preset", "")
+    if len(named := dict.fromkeys(str(value) for name, value in given if name == "preset")) > 1:
+        problems.append(f"{' and '.join(named)} are presets both: give one --preset or --hardware")
     if preset and preset not in presets:
         problems.append(f"--preset: there is no preset {preset!r}{_nearest(preset, presets)}; "
                         f"presets: {', '.join(presets)}")
@@ -122,7 +124,7 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     config = cls(**{**presets.get(preset, {}), **typed})
     problems += check(config, invalid) + further(config)
     if problems:
-        raise UserError(*problems)
+        raise UserError(*dict.fromkeys(problems))  # a flag that sets two fields has one mistake
     return Parsed(config, frozenset(typed), preset)
 
 

@@ -210,6 +210,8 @@ def test_every_mistake_is_told_at_once_each_in_a_line(tmp_path: Path) -> None:
     (["--width", "9", "--heads", "three"], ["'three' is not a whole number"]),
     (["--config", "nowhere.json"], ["nowhere.json", "No such file"]),
     (["--config", "."], ["Is a directory"]),
+    (["--preset", "small", "--hardware", "large"], ["small and large are presets both"]),
+    (["--interval", "three"], ["--interval: 'three' is not a whole number"]),
 ])
 def test_one_mistake_is_one_line(argv: list[str], parts: list[str]) -> None:
     found = mistakes(*argv)

@@ -32,6 +32,12 @@ def hardware(root: Path = Path("/")) -> str:
     return "high" if megabytes >= 10_000 else "mid" if megabytes else "low"
 
 
+def processor(root: Path = Path("/")) -> str:
+    """The CPU's model, as far as the kernel tells it."""
+    told = (line.partition(":") for line in (root / "proc/cpuinfo").read_text().splitlines())
+    return next((value.strip() for key, _, value in told if key.strip() == "model name"), "unnamed")
+
+
 def _nvidia() -> list[int]:
     """Memory of each GPU in MB, as the driver's own program tells it."""
     try:

@@ -42,7 +42,7 @@ def snapshot(named: str) -> Path | None:
     given = Path(named)
     kind, _, number = given.name.removesuffix(".pt").rpartition("_")
     respelled = [given.with_name(f"{kind}_{int(number):0{width}d}") for width in (4, 8)] if number.isdecimal() else []
-    for path in (given, given.parent, *respelled):
+    for path in (given, *([given.parent] if given.is_file() else []), *respelled):
         if (path / MANIFEST).is_file():
             return path.resolve()
     return None

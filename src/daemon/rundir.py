@@ -191,8 +191,9 @@ class RunDir:
         shutil.rmtree(self.path)
 
 
-def create(result_dir: Path, name: str, status: Status) -> RunDir:
-    """Make the directory of a new run, with status and config, under `name` or, if that is taken, the like of it.
+def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) -> RunDir:
+    """Make the directory of a new run, with status and config, under `name` or, unless `exact`, if that is taken, the
+    like of it.
 
     It gets its name last, so no run is ever met without its status. Raises UserError if it cannot be written; then
     nothing is left of it.
@@ -204,7 +205,7 @@ def create(result_dir: Path, name: str, status: Status) -> RunDir:
             (hidden.path / folder).mkdir(parents=True)
         files.write_json(hidden.config_file, status.typed)
         hidden.write_status(replace(status, created=time.time(), pid=os.getpid()))
-        run = RunDir(_named(hidden.path, name).resolve())
+        run = RunDir(_named(hidden.path, name, exact).resolve())
     except BaseException as error:
         shutil.rmtree(hidden.path, ignore_errors=True)
         if not isinstance(error, OSError):  # a stop that came just now
@@ -233,10 +234,13 @@ def slug(dataset: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "data"
 
 
-def _named(hidden: Path, name: str) -> Path:
-    """Rename a folder to a name not taken yet: two starts at the same time get two."""
+def _named(hidden: Path, name: str, exact: bool) -> Path:
+    """Rename a folder to a name not taken yet: two starts at the same time get two. Raises UserError where it must be
+    this one."""
     while True:
         path = _unused(hidden.parent, name)
+        if exact and path.name != name:
+            raise UserError(f"run {name} was started by somebody else this moment: start again, to go on with it")
         try:
             return hidden.rename(path)
         except OSError as error:

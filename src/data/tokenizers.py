@@ -162,7 +162,13 @@ class Tiktoken(Tokenizer):
         return _shared_out(lambda text: self._encoding.encode_to_numpy(text, disallowed_special=()), texts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._encoding.decode(list(ids))
+        return b"".join(self._bytes(i) for i in ids).decode(errors="replace")
+
+    def _bytes(self, token: int) -> bytes:
+        try:
+            return self._encoding.decode_single_token_bytes(token)
+        except KeyError:  # gpt4's and gpt4o's vocabularies have ids that stand for nothing
+            return "\N{REPLACEMENT CHARACTER}".encode()
 
     def to_json(self) -> str:
         return self._content or vocabularies.tokenizer_json(self._encoding)

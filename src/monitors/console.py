@@ -1,6 +1,7 @@
 """What a person reads: the lines of the log, and in a terminal a progress bar."""
 
 import logging
+import math
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.table import duration
 from training.callback import REPORT, Callback
-from training.options import epochs_of
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -47,7 +47,7 @@ class Console(Callback):
         epoch = trainer.step // trainer.steps_per_epoch + 1
         if epoch != self._told_epoch:
             self._told_epoch = epoch
-            log.info("Epoch %d/%d:", epoch, epochs_of(trainer.steps, trainer.steps_per_epoch))
+            log.info("Epoch %d/%d:", epoch, math.ceil(trainer.steps / trainer.steps_per_epoch))
 
     def on_step_end(self, trainer: "Trainer") -> None:
         if self._bar is not None:

@@ -13,7 +13,8 @@ from training.callback import Callback
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
-FEWEST_LINES = 8  # log lines from which noise can be told from progress
+FEWEST_LINES, FEWEST_STEPS = 8, 100  # from which noise can be told from progress
+STANDSTILL = 0.01  # a fall by less than this share of the loss is none
 STILL_LINES, RISES = 3, 3  # in a row: log lines, evaluations
 
 
@@ -22,9 +23,10 @@ class Progress(Callback):
     """Looks at `train/loss` and `eval/loss`. Where a stage has several phases there is no such training loss, and a
     balance between them is no standstill.
 
-    No progress: over the last quarter of the run (at least eight log lines), the line through the logged losses falls
-    by less than its own standard error, three times in a row. Overfitting: three evaluations in a row are worse than
-    the one before, while the mean training loss between them fell.
+    No progress: over the last quarter of the run (at least eight log lines and 100 steps), the line through the logged
+    losses falls by less than 1 % of them, and by two of its standard errors it cannot be more; three times in a row.
+    Overfitting: three evaluations in a row are worse than the one before, while the mean training loss between them
+    fell.
     """
 
     alerts: Path
@@ -39,8 +41,8 @@ class Progress(Callback):
         loss = metrics.get("train/loss", math.nan)
         if math.isfinite(loss):
             self._lines.append((trainer.step, loss))
-            recent = sum(step > trainer.step - trainer.steps / 4 for step, _ in self._lines)
-            self._lines = self._lines[-max(recent, FEWEST_LINES):]
+            recent = sum(step > trainer.step - max(trainer.steps / 4, FEWEST_STEPS) for step, _ in self._lines)
+            self._lines = self._lines[-max(recent + 1, FEWEST_LINES):]  # from where that stretch begins
             self._between.append(loss)
             self._judge_progress(trainer)
         if math.isfinite(metrics.get("eval/loss", math.nan)) and self._between:
@@ -48,9 +50,10 @@ class Progress(Callback):
 
     def _judge_progress(self, trainer: "Trainer") -> None:
         (first, before), (_, now) = self._lines[0], self._lines[-1]
-        if self._still.rings(len(self._lines) >= FEWEST_LINES and not falls(*zip(*self._lines))):
+        enough = len(self._lines) >= FEWEST_LINES and trainer.step - first >= FEWEST_STEPS
+        if self._still.rings(enough and stands_still(*zip(*self._lines))):
             Alerts(self.alerts).tell(
-                trainer.step, "no progress", f"train/loss has not fallen by more than its noise since step {first} "
+                trainer.step, "no progress", f"train/loss has not fallen by {STANDSTILL:.0%} since step {first} "
                 f"({before:.4g} then, {now:.4g} now): try --lr lower and higher, a longer --warmup_steps, a bigger "
                 "--preset; look at the data; if this is as good as it gets, stop")
 
@@ -75,10 +78,11 @@ class Progress(Callback):
             self._still.held, self._worse.held = state["still"], state["worse"]
 
 
-def falls(steps: tuple[float, ...], losses: tuple[float, ...]) -> bool:
-    """Whether the least-squares line through these losses falls by more than its standard error."""
+def stands_still(steps: tuple[float, ...], losses: tuple[float, ...]) -> bool:
+    """Whether the least-squares line through these losses falls by less than 1 % of their mean from end to end, even if
+    it were steeper by two standard errors: where noise hides the slope, nothing is claimed."""
     x, y = np.array(steps, dtype=float), np.array(losses)
-    x, y = x - x.mean(), y - y.mean()
+    mean, x, y = y.mean(), x - x.mean(), y - y.mean()
     slope = (x @ y) / (x @ x)
-    variance = ((y - slope * x) ** 2).sum() / (len(x) - 2)
-    return bool(-slope > math.sqrt(variance / (x @ x)))
+    error = math.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x))
+    return bool((2 * error - slope) * (x[-1] - x[0]) < STANDSTILL * abs(mean))

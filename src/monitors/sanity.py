@@ -1,5 +1,6 @@
 """Finds NaN and infinity: in loss and gradients at every step, in weights and optimizer at an interval."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from monitors.alerts import Alerts
 from monitors.parts import first_non_finite
 from training import optim
 from training.callback import Callback
+from training.stage import Ratio
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -32,6 +34,13 @@ class Sanity(Callback):
     interval: int
     in_a_row: int = 0
     _seen: dict[str, Tensor] = field(default_factory=dict, repr=False)  # on the device, since the last look
+    _losses: list[Tensor] = field(default_factory=list, repr=False)  # of the step in hand
+
+    def on_step_start(self, trainer: "Trainer") -> None:
+        self._losses = []
+
+    def on_loss(self, trainer: "Trainer", phase: str, loss: Ratio) -> None:
+        self._losses.append(loss.total.detach())
 
     def on_step_end(self, trainer: "Trainer") -> None:
         self._note(trainer)
@@ -72,16 +81,16 @@ class Sanity(Callback):
                          {"step": step, "kind": "non-finite", "where": where, "rows": rows, "dropped": dropped})
 
     def _where(self, trainer: "Trainer") -> str:
-        """The first bad tensor of the step just done. The gradients themselves were clipped by NaN since: what tells
-        is their norms before."""
+        """What was bad first in the step just done: a weight, the loss, or the gradient nearest the output, since from
+        there NaN spreads down. The gradients were clipped by NaN since: what tells is their norms before."""
         if name := first_non_finite(trainer.model.named_parameters()):
             return f"weight {name}"
-        names = {id(p): name for name, p in trainer.model.named_parameters()}
-        for phase, norms in trainer.grad_norms.items():
-            params = [p for p in optim.parameters(trainer.optimizers[phase]) if p.grad is not None]
-            if bad := (~norms.isfinite()).nonzero().flatten().tolist():
-                return f"gradient of {names[id(params[bad[0]])]}"
-        return "the loss"
+        if not all(loss.isfinite() for loss in self._losses):
+            return "the loss"
+        bad = {id(p) for phase, norms in trainer.grad_norms.items() for p, norm in zip(
+            [p for p in optim.parameters(trainer.optimizers[phase]) if p.grad is not None], norms.tolist())
+               if not math.isfinite(norm)}
+        return f"gradient of {[name for name, p in trainer.model.named_parameters() if id(p) in bad][-1]}"
 
     def _scan(self, trainer: "Trainer") -> None:
         """Weights, buffers and optimizer state, all of them."""

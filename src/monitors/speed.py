@@ -1,5 +1,6 @@
 """Speed, time waiting for data, and when the run will be done."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,14 +24,15 @@ class Speed(Callback):
 
     flops_per_sample: float = 0.0
     peak_flops: float = 0.0
+    eval_seconds: float = 0.0  # of an evaluation, as expected until there was one
     _since: float | None = None  # start of the stretch measured
     _steps: int = 0
     _paused: float = 0.0
     _waited: float = 0.0
     _step_start: float = 0.0
     _eval_start: float = 0.0
-    _eval_seconds: float = 0.0
-    _usual: float | None = None  # seconds a step, smoothed
+    _usual: float = 0.0  # seconds a step, smoothed
+    _lines: int = 0
     _done: dict[str, int] = field(default_factory=dict)
     _first_batch: bool = False
 
@@ -54,16 +56,17 @@ class Speed(Callback):
         self._eval_start = time.perf_counter()
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        self._eval_seconds = time.perf_counter() - self._eval_start
+        self.eval_seconds = time.perf_counter() - self._eval_start
         if self._since is not None:
-            self._paused += self._eval_seconds
+            self._paused += self.eval_seconds
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         if self._since is None or not self._steps:
             return
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
         each = seconds / self._steps
-        self._usual = each if self._usual is None else 0.5 * (self._usual + each)
+        self._usual = each if self._lines < 2 else 0.5 * (self._usual + each)  # a sitting's first steps are slow
+        self._lines += 1
         trainer.timings |= {f"speed/{unit}_per_sec": amount / seconds for unit, amount in self._done.items()}
         trainer.timings |= {"speed/step_seconds": each, "speed/data_share": self._waited / seconds,
                             "speed/eta_seconds": self._eta(trainer)}
@@ -75,6 +78,6 @@ class Speed(Callback):
         self._since, self._steps, self._paused, self._waited, self._done = None, 0, 0.0, 0.0, {}
 
     def _eta(self, trainer: "Trainer") -> float:
-        left = trainer.steps - trainer.step
-        evaluations = left // (trainer.cfg.eval_interval or trainer.steps_per_epoch)
-        return left * (self._usual or 0.0) + evaluations * self._eval_seconds
+        every = trainer.cfg.eval_interval or trainer.steps_per_epoch
+        evaluations = math.ceil(trainer.steps / every) - trainer.step // every
+        return (trainer.steps - trainer.step) * self._usual + evaluations * self.eval_seconds

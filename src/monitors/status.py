@@ -51,7 +51,8 @@ class StatusWriter(Callback):
         self._write(trainer, "training")
 
     def on_error(self, trainer: "Trainer", error: BaseException) -> None:
-        self._write(trainer, "training")
+        if self._status:  # else it failed before it had begun
+            self._write(trainer, "training")
 
     def _write(self, trainer: "Trainer", state: str) -> None:
         assert self._status is not None

@@ -29,6 +29,10 @@ class System(Callback):
     _disk: Alarm = field(default_factory=Alarm)
     _measures_gpu: bool = True
 
+    def on_start(self, trainer: "Trainer") -> None:
+        if trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.device)  # the estimate's trials are not the run's
+
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         trainer.timings |= {
             "system/process_mb": psutil.Process().memory_info().rss / MB,

@@ -46,8 +46,12 @@ def compiler_problem(device: torch.device) -> str:
     try:
         torch.compile(lambda x: x.tanh() + 1)(torch.ones(8, device=device))
     except RuntimeError as error:  # the base of all that torch.compile raises
-        return f"torch.compile does not work here ({str(error).splitlines()[0]})"
+        return f"torch.compile does not work here ({first_line(error)})"
     return ""
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def checkpoint_blocks(blocks: list[nn.Module]) -> None:

@@ -1,6 +1,7 @@
 """What a run will take, in memory and time: measured on a throwaway copy of its model before it begins."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from training.options import Options
 from training.stage import Batch, Stage
 
 LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
+NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
 ENOUGH_SECONDS = 1.0  # of trying bigger and bigger batches
 BIG_ENOUGH_SECONDS = 0.01  # of a matrix product whose speed is taken for the peak
 SCRATCH = 2**21  # numbers updated to see how long the optimizer takes
@@ -83,10 +85,13 @@ class Length:
     scored: int  # in all its evaluations
 
     @classmethod
-    def of(cls, stage: Stage, cfg: Options, updates: int) -> "Length":
+    def of(cls, stage: Stage, cfg: Options) -> "Length":
+        """Of a run whose config was fitted to it."""
+        assert cfg.max_steps is not None
+        updates = cfg.max_steps
         train, validation = (len(stage.dataset(split)) for split in ("train", "validation"))  # type: ignore[arg-type]
         per_epoch = Order(train, cfg.batch_size, cfg.grad_accum_steps, cfg.seed).steps_per_epoch
-        evaluations = max(1, updates // (cfg.eval_interval or per_epoch))
+        evaluations = math.ceil(updates / (cfg.eval_interval or per_epoch))  # the last update has one in any case
         return cls(updates, updates / per_epoch * train, evaluations * validation)
 
 
@@ -96,8 +101,18 @@ def size(number: float) -> str:
 
 
 def read(path: Path) -> Estimate | None:
-    """What was written when the run began, if it was."""
-    return Estimate(**json.loads(path.read_text())) if path.exists() else None
+    """What was written when the run began; None where it was not, or by another version."""
+    try:
+        return Estimate(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def expect(stage: Stage, cfg: Options, device: torch.device) -> tuple[Options, Estimate, Length, str]:
+    """What a run will take; the config says whether it is compiled, and the line why, if that was looked into."""
+    length, found = Length.of(stage, cfg), measure(stage, cfg, device)
+    cfg, found, line = settle_compile(found, stage, cfg, device, found.seconds(length))
+    return cfg, found, length, line
 
 
 def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
@@ -122,9 +137,13 @@ def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.de
         return plain, found, ""
     if why := blocks.compiler_problem(device):
         return plain, found, f"Not compiled: {why}"
-    tried = try_compiled(found, stage, cfg, device)
+    try:
+        tried = try_compiled(found, stage, cfg, device)
+    except RuntimeError as error:  # the compiler's, or not enough memory for two of the model
+        return plain, found, f"Not compiled: a trial failed ({blocks.first_line(error)})"
     told = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
-    pays = seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds
+    pays = tried.compiled_speedup > NOTICEABLE and (
+        seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
     if cfg.compile is None and not pays:
         return plain, found, f"Not compiled: {told}"
     return (replace(cfg, compile=True),
@@ -138,7 +157,7 @@ def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.d
         size, plain = trial.biggest()
         blocks.shape(stage, trial.model, replace(cfg, compile=True, gradient_checkpointing=False))
         first = trial.step(size)
-        seconds = min(trial.step(size) for _ in range(2))
+        seconds = min(trial.step(size) for _ in range(3))
     return replace(estimate, compile_seconds=max(0.0, first - seconds), compiled_speedup=plain / seconds)
 
 
@@ -185,7 +204,6 @@ class _Trial:
         Begins with two samples: batch norm cannot learn from one.
         """
         start, size = time.perf_counter(), min(2, self.cfg.batch_size)
-        self.step(size)  # the first pass of a process is slower
         seconds = self.step(size)
         while size < self.cfg.batch_size and time.perf_counter() - start < ENOUGH_SECONDS:
             bigger = min(2 * size, self.cfg.batch_size)
@@ -193,7 +211,7 @@ class _Trial:
                 size, seconds = bigger, self.step(bigger)
             except torch.OutOfMemoryError:
                 break
-        return size, seconds
+        return size, min(seconds, self.step(size), self.step(size))  # the first pass of a size is slower
 
     def scoring(self, size: int) -> float:
         batch = self.batch(size)
@@ -213,8 +231,10 @@ class _Trial:
 
     def kept(self) -> tuple[int, int]:
         """Bytes that autograd keeps from the forward to the backward pass: fixed, and for each sample."""
-        few, more = 2, 4
-        bytes_few, bytes_more = (self._kept(size) for size in (few, more))
+        few, more = min(2, self.cfg.batch_size), min(4, self.cfg.batch_size)  # no more than the run itself will try
+        bytes_few, bytes_more = self._kept(few), self._kept(more)
+        if few == more:
+            return 0, bytes_few // few
         each = max(0, (bytes_more - bytes_few) // (more - few))
         return max(0, bytes_few - few * each), each
 

@@ -67,12 +67,16 @@ def _tell_sample(trainer: Trainer) -> None:
     if not trainer.cfg.samples:
         return
     trainer.model.eval()
-    with torch.no_grad(), devices.autocast(trainer.device, trainer.cfg.precision):
-        made = trainer.stage.samples(trainer.model)
+    try:
+        with torch.no_grad(), devices.autocast(trainer.device, trainer.cfg.precision):
+            made = trainer.stage.samples(trainer.model)
+    except Exception:  # a sample is no reason for a run to fail that has done all it should
+        log.exception("no sample could be made")
+        return
     for text in [media.content for media in made.values() if isinstance(media, Text)][:1]:
         log.info("Sample of the best model:")
         for line in [line for line in text.splitlines() if line.strip()][:SAMPLE_LINES]:
-            log.info("  | %s", line)
+            log.info("  | %s", "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
 
 
 def _ema(trainer: Trainer) -> EMA | None:

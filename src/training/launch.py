@@ -93,14 +93,16 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
         return _evaluation(stage, parsed)
     if cfg.resume:
         return _resumed(stage, parsed, *_meant_by(stage, parsed))
-    named = _result_dir(cfg) / cfg.run_name
-    if cfg.run_name and (named / "status.json").exists():
-        return _resumed(stage, parsed, RunDir(named.resolve()), None)
-    if cfg.init_from:
-        parsed = pretrained.taken(stage, parsed, pretrained.find(cfg.init_from, stage.name))
-    settled, notes = stage.settle(parsed.config, parsed.typed)
-    kept = {name for name, value in vars(settled).items() if value != getattr(cfg, name)}  # also when it goes on
-    return Job(stage, replace(parsed, config=settled, typed=parsed.typed | kept), notes=tuple(notes))
+    if run := _named_run(cfg):
+        return _resumed(stage, parsed, run, None)
+    parsed, notes = pages.settled(stage, parsed)
+    return Job(stage, parsed, notes=tuple(notes))
+
+
+def _named_run(cfg: Options) -> RunDir | None:
+    """The run that --run_name names, where there is one."""
+    named = RunDir((_result_dir(cfg) / cfg.run_name).resolve())
+    return named if cfg.run_name and named.status_file.exists() else None
 
 
 def _problems(stage: type[Stage], cfg: Options) -> list[str]:
@@ -113,13 +115,15 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
         return ["--eval_only: of which weights? name a run, a snapshot or a model folder with --init_from"]
     if cfg.split != "validation" and not cfg.eval_only:
         return [f"--split {cfg.split} is for --eval_only: leave it out, a run is validated on its validation split"]
-    if cfg.resume:
+    if problems := _run_name_problems(cfg):
+        return problems
+    if cfg.resume or _named_run(cfg):
         return []
     problems = stage.check(cfg, resumed=False)
     if cfg.checkpoint_file and registry.snapshot(cfg.checkpoint_file) is None:
         problems.append(f"--checkpoint_file {cfg.checkpoint_file}: no snapshot there; a snapshot is a folder with a "
                         "manifest.json, such as result/RUN/snapshots/snapshot_epoch_0010")
-    return problems + _missing_packages(cfg) + _run_name_problems(cfg)
+    return problems + _missing_packages(cfg)
 
 
 def _missing_packages(cfg: Options) -> list[str]:
@@ -137,6 +141,9 @@ def _run_name_problems(cfg: Options) -> list[str]:
         return [f"--run_name is {len(cfg.run_name.encode())} bytes long: at most {LONGEST_NAME}"]
     if cfg.run_name and (_result_dir(cfg) / cfg.run_name).is_symlink():
         return [f"--run_name {cfg.run_name} is the link to the newest run of its kind: choose another name"]
+    if cfg.run_name and (_result_dir(cfg) / cfg.run_name).exists() and not _named_run(cfg):
+        return [f"--run_name {cfg.run_name}: {_result_dir(cfg) / cfg.run_name} is there, and is no run: choose another "
+                "name"]
     return []
 
 
@@ -165,8 +172,10 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
                         f"stop it first: ./run/stop.sh {run.name}")
     more = parsed.config.extend_steps
     if status.state == "finished" and not more:
-        raise UserError(f"run {run.name} is finished: add --extend_steps N to train it for N steps more, or start a "
-                        f"new run with its weights: --init_from {run.name}")
+        raise UserError(f"run {run.name} is finished: add --extend_steps N to train it for N steps more than the "
+                        f"{status.of:,} planned, or start a new run with its weights: --init_from {run.name}")
+    if parsed.config.run_name not in ("", run.name):
+        raise UserError(f"--run_name {parsed.config.run_name}: {run.name} keeps its name; leave it out")
     if parsed.preset and parsed.preset != status.preset:
         raise UserError(f"--preset {parsed.preset}: {run.name} has preset {status.preset or 'none'}; leave it out")
     written = _written_config(run)  # all options once it has begun, before that the typed ones
@@ -258,9 +267,9 @@ def start(job: Job) -> int:
             signals.at_second = lambda name: _at_once(run, name)
             with run.lock():
                 code = _locked(job, run, signals, background)
-            if job.cfg.on_end:
-                _tell(job.cfg.on_end, run)
-            return code
+        if job.cfg.on_end:
+            _tell(job.cfg.on_end, run)
+        return code
     except UserError as error:
         with open(console, "w") as stderr:
             stderr.writelines(f"{config.program()}: {problem}\n" for problem in error.problems)
@@ -290,7 +299,8 @@ def _new_run(job: Job) -> RunDir:
     cfg, stage, preset = job.cfg, job.stage, job.parsed.preset
     status = Status(stage.name, Path(sys.argv[0]).name, cfg.dataset, preset,
                     typed={name: getattr(cfg, name) for name in sorted(job.parsed.typed)})
-    return rundir.create(_result_dir(cfg), cfg.run_name or rundir.run_name(stage.name, cfg.dataset, preset), status)
+    return rundir.create(_result_dir(cfg), cfg.run_name or rundir.run_name(stage.name, cfg.dataset, preset), status,
+                         exact=bool(cfg.run_name))
 
 
 def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
@@ -351,6 +361,8 @@ def _tell(command: str, run: RunDir) -> None:
 
 
 def _at_once(run: RunDir, name: str) -> int:
+    if run.status().state not in rundir.ACTIVE:  # it has ended by itself this moment
+        return FINISHED
     _end(run, "stopped", f"second {name}: ended at once, what came after the last snapshot is lost", RESUMABLE)
     return RESUMABLE
 

@@ -39,7 +39,7 @@ class Optimization:
     gradient_clip: float = opt(1.0, "largest norm of the gradients (0: not clipped)", ge=0, aliases=("max_grad_norm",))
     ema_decay: float = opt(0.0, "evaluate and hand out a moving average of the weights with this decay, such as 0.999 "
                            "(0: the weights themselves)", ge=0, lt=1)
-    seed: int = opt(42, "everything random follows from it", ge=0)
+    seed: int = opt(42, "everything random follows from it", ge=0, lt=2**63)
 
 
 @dataclass
@@ -83,9 +83,9 @@ class Keeping:
     result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
                           aliases=("checkpoint_dir", "save_dir"))
     run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
-    on_end: str = opt("", "a shell command to run when the run has finished, failed or stopped (not after kill -9); it "
-                      "finds STOKER_RUN (the folder), STOKER_STATE and STOKER_REASON in its environment",
-                      may_change=True)
+    on_end: str = opt("", "a shell command to run when the run has finished, failed or stopped (not after kill -9 or a "
+                      "second stop signal); it finds STOKER_RUN (the folder), STOKER_STATE and STOKER_REASON in its "
+                      "environment", may_change=True)
 
 
 @dataclass
@@ -184,5 +184,8 @@ def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: i
     return replace(cfg, **cuts), lines
 
 
-def epochs_of(steps: int, steps_per_epoch: int) -> int:
-    return math.ceil(steps / steps_per_epoch)
+def fitted(cfg: T, typed: Collection[str], steps_per_epoch: int) -> tuple[T, list[str]]:
+    """The config with the run's length settled, in `max_steps` and `epochs`, and what depends on it; lines about it."""
+    steps = run_length(cfg, typed, steps_per_epoch)
+    cfg, lines = fit_to_length(cfg, typed, steps, steps_per_epoch)
+    return replace(cfg, max_steps=steps, epochs=math.ceil(steps / steps_per_epoch)), lines

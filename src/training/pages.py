@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import config
 from config import Parsed, UserError
 from daemon import machine
 from daemon.rundir import PROJECT
-from training.options import Options, run_length
+from training import pretrained
+from training.options import Options, fitted
 from training.stage import Stage
 
 
@@ -30,7 +32,7 @@ def asked(stage: type[Stage], argv: Sequence[str]) -> Callable[[], str] | None:
     if "--explain" in argv:
         return lambda: section(guide(stage), "In short")
     if "--info" in argv:
-        return lambda: f"{guide(stage)}\n## The model of these options\n\n{figures(stage, parse(stage, rest))}"
+        return lambda: f"{guide(stage)}\n## The model of these options\n\n{figures(stage, _of_new_run(stage, rest))}"
     if "--print_config" in argv:
         return lambda: json.dumps(config.to_json(parse(stage, rest).config), indent=2)
     return None
@@ -38,10 +40,30 @@ def asked(stage: type[Stage], argv: Sequence[str]) -> Callable[[], str] | None:
 
 def parse(stage: type[Stage], argv: Sequence[str], further: Callable[[Any], list[str]] = lambda cfg: []) -> Parsed[Any]:
     """The config that a command line asks for; `--hardware auto` becomes the recipe for this machine."""
-    auto = machine.hardware() if any(word.endswith("auto") for word in argv) else ""
+    may_ask = any(word.endswith("auto") or word.lstrip("-").startswith("config") for word in argv)
+    auto = machine.hardware() if may_ask else ""
     presets = {**stage.presets, **({"auto": stage.presets[auto]} if auto in stage.presets else {})}
     parsed: Parsed[Any] = config.parse(stage.Config, presets, argv, further)
     return Parsed(parsed.config, parsed.typed, auto) if parsed.preset == "auto" else parsed
+
+
+def settled(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[str]]:
+    """The config of a new run, with what the weights that it begins with and this machine settle; lines about it.
+
+    What is settled counts as typed: it stays when the run goes on. Raises UserError where it cannot be.
+    """
+    if named := parsed.config.init_from or parsed.config.checkpoint_file:
+        parsed = pretrained.taken(stage, parsed, pretrained.find(named, stage.name))
+    cfg, notes = stage.settle(parsed.config, parsed.typed)
+    changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}
+    return replace(parsed, config=cfg, typed=parsed.typed | changed), notes
+
+
+def _of_new_run(stage: type[Stage], argv: Sequence[str]) -> tuple[Parsed[Any], list[str]]:
+    parsed = parse(stage, argv, lambda cfg: stage.check(cfg, resumed=False))
+    if parsed.config.resume:
+        raise UserError("--info is about a new run: leave --resume out, or take --init_from for the model of a run")
+    return settled(stage, parsed)
 
 
 def guide(stage: type[Stage]) -> str:
@@ -55,18 +77,15 @@ def section(text: str, heading: str) -> str:
     return found[1].rstrip()
 
 
-def figures(stage: type[Stage], parsed: Parsed[Any]) -> str:
+def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     """Size, memory and time of the model that these options make, measured here on its own data."""
     if importlib.util.find_spec("torch") is None:
         return "They are measured once set up: any script of run/ does that, ./run/test.sh for one."
     from data.loader import Order
     from training import device as devices
     from training import estimate
-    from training.estimate import Length
 
-    cfg, notes = stage.settle(parsed.config, parsed.typed)
-    if problems := stage.check(cfg, resumed=False):
-        raise UserError(*problems)
+    (parsed, notes), cfg = of, of[0].config
     devices.settle(cfg.threads)
     device = devices.choose(cfg.device)
     cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
@@ -74,10 +93,10 @@ def figures(stage: type[Stage], parsed: Parsed[Any]) -> str:
         made = stage(cfg, Path(folder))
         made.prepare()
         rows = len(made.dataset("train"))  # type: ignore[arg-type]
-        found = estimate.measure(made, cfg, device)
-        per_epoch = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed).steps_per_epoch
-        length = Length.of(made, cfg, run_length(cfg, parsed.typed, per_epoch))
-    return "\n".join([*notes, *table(cfg, found, length)])
+        order = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed)
+        cfg, cuts = fitted(cfg, parsed.typed, order.steps_per_epoch)
+        cfg, found, length, compiled = estimate.expect(made, cfg, device)
+    return "\n".join([*notes, *cuts, *([compiled] if compiled else []), *table(cfg, found, length)])
 
 
 def table(cfg: Options, found: Any, length: Any) -> list[str]:

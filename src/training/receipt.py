@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import config
+from daemon import machine
 from daemon.rundir import PROJECT
 from training import device as devices
 
@@ -23,7 +24,7 @@ def made_by(cfg: Any, device: torch.device, begun_with: Mapping[str, str]) -> di
         "code": code_version(PROJECT / "src"),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()}, {machine.processor()}",
         "device": devices.describe(device),
         "threads": torch.get_num_threads(),
         "begun_with": dict(begun_with),

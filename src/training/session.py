@@ -41,9 +41,9 @@ from training.callbacks.early_stopping import EarlyStopping
 from training.callbacks.ema import EMA
 from training.callbacks.load_weights import LoadWeights
 from training.callbacks.time_limit import TimeLimit
-from training.estimate import Estimate
+from training.estimate import Estimate, Length
 from training.hand_out import hand_out
-from training.options import Options, epochs_of, fit_to_length, run_length
+from training.options import Options, fitted
 from training.pretrained import Pretrained
 from training.signals import Signals
 from training.snapshots import Snapshots
@@ -92,12 +92,14 @@ class Session:
         if cfg.batch_size * cfg.grad_accum_steps > rows:
             log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
                         f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")
-        cfg, steps = self._fit(cfg, order)
+        cfg, lines = fitted(cfg, self.job.parsed.typed, order.steps_per_epoch)
+        for line in lines:
+            log.info("%s", line)
         stage.cfg = cfg
         kept = Snapshots(self.run.snapshots, {})
         kept.tidy()
         snapshot = self._where_to_go_on(kept)
-        cfg, expected = self._expect(stage, cfg, device, steps, begins=snapshot is None)
+        cfg, expected = self._expect(stage, cfg, device, begins=snapshot is None)
         stage.cfg = cfg
         weights = None if snapshot else self._initial_weights(cfg)
         kept = replace(kept, made_by=receipt.made_by(cfg, device, _begun_with(weights, snapshot)))
@@ -105,7 +107,7 @@ class Session:
             _show_receipt(snapshot, kept.made_by)
         callbacks = [*_callbacks(cfg, self.run, stage, weights, expected),
                      Begin(self.run, snapshot is None, self.begun)]
-        return Trainer(stage, cfg, steps, order, kept, callbacks, self.signals, device), snapshot
+        return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device), snapshot
 
     def _neighbours(self) -> list[str]:
         """A line for each other run that computes on the same device now."""
@@ -113,15 +115,6 @@ class Session:
         return [f"{run.name} (process {holder.pid}) computes on {device} too: both will be slower"
                 for run in registry.runs()
                 if run.path != self.run.path and run.status().device == device and (holder := run.holder())]
-
-    def _fit(self, cfg: Options, order: Order) -> tuple[Options, int]:
-        """Settle the run's length and what depends on it. In a run that goes on all counts as typed: it is kept."""
-        typed = self.job.parsed.typed
-        steps = run_length(cfg, typed, order.steps_per_epoch)
-        cfg, lines = fit_to_length(cfg, typed, steps, order.steps_per_epoch)
-        for line in lines:
-            log.info("%s", line)
-        return replace(cfg, max_steps=steps, epochs=epochs_of(steps, order.steps_per_epoch)), steps
 
     def _where_to_go_on(self, kept: Snapshots) -> Path | None:
         """The snapshot to go on from, its receipt in the log; None for a new run and one that had not begun."""
@@ -135,18 +128,22 @@ class Session:
             manifest.verified(snapshot)
         return snapshot
 
-    def _expect(self, stage: Stage, cfg: Options, device: torch.device, steps: int, *,
+    def _expect(self, stage: Stage, cfg: Options, device: torch.device, *,
                 begins: bool) -> tuple[Options, Estimate | None]:
         """What the run will take, and whether it is compiled; a run that goes on keeps to what was found then."""
-        if not begins:
-            return _still_compiled(cfg, device), estimate.read(self.run.estimate)
-        found, length = estimate.measure(stage, cfg, device), estimate.Length.of(stage, cfg, steps)
-        cfg, found, line = estimate.settle_compile(found, stage, cfg, device, found.seconds(length))
-        for told in filter(None, [line, found.describe(length, cfg.batch_size)]):
-            log.info("%s", told)
-        files.write_json(self.run.estimate, asdict(found))
-        self.run.write_status(replace(self.run.status(), expected_seconds=found.seconds(length)))
-        return cfg, found
+        if begins:
+            cfg, expected, length, line = estimate.expect(stage, cfg, device)
+            for told in filter(None, [line, expected.describe(length, cfg.batch_size)]):
+                log.info("%s", told)
+            files.write_json(self.run.estimate, asdict(expected))
+        else:
+            cfg, known = _still_compiled(cfg, device), estimate.read(self.run.estimate)
+            if known is None or known.device != devices.describe(device):
+                return cfg, None
+            length = Length.of(stage, cfg)
+            expected = replace(known, peak_flops=estimate.peak_flops(device, cfg.precision))  # of the threads of now
+        self.run.write_status(replace(self.run.status(), expected_seconds=expected.seconds(length)))
+        return cfg, expected
 
     def _initial_weights(self, cfg: Options) -> Pretrained | None:
         """What a run takes its weights from when it begins."""
@@ -197,7 +194,10 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Pretrained | None,
                expected: Estimate | None) -> list[Callback]:
     """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
     sanity = Sanity(run.alerts, run.incidents, cfg.sanity_check_interval)
-    speed = Speed(expected.sample_flops, expected.peak_flops) if expected else Speed()
+    speed = Speed()
+    if expected:
+        rows = len(stage.dataset("validation"))  # type: ignore[arg-type]
+        speed = Speed(expected.sample_flops, expected.peak_flops, expected.scored_seconds * rows)
     callbacks: list[Callback] = [sanity, speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts)]
     if cfg.spike_factor:
@@ -218,6 +218,6 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Pretrained | None,
         callbacks.append(Gradients(cfg.gradient_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     if cfg.weight_monitor and cfg.weight_monitor_interval:
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
-    views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard), StatusWriter(run),
-             *([WandB(run)] if cfg.use_wandb else [])]
+    views = [JournalWriter(run.metrics, run.timings, run.alerts), Console(), TensorBoard(run.tensorboard),
+             StatusWriter(run), *([WandB(run)] if cfg.use_wandb else [])]
     return [*callbacks, *views, *stage.callbacks()]

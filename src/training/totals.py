@@ -31,8 +31,9 @@ class Totals:
     def state_dict(self) -> dict[str, list[Any]]:
         return {name: list(pair) for name, pair in self._sums.items()}
 
-    def load_state_dict(self, state: dict[str, list[Any]]) -> None:
-        self._sums = {name: list(pair) for name, pair in state.items()}
+    def load_state_dict(self, state: dict[str, list[Any]], device: torch.device) -> None:
+        self._sums = {name: [value.to(device) if isinstance(value, Tensor) else value for value in pair]
+                      for name, pair in state.items()}
 
 
 def finite_or_nothing(ratio: Ratio) -> Ratio:

@@ -111,7 +111,8 @@ class LanguageModel(Stage):
         from data import hub, vocabularies
 
         lines, problems = [], []
-        own = [f"--{name}" for name in ("vocab_size", "retrain_tokenizer") if name in typed]
+        own = [f"--{name}" for name in ("vocab_size", "retrain_tokenizer")
+               if name in typed and getattr(cfg, name) != getattr(cls.Config, name)]
         if own and "tokenizer" not in typed and cfg.tokenizer != "bpe":
             lines.append(f"{own[0]} asks for a tokenizer of this text's own: --tokenizer bpe")
             cfg = replace(cfg, tokenizer="bpe")
@@ -151,8 +152,8 @@ class LanguageModel(Stage):
         assert not leaked, f"{leaked} documents to judge by occur in the training text"
         rows = [f"{len(self.dataset(split)):,} rows ({len(ids):,} tokens)"  # type: ignore[arg-type]
                 for split, ids in self.tokens.items()]
-        log.info("Data check: %s to train on, %s to validate; %.0f %% of %s documents to judge by occur in training",
-                 *rows, 100 * leaked / judged, f"{judged:,}")
+        log.info("Data check: %s to train on, %s to validate; none of the %s documents to judge by occurs in training",
+                 *rows, f"{judged:,}")
         log.info("Tokenizer: %s, %s pieces", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         log.info("Unigram baseline: validation perplexity %.1f",
                  tokens.unigram_perplexity(self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
@@ -263,7 +264,7 @@ def _tokenizer_of(pretrained: "Pretrained") -> str:
 
 def _exp(value: float) -> float:
     """Perplexity of a mean loss, whatever its size."""
-    return math.exp(value) if value < 709 else math.inf  # beyond, a double overflows
+    return math.inf if value >= 709 else math.exp(value)  # beyond, a double overflows
 
 
 if __name__ == "__main__":

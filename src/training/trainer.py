@@ -340,7 +340,7 @@ class Trainer:
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
         self.lr = state["lr"]
-        self._totals.load_state_dict(state["totals"])
+        self._totals.load_state_dict(state["totals"], self.device)
         if state["steps"] != self.steps:
             log.warning("planned for %s steps, now for %s: the learning rate follows the new plan from here on",
                         f"{state['steps']:,}", f"{self.steps:,}")

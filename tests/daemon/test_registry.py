@@ -61,6 +61,16 @@ def test_by_path_from_anywhere(make: Make, tmp_path: Path, monkeypatch: pytest.M
     assert registry.find(".") == run
 
 
+def test_within_a_snapshot_a_name_still_means_a_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = make("one", "first"), make("other", "second")
+    snapshot = one.snapshots / "snapshot_step_00000001"
+    snapshot.mkdir(parents=True)
+    (snapshot / "manifest.json").write_text("{}")
+    monkeypatch.chdir(snapshot)
+    assert registry.find("other") == registry.find("oth") == other and registry.snapshot("other") is None
+    assert registry.find("manifest.json") == one
+
+
 def test_by_the_link_to_the_newest(make: Make) -> None:
     for name in ("lm_corpus_20240101-000000", "lm_corpus_20240102-000000"):
         run = make(name, "project/result")

@@ -6,6 +6,7 @@ import math
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,17 @@ def test_overfit_gap() -> None:
     assert stopped_after(stopping, rows) == 5
 
 
+def test_a_batch_of_nan_is_left_out_of_the_overfit_gap() -> None:
+    stopping = EarlyStopping("eval/loss", "min", 99, 0.001, overfit_patience=2)
+    trainer: Any = SimpleNamespace(stage=SimpleNamespace(phases=("main",)), asked=[])
+    trainer.ask = lambda what, why: trainer.asked.append(what)
+    for gap in (0.1, 0.2, 0.3):
+        for loss in (4.0, math.nan):
+            stopping.on_loss(trainer, "main", Ratio(torch.tensor(loss), 4))
+        stopping.on_eval_end(trainer, {"eval/loss": 1 + gap})
+    assert stopping.gap == pytest.approx(0.3) and trainer.asked == ["stop"]
+
+
 def test_an_abandoned_evaluation_does_not_count() -> None:
     assert stopped_after(EarlyStopping("eval/x", "min", 1, 0.0), [{"eval/x": 1.0}, {}, {}, {"eval/x": 0.5}]) == 0
 
@@ -184,22 +196,23 @@ def test_nan_never_reaches_the_weights_and_is_named(tmp_path: Path) -> None:
     trainer, ending = train(with_callbacks(Regression, Poison((4,))), run)
     assert ending.state == "finished" and all(p.isfinite().all() for p in trainer.model.parameters())
     (alert,) = alerts(run)
-    assert alert["step"] == 5 and alert["rows"] == trainer.order.rows(4) and "gradient of 0.weight" in alert["message"]
+    assert alert["step"] == 5 and alert["rows"] == trainer.order.rows(4) and "in the loss;" in alert["message"]
     assert (run.incidents / "step_00000005.json").exists()
 
 
-def test_the_first_bad_gradient_is_named(tmp_path: Path) -> None:
+def test_the_bad_gradient_nearest_the_output_is_named(tmp_path: Path) -> None:
+    """From there the backward pass carries NaN down to all the others."""
     @dataclass
     class OneBad(Callback):
         order = ACT
 
         def on_grad(self, trainer: Trainer, phase: str) -> None:
             if trainer.step == 4:
-                trainer.model[2].bias.grad[1] = math.nan
+                trainer.model[2].weight.grad[1] = trainer.model[0].bias.grad[0] = math.nan
 
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, OneBad()), run)
-    assert "NaN or Inf in gradient of 2.bias;" in alerts(run)[0]["message"]
+    assert "NaN or Inf in gradient of 2.weight;" in alerts(run)[0]["message"]
 
 
 def test_what_was_dropped_does_not_count_in_the_means(tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> N
 
 def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> None:
     stage = Regression(session(Regression, new_run(tmp_path, Regression)).job.cfg, tmp_path)
-    length = Length.of(stage, stage.cfg, 9)  # 22 rows, 8 to an update; evaluations of 7 rows at 4 and 8
-    assert length == Length(9, 66.0, 14)
-    assert SIMPLE.seconds(length) == pytest.approx(66 * 2.0 + 9 * 0.1 + 14 * 0.5)
+    length = Length.of(stage, replace(stage.cfg, max_steps=9))  # 22 rows, 8 to an update; 7 evaluated at 4, 8 and 9
+    assert length == Length(9, 66.0, 21)
+    assert SIMPLE.seconds(length) == pytest.approx(66 * 2.0 + 9 * 0.1 + 21 * 0.5)
 
 
 def test_measuring_leaves_the_run_as_it_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,8 @@ def test_measuring_leaves_the_run_as_it_would_be(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("asked, seconds, speedup, compiles", [
     (None, 100.0, 3.0, False),  # too short for a trial
     (None, 1000.0, 3.0, True),
-    (None, 1000.0, 1.05, False),  # gains 48 s, takes 30
+    (None, 1000.0, 1.06, False),  # gains 57 s, takes 30
+    (None, 10_000.0, 1.04, False),  # within what timings scatter
     (True, 100.0, 0.9, True),  # asked for
     (False, 1000.0, 3.0, False),
 ])
@@ -96,6 +97,38 @@ def test_a_run_is_compiled_where_it_pays(monkeypatch: pytest.MonkeyPatch, asked:
     settled, found, _ = estimate.settle_compile(SIMPLE, Regression(cfg, Path()), cfg, CPU, seconds)
     assert settled.compile is compiles
     assert found.sample_seconds == pytest.approx(2.0 / speedup if compiles else 2.0)
+
+
+@pytest.mark.parametrize("told, reason", [("no compiler\nTraceback", "no compiler"), ("", "RuntimeError")])
+def test_a_trial_that_fails_is_told_and_the_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch, told: str,
+                                                                reason: str) -> None:
+    def fails(*given: Any) -> Any:
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
+    monkeypatch.setattr(estimate, "try_compiled", fails)
+    cfg = Regression.Config(compile=True)
+    settled, found, line = estimate.settle_compile(SIMPLE, Regression(cfg, Path()), cfg, CPU, 1000.0)
+    assert settled.compile is False and found == SIMPLE and line == f"Not compiled: a trial failed ({reason})"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_no_batch_is_tried_that_the_run_would_not_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       batch: int) -> None:
+    cfg = Regression.Config(batch_size=batch, precision="fp32")
+    stage, seen = Regression(cfg, tmp_path), list[int]()
+    collate = stage.collate
+    monkeypatch.setattr(stage, "collate", lambda rows: seen.append(len(rows)) or collate(rows))
+    estimate.measure(stage, cfg, CPU)
+    assert max(seen) == batch
+
+
+def test_a_longer_plan_has_a_longer_estimate(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(Regression, run)
+    before = run.status().expected_seconds
+    train(Regression, run, resume=True, max_steps=18, epochs=100)
+    assert before and run.status().expected_seconds == pytest.approx(2 * before, rel=0.2)
 
 
 def test_a_run_keeps_its_estimate_and_tells_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

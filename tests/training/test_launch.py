@@ -107,6 +107,39 @@ def test_finished_runs_do_not_go_on(tmp_path: Path, text: Path) -> None:
         launch.decide(LanguageModel, ["--resume"])
 
 
+def test_a_run_s_own_config_makes_another_run_like_it(tmp_path: Path, text: Path) -> None:
+    """A file with every option types every option, those of other tokenizers too."""
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
+    whole = launch.decide(LanguageModel, ["--dataset", "text.txt", *SMALL]).cfg
+    run.config_file.write_text(json.dumps(vars(whole)))
+    assert launch.decide(LanguageModel, ["--config", str(run.config_file)]).cfg == whole
+
+
+def test_a_named_run_goes_on_though_what_it_began_with_is_gone(tmp_path: Path, text: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    argv = ["--dataset", "text.txt", *SMALL[2:], "--run_name", "mine", "--result_dir", str(tmp_path / "runs")]
+    named = ["--tokenizer", str(tmp_path / "tokenizer.json")]
+    run = begun(tmp_path, *argv, *named)
+    (tmp_path / "tokenizer.json").unlink()
+    assert launch.decide(LanguageModel, [*argv, *named]).run == run
+    with pytest.raises(UserError, match="is none of bpe"):
+        launch.decide(LanguageModel, [*argv[:-4], *named, "--run_name", "other"])
+
+
+def test_a_name_that_was_typed_is_the_run_s_name_or_none(tmp_path: Path, text: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="--run_name taken: .*/taken is there, and is no run"):
+        launch.decide(LanguageModel, ["--run_name", "taken", "--result_dir", str(tmp_path), "--dataset", "text.txt"])
+    status = Status("lm", "train_lm.py", "text.txt", "")
+    rundir.create(tmp_path, "mine", status, exact=True)
+    with pytest.raises(UserError, match="run mine was started by somebody else this moment"):
+        rundir.create(tmp_path, "mine", status, exact=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "taken", "text.txt"]
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
+    with pytest.raises(UserError, match="run keeps its name"):
+        launch.decide(LanguageModel, ["--resume", str(run.path), "--run_name", "another"])
+
+
 @pytest.mark.parametrize("name, why", [("x" * 201, "201 bytes"), ("a/b", "not a path"), ("lm_text", "is the link")])
 def test_names_that_cannot_be(tmp_path: Path, text: Path, name: str, why: str) -> None:
     (tmp_path / "lm_text").symlink_to("nowhere")
@@ -167,9 +200,9 @@ def test_a_run_that_has_taken_its_time_is_stopped_and_goes_on(tmp_path: Path) ->
 # -- real processes -----------------------------------------------------------------------------------------------
 
 
-def script(*argv: str) -> subprocess.Popen[str]:
+def script(*argv: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), *argv], text=True,
-                            stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")})
+                            stderr=stderr, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")})
 
 
 def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
@@ -194,7 +227,10 @@ def test_a_refused_resume_leaves_no_trace(tmp_path: Path, text: Path) -> None:
     assert process.wait(30) == 0
     before = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
     text.write_text("two three four\n" * 100 + text.read_text())
-    assert script("--resume", str(run.path), "--yes").wait(30) == 2
+    again = script("--resume", str(run.path), "--yes", stderr=subprocess.PIPE)
+    told = again.communicate(timeout=30)[1]
+    assert again.returncode == 2 and told.count("the data are not those of the interrupted run") == 1
+    assert "Traceback" not in told and "ERROR" not in told
     after = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
     assert replace(after[0], heartbeat=0) == replace(before[0], heartbeat=0) and after[1:] == before[1:]
 

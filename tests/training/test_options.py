@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from toys import Config
-from training.options import epochs_of, fit_to_length, run_length
+from training.options import fit_to_length, fitted, run_length
 
 
 @pytest.mark.parametrize("typed, steps", [
@@ -36,5 +36,6 @@ def test_a_long_run_keeps_its_defaults() -> None:
     assert cfg == Config() and not lines
 
 
-def test_epochs_of() -> None:
-    assert [epochs_of(steps, 50) for steps in (1, 50, 51, 150)] == [1, 1, 2, 3]
+def test_the_length_is_told_in_steps_and_in_epochs() -> None:
+    configs = [fitted(Config(max_steps=steps), {"max_steps"}, 50)[0] for steps in (1, 50, 51, 150)]
+    assert [(cfg.max_steps, cfg.epochs) for cfg in configs] == [(1, 1), (50, 1), (51, 2), (150, 3)]

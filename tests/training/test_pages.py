@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from config import UserError
 from daemon import machine
 from daemon.rundir import PROJECT
 from training import pages
@@ -41,8 +42,24 @@ def test_info_tells_the_figures_of_these_options(tmp_path: Path) -> None:
     block = 12 * 128 * 128 + 13 * 128  # four matrices of attention, two of the MLP; biases and two norms
     parameters = 257 * 128 + 32 * 128 + 4 * block + 2 * 128
     assert f"parameters       {parameters:,}\n" in told and "the run          50 updates, " in told
+    assert "eval_interval 2" in told, "cut as in the run itself"
+    rows = int(re.search(r"(\d+) evaluated", told)[1])  # type: ignore[index]
+    assert rows % 25 == 0 and rows, "at every second update"
     assert "# The language model" in told and re.search(r"^takes about +\d+", told, re.MULTILINE)
     assert list(tmp_path.iterdir()) == [tmp_path / "text.txt"]
+
+
+def test_info_is_about_new_runs() -> None:
+    with pytest.raises(UserError, match="leave --resume out"):
+        made = pages.asked(LanguageModel, ["--info", "--dataset", "pydocs", "--resume"])
+        assert made and made()
+
+
+def test_a_recipe_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.json").write_text('{"hardware": "auto", "epochs": 3}')
+    monkeypatch.setattr(machine, "hardware", lambda: "mid")
+    parsed = pages.parse(LanguageModel, ["--config", str(tmp_path / "own.json")])
+    assert (parsed.preset, parsed.config.num_layers, parsed.config.epochs) == ("mid", 6, 3)
 
 
 def test_hardware_is_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

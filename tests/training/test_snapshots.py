@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import files
 from config import UserError
 from daemon import registry
 from daemon.rundir import RunDir
-from toys import Buffers, Regression, StopAt, new_run, train, with_callbacks
+from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 from training import manifest, snapshots
 from training.manifest import Damaged, _digest
 from training.snapshots import Snapshots
+from training.stage import Ratio
 
 
 @pytest.fixture
@@ -212,17 +214,18 @@ def test_spellings_of_checkpoint_file(run: RunDir, spelling: str) -> None:
     assert registry.snapshot(str(run.snapshots / "snapshot_epoch_9.pt")) is None
 
 
-def test_a_finished_run_keeps_the_newest_and_the_best_model(tmp_path: Path) -> None:
-    run = new_run(tmp_path, Buffers)
-    from toys import session
+def test_a_finished_run_keeps_the_newest_snapshot_and_the_best(tmp_path: Path) -> None:
+    class FirstIsBest(Buffers):
+        scored = 0
 
-    sitting = session(Buffers, run, keep_last_n_snapshots=3, delete_snapshots_after_training=True)
+        def score(self, model: Any, batch: Any) -> dict[str, Ratio]:
+            self.scored += 1
+            return {"loss": Ratio(float(self.scored), 1)}
+
+    run = new_run(tmp_path, Buffers)
+    sitting = session(FirstIsBest, run, keep_last_n_snapshots=3, delete_snapshots_after_training=True)
     with run.lock():
         ending = sitting.train()
-    assert ending.state == "finished" and 1 <= len(kept(run)) <= 2 and kept(run)[-1] == "snapshot_epoch_0003"
+    assert ending.state == "finished" and kept(run) == ["snapshot_step_00000004", "snapshot_epoch_0003"]
     best = torch.load(run.models / "best" / "model.pt", weights_only=True)
-    path = next(p for p in Snapshots(run.snapshots, {}).found() if manifest.step_of(p) in (8, 9, 4))
-    from safetensors.torch import load_file
-
-    assert any(all(torch.equal(best[k], load_file(p / "model.safetensors")[k]) for k in best)
-               for p in Snapshots(run.snapshots, {}).found()), path
+    assert_same(best, load_file(run.snapshots / "snapshot_step_00000004" / "model.safetensors"))

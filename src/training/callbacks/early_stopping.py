@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from training.callback import ACT, Callback
 from training.options import Options
 from training.stage import Ratio
+from training.totals import finite_or_nothing
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -40,7 +41,8 @@ class EarlyStopping(Callback):
 
     def on_loss(self, trainer: "Trainer", phase: str, loss: Ratio) -> None:
         if self.overfit_patience and phase == trainer.stage.phases[-1]:
-            self.trained = Ratio(self.trained.total + loss.total.detach(), self.trained.count + loss.count)
+            total, count = finite_or_nothing(loss)  # what is not finite was not trained on
+            self.trained = Ratio(self.trained.total + total, self.trained.count + count)
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         if not metrics:  # abandoned: it will be done again
