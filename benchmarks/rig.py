@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import numpy as np
 import torch
-from torch import nn
 
 from config import Parsed
 from daemon import rundir
@@ -33,22 +34,15 @@ class Random(LanguageModel):
 
     def prepare(self) -> None:
         torch.manual_seed(0)
+        self.tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_of_text=VOCABULARY - 1,
+                                              decode=lambda ids: " ".join(map(str, ids)))
+        self.tokens = {"validation": np.arange(VOCABULARY)}
 
     def dataset(self, split: str) -> Any:
         return torch.randint(VOCABULARY, (64, self.cfg.max_seq_len + 1)).unbind()
 
     def fingerprint(self) -> str:
         return "random"
-
-    def model(self) -> nn.Module:
-        from model.gpt import GPT
-
-        cfg = self.cfg
-        return GPT(VOCABULARY, d_model=cfg.d_model, num_heads=cfg.num_heads, num_layers=cfg.num_layers, d_ff=cfg.d_ff,
-                   max_seq_len=cfg.max_seq_len, dropout=cfg.dropout)
-
-    def samples(self, model: Any) -> dict[str, Any]:
-        return {}
 
 
 @contextmanager

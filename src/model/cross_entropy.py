@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_NUMBERS = 2**23  # logits held at a time: 32 MiB in fp32
+CHUNK_NUMBERS = 2**25  # logits held at a time: 128 MiB in fp32; with a quarter of it a step takes a tenth more
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -52,13 +52,18 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
     for start in range(0, len(hidden), size):
         rows, target = hidden[start:start + size].to(kind), targets[start:start + size, None]
         logits = (rows @ working.T).to(loss.dtype)  # (C, V)
-        log_normalizer = logits.logsumexp(1, keepdim=True)
-        loss += (log_normalizer - logits.gather(1, target)).sum()
+        largest, right = logits.amax(1, keepdim=True), logits.gather(1, target)
+        error = logits.sub_(largest).exp_()  # from here on all in the memory of the logits
+        normalizer = error.sum(1, keepdim=True)
+        loss += (normalizer.log() + largest - right).sum()
         if grad_hidden is None or grad_weight is None:
             continue
-        error = logits.sub_(log_normalizer).exp_()  # softmax, in the memory of the logits
+        error.div_(normalizer)  # softmax
         error.scatter_(1, target, error.gather(1, target) - 1)  # not scatter_add_: that has no fixed order on a GPU
         error = error.to(kind)
         grad_hidden[start:start + size] = error @ working
-        grad_weight += (error.T @ rows).to(weight.dtype)
+        if kind == weight.dtype:
+            grad_weight.addmm_(error.T, rows)  # without a second V x D
+        else:
+            grad_weight += (error.T @ rows).to(weight.dtype)
     return loss, grad_hidden, grad_weight

@@ -23,7 +23,7 @@ from training.stage import Batch, Stage
 
 LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
 NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
-ENOUGH_SECONDS = 1.0  # of trying bigger and bigger batches
+ENOUGH_SECONDS = 0.2  # of forward and backward: a bigger batch tells nothing new
 BIG_ENOUGH_SECONDS = 0.01  # of a matrix product whose speed is taken for the peak
 SCRATCH = 2**21  # numbers updated to see how long the optimizer takes
 
@@ -54,6 +54,7 @@ class Estimate:
     peak_flops: float  # per second, of bare matrix products
     kept_bytes: int  # for the backward pass, whatever the batch
     kept_bytes_per_sample: int
+    tried_size: int = 2  # samples in the batches that were timed
     compile_seconds: float = 0.0
     compiled_speedup: float = 0.0  # 0: not tried
 
@@ -122,11 +123,11 @@ def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
     """
     with rng.preserved():
         trial = _Trial(stage, replace(cfg, compile=False), device)
-        size, seconds = trial.biggest()
+        size, seconds = trial.timed()
         fixed, each = trial.kept()
         return Estimate(devices.describe(device), trial.parameters, seconds / size, trial.scoring(size) / size,
                         _update_seconds(device) * trial.parameters, trial.flops(), peak_flops(device, cfg.precision),
-                        fixed, each)
+                        fixed, each, size)
 
 
 def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.device,
@@ -154,10 +155,11 @@ def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.d
     """The estimate, with what compiling takes and gains."""
     with rng.preserved():
         trial = _Trial(stage, replace(cfg, compile=False), device)
-        size, plain = trial.biggest()
+        size = estimate.tried_size
+        plain = min(trial.step(size) for _ in range(2))
         blocks.shape(stage, trial.model, replace(cfg, compile=True, gradient_checkpointing=False))
         first = trial.step(size)
-        seconds = min(trial.step(size) for _ in range(3))
+        seconds = min(trial.step(size) for _ in range(2))
     return replace(estimate, compile_seconds=max(0.0, first - seconds), compiled_speedup=plain / seconds)
 
 
@@ -198,20 +200,21 @@ class _Trial:
                 loss, _ = self.stage.loss(self.model, batch, phase)
             loss.total.backward()
 
-    def biggest(self) -> tuple[int, float]:
-        """The biggest batch, up to the run's own, that is tried within a second, and how long it takes.
+    def timed(self) -> tuple[int, float]:
+        """A batch, up to the run's own, that takes long enough to be timed, and how long it takes.
 
         Begins with two samples: batch norm cannot learn from one.
         """
-        start, size = time.perf_counter(), min(2, self.cfg.batch_size)
+        size = min(2, self.cfg.batch_size)
+        self.step(size)  # the first pass of a process is slower
         seconds = self.step(size)
-        while size < self.cfg.batch_size and time.perf_counter() - start < ENOUGH_SECONDS:
+        while size < self.cfg.batch_size and seconds < ENOUGH_SECONDS:
             bigger = min(2 * size, self.cfg.batch_size)
             try:
                 size, seconds = bigger, self.step(bigger)
             except torch.OutOfMemoryError:
                 break
-        return size, min(seconds, self.step(size), self.step(size))  # the first pass of a size is slower
+        return size, min(seconds, self.step(size))  # the first pass of a size is slower
 
     def scoring(self, size: int) -> float:
         batch = self.batch(size)
