@@ -28,6 +28,7 @@ class System(Callback):
     alerts: Path
     _disk: Alarm = field(default_factory=Alarm)
     _measures_gpu: bool = True
+    _gpu: dict[str, float] = field(default_factory=dict)  # at the start of this log step's evaluation
 
     def on_start(self, trainer: "Trainer") -> None:
         if trainer.device.type == "cuda":
@@ -45,16 +46,23 @@ class System(Callback):
                 "system/gpu_allocated_mb": torch.cuda.memory_allocated(trainer.device) / MB,
                 "system/gpu_peak_mb": torch.cuda.max_memory_allocated(trainer.device) / MB,
             }
-            if self._measures_gpu:
-                self._measure_gpu(trainer)
+            trainer.timings |= self._gpu or self._measured_gpu(trainer)
+            self._gpu = {}
         self._warn(trainer)
 
-    def _measure_gpu(self, trainer: "Trainer") -> None:
+    def on_eval_start(self, trainer: "Trainer") -> None:
+        if trainer.device.type == "cuda":
+            self._gpu = self._measured_gpu(trainer)  # of training: at the log line it would be that of the evaluation
+
+    def _measured_gpu(self, trainer: "Trainer") -> dict[str, float]:
+        if not self._measures_gpu:
+            return {}
         try:
-            trainer.timings |= gpu_figures(trainer.device)
+            return gpu_figures(trainer.device)
         except NotMeasured as error:
             self._measures_gpu = False
             log.warning("the GPU's use and temperature cannot be measured: %s", error)
+            return {}
 
     def _warn(self, trainer: "Trainer") -> None:
         """The next snapshot may not fit."""

@@ -100,3 +100,16 @@ def test_a_disk_without_room_for_a_snapshot_is_told_until_there_is(tmp_path: Pat
         monkeypatch.setattr(system.psutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         monitor.on_log(trainer_on("cpu"), {})
         assert (alerts.read_text().count("make room") if alerts.exists() else 0) == told
+
+
+def test_what_an_evaluation_asks_of_the_gpu_is_not_taken_for_training(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([95.0, 10.0, 90.0])  # training, evaluating, training
+    monkeypatch.setattr(system, "gpu_figures", lambda device: {"system/gpu_percent": next(told)})
+    monitor, trainer, seen = System(tmp_path, tmp_path / "alerts.jsonl"), trainer_on("cuda"), []
+    monitor.on_eval_start(trainer)
+    next(told)
+    for _ in range(2):
+        monitor.on_log(trainer, {})
+        seen.append(trainer.timings["system/gpu_percent"])
+    assert seen == [95.0, 90.0]
