@@ -79,6 +79,7 @@ class Clock(Callback):
 
     order = ACT
     now: float = 0.0
+    first: float = 0.0  # more seconds of the first step
 
     def perf_counter(self) -> float:
         return self.now
@@ -87,7 +88,8 @@ class Clock(Callback):
         self.now += 1 / len(trainer.micro_batches)
 
     def on_step_end(self, trainer: Trainer) -> None:
-        self.now += 4
+        self.now += 4 + self.first
+        self.first = 0.0
 
     def on_eval_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self.now += 10
@@ -101,8 +103,19 @@ def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rows = list(Journal(run.timings).rows())
     assert [row["speed/step_seconds"] for row in rows] == [5] * 5
     assert [row["speed/samples_per_sec"] for row in rows] == [8 / 5] * 5
-    assert [row["speed/eta_seconds"] for row in rows] == [7 * 5, 6 * 5 + 3 * 10, 4 * 5 + 2 * 10, 2 * 5 + 10, 0]
+    left = [7 * 5, 6 * 5 + 3 * 10, 4 * 5 + 2 * 10, 2 * 5 + 10, 0]  # at first an evaluation is what was estimated: none
+    assert [row["speed/eta_seconds"] for row in rows] == [pytest.approx(seconds, abs=0.1) for seconds in left]
     assert [row["speed/data_share"] for row in rows] == [pytest.approx(0.1)] * 5  # the first micro-batch's 0.5 s of 5
+
+
+def test_a_slow_first_step_is_no_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warming up, compiling: 100 s of the first step. The run's last evaluation counts though no interval ends there."""
+    clock, run = Clock(), new_run(tmp_path, Regression)
+    clock.first = 100
+    monkeypatch.setattr(speed, "time", clock)
+    train(with_callbacks(Regression, clock), run, rows=800, eval_interval=3, log_interval=2, max_steps=8)
+    found = {row["step"]: row["speed/eta_seconds"] for row in Journal(run.timings).rows()}
+    assert found[4] == 4 * 5 + 2 * 10 and found[6] == 2 * 5 + 10
 
 
 def test_clocks_and_memory_are_not_in_the_metrics(tmp_path: Path) -> None:
