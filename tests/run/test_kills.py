@@ -79,12 +79,14 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
     """Again and again some moment after the start: in the imports, a step, a save, an evaluation."""
     chosen, longer, kills = random.Random(seed), ("--max_steps", "300"), 0
     make_text(tmp_path)
+    began = time.monotonic()
     assert start(tmp_path, "alone", *longer).wait(100) == 0
+    whole = time.monotonic() - began
     run = RunDir(tmp_path / "troubled")
     while not run.path.exists() or run.state() != "finished":
         process = start(tmp_path, "troubled", *longer)
         try:
-            assert process.wait(chosen.uniform(1.0, 4.0)) == 0
+            assert process.wait(chosen.uniform(0.1, 0.8) * whole) == 0
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -107,5 +109,4 @@ def test_ten_kills_in_one_run(tmp_path: Path, seed: int) -> None:
         process.kill()
         assert process.wait(60) == -signal.SIGKILL
     assert start(tmp_path, "troubled", *longer).wait(100) == 0
-    assert len(list((tmp_path / "troubled/logs").glob("train_*.log"))) == 11
     assert_same(outcome(tmp_path / "alone"), outcome(tmp_path / "troubled"))
