@@ -16,8 +16,11 @@ class Alerts:
     path: Path
 
     def tell(self, step: int, kind: str, message: str, **more: Any) -> None:
+        """What stands there already is told in the log only: a run that goes on does some steps a second time."""
         log.warning("step %d: %s", step, message)
-        Journal(self.path).append({"step": step, "kind": kind, "message": message, "time": time.time(), **more})
+        row = {"step": step, "kind": kind, "message": message}
+        if row not in [{name: told.get(name) for name in row} for told in Journal(self.path).rows()]:
+            Journal(self.path).append({**row, "time": time.time(), **more})
 
 
 @dataclass

@@ -19,11 +19,10 @@ class JournalWriter(Callback):
     order = REPORT
     metrics: Path
     timings: Path
-    alerts: Path
 
     def on_start(self, trainer: "Trainer") -> None:
         """Forget what came after the snapshot: it will be done, and written, again."""
-        for path in (self.metrics, self.timings, self.alerts):
+        for path in (self.metrics, self.timings):
             Journal(path).cut(trainer.logged_step)
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:

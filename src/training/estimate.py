@@ -156,11 +156,11 @@ def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.d
     with rng.preserved():
         trial = _Trial(stage, replace(cfg, compile=False), device)
         size = estimate.tried_size
-        plain = min(trial.step(size) for _ in range(2))
         blocks.shape(stage, trial.model, replace(cfg, compile=True, gradient_checkpointing=False))
         first = trial.step(size)
         seconds = min(trial.step(size) for _ in range(2))
-    return replace(estimate, compile_seconds=max(0.0, first - seconds), compiled_speedup=plain / seconds)
+    return replace(estimate, compile_seconds=max(0.0, first - seconds),
+                   compiled_speedup=size * estimate.sample_seconds / seconds)
 
 
 @lru_cache

@@ -218,6 +218,6 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Pretrained | None,
         callbacks.append(Gradients(cfg.gradient_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     if cfg.weight_monitor and cfg.weight_monitor_interval:
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
-    views = [JournalWriter(run.metrics, run.timings, run.alerts), Console(), TensorBoard(run.tensorboard),
+    views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard),
              StatusWriter(run), *([WandB(run)] if cfg.use_wandb else [])]
     return [*callbacks, *views, *stage.callbacks()]

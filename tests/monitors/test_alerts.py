@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from daemon.journal import Journal
-from monitors.alerts import Alarm
+from monitors.alerts import Alarm, Alerts
 from monitors.pace import Pace
 from monitors.progress import Progress, stands_still
 from toys import Regression, StopAt, new_run, train, with_callbacks
@@ -17,6 +17,14 @@ from toys import Regression, StopAt, new_run, train, with_callbacks
 
 def told(path: Path) -> list[tuple[int, str]]:
     return [(row["step"], row["kind"]) for row in Journal(path).rows()]
+
+
+def test_what_is_done_again_is_not_told_again(tmp_path: Path) -> None:
+    alerts = Alerts(tmp_path / "alerts.jsonl")
+    for step, message in ((3, "one"), (3, "one"), (4, "one"), (3, "other")):
+        alerts.tell(step, "kind", message, rows=[[1]])
+    assert [(row["step"], row["message"]) for row in Journal(alerts.path).rows()] == [(3, "one"), (4, "one"),
+                                                                                      (3, "other")]
 
 
 def test_an_alarm_rings_once_until_it_has_passed() -> None:

@@ -96,9 +96,11 @@ def test_beside_a_gpu_its_figures_are_timings_and_on_a_cpu_nobody_asks(tmp_path:
 def test_a_disk_without_room_for_a_snapshot_is_told_until_there_is(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monitor, alerts = System(tmp_path, tmp_path / "alerts.jsonl"), tmp_path / "alerts.jsonl"
-    for free, told in ((10**9, 0), (50, 1), (40, 1), (10**9, 1), (50, 2)):
+    for step, (free, told) in enumerate(((10**9, 0), (50, 1), (40, 1), (10**9, 1), (50, 2))):
         monkeypatch.setattr(system.psutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-        monitor.on_log(trainer_on("cpu"), {})
+        trainer = trainer_on("cpu")
+        trainer.step = step
+        monitor.on_log(trainer, {})
         assert (alerts.read_text().count("make room") if alerts.exists() else 0) == told
 
 

@@ -109,7 +109,7 @@ def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_slow_first_step_is_no_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warming up, compiling: 100 s of the first step. The run's last evaluation counts though no interval ends there."""
+    """Warming up, compiling: 100 s of the first step. The last evaluation counts though no interval ends there."""
     clock, run = Clock(), new_run(tmp_path, Regression)
     clock.first = 100
     monkeypatch.setattr(speed, "time", clock)
