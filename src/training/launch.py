@@ -310,8 +310,10 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
     """
     before, begun, path = run.status(), threading.Event(), run.new_log()
     try:
-        signals.interruptible = True
         logs.to_file(path, background=background)
+        signals.interruptible = True
+        if signals.stop:  # it came before
+            raise Interrupted(signals.stop)
         run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), started=time.time(),
                                  eta_seconds=None))
         with open(path, "ab") as file, _faults(file.fileno()):
