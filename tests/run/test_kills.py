@@ -86,7 +86,7 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
     while not run.path.exists() or run.state() != "finished":
         process = start(tmp_path, "troubled", *longer)
         try:
-            assert process.wait(chosen.uniform(0.1, 0.8) * whole) == 0
+            assert process.wait(whole * (chosen.uniform(0.2, 0.6) if kills < 3 else chosen.uniform(0.1, 0.9))) == 0
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
