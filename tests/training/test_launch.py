@@ -200,14 +200,29 @@ def test_a_run_that_has_taken_its_time_is_stopped_and_goes_on(tmp_path: Path) ->
 # -- real processes -----------------------------------------------------------------------------------------------
 
 
-def script(*argv: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+def script(*argv: str, stderr: int = subprocess.DEVNULL, path: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), *argv], text=True,
-                            stderr=stderr, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")})
+                            stderr=stderr, env=os.environ | {"PYTHONPATH": f"{path}:{PROJECT / 'src'}"})
+
+
+LATE = """
+import sys, time
+from pathlib import Path
+
+class Late:  # halfway through torch/__init__.py
+    def find_spec(name, path=None, target=None):
+        if name == "torch._C":
+            Path("importing").touch()
+            time.sleep(60)
+
+sys.meta_path.insert(0, Late)
+"""
 
 
 def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
-    process = script("--dataset", "text.txt", *SMALL, "--result_dir", "runs", "--run_name", "early")
-    while not (tmp_path / "runs/early/logs/latest.log").exists():
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    process = script("--dataset", "text.txt", *SMALL, "--result_dir", "runs", "--run_name", "early", path=str(tmp_path))
+    while not (tmp_path / "importing").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
