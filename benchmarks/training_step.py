@@ -70,7 +70,7 @@ def plain_loop(cfg: Any) -> Callable[[], None]:
 def main() -> None:
     with rig.trainer("tiny", batch_size=BATCH, device="cpu", precision="fp32") as trainer:
         cfg = trainer.cfg
-        for listeners in trainer._listeners.values():
+        for listeners in trainer.events.listeners.values():
             listeners.clear()
         rig.open_up(trainer)
         factors = products(cfg.d_model, cfg.num_heads, cfg.num_layers, cfg.d_ff, cfg.max_seq_len)

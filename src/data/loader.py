@@ -23,23 +23,26 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class Order:
     """A fresh permutation of `size` rows each epoch, dealt out in micro-batches of `batch`, `accum` to a step.
 
-    An epoch's last step takes what is left: nothing is thrown away, no step reaches into the next epoch.
+    An epoch's last step takes what is left: nothing is thrown away, no step reaches into the next epoch. Rows that are
+    left out leave gaps, so that all others keep their step.
     """
 
     size: int
     batch: int
     accum: int
     seed: int
+    left_out: frozenset[int] = frozenset()
 
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.size / (self.batch * self.accum))
 
     def rows(self, step: int) -> list[list[int]]:
-        """The rows of one step, a list for each micro-batch."""
+        """The rows of one step, a list for each micro-batch; no list where all are left out."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         rows = _permutation(self.size, self.seed, epoch)[offset * self.batch * self.accum:][:self.batch * self.accum]
-        return [rows[i:i + self.batch].tolist() for i in range(0, len(rows), self.batch)]
+        dealt = (rows[i:i + self.batch].tolist() for i in range(0, len(rows), self.batch))
+        return [kept for part in dealt if (kept := [row for row in part if row not in self.left_out])]
 
     def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
         """The micro-batches of steps `first` to `end` - 1, one after the other."""

@@ -25,13 +25,15 @@ LIMIT = 3  # updates dropped in a row, after which a run is not healthy any more
 class Sanity(Callback):
     """Tells of updates that were dropped because they were not finite, and stops a run that keeps having them.
 
-    The trainer never applies such an update; here its place is named and an incident written. On a CPU that is
-    noticed at the step itself; on a GPU, where looking would make the host wait, at the next log step.
+    The trainer never applies such an update; here its place is named. On a CPU that is noticed at the step itself; on a
+    GPU, where looking would make the host wait, at the next log step. Then the run goes back to before that step, as
+    long as there are recoveries left, where `Examination` looks into it.
     """
 
     alerts: Path
     incidents: Path
     interval: int
+    turned_back: int = 0  # times that this sitting went back for it
     in_a_row: int = 0
     _seen: dict[str, Tensor] = field(default_factory=dict, repr=False)  # on the device, since the last look
     _losses: list[Tensor] = field(default_factory=list, repr=False)  # of the step in hand
@@ -67,18 +69,29 @@ class Sanity(Callback):
         dropped, self.in_a_row, worst, step = (int(self._seen[name]) for name in ("all", "row", "worst", "first"))
         self._seen = {}
         if dropped:
-            self._report(trainer, step, dropped)
+            where = self._report(trainer, step, dropped)
+            self._recover(trainer, step, where)
         if worst >= LIMIT:
             trainer.ask("stop", f"{worst} updates in a row were not finite: start anew from a snapshot's weights "
                                 "(--checkpoint_file) with a lower --lr or a longer --warmup_steps", "halted")
 
-    def _report(self, trainer: "Trainer", step: int, dropped: int) -> None:
+    def _recover(self, trainer: "Trainer", step: int, where: str) -> None:
+        times = max(self.turned_back, len(trainer.ledger))
+        if times < trainer.cfg.nan_recoveries:
+            trainer.go_back(step, f"NaN or Inf in {where} at step {step}")
+        elif trainer.cfg.nan_recoveries:
+            trainer.ask("stop", f"NaN or Inf in {where} at step {step}, though the run went back {times} times before "
+                                "(--nan_recoveries): look at incidents/; mend the data, or start anew with a lower "
+                                "--lr or a longer --warmup_steps", "halted")
+
+    def _report(self, trainer: "Trainer", step: int, dropped: int) -> str:
         where = self._where(trainer) if step == trainer.step else "a gradient (which one, later steps cannot tell)"
         rows = trainer.order.rows(step - 1)
         Alerts(self.alerts).tell(step, "non-finite", f"NaN or Inf in {where}; {dropped} update(s) dropped, the weights "
                                  "are as before", where=where, rows=rows)
         files.write_json(self.incidents / f"step_{step:08d}.json",
                          {"step": step, "kind": "non-finite", "where": where, "rows": rows, "dropped": dropped})
+        return where
 
     def _where(self, trainer: "Trainer") -> str:
         """What was bad first in the step just done: a weight, the loss, or the gradient nearest the output, since from

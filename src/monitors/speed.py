@@ -70,7 +70,7 @@ class Speed(Callback):
         trainer.timings |= {f"speed/{unit}_per_sec": amount / seconds for unit, amount in self._done.items()}
         trainer.timings |= {"speed/step_seconds": each, "speed/data_share": self._waited / seconds,
                             "speed/eta_seconds": self._eta(trainer)}
-        if self.flops_per_sample:
+        if self.flops_per_sample and self._done:
             flops = self.flops_per_sample * next(iter(self._done.values())) / seconds  # samples: a stage's first unit
             trainer.timings["speed/tflops"] = flops / 1e12
             if self.peak_flops:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,13 @@ def found(folder: Path) -> list[Path]:
     return sorted(folder.glob("snapshot_*"), key=step_of)
 
 
-def newest_good(folder: Path) -> Path | None:
-    """The newest snapshot that verifies, damaged ones named in the log; None if there is none at all.
+def newest_good(folder: Path, before: float = math.inf) -> Path | None:
+    """The newest snapshot of a step below `before` that verifies, damaged ones named in the log; None if there is none
+    at all.
 
     Raises UserError if there are some and none is good: the run must not start over the old one.
     """
-    paths = found(folder)
+    paths = [path for path in found(folder) if step_of(path) < before]
     for path in reversed(paths):
         try:
             verify(path)

@@ -89,6 +89,17 @@ class Keeping:
 
 
 @dataclass
+class Recovery:
+    """What becomes of NaN"""
+
+    nan_recoveries: int = opt(3, "times that a run goes back to the snapshot before a loss or gradient that is not "
+                              "finite and leaves out the rows that made it so, before it stops (0: such an update is "
+                              "dropped; three in a row stop the run)", ge=0)
+    skip_rows: str = opt("", "leave out the rows of a ledger: the incident.json of another run on the same data",
+                         path=())
+
+
+@dataclass
 class GoingOn:
     """Going on"""
 
@@ -141,7 +152,7 @@ class EarlyStopping:
 
 
 @dataclass
-class Options(EarlyStopping, Watching, GoingOn, Keeping, Machine, Optimization, Length):
+class Options(EarlyStopping, Watching, GoingOn, Recovery, Keeping, Machine, Optimization, Length):
     """What every stage's Config inherits."""
 
 

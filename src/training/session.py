@@ -11,7 +11,7 @@ import torch
 
 import config
 import files
-from config import UserError
+from config import Parsed, UserError
 from daemon import machine, registry
 from daemon.rundir import RunDir
 from data.loader import Order
@@ -33,12 +33,13 @@ from monitors.wandb import WandB
 from monitors.weights import Weights
 from training import blocks
 from training import device as devices
-from training import estimate, manifest, pretrained, receipt
+from training import estimate, incident, manifest, pretrained, receipt
 from training.callback import Callback
 from training.callbacks.begin import Begin
 from training.callbacks.blocks import Blocks
 from training.callbacks.early_stopping import EarlyStopping
 from training.callbacks.ema import EMA
+from training.callbacks.examination import Examination
 from training.callbacks.load_weights import LoadWeights
 from training.callbacks.time_limit import TimeLimit
 from training.estimate import Estimate, Length
@@ -62,16 +63,30 @@ class Session:
     def __init__(self, job: "Job", run: RunDir, signals: Signals, begun: threading.Event):
         """`begun` is set once nothing can be refused any more."""
         self.job, self.run, self.signals, self.begun = job, run, signals, begun
+        self.turned_back, self.failed_step = 0, 0  # times, and where the last one failed
+        self.ledger: list[dict[str, Any]] = []  # as it was then: the snapshot gone back to may be older
 
     def train(self) -> Ending:
         """Raises UserError before training has begun, and Interrupted if a stop came before that."""
         trainer, snapshot = self.prepare()
         self.signals.interruptible = False  # from here on there is something to save
-        ending = trainer.fit(snapshot)
+        while (ending := trainer.fit(snapshot)).state == "back":
+            self._turn_back(trainer, ending)
+            del trainer  # its memory is needed
+            trainer, snapshot = self.prepare()
         if ending.state == "finished":
             hand_out(trainer, self.run)
             _draw(self.run)
         return ending
+
+    def _turn_back(self, trainer: Trainer, ending: Ending) -> None:
+        """The job of going on from before a step that failed, and looking into it when it is done again."""
+        snapshot = manifest.newest_good(self.run.snapshots, before=ending.step)
+        assert snapshot is not None, "there is one of step 0"
+        log.warning("%s: going back to %s", ending.reason, snapshot.name)
+        parsed = Parsed(trainer.cfg, frozenset(vars(trainer.cfg)), self.job.parsed.preset)
+        self.job = replace(self.job, parsed=parsed, run=self.run, snapshot=snapshot)
+        self.turned_back, self.failed_step, self.ledger = self.turned_back + 1, ending.step, trainer.ledger
 
     def prepare(self) -> tuple[Trainer, Path | None]:
         """The trainer of this sitting, and the snapshot it is to go on from."""
@@ -105,9 +120,13 @@ class Session:
         kept = replace(kept, made_by=receipt.made_by(cfg, device, _begun_with(weights, snapshot)))
         if snapshot:
             _show_receipt(snapshot, kept.made_by)
-        callbacks = [*_callbacks(cfg, self.run, stage, weights, expected),
+        callbacks = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, self.turned_back),
+                     *_callbacks(cfg, self.run, stage, weights, expected),
                      Begin(self.run, snapshot is None, self.begun)]
-        return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device), snapshot
+        if self.failed_step:
+            callbacks.append(Examination(self.failed_step, self.run.incidents, self.run.metrics))
+        return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
+                       self.ledger if snapshot else _ledger(cfg.skip_rows)), snapshot
 
     def _neighbours(self) -> list[str]:
         """A line for each other run that computes on the same device now."""
@@ -149,6 +168,11 @@ class Session:
         """What a run takes its weights from when it begins."""
         named = cfg.init_from or cfg.checkpoint_file
         return pretrained.find(named, self.job.stage.name) if named else None
+
+
+def _ledger(path: str) -> list[dict[str, Any]]:
+    """The rows to leave out from the start. Raises UserError where the file holds none."""
+    return incident.read(Path(path).parent if Path(path).is_file() else Path(path)).ledger if path else []
 
 
 def _begun_with(weights: Pretrained | None, snapshot: Path | None) -> dict[str, str]:
@@ -193,12 +217,11 @@ def _rows(stage: Stage) -> int:
 def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Pretrained | None,
                expected: Estimate | None) -> list[Callback]:
     """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
-    sanity = Sanity(run.alerts, run.incidents, cfg.sanity_check_interval)
     speed = Speed()
     if expected:
         rows = len(stage.dataset("validation"))  # type: ignore[arg-type]
         speed = Speed(expected.sample_flops, expected.peak_flops, expected.scored_seconds * rows)
-    callbacks: list[Callback] = [sanity, speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
+    callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts)]
     if cfg.spike_factor:
         callbacks.append(Spikes(run.alerts, cfg.spike_factor))

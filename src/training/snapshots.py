@@ -14,6 +14,7 @@ fsync would return after a power cut.
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -108,8 +109,8 @@ class Snapshots:
     def found(self) -> list[Path]:
         return manifest.found(self.folder)
 
-    def newest_good(self) -> Path | None:
-        return manifest.newest_good(self.folder)
+    def newest_good(self, before: float = math.inf) -> Path | None:
+        return manifest.newest_good(self.folder, before)
 
     def at_step(self, step: int) -> Path | None:
         return next((path for path in self.found() if manifest.step_of(path) == step), None)

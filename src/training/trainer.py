@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ from config import UserError
 from data.loader import Order, training_batches
 from training import device as devices
 from training import optim, rng
-from training.callback import Callback, in_order, listeners
+from training.callback import Callback
 from training.evaluation import evaluate
+from training.events import Events
 from training.media import Media
 from training.options import Options
 from training.signals import Signals
@@ -27,32 +28,35 @@ from training.totals import Totals, finite_or_nothing
 log = logging.getLogger(__name__)
 
 Request = Literal["eval", "log", "save", "stop"]
-State = Literal["finished", "stopped", "halted"]
+State = Literal["finished", "stopped", "halted", "back"]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run came to its end: finished; stopped by request; halted because it could not go on healthily."""
+    """How a run came to its end: finished; stopped by request; halted because it could not go on healthily; back: to
+    go on from a snapshot before `step` (from 1), which failed."""
 
     state: State
     reason: str
+    step: int = 0
 
 
 class Trainer:
     """Trains one stage.
 
     Read by callbacks: stage, cfg, model, optimizers, micro_batches, step, steps, steps_per_epoch, lr, best, best_step,
-    dropped, grad_norms, device, timings, media, switched_off.
-    Called by callbacks: ask(), skip(), record(), show(), rows(). Nothing else is theirs to touch.
+    dropped, grad_norms, device, timings, media, switched_off, ledger.
+    Called by callbacks: ask(), go_back(), leave_out(), skip(), record(), show(), rows(). Nothing else is theirs.
 
     `cfg` is the config fitted to the run's length, `steps` that length, `order` which rows make up each step.
     """
 
     def __init__(self, stage: Stage, cfg: Options, steps: int, order: Order, snapshots: Snapshots,
-                 callbacks: list[Callback], signals: Signals, device: torch.device):
+                 callbacks: list[Callback], signals: Signals, device: torch.device,
+                 ledger: Sequence[dict[str, Any]] = ()):
         self.stage, self.cfg, self.steps, self.order = stage, cfg, steps, order
         self.snapshots, self.signals, self.device = snapshots, signals, device
-        self.callbacks = in_order(callbacks)
+        self.events = Events(callbacks)
         self.steps_per_epoch = order.steps_per_epoch
         self.step, self.lr = 0, cfg.lr
         self.best, self.best_step = math.nan, -1
@@ -61,9 +65,8 @@ class Trainer:
         self.media: dict[str, Media] = {}  # what was made to be looked at since the last log
         self.grad_norms: dict[str, Tensor] = {}  # phase -> norm of each tensor's gradient, before clipping
         self.loss_scales: dict[str, optim.LossScale] = {}  # by phase; fp16 only
-        self.switched_off: list[str] = []
         self.micro_batches: list[Batch] = []
-        self._listeners = listeners(callbacks)
+        self._note_left_out(list(ledger))  # which rows are left out, since which step
         self._asked: dict[Request, str] = {}
         self._owed: dict[Request, str] = {}  # an evaluation that a stop abandoned, and the log that goes with it
         self._ending: Ending | None = None
@@ -77,6 +80,20 @@ class Trainer:
         self._asked.setdefault(what, why)
         if what == "stop" and self._ending is None:
             self._ending = Ending(end, why)
+
+    def go_back(self, step: int, why: str) -> None:
+        """End this sitting without a trace after `step` (from 1): it is to be done again, from a snapshot before it."""
+        if self._ending is None:
+            self._ending = Ending("back", why, step)
+
+    def leave_out(self, rows: list[int]) -> None:
+        """Train on these rows no more, from the step in hand on (from `on_step_start`)."""
+        self._note_left_out([*self.ledger, {"step": self.step + 1, "rows": sorted(rows)}])
+        self._open_data()
+
+    def _note_left_out(self, ledger: list[dict[str, Any]]) -> None:
+        self.ledger = ledger
+        self.order = replace(self.order, left_out=frozenset(row for entry in ledger for row in entry["rows"]))
 
     def skip(self, why: str) -> None:
         """Drop the gradients of the phase being updated (from on_loss or on_grad)."""
@@ -176,6 +193,8 @@ class Trainer:
 
         What callbacks ask for meanwhile is done after the next step, but for a save, which comes last anyway.
         """
+        if self._goes_back():
+            return
         asked, self._asked, self._owed = self._asked, {}, {}
         scores = self._evaluate() if "eval" in asked else {}
         if scores is None:
@@ -184,8 +203,11 @@ class Trainer:
         elif "eval" in asked or "log" in asked:
             self._log(scores)
         saves = asked.pop("save", ""), self._asked.pop("save", "")
-        if any(saves) or self._ending is not None:
+        if (any(saves) or self._ending is not None) and not self._goes_back():
             self._save()
+
+    def _goes_back(self) -> bool:
+        return self._ending is not None and self._ending.state == "back"
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -199,11 +221,11 @@ class Trainer:
             self._emit("on_batch", batch)
         self.dropped = torch.zeros((), device=self.device)
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        for phase in self.stage.phases:
+        for phase in self.stage.phases if self.micro_batches else ():
             self._update(phase)
         for buffer, before in buffers:  # a forward pass of NaN leaves NaN in running statistics
             buffer.copy_(torch.where(self.dropped > 0, before, buffer))
-        self.record("health/dropped_share", self.dropped)
+        self.record("health/dropped_share", self.dropped if self.micro_batches else 1.0)  # all its rows are left out
         self.step += 1
         self._emit("on_step_end")
         self.micro_batches = []
@@ -322,12 +344,12 @@ class Trainer:
             "owed": dict(self._owed), "asked": {what: self._asked[what] for what in self._asked if what != "stop"},
             "ended": self._ending.reason if self._ending and self._ending.state == "finished" else "",
             "lr": self.lr,
-            "data": self.stage.fingerprint(), "rows": self.order.size, "totals": self._totals.state_dict(),
+            "data": self.stage.fingerprint(), "rows": self.order.size, "ledger": list(self.ledger),
+            "totals": self._totals.state_dict(),
             "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
             "loss_scales": {phase: scale.state_dict() for phase, scale in self.loss_scales.items()},
             "rng": rng.state_dict(),
-            "callbacks": {c.key: {"acts": not c.is_monitor, "state": state}
-                          for c in self.callbacks if (state := self._guarded(c, c.state_dict))},
+            "callbacks": self.events.state_dict(),
         }
 
     def _restore(self, snapshot: Path) -> None:
@@ -340,6 +362,8 @@ class Trainer:
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
         self.lr = state["lr"]
+        kept = [dict(entry) for entry in state.get("ledger", ())]
+        self._note_left_out(kept + [entry for entry in self.ledger if entry not in kept])
         self._totals.load_state_dict(state["totals"], self.device)
         if state["steps"] != self.steps:
             log.warning("planned for %s steps, now for %s: the learning rate follows the new plan from here on",
@@ -350,42 +374,20 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][phase])
         for phase, scale in self.loss_scales.items():
             scale.load_state_dict(state["loss_scales"][phase])
-        self._restore_callbacks(dict(state["callbacks"]))
+        self.events.load_state_dict(state["callbacks"])
         rng.load_state_dict(state["rng"])
         self.snapshots.set_aside_after(self.step)
 
-    def _restore_callbacks(self, states: dict[str, Any]) -> None:
-        for callback in self.callbacks:
-            state = states.pop(callback.key, {"state": {}})["state"]
-            self._guarded(callback, lambda: callback.load_state_dict(state))
-        for key, saved in states.items():
-            if saved["acts"]:
-                raise UserError(f"the snapshot holds the state of {key}, which had a hand in this training and is "
-                                "missing now: give the options that the run was started with")
-            log.warning("the state of %s is dropped: this run does not have it", key)
-
     # -- events -------------------------------------------------------------------------------------------------
 
+    @property
+    def callbacks(self) -> list[Callback]:
+        return self.events.callbacks
+
+    @property
+    def switched_off(self) -> list[str]:
+        """Keys of the monitors that failed."""
+        return self.events.switched_off
+
     def _emit(self, event: str, *args: Any, guarded: bool = False) -> None:
-        """Tell every callback that listens; `guarded`: whatever they raise, nothing gets out."""
-        for callback in list(self._listeners[event]):
-            self._guarded(callback, lambda: getattr(callback, event)(self, *args), guarded)
-
-    def _guarded(self, callback: Callback, call: Callable[[], Any], guarded: bool = False) -> Any:
-        """A monitor that raises is reported once and switched off; what another raises ends the run."""
-        if callback.key in self.switched_off and not guarded:
-            return None
-        try:
-            return call()
-        except Exception:
-            if not (guarded or callback.is_monitor):
-                raise
-            log.exception("%s failed%s", callback.key, "" if guarded else "; it is switched off")
-            self._switch_off(callback)
-            return None
-
-    def _switch_off(self, callback: Callback) -> None:
-        self.switched_off.append(callback.key)
-        for event, called in self._listeners.items():
-            if callback in called and event != "close":
-                called.remove(callback)
+        self.events.tell(event, self, *args, guarded=guarded)

@@ -4,8 +4,10 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -151,3 +153,31 @@ def test_an_evaluation_that_cannot_be_is_refused(desk: Desk, finished: str, argv
     ran = desk.call("evaluate.sh", *argv)
     told = [line for line in ran.stderr.splitlines() if not line.startswith("[")]
     assert (ran.returncode, ran.stdout, len(told)) == (2, "", 1) and part in told[0], ran.stderr
+
+
+def test_the_step_of_an_incident_is_done_again(desk: Desk, finished: str) -> None:
+    """An incident as a run would have left it: weights that have overflowed."""
+    sys.path.insert(0, str(ROOT / "src"))
+    import torch
+    from safetensors.torch import load_file
+
+    from training import incident, rng
+    from training.incident import Incident
+
+    run = desk.results / "done"
+    path = run / "incidents" / "step_00000003"
+    kept = next((run / "snapshots").glob("snapshot_*")) / "model.safetensors"
+    weights = load_file(kept)
+    weights["blocks.0.mlp.up.weight"] *= 1e40
+    model = torch.nn.Module()
+    model.state_dict = lambda: weights  # type: ignore[assignment, method-assign]
+    batch = {"tokens": torch.arange(8)[None], "targets": torch.arange(8)[None]}
+    incident.write(run / "incidents", Incident(3, "output of blocks.0.mlp.up", [[4]], [4]), model, [batch],
+                   rng.state_dict())
+    ran = desk.call("replay.sh", "done")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Again  NaN or Inf, first in output of blocks.0.mlp.up: the same" in ran.stdout
+    shutil.copy(kept, path / "model.safetensors")
+    ran = desk.call("replay.sh", str(path))
+    assert ran.returncode == 1 and "Again  finite" in ran.stdout
+    assert desk.call("replay.sh", str(run / "models")).returncode == 2

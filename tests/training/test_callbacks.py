@@ -39,6 +39,7 @@ def a_run_with_all(tmp_path: Path) -> Trainer:
     train(Buffers, first)
     sitting = session(Buffers, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
                       early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0, use_wandb=True)
+    sitting.failed_step = 5
     with sitting.run.lock():
         trainer, _ = sitting.prepare()
         trainer.fit()
@@ -81,7 +82,7 @@ def test_default_monitors_leave_the_weights_bit_for_bit(tmp_path: Path) -> None:
     with sitting.run.lock():
         bare, _ = sitting.prepare()
         bare.callbacks.clear()
-        for called in bare._listeners.values():
+        for called in bare.events.listeners.values():
             called.clear()
         bare.fit()
     assert_same(watched.model.state_dict(), bare.model.state_dict())

@@ -1,0 +1,76 @@
+"""Does the step of an incident again, and tells whether it fails in the same place."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import config
+from config import UserError
+from daemon import registry
+from daemon.rundir import RunDir
+from training.options import device_problems
+from training.stage import discover
+
+SAME, OTHER, REFUSED = 0, 1, 2
+
+
+def main() -> int:
+    try:
+        return _main(sys.argv[1:])
+    except UserError as error:
+        config.complain(error.problems)
+        return REFUSED
+
+
+def _main(argv: Sequence[str]) -> int:
+    words = [word for word in argv if word != "--check"]
+    device = words[1] if len(words) == 2 else "auto"
+    if len(words) not in (1, 2) or words[0].startswith("-"):
+        raise UserError("which incident? give its folder (result/RUN/incidents/step_00000500), or a run for its "
+                        "newest, and a device if need be")
+    if problems := device_problems(device):
+        raise UserError(*problems)
+    path = _incident(words[0])
+    return SAME if "--check" in argv else _replay(path, device)
+
+
+def _incident(named: str) -> Path:
+    """The folder itself, or the newest of a run's."""
+    folder = Path(named).parent if Path(named).name == "incident.json" else Path(named)
+    if (folder / "incident.json").is_file():
+        return folder.resolve()
+    run = registry.find(named)
+    found: list[Path] = sorted(path.parent for path in run.incidents.glob("*/incident.json"))
+    if not found:
+        raise UserError(f"run {run.name} has had no incident that can be done again")
+    return found[-1]
+
+
+def _replay(path: Path, device_name: str) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/replay.sh")
+    from training import device as devices
+    from training import incident
+
+    recorded, run = incident.read(path), RunDir(path.parents[1])
+    kind = discover()[run.status().stage]
+    cfg: Any = config.from_json(kind.Config, json.loads(run.config_file.read_text()), str(run.config_file))
+    stage = kind(cfg, run.path)
+    stage.reopen()
+    devices.settle(cfg.threads)
+    again = incident.replay(path, stage, devices.choose(device_name), cfg.precision)
+    print(f"Step {recorded.step} of {run.name}: rows {', '.join(str(row) for part in recorded.rows for row in part)}")
+    print(f"Then   {_told(recorded.where)}")
+    print(f"Again  {_told(again)}{': the same' if again == recorded.where else ''}")
+    return SAME if again == recorded.where else OTHER
+
+
+def _told(where: str) -> str:
+    return f"NaN or Inf, first in {where}" if where else "finite"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""What becomes of NaN: it goes back, finds the rows, leaves them out, and is then the run that never had them."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from config import UserError
+from daemon.journal import Journal
+from daemon.rundir import RunDir
+from data.loader import Order
+from toys import GAN, Buffers, Points, Regression, StopAt, assert_same, new_run, session, with_callbacks
+from training import incident
+from training.callback import ACT, Callback
+from training.snapshots import Snapshots
+from training.trainer import Ending, Trainer
+
+ROW, CPU = 5, torch.device("cpu")
+STEP = next(step for step in range(3) if ROW in sum(Order(24, 4, 2, 42).rows(step), [])) + 1  # of the first epoch
+
+
+class Holed(Points):
+    """Some rows are NaN."""
+
+    holes: tuple[int, ...] = (ROW,)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return super().__getitem__(index) * (math.nan if self.offset == 0 and index in self.holes else 1)
+
+
+class Poisoned(Buffers):
+    """With batch norm and dropout: one bad row spoils its batch, and random numbers must come out the same."""
+
+    data: type[Points] = Holed
+
+    def dataset(self, split: str) -> Points:
+        return self.data(self.cfg.rows if split == "train" else 7, self.cfg.width, 0 if split == "train" else 1000)
+
+
+def trained(stage: type[Any], run: RunDir, **options: Any) -> Ending:
+    with run.lock():
+        return session(stage, run, **{"nan_recoveries": 3, "rows": 24} | options).train()
+
+
+def outcome(run: RunDir) -> dict[str, Any]:
+    last = Snapshots(run.snapshots, {}).found()[-1]
+    state = torch.load(last / "state.pt", weights_only=True)
+    return {"weights": load_file(last / "model.safetensors"), "state": state,
+            "metrics": list(Journal(run.metrics).rows())}
+
+
+@pytest.mark.parametrize("stop", [-1, STEP, 7])
+def test_it_ends_as_if_it_had_been_told_from_the_start(tmp_path: Path, stop: int) -> None:
+    """Also when it was stopped meanwhile; with workers that have read ahead."""
+    run, told = new_run(tmp_path, Poisoned), new_run(tmp_path, Poisoned)
+    stage = with_callbacks(Poisoned, StopAt(stop))
+    trained(stage, run, num_workers=2)
+    if stop > 0:
+        trained(with_callbacks(Poisoned, StopAt(-1)), run, resume=True)
+    (path,) = (p for p in run.incidents.iterdir() if p.is_dir())
+    found = incident.read(path)
+    assert (found.step, found.left_out, found.where) == (STEP, [ROW], "batch x")
+    trained(with_callbacks(Poisoned, StopAt(-1)), told, skip_rows=str(path / "incident.json"))
+    assert_same(outcome(run), outcome(told))
+    assert outcome(run)["state"]["ledger"] == [{"step": STEP, "rows": [ROW]}]
+    assert [row["step"] for row in Journal(run.metrics).rows()] == [1, 2, 4, 6, 8, 9]
+    assert not list(told.incidents.iterdir())
+
+
+def test_the_rows_left_out_leave_the_others_where_they_were() -> None:
+    whole, holed = Order(24, 4, 2, 42), Order(24, 4, 2, 42, frozenset({ROW, 7}))
+    for step in range(9):
+        assert sum(holed.rows(step), []) == [row for row in sum(whole.rows(step), []) if row not in (ROW, 7)]
+    assert Order(2, 1, 2, 0, frozenset({0, 1})).rows(0) == []
+
+
+def test_what_does_not_come_again_was_not_the_data(tmp_path: Path) -> None:
+    @dataclass
+    class Once(Callback):
+        """A bit that falls over in the machine."""
+
+        order = ACT
+        done: bool = False
+
+        def on_grad(self, trainer: Trainer, phase: str) -> None:
+            if trainer.step == 4 and not self.done:
+                self.done, trainer.model[0].weight.grad[0, 0] = True, math.inf
+
+    run, alone = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
+    trained(with_callbacks(Buffers, Once()), run)
+    trained(with_callbacks(Buffers, Once(done=True)), alone)
+    assert_same(outcome(run), outcome(alone))
+    (path,) = (p for p in run.incidents.iterdir() if p.is_dir())
+    assert (incident.read(path).where, incident.read(path).left_out) == ("", [])
+
+
+def test_it_does_not_go_back_for_ever(tmp_path: Path) -> None:
+    class AllHoles(Holed):
+        holes = tuple(range(24))
+
+    run = new_run(tmp_path, Poisoned)
+    ending = trained(type("Hopeless", (Poisoned,), {"data": AllHoles}), run, nan_recoveries=2)
+    assert ending.state == "halted" and "though the run went back 2 times before" in ending.reason
+    state = outcome(run)["state"]
+    assert [entry["step"] for entry in state["ledger"]] == [1, 2] and state["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in outcome(run)["weights"].values())
+
+
+def test_rows_that_are_bad_only_together_are_left_out_together(tmp_path: Path) -> None:
+    class Together(Regression):
+        """Two certain rows in one batch."""
+
+        def collate(self, samples: list[Any]) -> dict[str, Tensor]:
+            batch = super().collate(samples)
+            if sum(bool((batch["x"] == self.dataset("train")[row]).all(1).any()) for row in self.pair) == 2:
+                batch["x"] = batch["x"] * math.inf
+            return batch
+
+        pair = Order(24, 4, 2, 42).rows(3)[0][:2]
+
+    run = new_run(tmp_path, Together)
+    trained(Together, run, max_steps=4)
+    assert outcome(run)["state"]["ledger"][0] == {"step": 4, "rows": sorted(sum(Order(24, 4, 2, 42).rows(3), []))}
+    assert outcome(run)["state"]["step"] == 4, "a step without rows is a step"
+
+
+class Net(nn.Module):
+    """Bad where it is told to be."""
+
+    def __init__(self, bad: str):
+        super().__init__()
+        self.bad, self.first, self.second = bad, nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x) * (math.inf if self.bad == "forward" else 1))
+        return (0 * y).sqrt() if self.bad == "backward" else y  # the root of 0 has an infinite slope
+
+
+@pytest.mark.parametrize("bad, where", [("none", ""), ("forward", "output of second"),
+                                        ("backward", "gradient at the output of second")])
+def test_the_first_bad_place_is_named(tmp_path: Path, bad: str, where: str) -> None:
+    class Small(Regression):
+        def model(self) -> nn.Module:
+            return Net(bad)
+
+    torch.manual_seed(0)
+    stage = Small(Small.Config(width=3), tmp_path)
+    model, batch = stage.model(), {"x": torch.randn(4, 3)}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert incident.examine(stage, model, [batch], CPU, "fp32") == where
+    assert_same(before, model.state_dict()) and all(p.grad is None for p in model.parameters())
+
+
+def test_an_incident_can_be_done_again(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Poisoned)
+    trained(Poisoned, run)
+    (path,) = (p for p in run.incidents.iterdir() if p.is_dir())
+    stage = Poisoned(Poisoned.Config(**json.loads(run.config_file.read_text())), run.path)
+    assert incident.replay(path, stage, CPU, "fp32") == incident.read(path).where == "batch x"
+    with pytest.raises(UserError, match="is no incident of a run"):
+        incident.read(tmp_path)
+
+
+def test_phases_go_back_together(tmp_path: Path) -> None:
+    class HoledGAN(GAN):
+        dataset = Poisoned.dataset
+        data = Holed
+
+    run, told = new_run(tmp_path, HoledGAN), new_run(tmp_path, HoledGAN)
+    trained(HoledGAN, run)
+    (path,) = (p for p in run.incidents.iterdir() if p.is_dir())
+    trained(HoledGAN, told, skip_rows=str(path))
+    assert_same(outcome(run), outcome(told))
