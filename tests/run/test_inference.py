@@ -74,7 +74,7 @@ def test_whoever_reads_may_stop_reading(desk: Desk, finished: str) -> None:
 
 
 def test_ctrl_c_ends_it_quietly(desk: Desk, finished: str) -> None:
-    endless = [str(ROOT / "run" / "generate.sh"), "done", "x", "--max_new_tokens", "10000000"]
+    endless = [str(ROOT / "run" / "generate.sh"), "done", "x", "--greedy", "--max_new_tokens", "10000000"]
     with subprocess.Popen(endless, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.read(30)
         process.send_signal(signal.SIGINT)
