@@ -91,7 +91,7 @@ def _read(folder: Path) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
         try:
             tensors |= load_file(path)
         except SafetensorError as error:

@@ -30,14 +30,12 @@ def hand_out(trainer: Trainer, run: RunDir) -> None:
     With EMA both hold the average, which is what was evaluated.
     """
     kept, folders = trainer.snapshots, {"final": run.models / "final", "best": run.models / "best"}
-    best = kept.at_step(trainer.best_step) if trainer.best_step >= 0 else None
-    if trainer.best_step >= 0 and best is None:
-        log.warning("the snapshot of step %d, the best, is gone: only the last model is handed out", trainer.best_step)
+    best = _best(trainer) if trainer.best_step >= 0 else None
     restore = best is not None and trainer.cfg.early_stopping and trainer.cfg.early_stop_restore_best
     if not restore:
         _export(trainer, folders["final"], trainer.step)
     if best is not None:
-        _load(trainer, manifest.verified(best))
+        _load(trainer, best)
         _export(trainer, folders["best"], trainer.best_step)
         if restore:
             _export(trainer, folders["final"], trainer.best_step)
@@ -48,6 +46,19 @@ def hand_out(trainer: Trainer, run: RunDir) -> None:
     with _averaged(trainer):
         _tell_test_score(trainer)
         _tell_sample(trainer)
+
+
+def _best(trainer: Trainer) -> Path | None:
+    """The snapshot of the best evaluation, verified; that it is gone or damaged is no reason to hand out nothing."""
+    try:
+        if best := trainer.snapshots.at_step(trainer.best_step):
+            manifest.verify(best)
+            return best
+        why = "gone"
+    except manifest.Damaged as damage:
+        why = f"damaged ({damage})"
+    log.error("the snapshot of step %d, the best, is %s: only the last model is handed out", trainer.best_step, why)
+    return None
 
 
 def _tell_test_score(trainer: Trainer) -> None:

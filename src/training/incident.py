@@ -22,6 +22,7 @@ import files
 from config import UserError
 from training import device as devices
 from training import rng
+from training.snapshots import load_weights, read_plain
 from training.stage import Batch, Stage
 
 
@@ -146,9 +147,9 @@ def read(path: Path) -> Incident:
 
 
 def replay(path: Path, stage: Stage, device: torch.device, precision: str) -> str:
-    """What is not finite first when the incident's step is done again."""
+    """What is not finite first when the incident's step is done again. Raises UserError where it cannot be read."""
     model = stage.model().to(device).train()
-    model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
-    batches = torch.load(path / "batch.pt", weights_only=True)
-    rng.load_state_dict(torch.load(path / "rng.pt", weights_only=True))
+    load_weights(path, model)
+    batches = read_plain(path / "batch.pt")
+    rng.load_state_dict(read_plain(path / "rng.pt"))
     return examine(stage, model, [devices.move(batch, device) for batch in batches], device, precision)

@@ -29,15 +29,22 @@ def write(path: Path, step: int, entries: Mapping[str, Any], made_by: Mapping[st
 
 def verify(path: Path) -> None:
     """Compare every file with the manifest. Raises Damaged."""
-    manifest = read(path)
-    for name, entry in manifest["files"].items():
+    for name, entry in read(path)["files"].items():
         file = path / name
-        if not file.is_file():
-            raise Damaged(f"{name} is missing")
-        if file.stat().st_size != entry["size"]:
-            raise Damaged(f"{name} has {file.stat().st_size} bytes, was written with {entry['size']}")
-        if files.sha256(file) != entry["sha256"]:
-            raise Damaged(f"{name} has other content than was written (SHA-256 differs)")
+        try:
+            _check_is_file(file)
+            if file.stat().st_size != entry["size"]:
+                raise Damaged(f"{name} has {file.stat().st_size} bytes, was written with {entry['size']}")
+            if files.sha256(file) != entry["sha256"]:
+                raise Damaged(f"{name} has other content than was written (SHA-256 differs)")
+        except OSError as error:  # a disk that fails, a file of no permission
+            raise Damaged(f"{name} cannot be read ({error.strerror})") from error
+
+
+def _check_is_file(path: Path) -> None:
+    """A pipe in a file's place would be waited for without end."""
+    if not path.is_file():
+        raise Damaged(f"{path.name} is {'something else than a file' if path.exists() else 'missing'}")
 
 
 def verified(path: Path) -> Path:
@@ -52,14 +59,17 @@ def verified(path: Path) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """Raises Damaged if there is none, and UserError if it is of another format."""
     try:
+        if not path.is_dir():
+            raise Damaged(f"it is {'no folder' if path.exists() else 'missing'}")
+        _check_is_file(path / MANIFEST)
         manifest = json.loads((path / MANIFEST).read_text())
-        number, digest = manifest["format"], manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        digest = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error!r})") from error
-    if number != FORMAT:
-        raise UserError(f"snapshot {path} has format {number}, this version reads format {FORMAT}")
     if digest != _digest(manifest):
         raise Damaged(f"{MANIFEST} has other content than was written (SHA-256 differs)")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"snapshot {path} has format {manifest['format']}, this version reads format {FORMAT}")
     return dict(manifest)
 
 
@@ -68,15 +78,16 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The step a snapshot was taken at; -1 if its manifest cannot be read."""
+    """The step a snapshot was taken at; -1 if its manifest is damaged. Raises UserError if it is of another format."""
     try:
         return int(read(path)["step"])
-    except (Damaged, UserError):
+    except Damaged:
         return -1
 
 
 def found(folder: Path) -> list[Path]:
-    """The committed snapshots in a folder, oldest first; whether they are whole, `verify` tells."""
+    """Everything in a folder that is called a snapshot, oldest first, before these what has no manifest that can be
+    read; whether they are whole, `verify` tells."""
     return sorted(folder.glob("snapshot_*"), key=step_of)
 
 
@@ -87,13 +98,15 @@ def newest_good(folder: Path, before: float = math.inf) -> Path | None:
     Raises UserError if there are some and none is good: the run must not start over the old one.
     """
     paths = [path for path in found(folder) if step_of(path) < before]
+    paths.sort(key=lambda path: step_of(path) >= 0, reverse=True)  # of which step the others are, nobody knows
     for path in reversed(paths):
         try:
             verify(path)
             return path
         except Damaged as damage:
             log.error("snapshot %s is damaged and not used: %s", path.name, damage)
+            told = f"{path.name}: {damage}"
     if paths:
-        raise UserError(f"none of the {len(paths)} snapshots in {folder} is whole, so the run cannot go on; restore "
-                        "one from a copy, or start a new run")
+        raise UserError(f"none of the {len(paths)} snapshots in {folder} is whole, so the run cannot go on ({told}); "
+                        "restore one from a copy, or start a new run")
     return None

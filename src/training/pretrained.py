@@ -48,7 +48,7 @@ class Pretrained:
     def identity(self) -> dict[str, str]:
         """Where they are, and the SHA-256 of what they are (of several files, of one after another)."""
         digest = hashlib.sha256()
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in _weights(self.folder):
             with open(path, "rb") as file:
                 while part := file.read(2**20):
                     digest.update(part)
@@ -105,14 +105,22 @@ def _of_snapshot(snapshot: Path) -> Pretrained:
 
 
 def _of_model(folder: Path) -> Pretrained:
-    if not list(folder.glob("*.safetensors")):
+    if not _weights(folder):
         raise UserError(f"{folder} has no *.safetensors, and other formats are not read, since they can run code; "
                         "transformers converts: from_pretrained(...).save_pretrained(...)")
     try:
         known = json.loads((folder / MADE_BY).read_text())
+        return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder))
     except FileNotFoundError:  # another program's
         return Pretrained(folder, False, run=_run_around(folder))
-    return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MADE_BY} cannot be read ({error!r}): bring it back, or take the model from a "
+                        "snapshot") from error
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files with weights; what else bears such a name, as a pipe, is left alone."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def _run_around(folder: Path) -> RunDir | None:

@@ -140,6 +140,9 @@ class Session:
         if self.job.run is None:
             return None
         snapshot = self.job.snapshot or kept.newest_good()
+        if snapshot is None and (step := self.run.status().step):
+            raise UserError(f"run {self.run.name} has reached step {step}, but there is no snapshot in "
+                            f"{self.run.snapshots} any more: bring one back, or start a new run")
         if snapshot is None:
             log.info("no snapshot yet: the run had not begun, it starts now")
             return None

@@ -18,6 +18,7 @@ import math
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +67,18 @@ class Snapshots:
     def _commit(self, hidden: Path, path: Path) -> None:
         """Rename; where a snapshot of this name stands already, it is moved aside until the new one is in place."""
         aside = path.with_name(f".aside.{path.name}")
-        if path.exists():
+        if os.path.lexists(path):
             os.replace(path, aside)
         os.replace(hidden, path)
         files.sync_folder(self.folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
     def _rotate(self, keep_last: int, spared: set[int]) -> None:
-        """Delete all but the newest `keep_last` (0: all are kept) and those of the spared steps."""
-        found = self.found()
+        """Delete all but the newest `keep_last` (0: all are kept) and those of the spared steps.
+
+        What has no manifest that can be read, or is a link, is not ours to delete, and does not count.
+        """
+        found = [path for path in self.found() if manifest.step_of(path) >= 0 and not path.is_symlink()]
         for path in found[:-keep_last] if keep_last else []:
             if manifest.step_of(path) not in spared:
                 hidden = path.with_name(f".old.{path.name}")
@@ -86,13 +90,15 @@ class Snapshots:
         self._rotate(1, steps)
 
     def set_aside_after(self, step: int) -> None:
-        """The run goes on from `step`: later snapshots are of a course it left, and must not be taken for its own."""
+        """The run goes on from `step`: later snapshots are of a course it left, and must not be taken for its own.
+
+        What is damaged is set aside too, under a name that says so: nobody but the user deletes it.
+        """
         for path in self.found():
-            if manifest.step_of(path) > step:
-                log.warning("%s is later than step %d, where the run goes on: it is kept as abandoned_%s", path.name,
-                            step, path.name)
-                aside = path.with_name(f"abandoned_{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
+            if not 0 <= manifest.step_of(path) <= step:
+                aside = path.with_name(f"{'abandoned' if _is_whole(path) else 'damaged'}_{path.name}")
+                log.warning("%s is not of the course from step %d on: it is kept as %s", path.name, step, aside.name)
+                _remove(aside)
                 os.replace(path, aside)
 
     def tidy(self) -> None:
@@ -102,7 +108,7 @@ class Snapshots:
             if name != hidden.name and not (self.folder / name).exists():
                 os.replace(hidden, self.folder / name)
             else:
-                shutil.rmtree(hidden)
+                _remove(hidden)
 
     # -- finding ------------------------------------------------------------------------------------------------
 
@@ -120,7 +126,10 @@ class Snapshots:
     def load(self, path: Path, model: nn.Module) -> dict[str, Any]:
         """Put a snapshot's weights into the model and return the rest. Raises UserError if it is not for it."""
         load_weights(path, model)
-        return _read_state(path)
+        state = read_plain(path / STATE)
+        if not isinstance(state, dict):
+            raise UserError(f"{path / STATE} is not the state of a run: name another snapshot")
+        return state
 
 
 class _Hashed:
@@ -153,10 +162,13 @@ def _write(path: Path, fill: Callable[[Any], Any]) -> dict[str, Any]:
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Put a snapshot's weights into the model; every name and shape must fit. Raises UserError and Damaged."""
-    with safetensors.safe_open(path / WEIGHTS, "pt") as file:
-        aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
-        weights = {name: file.get_tensor(name) for name in file.keys()}
-    weights |= {alias: weights[name] for alias, name in aliases.items()}
+    try:
+        with safetensors.safe_open(path / WEIGHTS, "pt") as file:
+            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+        weights |= {alias: weights[name] for alias, name in aliases.items()}
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:  # its checksum is right
+        raise UserError(f"{path / WEIGHTS} holds no weights that can be read ({error}); name others") from error
     _check_shapes(path, weights, model.state_dict())
     model.load_state_dict(weights)
 
@@ -172,13 +184,31 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], expected: Mapping[s
                         "tensors; give the options that it was trained with")
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_plain(path: Path) -> Any:
+    """What `torch.save` wrote of plain values and tensors. Raises UserError for all else, and runs nothing."""
     try:
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"snapshot {path}: {STATE} holds something else than plain values and tensors, or is broken; "
-                        f"it was not run, and is not used ({str(error).splitlines()[0]})") from error
-    return dict(state)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError,
+            AttributeError, AssertionError) as error:
+        raise UserError(f"{path} holds something else than plain values and tensors, or is broken; it was not run, and "
+                        f"is not used ({' '.join(str(error).split())[:200]})") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        manifest.verify(path)
+        return True
+    except manifest.Damaged:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with what is in it, or a file or link; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _without_aliases(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
