@@ -2,12 +2,15 @@
 
     write      a new file under its final name: hidden, fsynced, renamed
     append     lines at the end of a file: all of them or none
+    overwrite  a small file in the room it has, where a full disk has none for a new one
+    may_pass   whether it is worth trying again
     sha256     of a file's bytes
     home       where caches and the list of runs are kept
 
 A reader never meets half a file: what exists under its final name is whole.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,7 +27,7 @@ def home() -> Path:
     return Path(os.environ.get("STOKER_HOME") or Path.home() / ".cache" / "stoker")
 
 
-def write(path: Path, content: bytes | str | Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
+def write(path: Path, content: bytes | memoryview | str | Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
     """Put a whole file at `path`, replacing what stands there.
 
     `content` is the bytes, the text (UTF-8), or a function that writes to the open file: it gets the file
@@ -66,6 +69,18 @@ def append(path: Path, text: str, *, sync: bool = False) -> None:
         except OSError:
             file.truncate(size)
             raise
+
+
+def overwrite(path: Path, content: str) -> None:
+    """Put `content` in place of what stands there, filled up with spaces to the same size. Needs no room as long as it
+    fits the file's last block, but a reader may meet half of it. Raises OSError as the system gave it."""
+    with open(path, "r+b", buffering=0) as file:
+        file.write(content.encode().ljust(os.path.getsize(path)))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Of an error in writing: whether it is worth trying again. A file that is too big will stay so."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def sync_folder(path: Path) -> None:

@@ -17,9 +17,10 @@ log = logging.getLogger(__name__)
 class Journal:
     path: Path
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Synced: a snapshot that outlives a power cut must not be of a later step than the journal."""
-        files.append(self.path, json.dumps(plain(row)) + "\n", sync=True)
+    def append(self, *rows: dict[str, Any]) -> None:
+        """All of them or none. Synced: a snapshot that outlives a power cut must not be of a later step than the
+        journal."""
+        files.append(self.path, "".join(json.dumps(plain(row)) + "\n" for row in rows), sync=True)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every whole row; what a kill or a power cut left torn at the end is left out."""

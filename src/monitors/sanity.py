@@ -69,8 +69,9 @@ class Sanity(Callback):
         dropped, self.in_a_row, worst, step = (int(self._seen[name]) for name in ("all", "row", "worst", "first"))
         self._seen = {}
         if dropped:
-            where = self._report(trainer, step, dropped)
+            where = self._where(trainer) if step == trainer.step else "a gradient (which one, later steps cannot tell)"
             self._recover(trainer, step, where)
+            self._report(trainer, step, where, dropped)
         if worst >= LIMIT:
             trainer.ask("stop", f"{worst} updates in a row were not finite: start anew from a snapshot's weights "
                                 "(--checkpoint_file) with a lower --lr or a longer --warmup_steps", "halted")
@@ -84,14 +85,12 @@ class Sanity(Callback):
                                 "(--nan_recoveries): look at incidents/; mend the data, or start anew with a lower "
                                 "--lr or a longer --warmup_steps", "halted")
 
-    def _report(self, trainer: "Trainer", step: int, dropped: int) -> str:
-        where = self._where(trainer) if step == trainer.step else "a gradient (which one, later steps cannot tell)"
+    def _report(self, trainer: "Trainer", step: int, where: str, dropped: int) -> None:
         rows = trainer.order.rows(step - 1)
         Alerts(self.alerts).tell(step, "non-finite", f"NaN or Inf in {where}; {dropped} update(s) dropped, the weights "
                                  "are as before", where=where, rows=rows)
         files.write_json(self.incidents / f"step_{step:08d}.json",
                          {"step": step, "kind": "non-finite", "where": where, "rows": rows, "dropped": dropped})
-        return where
 
     def _where(self, trainer: "Trainer") -> str:
         """What was bad first in the step just done: a weight, the loss, or the gradient nearest the output, since from
@@ -113,8 +112,8 @@ class Sanity(Callback):
             named += [(f"optimizer's {key} of {names.get(p, '?')}", value)
                       for p, state in optimizer.state.items() for key, value in state.items()]
         if where := first_non_finite(named):
-            Alerts(self.alerts).tell(trainer.step, "non-finite", f"NaN or Inf in {where}", where=where)
             trainer.ask("stop", f"NaN or Inf in {where}: go on from an earlier snapshot (--resume)", "halted")
+            Alerts(self.alerts).tell(trainer.step, "non-finite", f"NaN or Inf in {where}", where=where)
 
     def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": self.in_a_row, "seen": {name: float(value) for name, value in self._seen.items()}}

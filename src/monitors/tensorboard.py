@@ -40,15 +40,19 @@ class TensorBoard(Callback):
     order = REPORT
     folder: Path
     _writer: SummaryWriter | None = field(default=None, repr=False)
+    _unsure: list[tuple[int, dict[str, float]]] = field(default_factory=list, repr=False)  # step, figures: not on disk
 
     def on_start(self, trainer: "Trainer") -> None:
         goes_on = any(self.folder.iterdir())
-        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.logged_step + 1 if goes_on else None,
-                                     flush_secs=FLUSH_SECONDS)
+        self._open(trainer.logged_step + 1 if goes_on else None)
         if not goes_on:
             self._introduce(trainer, self._writer)
 
-    def _introduce(self, trainer: "Trainer", writer: SummaryWriter) -> None:
+    def _open(self, first: int | None) -> None:
+        """What stands there of the step `first` and later is forgotten."""
+        self._writer = SummaryWriter(str(self.folder), purge_step=first, flush_secs=FLUSH_SECONDS)
+
+    def _introduce(self, trainer: "Trainer", writer: Any) -> None:
         # Without the description of an experiment TensorBoard finds out by itself which options differ between the runs
         # shown, and puts these first.
         _, options, _ = hparams({"stage": trainer.stage.name, **defining(trainer.cfg)}, {})
@@ -57,15 +61,26 @@ class TensorBoard(Callback):
         writer.flush()
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        assert self._writer is not None
-        for name, value in figures(trainer, metrics).items():
-            self._writer.add_scalar(name, value, trainer.step)
-        for name, media in trainer.media.items():
-            _add(self._writer, name, media, trainer.step)
+        """What could not be written is written again with the next line, by a new writer: the old one is of no more
+        use then. Of what is looked at, only figures are kept for it."""
+        self._unsure.append((trainer.step, figures(trainer, metrics)))
+        try:
+            if self._writer is None:
+                self._open(self._unsure[0][0])
+            self._write(trainer.step, trainer.media)
+        except OSError:
+            self._writer = None
+            raise
 
-    def on_save(self, trainer: "Trainer", path: Path) -> None:
+    def _write(self, step: int, media: dict[str, Media]) -> None:
         assert self._writer is not None
+        for logged, values in self._unsure:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, logged)
+        for name, shown in media.items():
+            _add(self._writer, name, shown, step)
         self._writer.flush()
+        self._unsure.clear()
 
     def close(self, trainer: "Trainer") -> None:
         if self._writer is not None:

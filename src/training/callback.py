@@ -14,7 +14,9 @@
         on_eval_start         } only if an evaluation was asked for;
         on_eval_end           } metrics are empty if a stop abandoned it
         on_log                only at a log step, after the evaluation: metrics are plain floats now
-        on_save               only after a snapshot is whole and verified on disk (one of step 0 follows on_start)
+        on_save               when a snapshot is whole and verified on disk: those are written meanwhile, so steps later
+                              (one of step 0 follows on_start, the last one comes before on_stop)
+        on_trouble            when `trainer.saver.trouble` changes: why no snapshot can be written, '' once one is
     on_stop | on_error        the loop ended by itself | an exception left it
     close                     always, in reverse order
 
@@ -37,7 +39,7 @@ SHAPE, ACT, OBSERVE, REPORT = 0, 20, 50, 80
 
 EVENTS = (
     "on_build", "on_start", "on_step_start", "on_batch", "on_loss", "on_grad", "on_step_end", "on_eval_start",
-    "on_eval_end", "on_log", "on_save", "on_stop", "on_error", "close",
+    "on_eval_end", "on_log", "on_save", "on_trouble", "on_stop", "on_error", "close",
 )
 
 
@@ -66,6 +68,7 @@ class Callback:
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None: ...
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None: ...
     def on_save(self, trainer: "Trainer", path: Path) -> None: ...
+    def on_trouble(self, trainer: "Trainer") -> None: ...
     def on_stop(self, trainer: "Trainer", reason: str) -> None: ...
     def on_error(self, trainer: "Trainer", error: BaseException) -> None: ...
     def close(self, trainer: "Trainer") -> None: ...

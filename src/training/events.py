@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import files
 from config import UserError
 from training.callback import Callback, in_order, listeners
 
@@ -20,6 +21,7 @@ class Events:
         self.callbacks = in_order(callbacks)
         self.listeners = listeners(callbacks)
         self.switched_off: list[str] = []  # keys of the monitors that failed
+        self._hindered: set[str] = set()  # of those that once could not write, told of already
 
     def tell(self, event: str, trainer: "Trainer", *args: Any, guarded: bool = False) -> None:
         """Tell every callback that listens; `guarded`: whatever they raise, nothing gets out."""
@@ -44,14 +46,20 @@ class Events:
             log.warning("the state of %s is dropped: this run does not have it", key)
 
     def _guarded(self, callback: Callback, call: Callable[[], Any], guarded: bool = False) -> Any:
-        """A monitor that raises is reported once and switched off; what another raises ends the run."""
+        """A monitor that raises is reported once and switched off, but not where a full disk kept it from writing; what
+        another raises ends the run."""
         if callback.key in self.switched_off and not guarded:
             return None
         try:
             return call()
-        except Exception:
+        except Exception as error:
             if not (guarded or callback.is_monitor):
                 raise
+            if callback.is_monitor and files.may_pass(error):
+                if callback.key not in self._hindered:
+                    log.error("%s could not write: %s; training goes on", callback.key, error)
+                self._hindered.add(callback.key)
+                return None
             log.exception("%s failed%s", callback.key, "" if guarded else "; it is switched off")
             self._switch_off(callback)
             return None

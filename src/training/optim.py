@@ -81,3 +81,11 @@ def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str)
     else:
         height = 1 - done if schedule == "linear" else min(1.0, (1 - done) / 0.2)
     return min_ratio + (1 - min_ratio) * max(0.0, height)
+
+
+def all_finite(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> bool:
+    """Of weights, buffers and optimizer state. Waits for the device."""
+    tensors = [t for t in model.state_dict().values() if t.is_floating_point() and t.numel()]
+    for optimizer in optimizers:
+        tensors += [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all()) if tensors else True

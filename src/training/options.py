@@ -78,6 +78,8 @@ class Keeping:
     snapshot_minutes: float = opt(10.0, "longest time between snapshots (0: off)", ge=0, may_change=True)
     keep_last_n_snapshots: int = opt(3, "older ones are deleted, the best never is (0: keep all)", ge=0,
                                      may_change=True)
+    disk_full_minutes: float = opt(60.0, "go on for so long while no snapshot can be written, and try again and again; "
+                                   "then stop (exit code 75)", ge=0, may_change=True)
     delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",
                                                 may_change=True)
     result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
@@ -113,6 +115,9 @@ class GoingOn:
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --checkpoint_file, train nothing",
                           may_change=True)
     split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)
+    supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, goes "
+                          "on from the newest snapshot where it died, up to five times in a row without a new one",
+                          may_change=True)
     yes: bool = opt(False, "do not ask before going on", aliases=("y",), may_change=True)
 
 

@@ -5,13 +5,15 @@
         state.pt             everything else of the trainer: plain values and tensors
         manifest.json        written last: format, step, sizes and SHA-256 of the others, what made it, and its own
 
-A snapshot is written under a hidden name, file by file, each fsynced, and then renamed: the rename is the
-commit. It is read back and verified before an older one may go. Reading cannot run code: safetensors, and
-torch.load(weights_only=True). Reading back proves what the page cache holds, not what a disk that lies about
-fsync would return after a power cut.
+A snapshot is packed in memory first, a copy that training goes on beside, and then written under a hidden name, file
+by file, each fsynced, and renamed: the rename is the commit. It is read back and verified before an older one may go.
+Reading cannot run code: safetensors, and torch.load(weights_only=True). Reading back proves what the page cache holds,
+not what a disk that lies about fsync would return after a power cut.
 """
 
+import errno
 import hashlib
+import io
 import json
 import logging
 import math
@@ -19,10 +21,10 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -36,6 +38,31 @@ from training import manifest
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
+SPARE = 2**20  # bytes beside a snapshot's own: folders, the manifest, the lines of the log
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A snapshot in memory, every file of it as it will stand on disk."""
+
+    name: str
+    step: int
+    content: Mapping[str, memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(len(part) for part in self.content.values())
+
+
+def pack(name: str, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Packed:
+    """Copy aside what a snapshot is to hold: what becomes of the tensors afterwards does not matter."""
+    tensors, aliases = _without_aliases(weights)
+    rest = io.BytesIO()
+    torch.save(state, rest)
+    return Packed(name, step, {
+        WEIGHTS: memoryview(safetensors.torch.save(tensors, {"aliases": json.dumps(aliases)})),
+        STATE: rest.getbuffer()})
 
 
 @dataclass(frozen=True)
@@ -47,22 +74,28 @@ class Snapshots:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def save(self, name: str, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], *,
-             keep_last: int, best_step: int) -> Path:
+    def save(self, packed: Packed, *, keep_last: int, best_step: int) -> Path:
         """Write, verify, commit, then delete what is no longer kept. Raises OSError or Damaged; then the older ones
         are untouched."""
-        hidden, path = self.folder / f".{name}", self.folder / name
+        hidden, path = self.folder / f".{packed.name}", self.folder / packed.name
         shutil.rmtree(hidden, ignore_errors=True)
+        self.check_room(packed.size)
         hidden.mkdir()
-        tensors, aliases = _without_aliases(weights)
-        content = safetensors.torch.save(tensors, {"aliases": json.dumps(aliases)})
-        entries = {WEIGHTS: _write(hidden / WEIGHTS, lambda file: file.write(content)),
-                   STATE: _write(hidden / STATE, lambda file: torch.save(state, file))}
-        manifest.write(hidden, step, entries, self.made_by)
+        for name, content in packed.content.items():
+            files.write(hidden / name, content)
+        manifest.write(hidden, packed.step, {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                                             for name, content in packed.content.items()}, self.made_by)
         manifest.verify(hidden)
         self._commit(hidden, path)
-        self._rotate(keep_last, {step, best_step})
+        self._rotate(keep_last, {packed.step, best_step})
         return path
+
+    def check_room(self, size: int) -> None:
+        """Raises OSError, as a write would, where so many bytes do not fit."""
+        free = shutil.disk_usage(self.folder).free
+        if free < size + SPARE:
+            raise OSError(errno.ENOSPC, f"No space left on device: a snapshot takes {size:,} bytes, {free:,} are free",
+                          str(self.folder))
 
     def _commit(self, hidden: Path, path: Path) -> None:
         """Rename; where a snapshot of this name stands already, it is moved aside until the new one is in place."""
@@ -130,34 +163,6 @@ class Snapshots:
         if not isinstance(state, dict):
             raise UserError(f"{path / STATE} is not the state of a run: name another snapshot")
         return state
-
-
-class _Hashed:
-    """A file object that notes size and SHA-256 of what it was given, whatever then reaches the disk."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file, self.size, self.digest = file, 0, hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self.size += len(content)
-        self.digest.update(content)
-        return self.file.write(content)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write(path: Path, fill: Callable[[Any], Any]) -> dict[str, Any]:
-    """Write a file; its entry in the manifest."""
-    entry: dict[str, Any] = {}
-
-    def through(file: IO[bytes]) -> None:
-        hashed = _Hashed(file)
-        fill(hashed)
-        entry.update(size=hashed.size, sha256=hashed.digest.hexdigest())
-
-    files.write(path, through)
-    return entry
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

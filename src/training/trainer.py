@@ -20,8 +20,9 @@ from training.evaluation import evaluate
 from training.events import Events
 from training.media import Media
 from training.options import Options
+from training.saver import Saver
 from training.signals import Signals
-from training.snapshots import Snapshots
+from training.snapshots import Snapshots, pack
 from training.stage import Batch, Ratio, Stage
 from training.totals import Totals, finite_or_nothing
 
@@ -56,7 +57,7 @@ class Trainer:
                  ledger: Sequence[dict[str, Any]] = ()):
         self.stage, self.cfg, self.steps, self.order = stage, cfg, steps, order
         self.snapshots, self.signals, self.device = snapshots, signals, device
-        self.events = Events(callbacks)
+        self.events, self.saver = Events(callbacks), Saver(snapshots, cfg, signals, self._emit)
         self.steps_per_epoch = order.steps_per_epoch
         self.step, self.lr = 0, cfg.lr
         self.best, self.best_step = math.nan, -1
@@ -136,6 +137,7 @@ class Trainer:
             self._emit("on_error", error, guarded=True)
             raise
         finally:
+            self.saver.close()
             self._emit("close", guarded=True)
 
     def _build(self) -> None:
@@ -156,9 +158,9 @@ class Trainer:
                                          self.steps, workers, self.device.type == "cuda")
 
     def _loop(self, fresh: bool) -> Ending:
-        self._last_save = time.monotonic()
         if fresh:
             self._save()
+            self._finish_save(patient=False)
         if self._owed:
             self._asked |= self._owed
             self._act()
@@ -169,7 +171,11 @@ class Trainer:
                 self._ask_by_interval()
                 self._obey_signals()
             self._act()
-        return self._ending or Ending("finished", "all steps done")
+            if why := self.saver.look():
+                self.ask("stop", why, "halted")
+        self._ending = self._ending or Ending("finished", "all steps done")
+        self._finish_save(patient=self._ending.state in ("finished", "stopped"))
+        return self._ending
 
     def _ask_by_interval(self) -> None:
         last, epoch_end = self.step == self.steps, self.step % self.steps_per_epoch == 0
@@ -179,7 +185,7 @@ class Trainer:
             self.ask("log", "interval")
         if last or epoch_end or (self.cfg.snapshot_interval and self.step % self.cfg.snapshot_interval == 0):
             self.ask("save", "interval")
-        elif self.cfg.snapshot_minutes and time.monotonic() - self._last_save > 60 * self.cfg.snapshot_minutes:
+        elif self.cfg.snapshot_minutes and time.monotonic() - self.saver.last > 60 * self.cfg.snapshot_minutes:
             self.ask("save", "time")
 
     def _obey_signals(self) -> None:
@@ -317,23 +323,21 @@ class Trainer:
         self.media = {}
 
     def _save(self) -> None:
-        """A state with NaN in it is not saved: it would be the newest, and push good ones out."""
-        if not self._is_finite():
+        """Written while training goes on. A state with NaN in it is not: it would be the newest, and push good ones
+        out."""
+        if not optim.all_finite(self.model, self.optimizers.values()):
             log.error("weights or optimizer hold NaN or Inf: not saved; go on from the newest snapshot (--resume)")
             self._ending = Ending("halted", self._ending.reason if self._ending else "NaN or Inf in the weights")
             return
         by_epoch = self.step > 0 and self.step % self.steps_per_epoch == 0
         name = f"epoch_{self.step // self.steps_per_epoch:04d}" if by_epoch else f"step_{self.step:08d}"
-        path = self.snapshots.save(f"snapshot_{name}", self.step, self.model.state_dict(), self.state_dict(),
-                                   keep_last=self.cfg.keep_last_n_snapshots, best_step=self.best_step)
-        self._last_save = time.monotonic()
-        self._emit("on_save", path)
+        packed = pack(f"snapshot_{name}", self.step, self.model.state_dict(), self.state_dict())
+        self.saver.begin(packed, self.best_step)
 
-    def _is_finite(self) -> bool:
-        tensors = [t for t in self.model.state_dict().values() if t.is_floating_point() and t.numel()]
-        for optimizer in self.optimizers.values():
-            tensors += [t for state in optimizer.state.values() for t in state.values() if t.dim()]
-        return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all()) if tensors else True
+    def _finish_save(self, patient: bool) -> None:
+        if why := self.saver.finish(patient):
+            before = f"{self._ending.reason}; " if self._ending else ""
+            self._ending = Ending("halted", f"{before}{why}: make room, and resume from the newest snapshot")
 
     # -- state --------------------------------------------------------------------------------------------------
 

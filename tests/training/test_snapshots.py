@@ -147,7 +147,7 @@ def test_a_save_that_fails_leaves_the_older_ones(run: RunDir, monkeypatch: pytes
 
     monkeypatch.setattr(files, "write", full)
     with pytest.raises(OSError, match="No space"):
-        Snapshots(run.snapshots, {}).save("snapshot_step_00000006", 6, {}, {}, keep_last=1, best_step=-1)
+        Snapshots(run.snapshots, {}).save(snapshots.pack("snapshot_step_00000006", 6, {}, {}), keep_last=1, best_step=-1)
     assert kept(run) == before
 
 
@@ -162,8 +162,8 @@ def test_what_is_not_on_disk_as_written_is_never_committed(run: RunDir, monkeypa
 
     monkeypatch.setattr(files, "write", bad_disk)
     with pytest.raises(Damaged, match="state.pt has other content"):
-        Snapshots(run.snapshots, {}).save("snapshot_step_00000006", 6, {"w": torch.ones(3)}, {}, keep_last=1,
-                                          best_step=-1)
+        packed = snapshots.pack("snapshot_step_00000006", 6, {"w": torch.ones(3)}, {})
+        Snapshots(run.snapshots, {}).save(packed, keep_last=1, best_step=-1)
     assert kept(run) == before
 
 
@@ -194,7 +194,8 @@ def test_tied_weights_are_kept_once_and_tied_again(tmp_path: Path) -> None:
             self.b.weight = self.a.weight
 
     model, other = Tied(), Tied()
-    path = Snapshots(tmp_path, {}).save("snapshot_step_00000001", 1, model.state_dict(), {}, keep_last=0, best_step=-1)
+    packed = snapshots.pack("snapshot_step_00000001", 1, model.state_dict(), {})
+    path = Snapshots(tmp_path, {}).save(packed, keep_last=0, best_step=-1)
     snapshots.load_weights(path, other)
     assert torch.equal(other.b.weight, model.a.weight) and other.b.weight is other.a.weight
 

@@ -1,0 +1,114 @@
+"""Writes snapshots beside the training: one at a time, and again and again while the disk will not take them."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import files
+from daemon.table import duration
+from training.manifest import Damaged
+from training.options import Options
+from training.signals import Signals
+from training.snapshots import Packed, Snapshots
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between two trials
+AFTER_STOP = 30.0  # seconds of trouble that a run is kept waiting for that was asked to stop
+
+
+@dataclass
+class Saver:
+    """One thread, which writes one snapshot at a time. All methods are for the thread that trains.
+
+    `tell` is told "on_save" with the path of each snapshot that has become whole, and "on_trouble" when `trouble`
+    changes. Whatever else than a trouble that may pass keeps a snapshot from being written is raised.
+    """
+
+    snapshots: Snapshots
+    cfg: Options
+    signals: Signals
+    tell: Callable[..., None]
+    last: float = 0.0  # when the last was handed over, by the monotonic clock
+    trouble: str = ""  # why the last trial failed, while it is tried again
+    _since: float = 0.0  # when the trouble began
+    _told: str = ""
+    _given_up: threading.Event = field(default_factory=threading.Event)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saver"))
+    _writing: Future[Path | None] | None = None
+
+    def begin(self, packed: Packed, best_step: int) -> None:
+        """Start to write. One under way is waited for; if it is in trouble, this one takes its place."""
+        self._wait(give_up=bool(self.trouble))
+        self._given_up.clear()
+        self._writing = self._thread.submit(self._write, packed, best_step)
+        self.last = time.monotonic()
+
+    def look(self) -> str:
+        """Tell what became of the one under way. The return is why training should end, if it should."""
+        self._wait(0)
+        minutes = self.cfg.disk_full_minutes
+        return f"no snapshot could be written for {minutes:g} minutes" if self._troubled(60 * minutes) else ""
+
+    def finish(self, patient: bool) -> str:
+        """Wait for the one under way; as long as it takes, but of trouble no longer than training would go on through
+        if `patient`, only half a minute once a stop is asked for, else not at all. The return is why it was given up,
+        if it was."""
+        while self._writing and not self._troubled(self._patience() if patient else 0.0):
+            self._wait(0.2)
+        self._wait(give_up=True)
+        return f"the last snapshot could not be written ({self.trouble})" if self.trouble else ""
+
+    def close(self) -> None:
+        self._given_up.set()
+        self._thread.shutdown()
+
+    def _patience(self) -> float:
+        return min(60 * self.cfg.disk_full_minutes, AFTER_STOP if self.signals.stop else math.inf)
+
+    def _troubled(self, longer_than: float) -> bool:
+        return bool(self.trouble) and time.monotonic() - self._since > longer_than
+
+    def _wait(self, seconds: float | None = None, give_up: bool = False) -> None:
+        if give_up:
+            self._given_up.set()
+        if self._writing and wait([self._writing], seconds).done:
+            done, self._writing = self._writing, None
+            if path := done.result():
+                self.tell("on_save", path)
+        if self._told != self.trouble:
+            self._told = self.trouble
+            self.tell("on_trouble")
+
+    # -- in the thread ------------------------------------------------------------------------------------------
+
+    def _write(self, packed: Packed, best_step: int) -> Path | None:
+        """None where it was given up."""
+        pause = FIRST_WAIT
+        while True:
+            try:
+                path = self.snapshots.save(packed, keep_last=self.cfg.keep_last_n_snapshots, best_step=best_step)
+            except (OSError, Damaged) as error:
+                if not (files.may_pass(error) or isinstance(error, Damaged)):
+                    raise
+                self._note(packed, error)
+            else:
+                if self.trouble:
+                    log.warning("%s is written, after %s", packed.name, duration(time.monotonic() - self._since))
+                self.trouble = ""
+                return path
+            if self._given_up.wait(pause):
+                return None
+            pause = min(2 * pause, LONGEST_WAIT)
+
+    def _note(self, packed: Packed, error: Any) -> None:
+        if not self.trouble:
+            self._since = time.monotonic()
+            log.error("%s could not be written: %s; it is tried again while training goes on", packed.name, error)
+        self.trouble = str(error)
