@@ -1,7 +1,9 @@
-"""What a run was made by, and what differs when it goes on."""
+"""What a run was made by, what differs when it goes on, and which of that cannot be right."""
 
 import hashlib
+import math
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -10,17 +12,24 @@ from typing import Any
 import torch
 
 import config
+from config import UserError
 from daemon import machine
 from daemon.rundir import PROJECT
 from training import device as devices
+from training import manifest
+from training.stage import Stage
 
+BATCH = ("batch_size", "grad_accum_steps")
+SETTLED_ANEW = ("max_steps", "epochs", "compile")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
 
-def made_by(cfg: Any, device: torch.device, begun_with: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that may change the bits of a result, beside the data; `begun_with`: the first weights."""
+def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that may change the bits of a result; `begun_with`: the first weights."""
     return {
-        "config": config.to_json(cfg),
+        "stage": stage.name,
+        "config": config.to_json(stage.cfg),
+        "data": {**stage.made_from(), "rows": rows},
         "code": code_version(PROJECT / "src"),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -31,19 +40,52 @@ def made_by(cfg: Any, device: torch.device, begun_with: Mapping[str, str]) -> di
     }
 
 
+def compare(snapshot: Path, now: Mapping[str, Any], options: type) -> list[str]:
+    """A line for each thing that is not as it was when the snapshot was made: "packages.torch: 2.13.0 -> 2.13.1".
+
+    `options` is the stage's Config. Raises UserError where the run could not go on as itself: of another stage, on
+    other data, with an option that changes what is computed.
+    """
+    old, new = _flat(manifest.read(snapshot)["made_by"]), _flat(now)
+    changed = {name: f"{_shown(old.get(name, 'not recorded'))} -> {_shown(new.get(name, 'gone'))}"
+               for name in sorted(old | new) if old.get(name) != new.get(name)}
+    refused = {name: told for name, told in changed.items() if name in old and name in new
+               and _is_harmful(name, old, new, options)}
+    instead = f"or start a new run with its weights: --checkpoint_file {snapshot}"
+    for what, problem in (
+            ("stage", "the snapshot is of another stage than this run"),
+            ("config", "run_config.json is not what the snapshot was made with ({}): put it back, or the snapshot away "
+             f"if it is another run's, {instead}"),
+            ("data", f"the data are not those of the interrupted run ({{}}): bring them back, {instead}")):
+        if found := [f"{name.partition('.')[2]} {told}" for name, told in refused.items()
+                     if name.partition(".")[0] == what]:
+            raise UserError(problem.format(", ".join(found)))
+    return [f"{name}: {told}" for name, told in changed.items()]
+
+
+def _is_harmful(name: str, old: Mapping[str, Any], new: Mapping[str, Any], options: type) -> bool:
+    """What stands in both and differs. A path may: what lies there counts. So may the length of the run: it is
+    extended so. And accumulation, where it makes up for another batch."""
+    kind, _, option = name.partition(".")
+    if kind != "config":
+        return kind in ("stage", "data")
+    if option in BATCH and math.prod(old[f"config.{o}"] for o in BATCH) == math.prod(new[f"config.{o}"] for o in BATCH):
+        return False
+    spec = config.fields(options)[option][1]
+    return not spec.may_change and spec.path is None and option not in SETTLED_ANEW
+
+
+def _shown(value: Any) -> str:
+    """A fingerprint by its beginning."""
+    return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else str(value)
+
+
 def code_version(source: Path) -> str:
     """Twelve hex digits that change with any line of the source."""
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.py")):
         digest.update(str(path.relative_to(source)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each thing that is not as it was: "packages.torch: 2.13.0 -> 2.13.1"."""
-    old, new = _flat(before), _flat(now)
-    return [f"{name}: {old.get(name, 'not recorded')} -> {new.get(name, 'gone')}"
-            for name in sorted(old | new) if old.get(name) != new.get(name)]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from monitors.gradients import Gradients
 from monitors.journal import JournalWriter
 from monitors.pace import Pace
 from monitors.progress import Progress
+from monitors.repetition import Repetition
 from monitors.samples import Samples
 from monitors.sanity import Sanity
 from monitors.speed import Speed
@@ -117,11 +118,10 @@ class Session:
         cfg, expected = self._expect(stage, cfg, device, begins=snapshot is None)
         stage.cfg = cfg
         weights = None if snapshot else self._initial_weights(cfg)
-        kept = replace(kept, made_by=receipt.made_by(cfg, device, _begun_with(weights, snapshot)))
-        if snapshot:
-            _show_receipt(snapshot, kept.made_by)
+        kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
+        changed = _show_receipt(snapshot, kept.made_by, type(cfg)) if snapshot else []
         callbacks = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, self.turned_back),
-                     *_callbacks(cfg, self.run, stage, weights, expected),
+                     *_callbacks(cfg, self.run, stage, weights, expected), Repetition(self.run.metrics, changed),
                      Begin(self.run, snapshot is None, self.begun)]
         if self.failed_step:
             callbacks.append(Examination(self.failed_step, self.run.incidents, self.run.metrics))
@@ -185,14 +185,15 @@ def _begun_with(weights: Pretrained | None, snapshot: Path | None) -> dict[str, 
     return dict(manifest.read(snapshot)["made_by"].get("begun_with", {})) if snapshot else {}
 
 
-def _show_receipt(snapshot: Path, made_by: Mapping[str, Any]) -> None:
-    before = manifest.read(snapshot)
-    log.info("Going on from %s, step %d", snapshot, before["step"])
-    changed = receipt.differences(before["made_by"], made_by)
+def _show_receipt(snapshot: Path, made_by: Mapping[str, Any], options: type) -> list[str]:
+    """What differs from the interrupted run, told. Raises UserError where that cannot be right."""
+    log.info("Going on from %s, step %d", snapshot, manifest.read(snapshot)["step"])
+    changed = receipt.compare(snapshot, made_by, options)
     log.info("Receipt: %s", f"{len(changed)} differences from the interrupted run" if changed else
-             "same configuration, code, packages, device and threads as the interrupted run")
+             "same configuration, data, code, packages, device and threads as the interrupted run")
     for line in changed:
         log.warning("  %s", line)
+    return changed
 
 
 def _still_compiled(cfg: Options, device: torch.device) -> Options:

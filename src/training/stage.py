@@ -79,6 +79,13 @@ class Stage:
         """Changes whenever the data do."""
         return ""
 
+    def made_from(self) -> dict[str, str]:
+        """The fingerprints of what decides the rows, by the names that a refusal to go on tells."""
+        return {"content": self.fingerprint()}
+
+    def begin(self) -> None:
+        """Leave in `folder` what must be there beside snapshots; nothing can be refused any more."""
+
     def size(self, batch: Batch) -> dict[str, int]:
         """How much a batch holds, by the unit its speed is told in: {"samples": 32, "tok": 8192}."""
         return {"samples": len(next(iter(batch.values())))}

@@ -142,7 +142,6 @@ class LanguageModel(Stage):
         retrain = self.cfg.retrain_tokenizer
         self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
         self.tokenizer.context = self.cfg.max_seq_len
-        self.tokenizer.save(self.folder)
         self.corpus_fingerprint, self.test_text = corpus.fingerprint, corpus.test
         self.tokens: dict[str, np.ndarray] = {
             "train": tokens.tokenize(corpus.train, self.tokenizer, "training text"),
@@ -177,7 +176,13 @@ class LanguageModel(Stage):
         return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
 
     def fingerprint(self) -> str:
-        return f"{self.corpus_fingerprint}/{self.tokenizer.fingerprint}"
+        return "/".join(self.made_from().values())
+
+    def made_from(self) -> dict[str, str]:
+        return {"text": self.corpus_fingerprint, "tokenizer": self.tokenizer.fingerprint}
+
+    def begin(self) -> None:
+        self.tokenizer.save(self.folder)
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch["tokens"]), "tok": batch["tokens"].numel()}

@@ -1,6 +1,8 @@
 """A run that was interrupted is the run that was not: bit for bit, wherever it was."""
 
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from config import UserError
 from daemon.journal import Journal
 from daemon.rundir import RunDir
 from toys import QUICK, TOYS, Buffers, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
+from training import manifest
 from training.callback import ACT, Callback
 from training.snapshots import Snapshots
 from training.stage import Batch, Ratio
@@ -163,7 +166,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, StopAt(4)), run, max_steps=None, epochs=3)
     before = run.config_file.read_text()
-    with pytest.raises(UserError, match="the data are not those"):
+    with pytest.raises(UserError, match=r"made with \(rows 22 -> 8\)"):
         train(Regression, run, resume=True, rows=8)
     assert run.config_file.read_text() == before
     _, ending = train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
@@ -261,7 +264,7 @@ def test_the_receipt_lists_what_changed(tmp_path: Path, caplog: pytest.LogCaptur
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, StopAt(4)), run)
     train(with_callbacks(Regression, StopAt(5)), run, resume=True)
-    assert "Receipt: same configuration, code, packages, device and threads" in caplog.text
+    assert "Receipt: same configuration, data, code, packages, device and threads" in caplog.text
     train(Regression, run, resume=True, log_interval=3, threads=2)
     assert "config.log_interval: 2 -> 3" in caplog.text and "\n  threads: 1 -> 2" in "\n" + "\n".join(caplog.messages)
 
@@ -286,3 +289,127 @@ def test_killed_after_an_owed_evaluation_was_logged(tmp_path: Path) -> None:
         train(with_callbacks(NoNewBest, Killed(5)), run, resume=True)
     train(with_callbacks(NoNewBest, StopAt(-1)), run, resume=True)
     assert list(Journal(whole.metrics).rows()) == list(Journal(run.metrics).rows())
+
+
+# -- what differs ---------------------------------------------------------------------------------------------------
+
+
+def files_of(run: RunDir) -> dict[str, bytes]:
+    """Everything in a run's folder but its lock; of the status all but the heartbeat."""
+    found = {str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*")
+             if path.is_file() and path != run.lock_file}
+    found["status.json"] = json.dumps(json.loads(found["status.json"]) | {"heartbeat": 0}).encode()
+    return found
+
+
+def edit(run: RunDir, **options: Any) -> None:
+    run.config_file.write_text(json.dumps(json.loads(run.config_file.read_text()) | options))
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> RunDir:
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(4)), run)
+    return run
+
+
+@pytest.mark.parametrize("options", [{"seed": 43}, {"batch_size": 2}, {"grad_accum_steps": 3}, {"lr": 0.02},
+                                     {"lr_schedule": "linear"}, {"warmup_steps": 3}, {"width": 6},
+                                     {"precision": "bf16"}, {"eval_interval": 5}, {"weight_decay": 0.0, "seed": 0}])
+def test_a_config_edited_by_hand_is_refused(stopped: RunDir, options: dict[str, Any]) -> None:
+    """By name and with both values, before a model is built; put back, the run goes on."""
+    before = json.loads(stopped.config_file.read_text())
+    edit(stopped, **options)
+    sitting = session(Regression, stopped, resume=True)
+    told = ", ".join(f"{name} {before[name]} -> {options[name]}" for name in sorted(options))
+    with stopped.lock(), pytest.raises(UserError, match=re.escape(f"made with ({told}): put it back")) as refusal:
+        sitting.prepare()
+    assert len(refusal.value.problems) == 1
+    edit(stopped, **before)
+    assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
+
+
+@pytest.mark.parametrize("options", [{"log_interval": 3}, {"threads": 2}, {"keep_last_n_snapshots": 1},
+                                     {"max_steps": 12, "epochs": 4}, {"batch_size": 8, "grad_accum_steps": 1}])
+def test_harmless_differences_are_listed(stopped: RunDir, caplog: pytest.LogCaptureFixture,
+                                         options: dict[str, Any]) -> None:
+    before = json.loads(stopped.config_file.read_text())
+    edit(stopped, **options)
+    assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
+    assert all(f"  config.{name}: {before[name]} -> {value}" in caplog.messages for name, value in options.items())
+
+
+def test_snapshots_of_other_stages_and_runs_are_refused(tmp_path: Path, stopped: RunDir) -> None:
+    """Copied in by hand, later than the run's own: whole, and not of this run."""
+    for other, options, why in ((Buffers, {}, "of another stage"), (Regression, {"seed": 1}, "seed 1 -> 42"),
+                                (Regression, {"rows": 30}, "rows 30 -> 22")):
+        run = new_run(tmp_path, other)
+        train(with_callbacks(other, StopAt(5)), run, **options)
+        shutil.copytree(run.snapshots / "snapshot_step_00000005", stopped.snapshots / "snapshot_step_00000005")
+        before = files_of(stopped)
+        with pytest.raises(UserError, match=why):
+            train(Regression, stopped, resume=True)
+        changed = {name for name, content in files_of(stopped).items() if before.get(name) != content}
+        assert changed <= {"status.json"}, "which `launch` puts back"
+        shutil.rmtree(stopped.snapshots / "snapshot_step_00000005")
+
+
+def test_a_snapshot_that_records_less_goes_on(stopped: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    """One of an older version."""
+    folder = stopped.snapshots / "snapshot_step_00000004"
+    known = manifest.read(folder)
+    old = {name: known["made_by"][name] for name in known["made_by"] if name not in ("stage", "data")}
+    del old["config"]["spike_factor"]
+    manifest.write(folder, known["step"], known["files"], old)
+    assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
+    assert "  stage: not recorded -> regression" in caplog.messages
+
+
+# -- the first step after a resume -------------------------------------------------------------------------------
+
+
+def recorded(run: RunDir, change: Any = lambda row: None, **options: Any) -> None:
+    """Kill a run after step 5's log line, the newest snapshot being of step 4, and change what it recorded."""
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(Buffers, Killed(7)), run, snapshot_interval=4, log_interval=1, **options)
+    rows = list(Journal(run.metrics).rows())
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    change(next(row for row in rows if row["step"] == 5))
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in Snapshots(run.snapshots, {}).found()[3:]:  # that of the epoch's end at step 6
+        shutil.rmtree(path)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if " as recorded before" in line]
+
+
+def test_a_step_done_again_comes_out_as_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, Buffers)
+    recorded(run)
+    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
+    assert told(caplog) == ["step 5 came out as recorded before: bit for bit"]
+
+
+@pytest.mark.parametrize("factor, word", [(1 + 1e-12, "last bits"), (1.01, "more than rounding")])
+def test_a_step_that_comes_out_otherwise_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float,
+                                                 word: str) -> None:
+    """With the figure, both values, and what the receipt knows; training goes on."""
+    run = new_run(tmp_path, Buffers)
+    recorded(run, lambda row: row.update({"train/loss": row["train/loss"] * factor}))
+    row = next(row for row in Journal(run.metrics).rows() if row["step"] == 5)
+    _, ending = train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, keep_last_n_snapshots=2)
+    again = next(row for row in Journal(run.metrics).rows() if row["step"] == 5)
+    (line,) = told(caplog)
+    assert line.startswith(f"step 5 did not come out as recorded before: train/loss {row['train/loss']!r} then, "
+                           f"{again['train/loss']!r} now. ")
+    assert word in line and "keep_last_n_snapshots: 0 -> 2" in line and ending.state == "finished"
+
+
+def test_lines_at_another_interval_are_not_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, Buffers)
+    recorded(run)
+    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, log_interval=2)
+    assert told(caplog) == []

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Begin(Callback):
-    """From here on nothing can be refused any more: the config is kept as it was settled, and
-    result/<stage>_<dataset> points at the run if it is a new one."""
+    """From here on nothing can be refused any more: the config is kept as it was settled, the stage's own files are
+    there, and result/<stage>_<dataset> points at the run if it is a new one."""
 
     order = SHAPE
     run: RunDir
@@ -25,6 +25,7 @@ class Begin(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         files.write_json(self.run.config_file, config.to_json(trainer.cfg))
+        trainer.stage.begin()
         if self.is_new:
             self.run.announce(trainer.stage.name, self.run.status().dataset)
         self.begun.set()
