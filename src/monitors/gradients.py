@@ -39,6 +39,9 @@ class Gradients(Callback):
     _entries: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _warned: set[str] = field(default_factory=set)
 
+    def on_start(self, trainer: "Trainer") -> None:
+        self._entries = {part: own.to(trainer.device) for part, own in self._entries.items()}
+
     def on_grad(self, trainer: "Trainer", phase: str) -> None:
         if (trainer.step + 1) % self.interval:
             return
@@ -64,7 +67,7 @@ class Gradients(Callback):
                                      f"{norm:.2g}): {ADVICE[what]}", part=part, norm=norm)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"warned": sorted(self._warned)}
+        return {"warned": sorted(self._warned), "entries": dict(self._entries)}  # those that no log line has shown yet
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._warned = set(state.get("warned", ()))
+        self._warned, self._entries = set(state.get("warned", ())), dict(state.get("entries", {}))

@@ -46,6 +46,7 @@ class Weights(Callback):
                 log.warning("drift counts from step %d on: other weights are sampled than before", trainer.step)
             self._first = now
         self._first = {name: own.to(trainer.device, copy=True) for name, own in self._first.items()}
+        self._entries = {part: own.to(trainer.device) for part, own in self._entries.items()}
 
     def on_step_start(self, trainer: "Trainer") -> None:
         if (trainer.step + 1) % self.interval == 0:
@@ -81,7 +82,8 @@ class Weights(Callback):
             Alerts(self.alerts).tell(trainer.step, "weights", f"{part} {what}: {ADVICE[what]}", part=part)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first": dict(self._first), "warned": sorted(self._warned)}
+        return {"first": dict(self._first), "warned": sorted(self._warned), "entries": dict(self._entries)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._first, self._warned = dict(state.get("first", {})), set(state.get("warned", ()))
+        self._entries = dict(state.get("entries", {}))  # those that no log line has shown yet

@@ -94,3 +94,12 @@ def test_drift_is_the_distance_from_the_first_weights_also_after_a_resume(tmp_pa
     expected = float(change / torch.cat([now[name].flatten() for name in own]).norm())
     row = next(row for row in Journal(run.metrics).rows() if row["step"] == 8)
     assert abs(row["weights/0/drift"] - expected) < 1e-6 * expected
+
+
+def test_what_no_log_line_had_shown_when_a_run_stopped_is_shown_when_it_goes_on(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(5)), run, **ALL | dict(log_interval=6))  # looked at in step 4
+    train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
+    board = EventAccumulator(str(run.tensorboard), size_guidance={"histograms": 0}).Reload()
+    assert {tag: [event.step for event in board.Histograms(tag)] for tag in board.Tags()["histograms"]} == {
+        f"{kind}/{part}/histogram": [6, 8] for kind in ("gradients", "weights") for part in "02"}
