@@ -1,6 +1,7 @@
 """The one way Stoker writes files: whole or not at all, with the error number kept.
 
     write      a new file under its final name: hidden, fsynced, renamed
+    tidy       away with what a kill left half written
     append     lines at the end of a file: all of them or none
     overwrite  a small file in the room it has, where a full disk has none for a new one
     may_pass   whether it is worth trying again
@@ -15,11 +16,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+HIDDEN = re.compile(r"\..+\.(\d+)(\.tmp)?")  # as here, or a link to be moved into place; the number is its writer's
 
 
 def home() -> Path:
@@ -81,6 +85,13 @@ def overwrite(path: Path, content: str) -> None:
 def may_pass(error: BaseException) -> bool:
     """Of an error in writing: whether it is worth trying again. A file that is too big will stay so."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a writer that was killed left under a hidden name, in a folder and those in it."""
+    for hidden in folder.rglob(".*"):
+        if (left := HIDDEN.fullmatch(hidden.name)) and not Path("/proc", left[1]).exists():
+            hidden.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

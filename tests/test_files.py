@@ -32,6 +32,18 @@ def alone(path: Path) -> bool:
     return os.listdir(path.parent) == [path.name]
 
 
+def test_what_a_killed_writer_left_is_tidied_away_and_nothing_else(old: Path) -> None:
+    killed = "import files, os, pathlib; files.write(pathlib.Path('there'), lambda file: os.kill(os.getpid(), 9))"
+    assert subprocess.run([sys.executable, "-c", killed], cwd=old.parent, env={"PYTHONPATH": SOURCE}).returncode == -9
+    assert len(os.listdir(old.parent)) == 2
+    kept = {"there", f".there.{os.getpid()}.tmp", ".hidden", ".hidden.tmp", "999999999.tmp"}
+    for name in kept - {"there"}:
+        (old.parent / name).touch()
+    (old.parent / ".latest.log.999999999").symlink_to("there")
+    files.tidy(old.parent.parent)
+    assert set(os.listdir(old.parent)) == kept and old.read_text() == "old"
+
+
 @pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), lambda file: file.write("grün\n".encode())])
 @pytest.mark.parametrize("sync", [True, False])
 def test_a_write_replaces_the_whole(old: Path, content: str | bytes | Callable[[IO[bytes]], object],

@@ -114,6 +114,7 @@ class Session:
         stage.cfg = cfg
         kept = Snapshots(self.run.snapshots, {})
         kept.tidy()
+        files.tidy(self.run.path)
         snapshot = self._where_to_go_on(kept)
         cfg, expected = self._expect(stage, cfg, device, begins=snapshot is None)
         stage.cfg = cfg
