@@ -20,7 +20,6 @@ import logging
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,14 +61,12 @@ class Point(NamedTuple):
 
 @dataclass
 class Sitting:
-    """From a start of the script to its end. `newest` is the step of the newest snapshot before, `began` that at which
-    training began, `step` where it ended."""
+    """From a start of the script to its end. `step` is where it ended, `began` where its training loop did."""
 
     place: str  # where it was killed; '' if it was not
     operation: str = ""
     step: int = -1
     began: int | None = None
-    newest: int = 0
     at_start: dict[str, int] = field(default_factory=dict)  # points passed before the training loop, by place
 
 
@@ -106,10 +103,7 @@ class Course:
             self._sit(self.alone, [], None)
         while not finished(self.killed) and not self.failure:
             targets, seconds = self._targets(kills)
-            newest = self._newest()
-            sitting = replace(self._sit(self.killed, targets, seconds), newest=newest)
-            if self.failure:
-                return
+            sitting = self._sit(self.killed, targets, seconds)
             if (targets or seconds) and not sitting.place:
                 kills.left += 1
             self.sittings.append(sitting)
@@ -139,7 +133,7 @@ class Course:
         points = json.dumps({"folder": str(side), "trace": str(trace), "targets": targets})
         options = ["--resume", "run"] if (side / "run").exists() else [
             "--dataset", str(self.text), "--result_dir", ".", "--run_name", "run", "--seed", str(self.seed), *OPTIONS]
-        began = time.monotonic()
+        began, killed = time.monotonic(), False
         with open(log, "wb") as out:
             process = subprocess.Popen(
                 [sys.executable, "-P", str(HERE / "failpoints.py"), points, str(SCRIPT), *options, "--yes"], cwd=side,
@@ -149,23 +143,23 @@ class Course:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
+                killed = True
         code, at_target = process.wait(), trace.exists() and trace.read_bytes().endswith(b"killed\n")
-        killed = code == -signal.SIGKILL and (at_target or seconds is not None)
-        if not killed and (code or not finished(side)):
+        if not (killed or at_target or finished(side)):
             self.failure = f"the script ended with {code}: " + " | ".join(log.read_text().splitlines()[-5:])
         if not code:
             (side / "seconds").write_text(f"{time.monotonic() - began}")
-        return _sitting(passed(trace), "" if not killed else None if at_target else ANY_TIME)
+        return _sitting(passed(trace), ANY_TIME if killed and code else None if code else "")
 
     def _targets(self, kills: Kills) -> tuple[list[list[Any]], float | None]:
         """Where the next sitting is to be killed, or after how many seconds: drawn from the seed and how many there
         were. The places come in turn, so that those which are seldom within reach come too."""
         draw, last = random.Random(f"{self.seed} {len(self.sittings)}"), self._newest()
-        vain = [kill.newest for kill in self.kills[-VAIN:]] == VAIN * [last]
-        first = min(last + 2 * SNAPSHOTS, STEPS) if vain else last
+        vain = len(list(itertools.takewhile(lambda s: (s.began or 0) >= last, reversed(self.kills)))) >= VAIN
+        first = last + 2 * SNAPSHOTS if vain else last
         later = [point for point in self.points()
                  if point.phase != "start" and first <= point.step <= first + AHEAD]
-        if (vain and last == STEPS) or not kills.take():
+        if not later or (vain and first > STEPS) or not kills.take():
             return [], None
         done, start = Counter(kill.place for kill in self.kills), Counter() if vain else self.start()
         places = {point.place for point in later} | start.keys() | ({ANY_TIME} - {ANY_TIME if vain else ""})
@@ -199,12 +193,9 @@ class Course:
     def differences(self) -> list[str]:
         if self.failure:
             return [self.failure]
+        ours, theirs = outcome(self.killed / "run"), outcome(self.alone / "run")
         left = [f"left behind: {path.relative_to(self.killed)}" for path in self.killed.glob("run/**/.*")]
-        try:
-            ours = outcome(self.killed / "run")
-        except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            return [*left, f"what was killed cannot be read: {error!r}"]
-        return [*left, *differences(outcome(self.alone / "run"), ours, "")]
+        return [*left, *differences(theirs, ours, "")]
 
 
 def passed(trace: Path) -> list[Point]:
@@ -227,7 +218,7 @@ def _sitting(points: list[Point], place: str | None) -> Sitting:
     trained = [point.step for point in points if point.phase != "start"]
     return Sitting(place, last.operation if place not in ("", ANY_TIME) else "", last.step,
                    min(trained) if trained else None,
-                   at_start=dict(Counter(point.place for point in points if point.phase == "start")))
+                   dict(Counter(point.place for point in points if point.phase == "start")))
 
 
 def finished(side: Path) -> bool:
@@ -245,21 +236,10 @@ def outcome(run: Path) -> dict[str, Any]:
                    for path in sorted((run / "models").rglob("*")) if path.is_file()},
         "samples": {str(path.relative_to(run)): path.read_text() for path in sorted((run / "samples").glob("*/*.txt"))},
         "options": _content(run / "run_config.json", run),
-        "metrics": _rows(run / "metrics.jsonl"),
-        "timings": [row and row["step"] for row in _rows(run / "timings.jsonl")],
+        "metrics": [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
+        "timings": [json.loads(line)["step"] for line in (run / "timings.jsonl").read_text().splitlines()],
         "tensorboard": board(run / "tensorboard"),
     }
-
-
-def _rows(path: Path) -> list[dict[str, Any] | None]:
-    """None where a line is torn."""
-    rows: list[dict[str, Any] | None] = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            rows.append(None)
-    return rows
 
 
 def _content(path: Path, run: Path) -> Any:
@@ -282,8 +262,8 @@ def differences(a: Any, b: Any, where: str) -> Iterator[str]:
         if (a.dtype, a.shape) != (b.dtype, b.shape) or a.numpy().tobytes() != b.numpy().tobytes():
             yield where
     elif isinstance(a, dict) and isinstance(b, dict):
-        yield from (f"{where}/{key}: {'missing' if key in a else 'too much'}" for key in sorted(a.keys() ^ b.keys()))
-        for key in [key for key in a if key in b]:
+        yield from (f"{where}/{key}: {'missing' if key in a else 'too much'}" for key in a.keys() ^ b.keys())
+        for key in a.keys() & b.keys():
             yield from differences(a[key], b[key], f"{where}/{key}")
     elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         if len(a) != len(b):
@@ -305,8 +285,8 @@ def write_text(path: Path) -> None:
 
 
 def measure(folder: Path, seed: int, kills: int, jobs: int) -> list[Course]:
-    """Courses one after the other, `jobs` at a time, until there were so many kills. Those that the folder holds go on
-    first; one that came to be killed never is left out."""
+    """Courses one after the other, `jobs` at a time, until there were so many kills; the one that stands in the folder
+    already go on first."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "text.txt")
     known = [int(path.name.removeprefix("course_")) for path in folder.glob("course_*")]
@@ -324,7 +304,7 @@ def measure(folder: Path, seed: int, kills: int, jobs: int) -> list[Course]:
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(work) for _ in range(jobs)]:
             done.result()
-    return sorted((course for course in courses if course.kills or course.failure), key=lambda course: course.seed)
+    return sorted(courses, key=lambda course: course.seed)
 
 
 def _course(folder: Path, seed: int, number: int) -> Course:
@@ -367,9 +347,7 @@ def main() -> int:
             found = course.differences()
             verdict = f"{len(found)} DIFFERENCES" if found else "same"
             print(f"seed {course.seed}: {len(course.kills)} kills, {verdict}")
-            for _, lines in itertools.groupby(found, lambda line: line.split("/")[:2]):
-                first, *more = lines
-                print(f"    {first}" + (f", and {len(more)} more of these" if more else ""))
+            print("".join(f"    {line}\n" for line in found[:20]), end="")
             different += bool(found)
     return 1 if different else 0
 

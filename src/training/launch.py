@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -31,7 +32,7 @@ from daemon.table import duration
 from training import pages, pretrained
 from training.options import Options
 from training.pretrained import Pretrained
-from training.signals import Interrupted, Signals
+from training.signals import STOPS, Interrupted, Signals
 from training.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,10 @@ class Job:
 def main(stage: type[Stage]) -> None:
     """Run a stage's script; does not return."""
     try:
-        sys.exit(_main(stage, sys.argv[1:]))
+        code = _main(stage, sys.argv[1:])
+        for number in STOPS:  # all is done but Python's own end, which may take a second
+            signal.signal(number, lambda *_: os._exit(code))
+        sys.exit(code)
     except UserError as error:
         config.complain(error.problems)
         sys.exit(REFUSED)

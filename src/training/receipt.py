@@ -1,7 +1,6 @@
 """What a run was made by, what differs when it goes on, and which of that cannot be right."""
 
 import hashlib
-import math
 import platform
 import re
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from training import device as devices
 from training import manifest
 from training.stage import Stage
 
-BATCH = ("batch_size", "grad_accum_steps")
 SETTLED_ANEW = ("max_steps", "epochs", "compile")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
@@ -49,8 +47,8 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type) -> list[str]:
     old, new = _flat(manifest.read(snapshot)["made_by"]), _flat(now)
     changed = {name: f"{_shown(old.get(name, 'not recorded'))} -> {_shown(new.get(name, 'gone'))}"
                for name in sorted(old | new) if old.get(name) != new.get(name)}
-    refused = {name: told for name, told in changed.items() if name in old and name in new
-               and _is_harmful(name, old, new, options)}
+    refused = {name: told for name, told in changed.items()
+               if name in old and name in new and _is_harmful(name, options)}
     instead = f"or start a new run with its weights: --checkpoint_file {snapshot}"
     for what, problem in (
             ("stage", "the snapshot is of another stage than this run"),
@@ -63,14 +61,12 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type) -> list[str]:
     return [f"{name}: {told}" for name, told in changed.items()]
 
 
-def _is_harmful(name: str, old: Mapping[str, Any], new: Mapping[str, Any], options: type) -> bool:
-    """What stands in both and differs. A path may: what lies there counts. So may the length of the run: it is
-    extended so. And accumulation, where it makes up for another batch."""
+def _is_harmful(name: str, options: type) -> bool:
+    """Of what is recorded in both. Another path is not: what lies there counts. Nor is another length of the run: it is
+    extended so."""
     kind, _, option = name.partition(".")
     if kind != "config":
         return kind in ("stage", "data")
-    if option in BATCH and math.prod(old[f"config.{o}"] for o in BATCH) == math.prod(new[f"config.{o}"] for o in BATCH):
-        return False
     spec = config.fields(options)[option][1]
     return not spec.may_change and spec.path is None and option not in SETTLED_ANEW
 
