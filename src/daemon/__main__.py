@@ -105,18 +105,21 @@ def _rows(runs: list[RunDir]) -> Iterator[dict[str, Any]]:
 
 def _stop(which: str, seconds: float) -> int:
     run = registry.find(which)
-    holder = run.holder()
-    if holder is None:
+    holder, watching = run.holder(), run.supervisor()
+    living = [found for found in (watching, holder) if found]
+    if not living:
         print(f"{run.name} is not running: {run.state()}")
         return 0
-    if process.is_paused(holder.pid):
-        print(f"{run.name} is paused; it goes on to save and stop")
-        os.kill(holder.pid, signal.SIGCONT)
+    for found in living:
+        if process.is_paused(found.pid):
+            print(f"{run.name} is paused; it goes on to save and stop")
+            os.kill(found.pid, signal.SIGCONT)
     with suppress(ProcessLookupError):  # it has ended by itself this moment
-        os.kill(holder.pid, signal.SIGTERM)
-    if not _until(lambda: process.find(holder.pid) != holder, seconds):  # then its memory is free, too
-        raise UserError(f"process {holder.pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
-                        f"kill -9 {holder.pid}; then what came after its last snapshot is lost")
+        os.kill(living[0].pid, signal.SIGTERM)  # a supervisor tells its trainer, and starts no other
+    if not _until(lambda: all(process.find(found.pid) != found for found in living), seconds):  # its memory is free
+        pid = living[-1].pid
+        raise UserError(f"process {pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
+                        f"kill -9 {pid}; then what came after its last snapshot is lost")
     status = run.status()
     print(f"{run.name}: {run.state()} at step {status.step} of {status.of or '?'}: {status.reason}")
     if status.state != "finished":
@@ -189,20 +192,22 @@ def _board(which: str) -> int:
 
 
 def _wait(pid: int) -> int:
-    """Show the new process's log until its first step is done (0) or it has ended (1)."""
+    """Show the log of what the new process starts until its first step is done (0) or it has ended (1)."""
     started = process.find(pid)
     run: RunDir | None = None
-    shown = 0
+    log, shown = Path(), 0
     try:
         while True:
             alive = started is not None and process.find(pid) == started
             try:
                 run = run or _run_of(pid)
                 if run is not None:
-                    shown = _show(run.latest_log, shown)
+                    if log != (newest := run.latest_log.resolve()):  # a supervisor has started another trainer
+                        log, shown = newest, 0
+                    shown = _show(log, shown)
                     if alive and run.state() == "training":
-                        _show(run.latest_log, shown)  # what came between the two looks
-                        return _summary(run, pid)
+                        _show(log, shown)  # what came between the two looks
+                        return _summary(run)
             except FileNotFoundError:  # a run that is refused takes its directory with it
                 run = None
             if not alive:
@@ -214,11 +219,12 @@ def _wait(pid: int) -> int:
 
 
 def _run_of(pid: int) -> RunDir | None:
-    """The run that this process has just made or taken."""
+    """The run that this process, or one that it supervises, has just made or taken."""
     for run in reversed(registry.runs()):
-        holder = run.holder()
-        if holder is not None and holder.pid == pid == run.status().pid and run.latest_log.exists():
-            return run  # of a run that goes on, the status is old until its new log is there
+        holder, watching = run.holder(), run.supervisor()
+        if holder and pid in (holder.pid, watching and watching.pid):
+            if holder.pid == run.status().pid and run.latest_log.exists():
+                return run  # of a run that goes on, the status is old until its new log is there
     return None
 
 
@@ -232,10 +238,11 @@ def _show(log: Path, shown: int) -> int:
     return shown + len(whole + newline)
 
 
-def _summary(run: RunDir, pid: int) -> int:
+def _summary(run: RunDir) -> int:
+    watching = run.supervisor()
     print(f"""
 Run     {run.name}
-PID     {pid}
+PID     {run.status().pid}{f", supervisor {watching.pid}" if watching else ""}
 Log     {run.latest_log.resolve()}
 
 Follow  ./run/logs.sh {run.name} -f

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TIME = "%Y-%m-%d %H:%M:%S"
@@ -38,8 +40,20 @@ def to_file(path: Path, *, background: bool) -> None:
     _add(logging.FileHandler(path, encoding="utf-8"))
 
 
-def _add(handler: logging.Handler) -> None:
+@contextmanager
+def also_in(path: Path) -> Iterator[None]:
+    """Log to a file as well while the block runs."""
+    handler = _add(logging.FileHandler(path, encoding="utf-8"))
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _add(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(_EveryLine())
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(handler)
+    return handler

@@ -1,6 +1,9 @@
-"""What this machine is, and what it will do to a run behind its back: kill it at log-out, sleep when the lid closes."""
+"""What this machine is, and what it will do to a run behind its back: kill it at log-out or for want of memory, sleep
+when the lid closes."""
 
 import getpass
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,6 +27,36 @@ def warnings(root: Path = Path("/")) -> list[str]:
         found.append(f"closing the lid will {action} this machine; the run waits and goes on when it wakes "
                      "(HandleLidSwitch=ignore in /etc/systemd/logind.conf keeps it running)")
     return found
+
+
+def memory_kills(root: Path = Path("/")) -> int | None:
+    """How often the kernel has ended a process of our control group for want of memory; None where it does not tell.
+
+    memory.events of version 2, memory.oom_control of version 1. Inside a container the group's own path may not be
+    mounted: then what is mounted is the container's.
+    """
+    lines = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    for _, controllers, group in lines:
+        if controllers in ("", "memory"):
+            base = root / "sys/fs/cgroup" / controllers
+            name = "memory.oom_control" if controllers else "memory.events"
+            for path in (base / group.lstrip("/") / name, base / name):
+                if path.is_file() and (told := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)):
+                    return int(told[1])
+    return None
+
+
+def was_killed_for_memory(pid: int, since: float, log: Path = Path("/dev/kmsg")) -> bool:
+    """Whether the kernel's log says so of a process started `since` seconds after boot. Often it cannot be read."""
+    try:
+        with open(os.open(log, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as records:
+            while record := records.read(8192):  # None where there are no more
+                stamp, _, text = record.partition(b";")
+                if re.search(rb"Killed process %d\b" % pid, text) and int(stamp.split(b",")[2]) / 1e6 >= since:
+                    return True
+    except OSError:  # not allowed; or records went while they were read
+        pass
+    return False
 
 
 def hardware(root: Path = Path("/")) -> str:

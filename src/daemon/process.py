@@ -21,7 +21,7 @@ class Process:
 def find(pid: int) -> Process | None:
     """The process that has this PID now; None if there is none, or only what is left of one (a zombie)."""
     stat = _stat(pid)
-    return None if stat is None or stat[0] in "ZX" else Process(pid, int(stat[19]), _boot())
+    return None if stat is None or stat[0] in "ZX" else Process(pid, int(stat[19]), boot())
 
 
 def me() -> Process:
@@ -36,6 +36,26 @@ def is_paused(pid: int) -> bool:
     return stat is not None and stat[0] in "Tt"
 
 
+def family(pid: int) -> list[int]:
+    """A process and all its descendants, itself first."""
+    parents = {int(path.name): int(stat[1]) for path in Path("/proc").glob("[0-9]*")
+               if (stat := _stat(int(path.name))) is not None}
+    found = [pid]
+    for member in found:  # grows meanwhile
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for this signal, which by itself would end it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (number - 1) & 1)
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat from the third (the state) on; the second, the name, may hold anything."""
     try:
@@ -44,5 +64,5 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def _boot() -> str:
+def boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

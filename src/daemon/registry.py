@@ -74,11 +74,19 @@ def newest_finished(stage: str) -> RunDir:
     return finished[-1]
 
 
+def taken_by(pid: int, since: float) -> RunDir | None:
+    """The run that a process has made or taken since then."""
+    for run in reversed(runs()):
+        status = _status(run)
+        if status and status.pid == pid and max(status.created, status.started) >= since:
+            return run
+    return None
+
+
 def _of_process(pid: int, known: list[RunDir]) -> RunDir:
-    """A PID means the run it trains now; else the newest run it trained (PIDs are used again)."""
+    """A PID means the run it trains, or watches, now; else the newest run it trained (PIDs are used again)."""
     for run in known:
-        holder = run.holder()
-        if holder is not None and holder.pid == pid:
+        if pid in [living.pid for living in (run.holder(), run.supervisor()) if living]:
             return run
     if past := [run for run in known if run.status().pid == pid]:
         return past[-1]

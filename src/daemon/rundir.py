@@ -1,7 +1,7 @@
 """A run's directory: the names of its files, its lock, its status. Nobody else spells them.
 
     result/<stage>_<dataset>_<preset>_<YYYYMMDD-HHMMSS>/
-        run_config.json  status.json  run.lock  metrics.jsonl  timings.jsonl  alerts.jsonl
+        run_config.json  status.json  run.lock  metrics.jsonl  timings.jsonl  alerts.jsonl  deaths.jsonl
         logs/train_<start>.log  logs/latest.log  snapshots/  models/  tensorboard/  samples/  incidents/
         plots.png  wandb/
     result/<stage>_<dataset>     link to the newest such run
@@ -20,7 +20,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parents[2]
 MANIFEST = "manifest.json"  # of a snapshot: written last, so a folder that has one is whole
 ACTIVE = ("preparing", "training", "evaluating")
+RESTARTING = "restarting"  # its trainer died, its supervisor will start another
 SECONDS_TO_LOCK = 2.0
 
 
@@ -50,7 +51,11 @@ class Status:
     pid: int = 0
     created: float = 0.0
     started: float = 0.0  # when the process of now, or the last, took it up
-    heartbeat: float = 0.0
+    heartbeat: float = 0.0  # the last sign of progress
+    awake: float = 0.0  # the same by the clock that stands still while the machine sleeps (CLOCK_MONOTONIC)
+    phase: str = ""  # what it is at; see daemon.pulse
+    budget: float = 0.0  # seconds without a sign of progress that are usual there (0: not known)
+    supervisor: dict[str, Any] | None = None  # the process that watches the trainer, if one does
     busy_seconds: float = 0.0  # that trainers of this run have lived, all together
     step: int = 0
     of: int = 0
@@ -79,6 +84,7 @@ class RunDir:
     metrics = property(lambda self: self.path / "metrics.jsonl")
     timings = property(lambda self: self.path / "timings.jsonl")
     alerts = property(lambda self: self.path / "alerts.jsonl")
+    deaths = property(lambda self: self.path / "deaths.jsonl")
     snapshots = property(lambda self: self.path / "snapshots")
     models = property(lambda self: self.path / "models")
     tensorboard = property(lambda self: self.path / "tensorboard")
@@ -95,17 +101,46 @@ class RunDir:
 
     def write_status(self, status: Status, *, sync: bool = False) -> None:
         """Replace the status, so that a reader sees the old one or the new one, never half of one."""
-        files.write_json(self.status_file, asdict(replace(status, heartbeat=time.time())), sync=sync)
+        now = replace(status, heartbeat=time.time(), awake=time.monotonic())
+        content = json.dumps(asdict(now), indent=2) + "\n"
+        try:
+            files.write(self.status_file, content, sync=sync)
+        except OSError as error:
+            if not (files.may_pass(error) and self.status_file.exists()):
+                raise
+            files.overwrite(self.status_file, content)  # on a full disk there is no room for a second file
 
     def state(self) -> str:
-        """The state now: "died" and "paused" are never written, they are seen from outside."""
-        written, holder = self.status().state, self.holder()
-        if holder is None and written in ACTIVE:
-            written = self.status().state  # it may have ended between the two looks
-            return "died" if written in ACTIVE else written
+        """The state now: "died", "paused" and "stalled" are never written, they are seen from outside."""
+        status, holder = self.status(), self.holder()
+        if holder is None and status.state in ACTIVE:
+            status = self.status()  # it may have ended between the two looks
+            return "died" if status.state in ACTIVE else status.state
         if holder is None:
-            return written
-        return "paused" if process.is_paused(holder.pid) else written
+            return "died" if status.state == RESTARTING and not self.supervisor() else status.state
+        if process.is_paused(holder.pid):
+            return "paused"
+        stalled = status.state in ACTIVE and 0 < status.budget < self.silent_seconds(status)
+        return "stalled" if stalled else status.state
+
+    def silent_seconds(self, status: Status) -> float:
+        """Since the last sign of progress of a living trainer; neither sleep nor a pause counts.
+
+        The status file's own time is that of a sign which a full disk did not take; the lock's, of the last SIGCONT.
+        """
+        touched: float = max(path.stat().st_mtime for path in (self.status_file, self.lock_file))
+        return max(0.0, min(time.monotonic() - status.awake, time.time() - touched))
+
+    def note_continued(self) -> None:
+        """The trainer goes on after a pause: its silence counts from now."""
+        with suppress(OSError):
+            os.utime(self.lock_file)
+
+    def supervisor(self) -> process.Process | None:
+        """The process that watches the trainer of now, or of last, if it lives."""
+        noted = self.status().supervisor
+        watching = process.Process(**noted) if noted else None
+        return watching if watching and process.find(watching.pid) == watching else None
 
     # -- lock -------------------------------------------------------------------------------------------------------
 
@@ -147,6 +182,13 @@ class RunDir:
             with open(self.lock_file) as file:
                 return self._holder(file)
         except (FileNotFoundError, TypeError, ValueError):  # no run yet, or its lock taken this very moment
+            return None
+
+    def last_holder(self) -> process.Process | None:
+        """The process that trains this run now, or did last, alive or not."""
+        try:
+            return process.Process(**json.loads(self.lock_file.read_text()))
+        except (FileNotFoundError, TypeError, ValueError):
             return None
 
     def _holder(self, file: IO[str]) -> process.Process | None:

@@ -3,14 +3,16 @@
 import time
 from typing import Any
 
-from daemon.rundir import RunDir
+from daemon import deaths
+from daemon.rundir import ACTIVE, RESTARTING, RunDir
 
 COLUMNS = ("RUN", "STATE", "PID", "STEP", "LOSS", "BEST", "SPEED", "ETA", "HEARTBEAT", "NOTE")
 
 
 def row(run: RunDir) -> dict[str, Any]:
     """One run, as `ps.sh --json` gives it: seconds, not words."""
-    status, state, holder = run.status(), run.state(), run.holder()
+    status, state, holder, watching = run.status(), run.state(), run.holder(), run.supervisor()
+    death = deaths.last(run) if state in (*ACTIVE, RESTARTING, "stalled", "paused") else None
     pid = holder.pid if holder else status.pid if state == "died" else None
     return {
         "run": run.name, "state": state, "pid": pid, "step": status.step, "of": status.of,
@@ -18,6 +20,11 @@ def row(run: RunDir) -> dict[str, Any]:
         "eta_seconds": status.eta_seconds if holder else None,
         "busy_seconds": round(status.busy_seconds, 1), "expected_seconds": status.expected_seconds,
         "heartbeat_seconds": round(time.time() - status.heartbeat, 1), "reason": status.reason,
+        "phase": status.phase if holder else "", "budget_seconds": status.budget,
+        "stalled_seconds": round(run.silent_seconds(status), 1) if state == "stalled" else None,
+        "supervisor": watching.pid if watching else None,
+        "unwatched": bool(holder and status.supervisor and not watching),
+        "last_death": f"at step {death.step}: {death.cause}" if death else "",
         "switched_off": status.switched_off, "folder": str(run.path),
     }
 
@@ -29,14 +36,25 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _words(run: dict[str, Any]) -> tuple[str, ...]:
-    note = run["reason"] + (f" (switched off: {', '.join(run['switched_off'])})" if run["switched_off"] else "")
-    if run["state"] == "finished" and run["expected_seconds"] is not None:
-        note += f"; took {duration(run['busy_seconds'])}, estimated {duration(run['expected_seconds'])}"
     return (
         run["run"], run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
         _number(run["best"]), run["speed"] or "-", duration(run["eta_seconds"]),
-        f"{duration(run['heartbeat_seconds'])} ago", note.strip(),
+        f"{duration(run['heartbeat_seconds'])} ago", _note(run),
     )
+
+
+def _note(run: dict[str, Any]) -> str:
+    parts = [run["reason"] + (f" (switched off: {', '.join(run['switched_off'])})" if run["switched_off"] else "")]
+    if run["state"] == "finished" and run["expected_seconds"] is not None:
+        parts.append(f"took {duration(run['busy_seconds'])}, estimated {duration(run['expected_seconds'])}")
+    if run["stalled_seconds"] is not None:
+        parts.append(f"no progress for {duration(run['stalled_seconds'])} in phase {run['phase']!r}, "
+                     f"at most {duration(run['budget_seconds'])} are usual")
+    if run["last_death"] and run["state"] != RESTARTING:  # else the reason says so
+        parts.append(f"died {run['last_death']}")
+    if run["unwatched"]:
+        parts.append("its supervisor is gone")
+    return "; ".join(part.strip() for part in parts if part)
 
 
 def _number(value: float | None) -> str:

@@ -1,64 +1,69 @@
 """Keeps status.json true: what `ps.sh` shows."""
 
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from daemon.rundir import RunDir, Status
+from daemon.pulse import EVALUATING, FINISHING, STARTING, TRAINING, Pulse
 from monitors.console import rates
 from training.callback import REPORT, Callback
 
 if TYPE_CHECKING:
+    from training.stage import Ratio
     from training.trainer import Trainer
 
-SECONDS_BETWEEN_WRITES = 1.0
+LONG_STEP = 10.0  # seconds: in a longer one the micro-batches are written down too
+COMPILED_LEAST = 600.0  # seconds: a step whose shape is new is compiled first
 
 
 @dataclass
 class StatusWriter(Callback):
-    """Writes at the first step, then at most once a second, and around evaluations. Reads clocks only."""
+    """Writes at the first step, then at most once a second, and around evaluations. Reads clocks only.
+
+    Each micro-batch and step is a sign of progress.
+    """
 
     order = REPORT
-    run: RunDir
-    _status: Status | None = None
-    _written: float = 0.0
+    pulse: Pulse
+    _figures: dict[str, Any] = field(default_factory=dict)  # as logged last
     _busy_before: float = 0.0  # seconds that trainers of this run had lived, up to `_since`
     _since: float = 0.0
 
     def on_start(self, trainer: "Trainer") -> None:
-        self._status = replace(self.run.status(), of=trainer.steps, step=trainer.step, loss=None, speed="")
-        preparing = time.time() - self._status.started if self._status.started else 0.0
-        self._busy_before, self._since = self._status.busy_seconds + preparing, time.monotonic()
+        status = self.pulse.run.status()
+        preparing = time.time() - status.started if status.started else 0.0
+        self._busy_before, self._since = status.busy_seconds + preparing, time.monotonic()
+        self._figures = {"of": trainer.steps, "loss": None, "speed": ""}
+        if trainer.cfg.compile:
+            self.pulse.patience = replace(self.pulse.patience, least=COMPILED_LEAST)
+        self.pulse.enter(STARTING, step=trainer.step, **self._figures)
+
+    def on_loss(self, trainer: "Trainer", phase: str, loss: "Ratio") -> None:
+        self.pulse.mark(LONG_STEP)
 
     def on_step_end(self, trainer: "Trainer") -> None:
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            self._write(trainer, "training")
+        self.pulse.enter(TRAINING, **self._now(trainer))
 
     def on_eval_start(self, trainer: "Trainer") -> None:
-        self._write(trainer, "evaluating")
+        self.pulse.enter(EVALUATING, **self._now(trainer, "evaluating"))
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        self._write(trainer, "training")
+        self.pulse.back(**self._now(trainer))
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        assert self._status is not None
         losses = [value for name, value in metrics.items() if name.startswith("train/") and name.endswith("loss")]
-        self._status = replace(self._status, loss=losses[-1] if losses else None, speed=rates(trainer),
-                               eta_seconds=trainer.timings.get("speed/eta_seconds"))
-        self._write(trainer, "training")
+        self._figures |= {"loss": losses[-1] if losses else None, "speed": rates(trainer),
+                          "eta_seconds": trainer.timings.get("speed/eta_seconds")}
+        self.pulse.write(**self._now(trainer))
 
     def on_stop(self, trainer: "Trainer", reason: str) -> None:
-        self._write(trainer, "training")
+        self.pulse.enter(FINISHING, **self._now(trainer))
 
     def on_error(self, trainer: "Trainer", error: BaseException) -> None:
-        if self._status:  # else it failed before it had begun
-            self._write(trainer, "training")
+        if self._since:  # else it failed before it had begun
+            self.pulse.write(**self._now(trainer))
 
-    def _write(self, trainer: "Trainer", state: str) -> None:
-        assert self._status is not None
-        best = trainer.best if trainer.best_step >= 0 else None
-        self._status = replace(self._status, state=state, step=trainer.step, best=best,
-                               switched_off=list(trainer.switched_off),
-                               busy_seconds=self._busy_before + time.monotonic() - self._since)
-        self.run.write_status(self._status)
-        self._written = time.monotonic()
+    def _now(self, trainer: "Trainer", state: str = "training") -> dict[str, Any]:
+        return {**self._figures, "state": state, "step": trainer.step,
+                "best": trainer.best if trainer.best_step >= 0 else None, "switched_off": list(trainer.switched_off),
+                "busy_seconds": self._busy_before + time.monotonic() - self._since}

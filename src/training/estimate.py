@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+import progress
 from daemon.table import duration
 from data.loader import Order
 from training import blocks
@@ -270,4 +271,5 @@ def _timed(work: Callable[[], Any], device: torch.device) -> float:
     start = time.perf_counter()
     work()
     devices.wait(device)
+    progress.mark()
     return time.perf_counter() - start

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import progress
 from data.loader import evaluation_batches
 from training import device as devices
 from training import rng
@@ -36,5 +37,6 @@ def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch
             for name, ratio in scores.items():
                 sums.add(name, ratio)
             size.update(stage.size(batch))
+            progress.mark()
     metrics = {f"eval/{name}": value for name, value in sums.means().items()}
     return Evaluation(metrics | stage.derive(metrics), dict(size))

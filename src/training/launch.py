@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import config
+import progress
 from config import Parsed, UserError
-from daemon import logs, registry, rundir
+from daemon import deaths, logs, process, pulse, registry, rundir
+from daemon.process import Process
 from daemon.rundir import RunDir, Status
+from daemon.supervisor import SUPERVISOR, Supervisor
 from daemon.table import duration
 from training import pages, pretrained
 from training.options import Options
@@ -83,7 +86,9 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
         _confirm(job.run)
     if only_check:
         return FINISHED
-    return start(job) if job.evaluated is None else _evaluate(job)
+    if job.evaluated is not None:
+        return _evaluate(job)
+    return _supervise(job, argv) if job.cfg.supervise and SUPERVISOR not in os.environ else start(job)
 
 
 # -- which run ------------------------------------------------------------------------------------------------------
@@ -168,11 +173,14 @@ def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | N
 
 def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Path | None) -> Job:
     """The run's own config, with the harmless differences typed now. Raises UserError for the others."""
-    status = run.status()
+    status, watching = run.status(), run.supervisor()
     if status.stage != stage.name:
         raise UserError(f"--resume: {run.name} is a run of {status.script}, not of this script")
     if holder := run.holder():
         raise UserError(f"run {run.name} is being trained already, by process {holder.pid}; "
+                        f"stop it first: ./run/stop.sh {run.name}")
+    if status.state == rundir.RESTARTING and watching and watching.pid != os.getppid():
+        raise UserError(f"run {run.name} is being restarted by its supervisor, process {watching.pid}; "
                         f"stop it first: ./run/stop.sh {run.name}")
     more = parsed.config.extend_steps
     if status.state == "finished" and not more:
@@ -259,9 +267,27 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
 # -- the run --------------------------------------------------------------------------------------------------------
 
 
+def _supervise(job: Job, argv: list[str]) -> int:
+    """Let trainers of their own train, and watch them. What was refused or asked is settled by now."""
+    program = [sys.executable, "-P", sys.argv[0]]
+
+    def again(run: RunDir, begun: bool) -> list[str]:
+        if job.run is None or begun:  # all that was typed is in its config
+            return [*program, "--resume", str(run.path), "--yes"]
+        return [*program, *argv, "--resume", str(job.snapshot or run.path), "--yes"]
+
+    logs.to_console()
+    supervisor = Supervisor([*program, *argv, "--yes"], again)
+    code = supervisor.supervise()
+    if supervisor.run and job.cfg.on_end and code != REFUSED:
+        _tell(job.cfg.on_end, supervisor.run)
+    return code
+
+
 def start(job: Job) -> int:
     """Train in this process. The run's directory is made, or the old one taken, and locked throughout."""
     background = os.environ.get("STOKER_BACKGROUND") == "1"
+    supervisor = process.find(int(os.environ.pop(SUPERVISOR, "0")))  # of us, not of what we start
     console = os.dup(2)  # in the background standard error becomes the log, but mistakes go where we were started
     logs.to_console()
     try:
@@ -269,9 +295,11 @@ def start(job: Job) -> int:
         with Signals() as signals:
             run = job.run or _new_run(job)
             signals.at_second = lambda name: _at_once(run, name)
+            signals.at_continue = run.note_continued
+            last = run.last_holder()
             with run.lock():
-                code = _locked(job, run, signals, background)
-        if job.cfg.on_end:
+                code = _locked(job, run, signals, background, supervisor, last)
+        if job.cfg.on_end and not (supervisor and os.getppid() == supervisor.pid):  # else it does, after the last one
             _tell(job.cfg.on_end, run)
         return code
     except UserError as error:
@@ -307,7 +335,8 @@ def _new_run(job: Job) -> RunDir:
                          exact=bool(cfg.run_name))
 
 
-def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
+def _locked(job: Job, run: RunDir, signals: Signals, background: bool, supervisor: Process | None,
+            last: Process | None) -> int:
     """Train, and turn whatever ends the run into its last status and an exit code.
 
     Raises UserError only where nothing has begun: then a new run is gone, and an old one's status is as it was.
@@ -319,11 +348,15 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool) -> int:
         if signals.stop:  # it came before
             raise Interrupted(signals.stop)
         run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), started=time.time(),
-                                 eta_seconds=None))
+                                 eta_seconds=None, phase=pulse.PREPARING, budget=pulse.PATIENCE.unknown,
+                                 supervisor=supervisor.to_json() if supervisor else None))
+        deaths.tell_last(run, before, last)
         with open(path, "ab") as file, _faults(file.fileno()):
             from training.session import Session  # torch and all: takes seconds
 
-            ending = Session(job, run, signals, begun).train()
+            sitting = Session(job, run, signals, begun)
+            with progress.heard(sitting.pulse):
+                ending = sitting.train()
     except Interrupted as stop:
         return _end(run, "stopped", f"{stop} received before training began", FINISHED)
     except Exception as error:
@@ -375,9 +408,11 @@ def _at_once(run: RunDir, name: str) -> int:
 
 @contextmanager
 def _faults(descriptor: int) -> Iterator[None]:
-    """A crash in C leaves its stacks in the log."""
+    """A crash in C leaves its stacks in the log; so does SIGUSR2, also while the main thread hangs in C."""
     faulthandler.enable(descriptor)
+    faulthandler.register(signal.SIGUSR2, descriptor)
     try:
         yield
     finally:
+        faulthandler.unregister(signal.SIGUSR2)
         faulthandler.disable()

@@ -115,8 +115,8 @@ class GoingOn:
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --checkpoint_file, train nothing",
                           may_change=True)
     split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)
-    supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, goes "
-                          "on from the newest snapshot where it died, up to five times in a row without a new one",
+    supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, "
+                          "goes on from the newest snapshot where it died, up to five times in a row without a new one",
                           may_change=True)
     yes: bool = opt(False, "do not ask before going on", aliases=("y",), may_change=True)
 

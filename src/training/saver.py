@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import files
+import progress
 from daemon.table import duration
 from training.manifest import Damaged
 from training.options import Options
@@ -43,6 +44,7 @@ class Saver:
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saver"))
     _writing: Future[Path | None] | None = None
 
+    @progress.during("saving")
     def begin(self, packed: Packed, best_step: int) -> None:
         """Start to write. One under way is waited for; if it is in trouble, this one takes its place."""
         self._wait(give_up=bool(self.trouble))
@@ -56,6 +58,7 @@ class Saver:
         minutes = self.cfg.disk_full_minutes
         return f"no snapshot could be written for {minutes:g} minutes" if self._troubled(60 * minutes) else ""
 
+    @progress.during("saving")
     def finish(self, patient: bool) -> str:
         """Wait for the one under way; as long as it takes, but of trouble no longer than training would go on through
         if `patient`, only half a minute once a stop is asked for, else not at all. The return is why it was given up,
@@ -82,6 +85,8 @@ class Saver:
             done, self._writing = self._writing, None
             if path := done.result():
                 self.tell("on_save", path)
+        if self.trouble:
+            progress.mark()  # to try again and again is no stall
         if self._told != self.trouble:
             self._told = self.trouble
             self.tell("on_trouble")

@@ -13,6 +13,7 @@ import config
 import files
 from config import Parsed, UserError
 from daemon import machine, registry
+from daemon.pulse import ESTIMATING, PREPARING, Pulse
 from daemon.rundir import RunDir
 from data.loader import Order
 from monitors import plots
@@ -64,6 +65,7 @@ class Session:
     def __init__(self, job: "Job", run: RunDir, signals: Signals, begun: threading.Event):
         """`begun` is set once nothing can be refused any more."""
         self.job, self.run, self.signals, self.begun = job, run, signals, begun
+        self.pulse = Pulse(run)
         self.turned_back, self.failed_step = 0, 0  # times, and where the last one failed
         self.ledger: list[dict[str, Any]] = []  # as it was then: the snapshot gone back to may be older
 
@@ -91,6 +93,7 @@ class Session:
 
     def prepare(self) -> tuple[Trainer, Path | None]:
         """The trainer of this sitting, and the snapshot it is to go on from."""
+        self.pulse.enter(PREPARING)
         cfg: Options = self.job.cfg
         devices.settle(cfg.threads)
         device = devices.choose(cfg.device)
@@ -122,7 +125,7 @@ class Session:
         kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
         changed = _show_receipt(snapshot, kept.made_by, type(cfg)) if snapshot else []
         callbacks = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, self.turned_back),
-                     *_callbacks(cfg, self.run, stage, weights, expected), Repetition(self.run.metrics, changed),
+                     *_callbacks(cfg, self.run, self.pulse, stage, weights, expected), Repetition(self.run.metrics, changed),
                      Begin(self.run, snapshot is None, self.begun)]
         if self.failed_step:
             callbacks.append(Examination(self.failed_step, self.run.incidents, self.run.metrics))
@@ -155,6 +158,7 @@ class Session:
                 begins: bool) -> tuple[Options, Estimate | None]:
         """What the run will take, and whether it is compiled; a run that goes on keeps to what was found then."""
         if begins:
+            self.pulse.enter(ESTIMATING)
             cfg, expected, length, line = estimate.expect(stage, cfg, device)
             for told in filter(None, [line, expected.describe(length, cfg.batch_size)]):
                 log.info("%s", told)
@@ -219,7 +223,7 @@ def _rows(stage: Stage) -> int:
     return rows["train"]
 
 
-def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Pretrained | None,
+def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretrained | None,
                expected: Estimate | None) -> list[Callback]:
     """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
     speed = Speed()
@@ -247,5 +251,5 @@ def _callbacks(cfg: Any, run: RunDir, stage: Stage, weights: Pretrained | None,
     if cfg.weight_monitor and cfg.weight_monitor_interval:
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard),
-             StatusWriter(run), *([WandB(run)] if cfg.use_wandb else [])]
+             StatusWriter(pulse), *([WandB(run)] if cfg.use_wandb else [])]
     return [*callbacks, *views, *stage.callbacks()]

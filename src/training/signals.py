@@ -6,6 +6,7 @@ reads it there: it answers in the log at once and notes the request, which the t
 
     SIGTERM, SIGINT     stop after the step in hand, with a snapshot; a second one ends the process at once
     SIGUSR1             a snapshot after the step in hand
+    SIGCONT             going on after a pause, which was no stall
     SIGHUP              ignored: a run outlives its terminal
 """
 
@@ -31,6 +32,7 @@ class Signals:
     stop            name of the signal that asked to stop, or ''
     take_save()     whether a snapshot was asked for since the last call
     at_second       called, from the thread, before a second stop ends the process; returns its exit code
+    at_continue     called, from the thread, when the process goes on after a pause
     interruptible   while True, a stop raises Interrupted in the main thread
     interrupted     name of the signal that did
     """
@@ -38,6 +40,7 @@ class Signals:
     def __init__(self, at_second: Callable[[str], int] = lambda name: 75):
         self.stop = ""
         self.at_second = at_second
+        self.at_continue: Callable[[], None] = lambda: None
         self.interruptible = False
         self.interrupted = ""
         self._save = threading.Event()
@@ -52,7 +55,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        for number in (*STOPS, signal.SIGUSR1):
+        for number in (*STOPS, signal.SIGUSR1, signal.SIGCONT):
             self._before[number] = signal.signal(number, self._on_signal)
         self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -81,6 +84,8 @@ class Signals:
             if number == signal.SIGUSR1:
                 log.info("SIGUSR1: a snapshot after this step")
                 self._save.set()
+            elif number == signal.SIGCONT:
+                self.at_continue()
             elif number in STOPS:
                 self._stop(signal.Signals(number).name)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon import pulse
 from daemon.journal import Journal
 from daemon.rundir import RunDir
 from daemon.table import row
@@ -41,7 +42,7 @@ class Clock(Callback):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (speed, status):
+    for module in (speed, status, pulse):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

@@ -1,0 +1,106 @@
+"""Signs of life: what a trainer is at, when it last got on with it, and how long it may be silent there."""
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from daemon.rundir import RunDir
+
+PREPARING, ESTIMATING, STARTING = "preparing", "estimating", "starting"
+TRAINING, EVALUATING, SAVING, FINISHING = "training", "evaluating", "saving", "finishing"
+LEARNT = (TRAINING, EVALUATING)  # phases that have a pace; the others come as they come
+SECONDS_BETWEEN_WRITES = 1.0
+FORGETTING = 0.9  # the share of what was usual before, when another gap is counted in
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds, and times the gaps between two signs of progress seen so far, before a trainer counts as stalled."""
+
+    unknown: float = 1800.0  # where no pace is known: data are prepared, a model is compiled, a snapshot is written
+    least: float = 60.0
+    times_usual: float = 20.0
+    times_longest: float = 3.0
+
+
+PATIENCE = Patience()
+
+
+@dataclass
+class _Pace:
+    """The gaps of a phase, in seconds; `whole`: it was gone through once, so the longest has been met."""
+
+    usual: float = 0.0
+    longest: float = 0.0
+    whole: bool = False
+
+    def count(self, gap: float) -> None:
+        self.usual = FORGETTING * self.usual + (1 - FORGETTING) * gap if self.longest else gap
+        self.longest = max(self.longest, gap)
+
+
+@dataclass
+class Pulse:
+    """Keeps phase, time of the last progress and budget in status.json, for those who look from outside.
+
+    It is told of progress by the one who makes it, never by a clock, and writes at most once a second.
+    """
+
+    run: RunDir
+    patience: Patience = field(default_factory=lambda: PATIENCE)
+    phase: str = PREPARING
+    _before: str = PREPARING
+    _paces: dict[str, _Pace] = field(default_factory=lambda: {phase: _Pace() for phase in LEARNT})
+    _figures: dict[str, Any] = field(default_factory=dict)
+    _last: float = 0.0
+    _written: float = 0.0
+
+    def mark(self, every: float = SECONDS_BETWEEN_WRITES, **figures: Any) -> None:
+        """The work has got on; `figures` are what the status says of it from now on. Written if it was not in the last
+        `every` seconds."""
+        self._count()
+        self._figures |= figures
+        if self._last - self._written >= every:
+            self.write()
+
+    def enter(self, phase: str, **figures: Any) -> None:
+        """Begin a phase, or the same anew: then it was gone through once."""
+        if pace := self._paces.get(self.phase):
+            pace.whole = True
+        if phase == self.phase:
+            self.mark(**figures)
+            return
+        self._before, self.phase, self._last = self.phase, phase, time.monotonic()
+        self.write(**figures)
+
+    def back(self, **figures: Any) -> None:
+        """End a phase: go on with the one before it."""
+        self._count()
+        self.enter(self._before, **figures)
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if pace := self._paces.get(self.phase):
+            pace.count(now - self._last)
+        self._last = now
+
+    @property
+    def budget(self) -> float:
+        """Seconds of silence that are no stall in this phase."""
+        pace = self._paces.get(self.phase)
+        if pace is None or not pace.whole:
+            return self.patience.unknown
+        return max(self.patience.least, self.patience.times_usual * pace.usual,
+                   self.patience.times_longest * pace.longest)
+
+    def write(self, **figures: Any) -> None:
+        """Now. A full disk takes no status, and is told of by those who save: then the file's time is the sign."""
+        self._written = time.monotonic()
+        self._figures |= figures
+        try:
+            self.run.write_status(replace(self.run.status(), phase=self.phase, budget=self.budget, **self._figures))
+        except OSError:
+            with suppress(OSError):
+                os.utime(self.run.status_file)

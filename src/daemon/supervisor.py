@@ -1,0 +1,215 @@
+"""Watches a trainer from outside: ends it where it stalls, starts another where it died. Needs nothing installed.
+
+    exit code 0, 2 or 75     the end of the run, or of this sitting; so is a stop by SIGTERM or SIGINT to either process
+    anything else            a death: noted, then a new trainer goes on from the newest snapshot, after a while
+    no progress for long     the stacks of the trainer and its workers into its log (SIGUSR2), then SIGKILL: a death
+
+Deaths without a new snapshot between them make the waits longer; one more than there are waits ends the run as failed.
+So does an exit code 1 before this supervisor's first trainer has begun: that is a start that failed.
+If the supervisor is killed, its trainer goes on unwatched.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from typing import IO
+
+from daemon import deaths, logs, machine, process, registry
+from daemon.deaths import Death
+from daemon.process import Process
+from daemon.pulse import ESTIMATING, PREPARING
+from daemon.rundir import ACTIVE, MANIFEST, RESTARTING, RunDir, Status
+from daemon.table import duration
+
+log = logging.getLogger(__name__)
+
+SUPERVISOR = "STOKER_SUPERVISOR"  # in a trainer's environment: the PID of the process that watches it
+FINISHED, FAILED, REFUSED, RESUMABLE = 0, 1, 2, 75  # a trainer's exit codes
+STOPS = (signal.SIGTERM, signal.SIGINT)
+HEARD = {*STOPS, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD}
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Seconds."""
+
+    restarts: tuple[float, ...] = (1.0, 5.0, 30.0, 120.0)  # after the first death without progress, the second, ...
+    look: float = 1.0  # from one look at the trainer to the next
+    stacks: float = 1.0  # for the stacks to be written
+
+
+@dataclass
+class Supervisor:
+    """`first` is the trainer's command; `again` that of another one: for the run, and whether one has begun already."""
+
+    first: list[str]
+    again: Callable[[RunDir, bool], list[str]]
+    waits: Waits = field(default_factory=Waits)
+    run: RunDir | None = None
+    _child: Process | None = None
+    _begun: bool = False
+    _stop: str = ""  # name of the signal that asked to stop
+    _in_vain: int = 0  # deaths since the last new snapshot
+    _reached: int = -1  # its step
+
+    def supervise(self) -> int:
+        """The exit code: the last trainer's, or 1 where too many died."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)  # they are waited for; children get them back
+        command, ended = self.first, None
+        while ended is None:
+            kills = machine.memory_kills()
+            code, stall = self._watch(command)
+            ended = self._judge(code, stall, kills)
+            if ended is None and self.run:
+                command = self.again(self.run, self._begun)
+        return ended
+
+    # -- one trainer --------------------------------------------------------------------------------------------
+
+    def _watch(self, command: list[str]) -> tuple[int, str]:
+        """Start a trainer and wait for its end: its exit code, and of what stall it had to be killed."""
+        began, silent, sign, stall = time.time(), 0.0, 0, ""
+        with self._errors() as errors, subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stderr=errors, process_group=0, preexec_fn=_hear_again,
+                env=os.environ | {SUPERVISOR: str(os.getpid())}) as child:  # a group: Ctrl-C reaches it through us only
+            self._child = process.find(child.pid)
+            while child.poll() is None:
+                looked = time.monotonic()
+                self._hear(self.waits.look, child)
+                self.run = self.run or registry.taken_by(child.pid, began)
+                before, sign = sign, self._sign()
+                watched = min(time.monotonic() - looked, 2 * self.waits.look)  # longer: all of us slept
+                silent = silent + watched if sign == before and not process.is_paused(child.pid) else 0.0
+                if not stall and (stall := self._stall(silent)):
+                    _kill(child.pid, self.waits.stacks)
+        return child.returncode, stall
+
+    def _errors(self) -> AbstractContextManager[IO[bytes] | None]:
+        """Where a trainer tells that it is refused: to who started us; later, in the background, nobody listens."""
+        later = self.run is not None and os.environ.get("STOKER_BACKGROUND") == "1"
+        return open(self.run.latest_log, "ab") if self.run and later else nullcontext()
+
+    def _hear(self, seconds: float, child: subprocess.Popen[bytes] | None = None) -> None:
+        """Wait so long for a signal, or for a trainer's end; pass on what is meant for it."""
+        heard = signal.sigtimedwait(HEARD, seconds)
+        if heard is not None and heard.si_signo in STOPS:
+            self._stop = signal.Signals(heard.si_signo).name
+        if heard is not None and child and heard.si_signo in (*STOPS, signal.SIGUSR1):
+            child.send_signal(heard.si_signo)
+
+    def _status(self) -> Status | None:
+        """What this trainer told last."""
+        try:
+            status = self.run.status() if self.run else None
+        except FileNotFoundError:  # a run that is refused takes its directory with it
+            return None
+        return status if status and self._child and status.pid == self._child.pid else None
+
+    def _sign(self) -> int:
+        try:
+            return self.run.status_file.stat().st_mtime_ns if self.run else 0
+        except FileNotFoundError:
+            return 0
+
+    def _stall(self, silent: float) -> str:
+        status = self._status()
+        if status is None or status.state not in ACTIVE:
+            return ""
+        self._begun |= status.phase not in (PREPARING, ESTIMATING)
+        if not 0 < status.budget < silent:
+            return ""
+        return (f"stalled: no progress for {duration(silent)} in phase {status.phase!r}, where "
+                f"{duration(status.budget)} are the most to expect; killed, its stacks stand in its log")
+
+    # -- after it -----------------------------------------------------------------------------------------------
+
+    def _judge(self, code: int, stall: str, kills: int | None) -> int | None:
+        """The exit code that ends the supervision; None where another trainer is to go on, the wait before it over."""
+        refused_again = code == REFUSED and self._in_vain > 0
+        if code in (FINISHED, REFUSED, RESUMABLE) and not refused_again:
+            return code
+        status = self._status()
+        if self.run is None or (status is None and not refused_again):  # it had not even made or taken the run
+            return max(code, FAILED)
+        with logs.also_in(self.run.latest_log.resolve()):
+            if refused_again:
+                return self._end("failed", f"could not go on: refused, see the end of {self.run.latest_log.resolve()}")
+            assert status is not None
+            self._begun |= status.phase not in (PREPARING, ESTIMATING)
+            cause = stall or (status.reason if code == FAILED and status.reason else
+                              deaths.of(code, self._child, kills))
+            self._count()
+            return self._go_on_or_end(code, cause, status)
+
+    def _count(self) -> None:
+        assert self.run is not None
+        newest = _newest_step(self.run)
+        self._in_vain = 1 if newest > self._reached else self._in_vain + 1
+        self._reached = max(newest, self._reached)
+
+    def _go_on_or_end(self, code: int, cause: str, status: Status) -> int | None:
+        assert self.run is not None and self._child is not None
+        waits = self.waits.restarts
+        goes_on = not self._stop and -code not in STOPS and self._in_vain <= len(waits) and (
+            self._begun or code != FAILED)
+        deaths.note(self.run, Death(status.step, status.phase, cause, self._child.pid, code, goes_on))
+        log.warning("process %d died at step %d (%s): %s", self._child.pid, status.step, status.phase, cause)
+        if goes_on:
+            seconds = waits[self._in_vain - 1]
+            self._write(RESTARTING, f"{cause}; another trainer in {seconds:g} s")
+            self._pause(seconds)
+        if self._stop or -code in STOPS:
+            return self._end("stopped", f"{self._stop or signal.Signals(-code).name} received; {cause}")
+        if goes_on:
+            return None
+        if code == FAILED and not self._begun:
+            return FAILED  # as it told itself
+        return self._end("failed", f"{self._in_vain} deaths without a new snapshot between them; the last: {cause}")
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stop and (left := until - time.monotonic()) > 0:
+            self._hear(left)
+
+    def _end(self, state: str, reason: str) -> int:
+        assert self.run is not None
+        self._write(state, reason)
+        log.info("Training %s: %s", state, reason)
+        log.info("Go on: ./run/resume.sh %s", self.run.name)
+        return FAILED if state == "failed" else RESUMABLE
+
+    def _write(self, state: str, reason: str) -> None:
+        """Raises UserError where somebody else trains the run by now."""
+        assert self.run is not None
+        try:
+            with self.run.lock():
+                status = replace(self.run.status(), state=state, reason=reason, eta_seconds=None)
+                self.run.write_status(status, sync=True)
+        except OSError as error:  # a full disk is no reason not to go on
+            log.warning("%s could not be written: %s", self.run.status_file, error.strerror)
+
+
+def _hear_again() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+
+
+def _kill(pid: int, seconds: float) -> None:
+    """Let a trainer and its workers write their stacks, then end it; the workers end with it."""
+    for member in process.family(pid):
+        if process.catches(member, signal.SIGUSR2):
+            with suppress(ProcessLookupError):
+                os.kill(member, signal.SIGUSR2)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)  # not waited for yet, so the PID is still its own
+
+
+def _newest_step(run: RunDir) -> int:
+    """Of the snapshots; -1 where there is none."""
+    return max((json.loads(path.read_text())["step"] for path in run.snapshots.glob(f"snapshot_*/{MANIFEST}")),
+               default=-1)
