@@ -113,7 +113,7 @@ class Trainer:
                               "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled")})
         until(lambda: self.run.status_file.exists() and self.phase.reached(self.run), self.process)
         time.sleep(self.phase.later)
-        self.family = {pid: began for pid, (parent, began) in processes().items()
+        self.family = {pid: began for pid, (parent, session, began) in processes().items()
                        if pid != self.process.pid and self.process.pid in ancestors(pid)}
 
     def send(self, number: signal.Signals) -> float:
@@ -140,21 +140,20 @@ class Trainer:
         return f"{len(self.family)} gone {time.monotonic() - start:.1f}"
 
     def _alive(self) -> list[int]:
-        return [pid for pid, (parent, began) in processes().items()
-                if self.family.get(pid) == began or os.getsid(pid) == self.process.pid]
+        return [pid for pid, (parent, session, began) in processes().items()
+                if self.family.get(pid) == began or session == self.process.pid]
 
 
-def processes() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, when it began), of all that live."""
+def processes() -> dict[int, tuple[int, int, int]]:
+    """pid -> (parent, session, when it began), of all that live."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
-            if fields[0] not in "ZX":
-                os.getsid(int(path.parent.name))
-                found[int(path.parent.name)] = int(fields[1]), int(fields[19])
-        except (OSError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError):
             continue
+        if fields[0] not in "ZX":
+            found[int(path.parent.name)] = int(fields[1]), int(fields[3]), int(fields[19])
     return found
 
 
