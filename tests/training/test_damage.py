@@ -212,6 +212,17 @@ def test_what_is_no_snapshot(run: RunDir, pristine: Any, what: str, name: str) -
     assert (run.path / "logs").is_dir()
 
 
+@pytest.mark.parametrize("what", STRAYS)
+def test_what_comes_there_while_the_run_goes_on(run: RunDir, what: str) -> None:
+    """It is neither deleted with the older ones nor counted, nor is a link to one of them."""
+    STRAYS[what](run.snapshots / "snapshot_mine")
+    (run.snapshots / "snapshot_link").symlink_to(NEWEST)
+    damaged(run, BEFORE, "manifest.json", "middle byte")
+    Snapshots(run.snapshots, {}).keep_only({0})
+    assert {path.name for path in run.snapshots.iterdir()} == {
+        "snapshot_step_00000000", NEWEST, BEFORE, "snapshot_mine", "snapshot_link"}
+
+
 @pytest.mark.parametrize("instead", [None, "file", "pipe", "dangling link", "link"])
 def test_the_folder_itself(run: RunDir, pristine: Any, caplog: pytest.LogCaptureFixture, instead: str | None) -> None:
     shutil.rmtree(run.snapshots / NEWEST)
