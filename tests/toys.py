@@ -152,6 +152,7 @@ class Contrastive(Toy):
     """A loss that is no sum over samples: each is told from the others of its batch; the temperature is learned."""
 
     name = "contrastive"
+    divisible = False
 
     def model(self) -> nn.Module:
         model = nn.ModuleDict({"left": nn.Linear(self.cfg.width, 8), "right": nn.Linear(self.cfg.width, 8)})

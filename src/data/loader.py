@@ -9,8 +9,8 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,14 +26,16 @@ class Order:
     """A fresh permutation of `size` rows each epoch, dealt out in micro-batches of `batch`, `accum` to a step.
 
     An epoch's last step takes what is left: nothing is thrown away, no step reaches into the next epoch. Rows that are
-    left out leave gaps, so that all others keep their step.
+    left out leave gaps, so that all others keep their step. Neither these nor smaller micro-batches (`micro`) change
+    which rows make up a step.
     """
 
     size: int
     batch: int
     accum: int
     seed: int
-    left_out: frozenset[int] = frozenset()
+    left_out: Mapping[int, int] = field(default_factory=dict)  # row -> the step, from 0, from which on
+    micro: int = 0  # rows in a micro-batch, where these are fewer than `batch`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,8 +45,18 @@ class Order:
         """The rows of one step, a list for each micro-batch; no list where all are left out."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         rows = _permutation(self.size, self.seed, epoch)[offset * self.batch * self.accum:][:self.batch * self.accum]
-        dealt = (rows[i:i + self.batch].tolist() for i in range(0, len(rows), self.batch))
-        return [kept for part in dealt if (kept := [row for row in part if row not in self.left_out])]
+        size = self.micro or self.batch
+        dealt = (rows[i:i + size].tolist() for i in range(0, len(rows), size))
+        return [kept for part in dealt if (kept := [row for row in part if step < self.left_out.get(row, step + 1)])]
+
+    def halved(self, divisible: bool) -> "Order":
+        """The same in micro-batches of half the size. Raises MemoryError where they cannot be made smaller."""
+        before = self.micro or min(self.batch, self.size)
+        if before == 1 or not divisible:
+            why = "they cannot be smaller" if divisible else "smaller ones are another loss: choose --batch_size so"
+            raise MemoryError(f"micro-batches of {before} samples do not fit, and {why}; --gradient_checkpointing, "
+                              "--precision bf16, shorter samples or a smaller preset take less")
+        return replace(self, micro=(before + 1) // 2)
 
     def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
         """The micro-batches of steps `first` to `end` - 1, one after the other."""
@@ -70,13 +82,13 @@ class _Batches(Sampler[list[int]]):
 def training_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], order: Order, first: int, end: int,
                      workers: int, pin_memory: bool = False) -> Iterator[Any]:
     """The micro-batches of steps `first` to `end` - 1, in one stream over all epochs."""
-    return iter(_loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end)))
+    return _read(_loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end)))
 
 
 def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch: int,
                        workers: int) -> Iterator[Any]:
     """Every row once, in its own order."""
-    return iter(_loader(dataset, collate, workers, False, batch_size=batch))
+    return _read(_loader(dataset, collate, workers, False, batch_size=batch))
 
 
 def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,
@@ -88,6 +100,22 @@ def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers:
     """
     return DataLoader(dataset, collate_fn=collate, num_workers=workers, pin_memory=pin_memory,
                       generator=torch.Generator(), worker_init_fn=_start_worker, **options)
+
+
+def _read(loader: DataLoader[Any]) -> Iterator[Any]:
+    return _clear(iter(loader))  # the workers start now
+
+
+def _clear(batches: Iterator[Any]) -> Iterator[Any]:
+    """What a worker's end leaves half read is told as that. torch does so only where nothing was on its way; what a
+    data set raises itself begins with "Caught"."""
+    try:
+        yield from batches
+    except (EOFError, ConnectionError) as error:
+        if str(error).startswith("Caught "):
+            raise
+        raise RuntimeError("DataLoader worker is gone, what it sent cannot be read: it was killed, or crashed; for want "
+                           "of memory, maybe: --num_workers 0 takes less") from error
 
 
 def _start_worker(number: int) -> None:

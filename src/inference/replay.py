@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from training.options import device_problems
 from training.stage import discover
 
 SAME, OTHER, REFUSED = 0, 1, 2
+SAME_LOSS = 1e-3  # relative: on another device, or with other threads, it differs by rounding
 
 
 def main() -> int:
@@ -63,13 +65,15 @@ def _replay(path: Path, device_name: str) -> int:
     devices.settle(cfg.threads)
     again = incident.replay(path, stage, devices.choose(device_name), cfg.precision)
     print(f"Step {recorded.step} of {run.name}: rows {', '.join(str(row) for part in recorded.rows for row in part)}")
-    print(f"Then   {_told(recorded.where)}")
-    print(f"Again  {_told(again)}{': the same' if again == recorded.where else ''}")
-    return SAME if again == recorded.where else OTHER
+    same = again.where == recorded.where and (
+        bool(again.where) or math.isclose(float(again.loss), float(recorded.loss), rel_tol=SAME_LOSS))
+    print(f"Then   {_told(recorded)}")
+    print(f"Again  {_told(again)}{': the same' if same else ''}")
+    return SAME if same else OTHER
 
 
-def _told(where: str) -> str:
-    return f"NaN or Inf, first in {where}" if where else "finite"
+def _told(found: Any) -> str:
+    return f"NaN or Inf, first in {found.where}" if found.where else f"finite, a loss of {found.loss}"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from monitors.alerts import Alerts
 from monitors.parts import first_non_finite
 from training import optim
 from training.callback import Callback
+from training.incident import NON_FINITE
 from training.stage import Ratio
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ class Sanity(Callback):
                                 "(--checkpoint_file) with a lower --lr or a longer --warmup_steps", "halted")
 
     def _recover(self, trainer: "Trainer", step: int, where: str) -> None:
-        times = max(self.turned_back, len(trainer.ledger))
+        times = max(self.turned_back, len([entry for entry in trainer.ledger if entry["why"] == NON_FINITE]))
         if times < trainer.cfg.nan_recoveries:
-            trainer.go_back(step, f"NaN or Inf in {where} at step {step}")
+            trainer.go_back(step, NON_FINITE, f"NaN or Inf in {where} at step {step}")
         elif trainer.cfg.nan_recoveries:
             trainer.ask("stop", f"NaN or Inf in {where} at step {step}, though the run went back {times} times before "
                                 "(--nan_recoveries): look at incidents/; mend the data, or start anew with a lower "

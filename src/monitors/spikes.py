@@ -11,6 +11,7 @@ from torch import Tensor
 
 from monitors.alerts import Alerts
 from training.callback import Callback
+from training.incident import SPIKE
 from training.stage import Ratio
 
 if TYPE_CHECKING:
@@ -46,17 +47,22 @@ class Spikes(Callback):
     """Judges every step's loss, at the log step: until then the losses stay on the device.
 
     A loss more than `factor` median absolute deviations above the median of the 150 before it is a spike. Of several
-    in a row the first is told. What is not finite is none: its update was dropped, and `Sanity` tells of it.
+    in a row the first is told. What is not finite is none: its update was dropped, and `Sanity` tells of it. With
+    `recoveries` left, the run goes back to before that step, and leaves out its rows.
     """
 
     alerts: Path
     factor: float
+    recoveries: int = 0
     _courses: dict[str, _Course] = field(default_factory=dict)
     _step: dict[str, Ratio] = field(default_factory=dict)  # of the step in hand, on the device
     _unjudged: list[tuple[int, str, Tensor]] = field(default_factory=list, repr=False)  # step, phase, (loss, count)
 
     def on_start(self, trainer: "Trainer") -> None:
         self._unjudged = [(step, phase, pair.to(trainer.device)) for step, phase, pair in self._unjudged]
+
+    def on_step_start(self, trainer: "Trainer") -> None:
+        self._step = {}
 
     def on_loss(self, trainer: "Trainer", phase: str, loss: Ratio) -> None:
         before = self._step.get(phase, Ratio(0.0, 0))
@@ -66,7 +72,6 @@ class Spikes(Callback):
         for phase, (total, count) in self._step.items():
             pair = torch.stack([total / count, torch.zeros_like(total) + count])  # whether count is a tensor or not
             self._unjudged.append((trainer.step, phase, pair))
-        self._step = {}
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         for step, phase, loss, count in self._on_host():
@@ -78,6 +83,8 @@ class Spikes(Callback):
         course = self._courses.setdefault(phase, _Course())
         bound = course.bound(self.factor, count)
         if loss > bound and not course.above:
+            if len([entry for entry in trainer.ledger if entry["why"] == SPIKE]) < self.recoveries:
+                trainer.go_back(step, SPIKE, f"a loss of {loss:.4g} at step {step}")
             name = "loss" if len(trainer.stage.phases) == 1 else f"loss of {phase}"
             Alerts(self.alerts).tell(
                 step, "spike", f"a {name} of {loss:.4g} is far above the {statistics.median(course.losses):.4g} usual: "

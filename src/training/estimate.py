@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import progress
+from config import UserError
 from daemon.table import duration
 from data.loader import Order
 from training import blocks
@@ -64,10 +66,11 @@ class Estimate:
                 + length.scored * self.scored_seconds)
 
     def memory(self, batch_size: int) -> dict[str, int]:
-        """Bytes: fp32 weights and gradients, AdamW's two moments, and what a micro-batch keeps for the backward."""
+        """Bytes: fp32 weights and gradients, AdamW's two moments, what a micro-batch keeps for the backward, and, on
+        the host, the copy of weights and moments that is written as a snapshot meanwhile."""
         weights = 4 * self.parameters
         return {"weights": weights, "gradients": weights, "optimizer": 2 * weights,
-                "activations": self.kept_bytes + batch_size * self.kept_bytes_per_sample}
+                "activations": self.kept_bytes + batch_size * self.kept_bytes_per_sample, "snapshot": 3 * weights}
 
     def describe(self, length: "Length", batch_size: int) -> str:
         memory = {name: size(number) for name, number in self.memory(batch_size).items()}
@@ -122,13 +125,26 @@ def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
 
     `cfg.compile` is left out of account: `try_compiled` tells what it would change.
     """
-    with rng.preserved():
+    with rng.preserved(), _room_for_two(device):
         trial = _Trial(stage, replace(cfg, compile=False), device)
         size, seconds = trial.timed()
         fixed, each = trial.kept()
         return Estimate(devices.describe(device), trial.parameters, seconds / size, trial.scoring(size) / size,
                         _update_seconds(device) * trial.parameters, trial.flops(), peak_flops(device, cfg.precision),
                         fixed, each, size)
+
+
+@contextmanager
+def _room_for_two(device: torch.device) -> Iterator[None]:
+    """Raises UserError where the memory does not suffice for the smallest trial."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        raise UserError(f"the model does not fit into the memory of {devices.describe(device)} with two samples: "
+                        "choose a smaller preset, shorter samples, --gradient_checkpointing or --precision bf16 "
+                        f"({str(error).splitlines()[0]})") from error
 
 
 def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.device,
@@ -213,7 +229,9 @@ class _Trial:
             bigger = min(2 * size, self.cfg.batch_size)
             try:
                 size, seconds = bigger, self.step(bigger)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
                 break
         return size, min(seconds, self.step(size))  # the first pass of a size is slower
 
@@ -236,7 +254,13 @@ class _Trial:
     def kept(self) -> tuple[int, int]:
         """Bytes that autograd keeps from the forward to the backward pass: fixed, and for each sample."""
         few, more = min(2, self.cfg.batch_size), min(4, self.cfg.batch_size)  # no more than the run itself will try
-        bytes_few, bytes_more = self._kept(few), self._kept(more)
+        bytes_few = self._kept(few)
+        try:
+            bytes_more = self._kept(more)
+        except (RuntimeError, MemoryError) as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            more, bytes_more = few, bytes_few
         if few == more:
             return 0, bytes_few // few
         each = max(0, (bytes_more - bytes_few) // (more - few))

@@ -1,7 +1,9 @@
 """The one evaluation loop: a model scored on all rows of a data set."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from training.options import Options
 from training.stage import Stage
 from training.totals import Totals
 
+log = logging.getLogger(__name__)
+
 
 class Evaluation(NamedTuple):
     """`metrics` are the stage's figures under eval/..., `size` what was scored: {"samples": 40, "tok": 10240}."""
@@ -24,7 +28,22 @@ class Evaluation(NamedTuple):
 
 def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
              stopped: Callable[[], object]) -> Evaluation | None:
-    """Score a model on all rows; None if `stopped` said so in between. Leaves the global randomness as it was."""
+    """Score a model on all rows; None if `stopped` said so in between. Leaves the global randomness as it was.
+
+    Where the memory does not suffice it is done in smaller batches.
+    """
+    try:
+        return _evaluate(stage, model, dataset, cfg, device, stopped)
+    except (RuntimeError, MemoryError) as error:
+        if not (devices.is_out_of_memory(error) and stage.divisible and cfg.batch_size > 1):
+            raise
+    cfg = replace(cfg, batch_size=(cfg.batch_size + 1) // 2)
+    log.warning("evaluation: out of memory; it is done in batches of %s", cfg.batch_size)
+    return evaluate(stage, model, dataset, cfg, device, stopped)
+
+
+def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
+              stopped: Callable[[], object]) -> Evaluation | None:
     sums, size = Totals(), Counter[str]()
     workers = devices.loader_workers(device, cfg.num_workers)
     with torch.no_grad(), rng.preserved():

@@ -1,7 +1,8 @@
-"""A step that was not finite: what was bad first, which rows make it so, and all that is needed to do it again.
+"""A step that was not finite, or whose loss was a spike: what was bad first, which rows make it so, and all that is
+needed to do it again.
 
     incidents/step_00000500/
-        incident.json        step, where, rows of the step, rows that are left out from then on, the last metrics
+        incident.json        step, where, loss, rows of the step, rows left out from then on, the last metrics
         batch.pt  rng.pt     the micro-batches, and the random state before the first of them
         model.safetensors    the weights before the step
 """
@@ -23,28 +24,41 @@ from config import UserError
 from training import device as devices
 from training import rng
 from training.snapshots import load_weights, read_plain
-from training.stage import Batch, Stage
+from training.stage import Batch, Ratio, Stage
+
+NON_FINITE, SPIKE = "non-finite", "spike"  # why a run goes back
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of a step that was done again: what was not finite first, '' where nothing was, and the mean loss."""
+
+    where: str
+    loss: str
 
 
 @dataclass(frozen=True)
 class Incident:
-    """`step` counts from 1. `where` is empty where the step was finite when it was done again."""
+    """`step` counts from 1."""
 
     step: int
+    why: str
     where: str
+    loss: str
     rows: list[list[int]]
     left_out: list[int]
     metrics: list[dict[str, Any]] = field(default_factory=list)  # of the last log steps before it
     ledger: list[dict[str, Any]] = field(default_factory=list)  # all rows left out so far: what --skip_rows reads
 
 
-def examine(stage: Stage, model: nn.Module, batches: list[Batch], device: torch.device, precision: str) -> str:
-    """What is not finite first when a step's forward and backward passes are done, '' where nothing is.
+def examine(stage: Stage, model: nn.Module, batches: list[Batch], device: torch.device, precision: str) -> Findings:
+    """What is not finite first when a step's forward and backward passes are done.
 
     Named in the order in which it comes about: "batch x", "output of blocks.0.mlp", "the loss", "gradient at the output
     of blocks.1", "gradient of head.weight". Model and randomness are left as they were.
     """
     found: list[str] = []
+    losses: list[Ratio] = []
 
     def note(where: str, tensor: Tensor) -> None:
         if not found and tensor.is_floating_point() and not tensor.isfinite().all():
@@ -63,14 +77,15 @@ def examine(stage: Stage, model: nn.Module, batches: list[Batch], device: torch.
                 for name, value in batch.items():
                     for tensor in _tensors(value):
                         note(f"batch {name}", tensor)
-                _passes(stage, model, batch, device, precision, note)
+                losses += _passes(stage, model, batch, device, precision, note)
             for name, p in model.named_parameters():
                 if p.grad is not None:
                     note(f"gradient of {name}", p.grad)
     finally:
         for hook in hooks:
             hook.remove()
-    return next(iter(found), "")
+    total, count = (sum(float(value) for value in values) for values in zip(*losses))
+    return Findings(next(iter(found), ""), repr(total / count))
 
 
 def bad_rows(stage: Stage, model: nn.Module, rows: Iterable[int], device: torch.device, precision: str) -> list[int]:
@@ -89,12 +104,17 @@ def bad_rows(stage: Stage, model: nn.Module, rows: Iterable[int], device: torch.
     return bad
 
 
-def _passes(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, precision: str, note: Any) -> None:
+def _passes(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, precision: str,
+            note: Any) -> list[Ratio]:
+    """The loss of each phase."""
+    losses = []
     for phase in stage.phases:
         with devices.autocast(device, precision):
             loss, _ = stage.loss(model, batch, phase)
         note("the loss", loss.total)
         loss.total.backward()
+        losses.append(Ratio(loss.total.detach(), loss.count))
+    return losses
 
 
 @contextmanager
@@ -146,8 +166,8 @@ def read(path: Path) -> Incident:
         raise UserError(f"{path} is no incident of a run (result/RUN/incidents/step_00000500): {error}") from error
 
 
-def replay(path: Path, stage: Stage, device: torch.device, precision: str) -> str:
-    """What is not finite first when the incident's step is done again. Raises UserError where it cannot be read."""
+def replay(path: Path, stage: Stage, device: torch.device, precision: str) -> Findings:
+    """What comes of the incident's step when it is done again. Raises UserError where it cannot be read."""
     model = stage.model().to(device).train()
     load_weights(path, model)
     batches = read_plain(path / "batch.pt")

@@ -34,6 +34,12 @@ def drop_update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None
     optimizer.found_inf = dropped  # type: ignore[attr-defined]
 
 
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
 class LossScale:
     """Keeps the small gradients of an fp16 backward pass from vanishing (Micikevicius et al. 2018, arXiv:1710.03740).
 

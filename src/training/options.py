@@ -92,11 +92,13 @@ class Keeping:
 
 @dataclass
 class Recovery:
-    """What becomes of NaN"""
+    """What becomes of steps that fail"""
 
     nan_recoveries: int = opt(3, "times that a run goes back to the snapshot before a loss or gradient that is not "
                               "finite and leaves out the rows that made it so, before it stops (0: such an update is "
                               "dropped; three in a row stop the run)", ge=0)
+    spike_recovery: bool = opt(False, "go back for a spike in the loss too, and leave out the rows of its step; at "
+                               "most ten times")
     skip_rows: str = opt("", "leave out the rows of a ledger: the incident.json of another run on the same data",
                          path=())
 

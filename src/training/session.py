@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SPIKE_RECOVERIES = 10  # in a run; later spikes are told only
+
 
 class Session:
     """Trains a job in its run directory. The caller holds the run's lock."""
@@ -66,8 +68,9 @@ class Session:
         """`begun` is set once nothing can be refused any more."""
         self.job, self.run, self.signals, self.begun = job, run, signals, begun
         self.pulse = Pulse(run)
-        self.turned_back, self.failed_step = 0, 0  # times, and where the last one failed
-        self.ledger: list[dict[str, Any]] = []  # as it was then: the snapshot gone back to may be older
+        self.failures: list[Ending] = []  # for which it went back
+        self.ledger: list[dict[str, Any]] = []  # as it was at the last one: the snapshot gone back to may be older
+        self.micro = 0  # as well
 
     def train(self) -> Ending:
         """Raises UserError before training has begun, and Interrupted if a stop came before that."""
@@ -77,19 +80,28 @@ class Session:
             self._turn_back(trainer, ending)
             del trainer  # its memory is needed
             trainer, snapshot = self.prepare()
-        if ending.state == "finished":
+        return self._hand_out(trainer, ending) if ending.state == "finished" else ending
+
+    def _hand_out(self, trainer: Trainer, ending: Ending) -> Ending:
+        try:
             hand_out(trainer, self.run)
-            _draw(self.run)
+        except OSError as error:
+            if not files.may_pass(error):
+                raise
+            return Ending("halted", f"{ending.reason}, but the model could not be written ({error}): make room, and "
+                          "resume: nothing is trained again")
+        _draw(self.run)
         return ending
 
     def _turn_back(self, trainer: Trainer, ending: Ending) -> None:
-        """The job of going on from before a step that failed, and looking into it when it is done again."""
+        """The job of going on from before a step that failed."""
         snapshot = manifest.newest_good(self.run.snapshots, before=ending.step)
         assert snapshot is not None, "there is one of step 0"
         log.warning("%s: going back to %s", ending.reason, snapshot.name)
         parsed = Parsed(trainer.cfg, frozenset(vars(trainer.cfg)), self.job.parsed.preset)
         self.job = replace(self.job, parsed=parsed, run=self.run, snapshot=snapshot)
-        self.turned_back, self.failed_step, self.ledger = self.turned_back + 1, ending.step, trainer.ledger
+        self.failures.append(ending)
+        self.ledger, self.micro = trainer.ledger, trainer.order.micro
 
     def prepare(self) -> tuple[Trainer, Path | None]:
         """The trainer of this sitting, and the snapshot it is to go on from."""
@@ -107,7 +119,7 @@ class Session:
         stage.prepare()
         rows = _rows(stage)
         log.info("Loaded %s samples", f"{rows:,}")
-        order = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed)
+        order = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed, micro=self.micro)
         if cfg.batch_size * cfg.grad_accum_steps > rows:
             log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
                         f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")
@@ -121,16 +133,26 @@ class Session:
         snapshot = self._where_to_go_on(kept)
         cfg, expected = self._expect(stage, cfg, device, begins=snapshot is None)
         stage.cfg = cfg
+        _check_room(kept, snapshot, expected)
         weights = None if snapshot else self._initial_weights(cfg)
         kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
         changed = _show_receipt(snapshot, kept.made_by, type(cfg)) if snapshot else []
-        callbacks = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, self.turned_back),
-                     *_callbacks(cfg, self.run, self.pulse, stage, weights, expected), Repetition(self.run.metrics, changed),
+        callbacks = [*self._recovery(cfg),
+                     *_callbacks(cfg, self.run, self.pulse, stage, weights, expected),
+                     Repetition(self.run.metrics, changed),
                      Begin(self.run, snapshot is None, self.begun)]
-        if self.failed_step:
-            callbacks.append(Examination(self.failed_step, self.run.incidents, self.run.metrics))
         return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
                        self.ledger if snapshot else _ledger(cfg.skip_rows)), snapshot
+
+    def _recovery(self, cfg: Options) -> list[Callback]:
+        """What finds steps that fail, and what looks into the last one when it is done again."""
+        times = len([failure for failure in self.failures if failure.why == incident.NON_FINITE])
+        found: list[Callback] = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, times)]
+        if cfg.spike_factor:
+            found.append(Spikes(self.run.alerts, cfg.spike_factor, SPIKE_RECOVERIES if cfg.spike_recovery else 0))
+        if self.failures and (last := self.failures[-1]).why:
+            found.append(Examination(last.step, last.why, self.run.incidents, self.run.metrics))
+        return found
 
     def _neighbours(self) -> list[str]:
         """A line for each other run that computes on the same device now."""
@@ -183,6 +205,17 @@ def _ledger(path: str) -> list[dict[str, Any]]:
     return incident.read(Path(path).parent if Path(path).is_file() else Path(path)).ledger if path else []
 
 
+def _check_room(kept: Snapshots, snapshot: Path | None, expected: Estimate | None) -> None:
+    """Raises UserError where the next snapshot will not fit."""
+    size = expected.memory(0)["snapshot"] if expected else 0
+    if snapshot:
+        size = sum(entry["size"] for entry in manifest.read(snapshot)["files"].values())
+    try:
+        kept.check_room(size)
+    except OSError as error:
+        raise UserError(f"{error.strerror} in {kept.folder}: make room, or choose another --result_dir") from error
+
+
 def _begun_with(weights: Pretrained | None, snapshot: Path | None) -> dict[str, str]:
     """The weights that a run begins with, or began with; they need not be there any more when it goes on."""
     if weights:
@@ -232,8 +265,6 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
         speed = Speed(expected.sample_flops, expected.peak_flops, expected.scored_seconds * rows)
     callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts)]
-    if cfg.spike_factor:
-        callbacks.append(Spikes(run.alerts, cfg.spike_factor))
     if cfg.samples:
         callbacks.append(Samples(run.samples))
     if weights:

@@ -40,6 +40,7 @@ class Stage:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer and one update each, in this order
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
+    divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
 
     def __init__(self, cfg: Any, folder: Path):
         self.cfg, self.folder = cfg, folder

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from config import UserError
 from data.loader import Order, training_batches
 from training import device as devices
 from training import optim, rng
@@ -35,11 +34,12 @@ State = Literal["finished", "stopped", "halted", "back"]
 @dataclass(frozen=True)
 class Ending:
     """How a run came to its end: finished; stopped by request; halted because it could not go on healthily; back: to
-    go on from a snapshot before `step` (from 1), which failed."""
+    go on from a snapshot before `step` (from 1), which failed because of `why`."""
 
     state: State
     reason: str
     step: int = 0
+    why: str = ""
 
 
 class Trainer:
@@ -58,6 +58,7 @@ class Trainer:
         self.stage, self.cfg, self.steps, self.order = stage, cfg, steps, order
         self.snapshots, self.signals, self.device = snapshots, signals, device
         self.events, self.saver = Events(callbacks), Saver(snapshots, cfg, signals, self._emit)
+        self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
         self.steps_per_epoch = order.steps_per_epoch
         self.step, self.lr = 0, cfg.lr
         self.best, self.best_step = math.nan, -1
@@ -71,7 +72,6 @@ class Trainer:
         self._asked: dict[Request, str] = {}
         self._owed: dict[Request, str] = {}  # an evaluation that a stop abandoned, and the log that goes with it
         self._ending: Ending | None = None
-        self._skip = ""
         self._totals = Totals()
 
     # -- what callbacks call ------------------------------------------------------------------------------------
@@ -82,19 +82,20 @@ class Trainer:
         if what == "stop" and self._ending is None:
             self._ending = Ending(end, why)
 
-    def go_back(self, step: int, why: str) -> None:
+    def go_back(self, step: int, why: str, reason: str) -> None:
         """End this sitting without a trace after `step` (from 1): it is to be done again, from a snapshot before it."""
         if self._ending is None:
-            self._ending = Ending("back", why, step)
+            self._ending = Ending("back", reason, step, why)
 
-    def leave_out(self, rows: list[int]) -> None:
+    def leave_out(self, rows: list[int], why: str) -> None:
         """Train on these rows no more, from the step in hand on (from `on_step_start`)."""
-        self._note_left_out([*self.ledger, {"step": self.step + 1, "rows": sorted(rows)}])
+        self._note_left_out([*self.ledger, {"step": self.step + 1, "rows": sorted(rows), "why": why}])
         self._open_data()
 
     def _note_left_out(self, ledger: list[dict[str, Any]]) -> None:
         self.ledger = ledger
-        self.order = replace(self.order, left_out=frozenset(row for entry in ledger for row in entry["rows"]))
+        since = {row: entry["step"] - 1 for entry in reversed(ledger) for row in entry["rows"]}
+        self.order = replace(self.order, left_out=since)
 
     def skip(self, why: str) -> None:
         """Drop the gradients of the phase being updated (from on_loss or on_grad)."""
@@ -204,7 +205,7 @@ class Trainer:
         asked, self._asked, self._owed = self._asked, {}, {}
         scores = self._evaluate() if "eval" in asked else {}
         if scores is None:
-            self._owed = {what: why for what, why in asked.items() if what in ("eval", "log")}
+            self._owed = {what: asked[what] for what in ("eval", "log") if what in asked}
             self._obey_signals()
         elif "eval" in asked or "log" in asked:
             self._log(scores)
@@ -213,20 +214,44 @@ class Trainer:
             self._save()
 
     def _goes_back(self) -> bool:
-        return self._ending is not None and self._ending.state == "back"
+        return bool(self._ending and self._ending.state == "back")
 
     # -- a step -------------------------------------------------------------------------------------------------
 
     def _train_step(self) -> None:
+        """Where the memory does not suffice, in smaller micro-batches: the gradients are the same, to rounding."""
+        random, totals = rng.state_dict(), self._totals.state_dict()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            return self._try_step(buffers)
+        except (RuntimeError, MemoryError) as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            self.order = self.order.halved(self.stage.divisible)
+        # as long as the error lived, so did the activations
+        log.warning("step %d: out of memory; micro-batches of %s samples from now on, and more of them to an update: "
+                    "the same mathematics", self.step + 1, self.order.micro)
+        if self._updated:  # by one phase of several, or half
+            return self.go_back(self.step + 1, "", "out of memory")
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        rng.load_state_dict(random)
+        self._totals.load_state_dict(totals, self.device)
+        self._open_data()
+        self._train_step()
+
+    def _try_step(self, buffers: list[tuple[Tensor, Tensor]]) -> None:
+        self._updated = False
         self.model.train()
         self._emit("on_step_start")
-        self._set_rates()
+        self.lr = self.cfg.lr * optim.rate(self.step, self.steps, warmup=self.cfg.warmup_steps,
+                                           min_ratio=self.cfg.min_lr_ratio, schedule=self.cfg.lr_schedule)
+        optim.set_rate(self.optimizers.values(), self.lr)
         self._rows_of = self.step
         self.micro_batches = [devices.move(next(self._batches), self.device) for _ in self.rows()]
         for batch in self.micro_batches:
             self._emit("on_batch", batch)
         self.dropped = torch.zeros((), device=self.device)
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         for phase in self.stage.phases if self.micro_batches else ():
             self._update(phase)
         for buffer, before in buffers:  # a forward pass of NaN leaves NaN in running statistics
@@ -250,9 +275,8 @@ class Trainer:
                 factor = scale.value / loss.count
             (loss.total * factor).backward()
             total, count = total + loss.total.detach(), count + loss.count
-            self.record(self._train_name(phase, "loss"), loss)
-            for name, ratio in extras.items():
-                self.record(self._train_name(phase, name), ratio)
+            for name, ratio in {"loss": loss, **extras}.items():
+                self.record("train/" + self._phase_name(name, phase), ratio)
         torch._foreach_div_([p.grad for p in params if p.grad is not None], count * factor)
         self._emit("on_grad", phase)
         if self._skip:
@@ -275,17 +299,8 @@ class Trainer:
         self.dropped, self.grad_norms[phase] = torch.maximum(self.dropped, unhealthy), norms
         self.record(self._phase_name("grad_norm", phase), norm)
         optim.drop_update(optimizer, dropped)
+        self._updated = True
         optimizer.step()
-
-    def _set_rates(self) -> None:
-        self.lr = self.cfg.lr * optim.rate(self.step, self.steps, warmup=self.cfg.warmup_steps,
-                                           min_ratio=self.cfg.min_lr_ratio, schedule=self.cfg.lr_schedule)
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr
-
-    def _train_name(self, phase: str, name: str) -> str:
-        return "train/" + self._phase_name(name, phase)
 
     def _phase_name(self, name: str, phase: str) -> str:
         return name if len(self.stage.phases) == 1 else f"{phase}/{name}"
@@ -295,7 +310,8 @@ class Trainer:
     def _evaluate(self) -> dict[str, float] | None:
         """Score the whole validation set; None if a stop came in between. Leaves the run's randomness alone."""
         self._emit("on_eval_start")
-        done = evaluate(self.stage, self.model, self._validation, self.cfg, self.device, lambda: self.signals.stop)
+        cfg = replace(self.cfg, batch_size=self.order.micro or self.cfg.batch_size)
+        done = evaluate(self.stage, self.model, self._validation, cfg, self.device, lambda: self.signals.stop)
         if done:
             self._judge(done.metrics)
         else:
@@ -348,7 +364,7 @@ class Trainer:
             "owed": dict(self._owed), "asked": {what: self._asked[what] for what in self._asked if what != "stop"},
             "ended": self._ending.reason if self._ending and self._ending.state == "finished" else "",
             "lr": self.lr,
-            "data": self.stage.fingerprint(), "rows": self.order.size, "ledger": list(self.ledger),
+            "ledger": list(self.ledger), "micro": self.order.micro,
             "totals": self._totals.state_dict(),
             "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
             "loss_scales": {phase: scale.state_dict() for phase, scale in self.loss_scales.items()},
@@ -358,16 +374,11 @@ class Trainer:
 
     def _restore(self, snapshot: Path) -> None:
         state = self.snapshots.load(snapshot, self.model)
-        there, here = (state["data"], state["rows"]), (self.stage.fingerprint(), self.order.size)
-        if there != here:
-            raise UserError(f"the data are not those of the interrupted run (rows {there[1]:,} then, {here[1]:,} now; "
-                            f"content {there[0][:8]} then, {here[0][:8]} now): bring them back, or start a new run "
-                            f"with its weights: --checkpoint_file {snapshot}")
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
         self.lr = state["lr"]
-        kept = [dict(entry) for entry in state.get("ledger", ())]
-        self._note_left_out(kept + [entry for entry in self.ledger if entry not in kept])
+        self._note_left_out(state["ledger"] + [entry for entry in self.ledger if entry not in state["ledger"]])
+        self.order = replace(self.order, micro=self.order.micro or state["micro"])
         self._totals.load_state_dict(state["totals"], self.device)
         if state["steps"] != self.steps:
             log.warning("planned for %s steps, now for %s: the learning rate follows the new plan from here on",
@@ -383,15 +394,6 @@ class Trainer:
         self.snapshots.set_aside_after(self.step)
 
     # -- events -------------------------------------------------------------------------------------------------
-
-    @property
-    def callbacks(self) -> list[Callback]:
-        return self.events.callbacks
-
-    @property
-    def switched_off(self) -> list[str]:
-        """Keys of the monitors that failed."""
-        return self.events.switched_off
 
     def _emit(self, event: str, *args: Any, guarded: bool = False) -> None:
         self.events.tell(event, self, *args, guarded=guarded)

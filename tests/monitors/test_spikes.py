@@ -83,7 +83,8 @@ def judged(losses: list[float], counts: list[int], path: Path, factor: float = 1
     spikes = Spikes(path, factor)
     stage, order = SimpleNamespace(phases=("main",)), SimpleNamespace(rows=lambda step: [])
     for step, (loss, count) in enumerate(zip(losses, counts), start=1):
-        trainer: Any = SimpleNamespace(step=step, stage=stage, order=order)
+        trainer: Any = SimpleNamespace(step=step, stage=stage, order=order, ledger=[])
+        spikes.on_step_start(trainer)
         spikes.on_loss(trainer, "main", Ratio(torch.tensor(loss * count, dtype=torch.float64), count))
         spikes.on_step_end(trainer)
     spikes.on_log(trainer, {})

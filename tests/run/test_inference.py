@@ -172,8 +172,8 @@ def test_the_step_of_an_incident_is_done_again(desk: Desk, finished: str) -> Non
     model = torch.nn.Module()
     model.state_dict = lambda: weights  # type: ignore[assignment, method-assign]
     batch = {"tokens": torch.arange(8)[None], "targets": torch.arange(8)[None]}
-    incident.write(run / "incidents", Incident(3, "output of blocks.0.mlp.up", [[4]], [4]), model, [batch],
-                   rng.state_dict())
+    kept_as = Incident(3, "non-finite", "output of blocks.0.mlp.up", "nan", [[4]], [4])
+    incident.write(run / "incidents", kept_as, model, [batch], rng.state_dict())
     ran = desk.call("replay.sh", "done")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Again  NaN or Inf, first in output of blocks.0.mlp.up: the same" in ran.stdout

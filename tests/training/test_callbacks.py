@@ -21,7 +21,7 @@ from training.callback import ACT, OBSERVE, Callback, in_order
 from training.callbacks.early_stopping import EarlyStopping
 from training.snapshots import Snapshots
 from training.stage import Batch, Ratio
-from training.trainer import Trainer
+from training.trainer import Ending, Trainer
 
 
 def all_callbacks() -> set[type[Callback]]:
@@ -39,7 +39,7 @@ def a_run_with_all(tmp_path: Path) -> Trainer:
     train(Buffers, first)
     sitting = session(Buffers, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
                       early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0, use_wandb=True)
-    sitting.failed_step = 5
+    sitting.failures = [Ending("back", "", 5, "non-finite")]
     with sitting.run.lock():
         trainer, _ = sitting.prepare()
         trainer.fit()
@@ -105,7 +105,9 @@ def stopped_after(stopping: EarlyStopping, rows: list[dict[str, float]]) -> int:
     asked = Asked()
     for number, row in enumerate(rows, start=1):
         for share in (0.5, 0.5):  # two steps between evaluations, each of two samples
+            stopping.on_step_start(asked)  # type: ignore[arg-type]
             stopping.on_loss(asked, "main", Ratio(torch.tensor(share * 4 * row.get("train/loss", 0.0)), 2))
+            stopping.on_step_end(asked)  # type: ignore[arg-type]
         stopping.on_eval_end(asked, row)  # type: ignore[arg-type]
         if asked.reason:
             return number
@@ -135,7 +137,9 @@ def test_a_batch_of_nan_is_left_out_of_the_overfit_gap() -> None:
     trainer.ask = lambda what, why: trainer.asked.append(what)
     for gap in (0.1, 0.2, 0.3):
         for loss in (4.0, math.nan):
+            stopping.on_step_start(trainer)
             stopping.on_loss(trainer, "main", Ratio(torch.tensor(loss), 4))
+            stopping.on_step_end(trainer)
         stopping.on_eval_end(trainer, {"eval/loss": 1 + gap})
     assert stopping.gap == pytest.approx(0.3) and trainer.asked == ["stop"]
 

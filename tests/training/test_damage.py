@@ -328,7 +328,8 @@ def test_code_in_weights_or_an_incident_is_not_run(run: RunDir, tmp_path: Path, 
     """Through the other doors: --checkpoint_file and --init_from, a model folder, the replay of an incident."""
     payload, snapshot = Payload(proof), run.snapshots / NEWEST
     stage = Regression(Regression.Config(), run.path)
-    path = incident.write(run.incidents, Incident(5, "", [[1]], []), stage.model(), [], rng.state_dict())
+    what = Incident(5, "spike", "", "1.0", [[1]], [])
+    path = incident.write(run.incidents, what, stage.model(), [], rng.state_dict())
     for file in ("batch.pt", "rng.pt"):
         kept = (path / file).read_bytes()
         CARRIERS[how](payload, path / file)

@@ -41,7 +41,8 @@ def test_operations_and_bytes_are_those_of_the_arithmetic(tmp_path: Path) -> Non
     found = measured(Matrix, tmp_path)
     assert (found.parameters, found.sample_flops) == (64, 2 * 2 * 8 * 8)
     assert (found.kept_bytes, found.kept_bytes_per_sample) == (0, 8 * 4)  # the input, for the weight's gradient
-    assert found.memory(16) == {"weights": 256, "gradients": 256, "optimizer": 512, "activations": 512}
+    assert found.memory(16) == {"weights": 256, "gradients": 256, "optimizer": 512, "activations": 512,
+                                "snapshot": 768}
 
 
 def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from daemon.rundir import RunDir
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 from training import saver, snapshots
 from training.callback import ACT, Callback
-from training.signals import Signals
 from training.snapshots import Snapshots
 from training.trainer import Ending, Trainer
 

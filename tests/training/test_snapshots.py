@@ -147,7 +147,8 @@ def test_a_save_that_fails_leaves_the_older_ones(run: RunDir, monkeypatch: pytes
 
     monkeypatch.setattr(files, "write", full)
     with pytest.raises(OSError, match="No space"):
-        Snapshots(run.snapshots, {}).save(snapshots.pack("snapshot_step_00000006", 6, {}, {}), keep_last=1, best_step=-1)
+        packed = snapshots.pack("snapshot_step_00000006", 6, {}, {})
+        Snapshots(run.snapshots, {}).save(packed, keep_last=1, best_step=-1)
     assert kept(run) == before
 
 

@@ -33,16 +33,23 @@ class EarlyStopping(Callback):
     gap: float = math.nan
     grown: int = 0
     trained: Ratio = Ratio(0.0, 0)
+    _step: Ratio = Ratio(0.0, 0)  # of the step in hand
 
     @classmethod
     def of(cls, cfg: Options, best: tuple[str, str]) -> Self:
         return cls(*best, cfg.early_stop_patience, cfg.early_stop_min_delta, cfg.early_stop_overfit_patience,
                    cfg.early_stop_overfit_min_delta)
 
+    def on_step_start(self, trainer: "Trainer") -> None:
+        self._step = Ratio(0.0, 0)
+
     def on_loss(self, trainer: "Trainer", phase: str, loss: Ratio) -> None:
         if self.overfit_patience and phase == trainer.stage.phases[-1]:
             total, count = finite_or_nothing(loss)  # what is not finite was not trained on
-            self.trained = Ratio(self.trained.total + total, self.trained.count + count)
+            self._step = Ratio(self._step.total + total, self._step.count + count)
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        self.trained = Ratio(self.trained.total + self._step.total, self.trained.count + self._step.count)
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         if not metrics:  # abandoned: it will be done again

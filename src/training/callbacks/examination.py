@@ -1,16 +1,17 @@
-"""Looks into a step that was not finite, when it is about to be done again, and leaves out the rows that made it so."""
+"""Looks into a step that failed, when it is about to be done again, and leaves out the rows that made it so."""
 
 import logging
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daemon.journal import Journal
 from training import device as devices
 from training import incident, rng
 from training.callback import ACT, Callback
 from training.incident import Incident
+from training.stage import Batch
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -24,32 +25,42 @@ RECENT = 20  # log lines kept with an incident
 class Examination(Callback):
     """Before step `step` (from 1) the weights, the random state and the rows are what they were when it failed.
 
-    Rows that alone are not finite are left out from then on; where there are none, all of the step's. A step that is
-    finite when it is done again failed for another reason than its data: nothing is left out.
+    Rows that alone are not finite are left out from then on; where there are none, and after a spike, all of the
+    step's. A step that is finite when it is done again failed for another reason than its data: nothing is left out.
     """
 
     order = ACT
     step: int
+    why: str
     incidents: Path
     metrics: Path
 
     def on_step_start(self, trainer: "Trainer") -> None:
         if trainer.step + 1 != self.step:
             return
-        rows, random = trainer.order.rows(trainer.step), rng.state_dict()
-        stage, precision = trainer.stage, trainer.cfg.precision
+        rows, random, stage = trainer.order.rows(trainer.step), rng.state_dict(), trainer.stage
         dataset = stage.dataset("train")
         batches = [devices.move(stage.collate([dataset[row] for row in part]), trainer.device) for part in rows]
-        where = incident.examine(stage, trainer.model, batches, trainer.device, precision)
-        flat = list(chain.from_iterable(rows))
-        bad = incident.bad_rows(stage, trainer.model, flat, trainer.device, precision) or flat if where else []
+        found = incident.examine(stage, trainer.model, batches, trainer.device, trainer.cfg.precision)
+        bad = self._bad(trainer, found.where, list(chain.from_iterable(rows)))
         if bad:
-            trainer.leave_out(bad)
-        path = incident.write(self.incidents, Incident(self.step, where, rows, bad, list(Journal(self.metrics).rows())
-                                                       [-RECENT:], trainer.ledger), trainer.model, batches, random)
-        if bad:
-            log.warning("step %d: NaN or Inf, first in %s; row%s %s left out from now on; do it again: "
-                        "./run/replay.sh %s", self.step, where, "s" * (len(bad) > 1), ", ".join(map(str, bad)), path)
-        else:
-            log.warning("step %d is finite this time: what failed was not its data; nothing is left out (%s)",
-                        self.step, path)
+            trainer.leave_out(bad, self.why)
+        what = f"NaN or Inf, first in {found.where}" if found.where else f"a loss of {float(found.loss):.4g}"
+        then = f"rows {', '.join(map(str, bad))} are left out from now on" if bad else (
+            "this time, so what failed was not the data: nothing is left out")
+        log.warning("step %d: %s; %s", self.step, what, then)
+        metrics = list(Journal(self.metrics).rows())[-RECENT:]
+        self._keep(trainer, Incident(self.step, self.why, found.where, found.loss, rows, bad, metrics, trainer.ledger),
+                   batches, random)
+
+    def _bad(self, trainer: "Trainer", where: str, rows: list[int]) -> list[int]:
+        if self.why == incident.SPIKE or not where:
+            return rows if self.why == incident.SPIKE else []
+        return incident.bad_rows(trainer.stage, trainer.model, rows, trainer.device, trainer.cfg.precision) or rows
+
+    def _keep(self, trainer: "Trainer", what: Incident, batches: list[Batch], random: dict[str, Any]) -> None:
+        try:
+            path = incident.write(self.incidents, what, trainer.model, batches, random)
+            log.info("Do it again: ./run/replay.sh %s", path)
+        except OSError as error:  # no reason for a run to end
+            log.error("the incident could not be kept: %s", error)
