@@ -242,7 +242,7 @@ def _summary(run: RunDir) -> int:
     watching = run.supervisor()
     print(f"""
 Run     {run.name}
-PID     {run.status().pid}{f", supervisor {watching.pid}" if watching else ""}
+PID     {run.status().pid}{f" (supervisor {watching.pid})" if watching else ""}
 Log     {run.latest_log.resolve()}
 
 Follow  ./run/logs.sh {run.name} -f

@@ -55,7 +55,7 @@ class Supervisor:
     _child: Process | None = None
     _begun: bool = False
     _stop: str = ""  # name of the signal that asked to stop
-    _in_vain: int = 0  # deaths since the last new snapshot
+    _in_vain: int = 0  # deaths without a new snapshot between them
     _reached: int = -1  # its step
 
     def supervise(self) -> int:
@@ -131,43 +131,40 @@ class Supervisor:
 
     def _judge(self, code: int, stall: str, kills: int | None) -> int | None:
         """The exit code that ends the supervision; None where another trainer is to go on, the wait before it over."""
-        refused_again = code == REFUSED and self._in_vain > 0
-        if code in (FINISHED, REFUSED, RESUMABLE) and not refused_again:
+        if code in (FINISHED, RESUMABLE) or (code == REFUSED and not self._in_vain):
             return code
-        status = self._status()
-        if self.run is None or (status is None and not refused_again):  # it had not even made or taken the run
+        if self.run is None or not self.run.status_file.exists():
             return max(code, FAILED)
         with logs.also_in(self.run.latest_log.resolve()):
-            if refused_again:
+            if code == REFUSED:
                 return self._end("failed", f"could not go on: refused, see the end of {self.run.latest_log.resolve()}")
-            assert status is not None
-            self._begun |= status.phase not in (PREPARING, ESTIMATING)
-            cause = stall or (status.reason if code == FAILED and status.reason else
-                              deaths.of(code, self._child, kills))
-            self._count()
-            return self._go_on_or_end(code, cause, status)
+            death = self._death(self.run, code, stall, kills)
+            deaths.note(self.run, death)
+            log.warning("process %d died at step %d (%s): %s", death.pid, death.step, death.phase, death.cause)
+            if death.restarted:
+                seconds = self.waits.restarts[self._in_vain - 1]
+                self._write(RESTARTING, f"{death.cause}; another trainer in {seconds:g} s")
+                self._pause(seconds)
+            if self._stop or -code in STOPS:
+                return self._end("stopped", f"{self._stop or signal.Signals(-code).name} received; {death.cause}")
+            return None if death.restarted else self._give_up(code, death.cause)
 
-    def _count(self) -> None:
-        assert self.run is not None
-        newest = _newest_step(self.run)
+    def _death(self, run: RunDir, code: int, stall: str, kills: int | None) -> Death:
+        """What is known of it; counts it, and decides whether another trainer follows."""
+        assert self._child is not None
+        status, newest = run.status(), _newest_step(run)
+        took_it = status.pid == self._child.pid
+        phase = status.phase if took_it else PREPARING
+        self._begun |= phase not in (PREPARING, ESTIMATING)
         self._in_vain = 1 if newest > self._reached else self._in_vain + 1
         self._reached = max(newest, self._reached)
-
-    def _go_on_or_end(self, code: int, cause: str, status: Status) -> int | None:
-        assert self.run is not None and self._child is not None
-        waits = self.waits.restarts
-        goes_on = not self._stop and -code not in STOPS and self._in_vain <= len(waits) and (
+        told = status.reason if took_it and code == FAILED else ""
+        goes_on = not self._stop and -code not in STOPS and self._in_vain <= len(self.waits.restarts) and (
             self._begun or code != FAILED)
-        deaths.note(self.run, Death(status.step, status.phase, cause, self._child.pid, code, goes_on))
-        log.warning("process %d died at step %d (%s): %s", self._child.pid, status.step, status.phase, cause)
-        if goes_on:
-            seconds = waits[self._in_vain - 1]
-            self._write(RESTARTING, f"{cause}; another trainer in {seconds:g} s")
-            self._pause(seconds)
-        if self._stop or -code in STOPS:
-            return self._end("stopped", f"{self._stop or signal.Signals(-code).name} received; {cause}")
-        if goes_on:
-            return None
+        return Death(status.step, phase, stall or told or deaths.of(code, self._child, kills), self._child.pid, code,
+                     goes_on)
+
+    def _give_up(self, code: int, cause: str) -> int:
         if code == FAILED and not self._begun:
             return FAILED  # as it told itself
         return self._end("failed", f"{self._in_vain} deaths without a new snapshot between them; the last: {cause}")

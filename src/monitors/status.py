@@ -56,6 +56,11 @@ class StatusWriter(Callback):
                           "eta_seconds": trainer.timings.get("speed/eta_seconds")}
         self.pulse.write(**self._now(trainer))
 
+    def on_trouble(self, trainer: "Trainer") -> None:
+        trouble = trainer.saver.trouble
+        self._figures["reason"] = f"no snapshot can be written, and it is tried again: {trouble}" if trouble else ""
+        self.pulse.write(**self._now(trainer))
+
     def on_stop(self, trainer: "Trainer", reason: str) -> None:
         self.pulse.enter(FINISHING, **self._now(trainer))
 

@@ -146,8 +146,9 @@ def test_deaths_without_progress_come_to_an_end(start: Start, run: RunDir) -> No
 
 
 def test_deaths_with_progress_between_them_do_not(start: Start, run: RunDir) -> None:
-    assert start("kill:1 kill:2 kill:2 kill:3 kill:4 kill:4 kill:4 finish").wait(30) == 0
+    assert start("kill:1 kill:2 kill:2 vanish kill:3 kill:3 kill:3 finish").wait(30) == 0
     assert len(rows(run)) == 7 and run.state() == "finished"
+    assert [row["phase"] for row in rows(run)][2:5] == ["training", "preparing", "training"]
 
 
 @pytest.mark.parametrize("plan, code, state", [("halt", 75, "stopped"), ("unprepared", 1, "failed"),
