@@ -82,13 +82,14 @@ class _Batches(Sampler[list[int]]):
 def training_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], order: Order, first: int, end: int,
                      workers: int, pin_memory: bool = False) -> Iterator[Any]:
     """The micro-batches of steps `first` to `end` - 1, in one stream over all epochs."""
-    return _read(_loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end)))
+    loader = _loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end))
+    return _clear(iter(loader))  # the workers start now
 
 
 def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch: int,
                        workers: int) -> Iterator[Any]:
     """Every row once, in its own order."""
-    return _read(_loader(dataset, collate, workers, False, batch_size=batch))
+    return _clear(iter(_loader(dataset, collate, workers, False, batch_size=batch)))
 
 
 def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,
@@ -102,10 +103,6 @@ def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers:
                       generator=torch.Generator(), worker_init_fn=_start_worker, **options)
 
 
-def _read(loader: DataLoader[Any]) -> Iterator[Any]:
-    return _clear(iter(loader))  # the workers start now
-
-
 def _clear(batches: Iterator[Any]) -> Iterator[Any]:
     """What a worker's end leaves half read is told as that. torch does so only where nothing was on its way; what a
     data set raises itself begins with "Caught"."""
@@ -114,8 +111,8 @@ def _clear(batches: Iterator[Any]) -> Iterator[Any]:
     except (EOFError, ConnectionError) as error:
         if str(error).startswith("Caught "):
             raise
-        raise RuntimeError("DataLoader worker is gone, what it sent cannot be read: it was killed, or crashed; for want "
-                           "of memory, maybe: --num_workers 0 takes less") from error
+        raise RuntimeError("DataLoader worker is gone, what it sent cannot be read: it was killed, or crashed; for "
+                           "want of memory, maybe: --num_workers 0 takes less") from error
 
 
 def _start_worker(number: int) -> None:
