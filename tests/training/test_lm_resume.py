@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,13 @@ def stopped(tmp_path: Path, text: Path) -> RunDir:
     return run
 
 
-def everything(run: RunDir) -> dict[str, Any]:
-    found: dict[str, Any] = {str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*")
-                             if path.is_file() and path != run.lock_file}
-    return found | {"status.json": replace(run.status(), heartbeat=0.0, expected_seconds=0.0)}
+def everything(run: RunDir) -> dict[str, bytes]:
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*")
+            if path.is_file() and path not in (run.lock_file, run.status_file)}
 
 
 def refused(run: RunDir, why: str) -> None:
-    """In one line, before there is a model; all is as it was, but what `launch` puts back."""
+    """In one line, before there is a model; all is as it was, but the status, which `launch` puts back."""
     before = everything(run)
     with run.lock(), pytest.raises(UserError, match=why) as refusal:
         session(Ended, run, resume=True).prepare()
