@@ -40,10 +40,10 @@ class Payload:
 
 
 def everything(run: Path) -> dict[str, bytes]:
-    """What the files of a run hold, but the lock and the time of the last heartbeat."""
+    """What the files of a run hold, but the lock and the clocks of the status."""
     found = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     del found["run.lock"]
-    return found | {"status.json": json.dumps({**json.loads(found["status.json"]), "heartbeat": 0}).encode()}
+    return found | {"status.json": json.dumps({**json.loads(found["status.json"]), "heartbeat": 0, "awake": 0}).encode()}
 
 
 def flip(path: Path) -> None:
