@@ -43,7 +43,8 @@ def everything(run: Path) -> dict[str, bytes]:
     """What the files of a run hold, but the lock and the clocks of the status."""
     found = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     del found["run.lock"]
-    return found | {"status.json": json.dumps({**json.loads(found["status.json"]), "heartbeat": 0, "awake": 0}).encode()}
+    status = json.loads(found["status.json"]) | {"heartbeat": 0, "awake": 0}
+    return found | {"status.json": json.dumps(status).encode()}
 
 
 def flip(path: Path) -> None:
