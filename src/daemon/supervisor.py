@@ -41,7 +41,7 @@ class Waits:
 
     restarts: tuple[float, ...] = (1.0, 5.0, 30.0, 120.0)  # after the first death without progress, the second, ...
     look: float = 1.0  # from one look at the trainer to the next
-    stacks: float = 1.0  # for the stacks to be written
+    stacks: float = 1.0  # for the stacks of a process to be written
 
 
 @dataclass
@@ -197,12 +197,12 @@ def _hear_again() -> None:
 
 
 def _kill(pid: int, seconds: float) -> None:
-    """Let a trainer and its workers write their stacks, then end it; the workers end with it."""
+    """Let a trainer and its workers write their stacks, one after another, then end it; the workers end with it."""
     for member in process.family(pid):
         if process.catches(member, signal.SIGUSR2):
             with suppress(ProcessLookupError):
                 os.kill(member, signal.SIGUSR2)
-    time.sleep(seconds)
+            time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)  # not waited for yet, so the PID is still its own
 
 
