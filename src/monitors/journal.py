@@ -42,6 +42,8 @@ class JournalWriter(Callback):
         for name, path in (("metrics", self.metrics), ("timings", self.timings)):
             if name in self._cut:
                 Journal(path).cut(self._cut[name])
+                last = max((row["step"] for row in Journal(path).rows()), default=-1)
+                self._kept[name] = [row for row in self._kept[name] if row["step"] > last]  # written since the snapshot
                 del self._cut[name]
             if rows := self._kept[name]:
                 Journal(path).append(*rows)

@@ -40,19 +40,22 @@ class TensorBoard(Callback):
     order = REPORT
     folder: Path
     _writer: SummaryWriter | None = field(default=None, repr=False)
+    _before: set[Path] | None = field(default=None, repr=False)  # files that were there, until the writer has written
     _unsure: list[tuple[int, dict[str, float]]] = field(default_factory=list, repr=False)  # step, figures: not on disk
 
     def on_start(self, trainer: "Trainer") -> None:
         goes_on = any(self.folder.iterdir())
-        self._open(trainer.logged_step + 1 if goes_on else None)
+        writer = self._open(trainer.logged_step + 1 if goes_on else 0)  # 0: the first one told is no restart to readers
         if not goes_on:
-            self._introduce(trainer, self._writer)
+            self._introduce(trainer, writer)
 
-    def _open(self, first: int | None) -> None:
+    def _open(self, first: int) -> SummaryWriter:
         """What stands there of the step `first` and later is forgotten."""
+        self._before = set(self.folder.iterdir())
         self._writer = SummaryWriter(str(self.folder), purge_step=first, flush_secs=FLUSH_SECONDS)
+        return self._writer
 
-    def _introduce(self, trainer: "Trainer", writer: Any) -> None:
+    def _introduce(self, trainer: "Trainer", writer: SummaryWriter) -> None:
         # Without the description of an experiment TensorBoard finds out by itself which options differ between the runs
         # shown, and puts these first.
         _, options, _ = hparams({"stage": trainer.stage.name, **defining(trainer.cfg)}, {})
@@ -64,23 +67,27 @@ class TensorBoard(Callback):
         """What could not be written is written again with the next line, by a new writer: the old one is of no more
         use then. Of what is looked at, only figures are kept for it."""
         self._unsure.append((trainer.step, figures(trainer, metrics)))
-        try:
-            if self._writer is None:
-                self._open(self._unsure[0][0])
-            self._write(trainer.step, trainer.media)
-        except OSError:
-            self._writer = None
-            raise
+        self._write(trainer.step, trainer.media)
+
+    def on_stop(self, trainer: "Trainer", reason: str) -> None:
+        if self._unsure:
+            self._write(trainer.step, {})
 
     def _write(self, step: int, media: dict[str, Media]) -> None:
-        assert self._writer is not None
-        for logged, values in self._unsure:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, logged)
-        for name, shown in media.items():
-            _add(self._writer, name, shown, step)
-        self._writer.flush()
-        self._unsure.clear()
+        try:
+            writer = self._writer or self._open(self._unsure[0][0])
+            for logged, values in self._unsure:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, logged)
+            for name, shown in media.items():
+                _add(writer, name, shown, step)
+            writer.flush()
+            self._unsure, self._before = [], None
+        except OSError:
+            self._writer = None
+            for path in set(self.folder.iterdir()) - (self._before or set(self.folder.iterdir())):
+                path.unlink()  # of a writer that has brought nothing to disk: it could be read after the next one's
+            raise
 
     def close(self, trainer: "Trainer") -> None:
         if self._writer is not None:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as Pages
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from daemon.journal import Journal
 from daemon.rundir import RunDir
 from toys import GAN, Buffers, Regression, StopAt, new_run, train, with_callbacks
+from training.callback import ACT, Callback
 from training.stage import Stage
+from training.trainer import Trainer
 
 
 def board_of(path: Path) -> EventAccumulator:
@@ -27,6 +30,24 @@ def resumed(tmp_path: Path) -> RunDir:
     time.sleep(1.1)  # event files are named by the second
     train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, log_interval=3)
     return run
+
+
+def test_the_first_time_that_steps_are_done_again_they_stand_there_once(tmp_path: Path) -> None:
+    """By what TensorBoard's own pages read with: it takes the first sign of a restart for the start."""
+    class Falls(Callback):
+        order = ACT
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            if trainer.step == 8:
+                raise RuntimeError("fallen")
+
+    run = new_run(tmp_path, Buffers)
+    with pytest.raises(RuntimeError, match="fallen"):
+        train(with_callbacks(Buffers, Falls()), run, rows=100)  # logged at 6, saved at 4
+    time.sleep(1.1)
+    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
+    board = Pages(str(run.tensorboard), tensor_size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in board.Tensors("train/loss")] == [1, 2, 4, 6, 8, 9]
 
 
 def options_in(path: Path) -> dict[str, object]:

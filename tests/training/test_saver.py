@@ -49,7 +49,7 @@ class Disk(Callback):
     troubles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.at, self.free = -1, threading.Event()
+        self.at, self.free, self.shown = -1, threading.Event(), [""]
         self.write, self.append = files.write, files.append
 
     def install(self, patch: pytest.MonkeyPatch) -> "Disk":
@@ -69,6 +69,7 @@ class Disk(Callback):
                 raise OSError(self.error, "refused on purpose", str(path))
 
     def on_step_start(self, trainer: Trainer) -> None:
+        self.shown.append(RunDir(trainer.snapshots.folder.parent).status().reason)
         if trainer.step < self.first and trainer.saver._writing:
             trainer.saver._writing.result()  # what was begun before is on disk before it fills
 
@@ -112,6 +113,7 @@ def test_when_space_returns_it_is_the_undisturbed_run(tmp_path: Path, monkeypatc
     assert [row["step"] for row in Journal(run.timings).rows()] == [row["step"] for row in alone["metrics"]]
     if where in ("", "snapshots/"):
         assert "refused on purpose" in disk.troubles[0] and disk.troubles[-1] == ""
+        assert any("no snapshot can be written" in shown for shown in disk.shown) and not disk.shown[-1]
 
 
 def test_what_waits_for_room_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +134,18 @@ def test_it_ends_when_the_disk_stays_full(tmp_path: Path, monkeypatch: pytest.Mo
     assert ending.state == "halted" and "(" in ending.reason and "refused on purpose" in ending.reason
     assert "make room, and resume" in ending.reason and not list(run.snapshots.glob(".*/manifest.json"))
     assert [path.name for path in Snapshots(run.snapshots, {}).found()][-1] == "snapshot_step_00000004"
+    disk.last = 0
+    trained(run, resume=True)
+    assert_same(outcome(run), alone)
+
+
+@pytest.mark.parametrize("last", [5, 99])
+def test_rows_that_a_snapshot_keeps_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int,
+                                                     alone: dict[str, Any]) -> None:
+    """Those of steps 2 and 4 are in the snapshot of step 5, and in the journal if there was room at the end."""
+    run, disk = new_run(tmp_path, Buffers), Disk(2, last, ".jsonl").install(monkeypatch)
+    train(with_callbacks(Buffers, StopAt(5), disk), run, rows=100)
+    assert [row["step"] for row in Journal(run.metrics).rows()] == ([1, 2, 4] if last == 5 else [1])
     disk.last = 0
     trained(run, resume=True)
     assert_same(outcome(run), alone)
