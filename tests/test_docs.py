@@ -77,6 +77,16 @@ def test_command(command: str) -> None:
                 assert re.search(rf"(^|[\s\[|]){re.escape(word)}\b", header, re.MULTILINE), f"{word} is not in {header}"
 
 
+def test_what_can_happen_is_proved_by_tests_there_are() -> None:
+    table = (PROJECT / "docs/operations.md").read_text().split("## What can happen")[1].split("\n## ")[0]
+    rows = [row.strip("|").split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 25
+    for row in rows:
+        file, _, names = row[4].strip().partition(": ")
+        for name in names.split(", "):
+            assert f"def test_{name}(" in (PROJECT / "tests" / file).read_text(), (file, name)
+
+
 def test_the_tree_of_the_readme_is_the_real_one() -> None:
     tree = (PROJECT / "README.md").read_text().split("## The tree")[1]
     for line in re.findall(r"^    ( *)(\S+)", tree, re.MULTILINE):

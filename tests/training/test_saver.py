@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import files
+from config import UserError
 from daemon.journal import Journal
 from daemon.rundir import RunDir
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
@@ -180,6 +181,19 @@ def test_room_is_looked_for_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert caught.value.errno == errno.ENOSPC and [path.name for path in tmp_path.iterdir()] == [path.name]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=on_disk + snapshots.SPARE))
     kept.save(again, keep_last=1, best_step=-1)
+
+
+def test_a_start_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a run that goes on, by the size of the snapshot it has."""
+    run, usage = new_run(tmp_path, Buffers), shutil.disk_usage(tmp_path)
+    train(with_callbacks(Buffers, StopAt(5)), run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=snapshots.SPARE))
+    last = Snapshots(run.snapshots, {}).found()[-1]
+    size = sum((last / name).stat().st_size for name in ("model.safetensors", "state.pt"))
+    with pytest.raises(UserError, match=f"a snapshot takes {size:,} bytes, 1,048,576 are free in .*: make room"):
+        train(Buffers, run, resume=True)
+    with pytest.raises(UserError, match="make room, or choose another --result_dir"):
+        train(Buffers, new_run(tmp_path, Buffers))
 
 
 def test_what_was_packed_does_not_change_with_the_model(tmp_path: Path) -> None:
