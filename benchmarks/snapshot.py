@@ -37,8 +37,8 @@ def main() -> None:
                 trainer.saver.finish(patient=False)
             size = sum(file.stat().st_size for file in trainer.snapshots.folder.rglob("*") if file.is_file())
         stall = statistics.median(stalls)
-        print(f"{preset:8s} {size / 1e6:5.0f} MB  stall {stall:5.2f} s, {stall / (60 * MINUTES):6.2%} of {MINUTES} minutes "
-              f"(promised {PROMISED:.0%});  whole after {statistics.median(whole):5.2f} s, steps meanwhile "
+        print(f"{preset:8s} {size / 1e6:5.0f} MB  stall {stall:5.2f} s, {stall / (60 * MINUTES):6.2%} of {MINUTES} "
+              f"minutes (promised {PROMISED:.0%});  whole after {statistics.median(whole):5.2f} s, steps meanwhile "
               f"{statistics.median(beside) / statistics.median(alone):.2f} times as long")
 
 
