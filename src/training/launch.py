@@ -345,14 +345,14 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
     try:
         logs.to_file(path, background=background)
         signals.interruptible = True
-        if signals.stop:  # it came before
-            raise Interrupted(signals.stop)
+        signals.check()  # it may have come before
         run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), started=time.time(),
                                  eta_seconds=None, phase=pulse.PREPARING, budget=pulse.PATIENCE.unknown,
                                  supervisor=supervisor.to_json() if supervisor else None))
         deaths.tell_last(run, before, last)
         with open(path, "ab") as file, _faults(file.fileno()):
-            from training.session import Session  # torch and all: takes seconds
+            with signals.held():
+                from training.session import Session  # torch and all: takes seconds
 
             sitting = Session(job, run, signals, begun)
             with progress.heard(sitting.pulse):

@@ -117,6 +117,7 @@ class Session:
             log.warning("%s", line)
         stage = self.job.stage(cfg, self.run.path)
         stage.prepare()
+        self.signals.check()
         rows = _rows(stage)
         log.info("Loaded %s samples", f"{rows:,}")
         order = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed, micro=self.micro)

@@ -14,7 +14,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Signals:
         self.at_continue: Callable[[], None] = lambda: None
         self.interruptible = False
         self.interrupted = ""
+        self._held = False
         self._save = threading.Event()
         self._before: dict[signal.Signals, object] = {}
 
@@ -51,6 +53,22 @@ class Signals:
             return False
         self._save.clear()
         return True
+
+    def check(self) -> None:
+        """Raise Interrupted for a stop that came, but was held, or whose exception got lost."""
+        if self.stop and self.interruptible:
+            raise Interrupted(self.stop)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For imports of C++: raised in the midst of one, Interrupted is swallowed, or aborts the process. It is raised
+        when the block is done."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
 
     def __enter__(self) -> "Signals":
         self._reader, self._writer = os.pipe()
@@ -75,7 +93,7 @@ class Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread, sooner or later; the thread has seen the signal already."""
-        if self.interruptible and number in STOPS:
+        if self.interruptible and not self._held and number in STOPS:
             self.interrupted = signal.Signals(number).name
             raise Interrupted(self.interrupted)
 
