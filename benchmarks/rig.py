@@ -41,8 +41,11 @@ class Random(LanguageModel):
     def dataset(self, split: str) -> Any:
         return torch.randint(VOCABULARY, (64, self.cfg.max_seq_len + 1)).unbind()
 
-    def fingerprint(self) -> str:
-        return "random"
+    def made_from(self) -> dict[str, str]:
+        return {}
+
+    def begin(self) -> None:
+        """There is no tokenizer to keep."""
 
 
 @contextmanager
