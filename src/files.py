@@ -63,8 +63,10 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 def append(path: Path, text: str, *, sync: bool = False) -> None:
     """Add whole lines to a file. Raises OSError as the system gave it; then the file is as it was before."""
-    with open(path, "ab", buffering=0) as file:
-        size, left = file.tell(), memoryview(text.encode())
+    with open(path, "a+b", buffering=0) as file:
+        size = file.tell()
+        torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by a kill: it would swallow the first line
+        left = memoryview((b"\n" if torn else b"") + text.encode())
         try:
             while left:  # on a full disk the system writes a part, and only then says so
                 left = left[file.write(left):]
@@ -76,10 +78,13 @@ def append(path: Path, text: str, *, sync: bool = False) -> None:
 
 
 def overwrite(path: Path, content: str) -> None:
-    """Put `content` in place of what stands there, filled up with spaces to the same size. Needs no room as long as it
-    fits the file's last block, but a reader may meet half of it. Raises OSError as the system gave it."""
+    """Put `content` in place of what stands there, filled up with spaces to the same size. Needs no more room than the
+    file has, but a reader may meet half of it. Raises OSError, and changes nothing, where it is too long for that."""
+    there, new = path.stat(), content.encode()
+    if len(new) > 512 * there.st_blocks:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
     with open(path, "r+b", buffering=0) as file:
-        file.write(content.encode().ljust(os.path.getsize(path)))
+        file.write(new.ljust(there.st_size))
 
 
 def may_pass(error: BaseException) -> bool:

@@ -32,10 +32,10 @@ class Journal:
                     row = json.loads(line) if line.endswith("\n") else None
                 except ValueError:
                     row = None
-                if not isinstance(row, dict):
-                    log.warning("%s is torn: what stands there from %r on is left out", self.path, line[:20])
-                    return
-                yield row
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    log.warning("%s is torn at %r, which is left out", self.path, line[:20])
 
     def cut(self, step: int) -> None:
         """Forget every row after `step`: the run goes on from there and will write them again."""

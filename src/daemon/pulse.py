@@ -51,6 +51,7 @@ class Pulse:
     run: RunDir
     patience: Patience = field(default_factory=lambda: PATIENCE)
     phase: str = PREPARING
+    lived: tuple[float, float] = (0.0, 0.0)  # seconds that trainers of this run had, and since when (monotonic clock)
     _before: str = PREPARING
     _paces: dict[str, _Pace] = field(default_factory=lambda: {phase: _Pace() for phase in LEARNT})
     _figures: dict[str, Any] = field(default_factory=dict)

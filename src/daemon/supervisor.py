@@ -12,6 +12,7 @@ If the supervisor is killed, its trainer goes on unwatched.
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SUPERVISOR = "STOKER_SUPERVISOR"  # in a trainer's environment: the PID of the process that watches it
 FINISHED, FAILED, REFUSED, RESUMABLE = 0, 1, 2, 75  # a trainer's exit codes
+SPARE = 2**21  # bytes that a trainer wants beside the next snapshot's own
 STOPS = (signal.SIGTERM, signal.SIGINT)
 HEARD = {*STOPS, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD}
 
@@ -107,7 +109,7 @@ class Supervisor:
         """What this trainer told last."""
         try:
             status = self.run.status() if self.run else None
-        except FileNotFoundError:  # a run that is refused takes its directory with it
+        except (OSError, ValueError, TypeError):  # a run that is refused takes its directory with it
             return None
         return status if status and self._child and status.pid == self._child.pid else None
 
@@ -170,9 +172,16 @@ class Supervisor:
         return self._end("failed", f"{self._in_vain} deaths without a new snapshot between them; the last: {cause}")
 
     def _pause(self, seconds: float) -> None:
+        """So long, and on a full disk until there is room: a trainer would be refused."""
         until = time.monotonic() + seconds
-        while not self._stop and (left := until - time.monotonic()) > 0:
-            self._hear(left)
+        while not self._stop and ((left := until - time.monotonic()) > 0 or self._is_full()):
+            self._hear(max(left, self.waits.look))
+
+    def _is_full(self) -> bool:
+        assert self.run is not None
+        sizes = [sum(file.stat().st_size for file in path.parent.iterdir())
+                 for path in self.run.snapshots.glob(f"snapshot_*/{MANIFEST}")]
+        return shutil.disk_usage(self.run.path).free < max(sizes, default=0) + SPARE
 
     def _end(self, state: str, reason: str) -> int:
         assert self.run is not None
@@ -208,5 +217,8 @@ def _kill(pid: int, seconds: float) -> None:
 
 def _newest_step(run: RunDir) -> int:
     """Of the snapshots; -1 where there is none."""
-    return max((json.loads(path.read_text())["step"] for path in run.snapshots.glob(f"snapshot_*/{MANIFEST}")),
-               default=-1)
+    steps = [-1]
+    for path in run.snapshots.glob(f"snapshot_*/{MANIFEST}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # damaged: the next trainer will say so
+            steps.append(int(json.loads(path.read_text())["step"]))
+    return max(steps)

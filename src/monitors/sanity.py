@@ -103,7 +103,8 @@ class Sanity(Callback):
         bad = {id(p) for phase, norms in trainer.grad_norms.items() for p, norm in zip(
             [p for p in optim.parameters(trainer.optimizers[phase]) if p.grad is not None], norms.tolist())
                if not math.isfinite(norm)}
-        return f"gradient of {[name for name, p in trainer.model.named_parameters() if id(p) in bad][-1]}"
+        named = [f"gradient of {name}" for name, p in trainer.model.named_parameters() if id(p) in bad]
+        return named[-1] if named else "the norm of all gradients together"
 
     def _scan(self, trainer: "Trainer") -> None:
         """Weights, buffers and optimizer state, all of them."""

@@ -26,13 +26,12 @@ class StatusWriter(Callback):
     order = REPORT
     pulse: Pulse
     _figures: dict[str, Any] = field(default_factory=dict)  # as logged last
-    _busy_before: float = 0.0  # seconds that trainers of this run had lived, up to `_since`
-    _since: float = 0.0
 
     def on_start(self, trainer: "Trainer") -> None:
-        status = self.pulse.run.status()
-        preparing = time.time() - status.started if status.started else 0.0
-        self._busy_before, self._since = status.busy_seconds + preparing, time.monotonic()
+        if not self.pulse.lived[1]:  # else the run has gone back
+            status = self.pulse.run.status()
+            preparing = time.time() - status.started if status.started else 0.0
+            self.pulse.lived = status.busy_seconds + preparing, time.monotonic()
         self._figures = {"of": trainer.steps, "loss": None, "speed": ""}
         if trainer.cfg.compile:
             self.pulse.patience = replace(self.pulse.patience, least=COMPILED_LEAST)
@@ -65,10 +64,10 @@ class StatusWriter(Callback):
         self.pulse.enter(FINISHING, **self._now(trainer))
 
     def on_error(self, trainer: "Trainer", error: BaseException) -> None:
-        if self._since:  # else it failed before it had begun
+        if self.pulse.lived[1]:  # else it failed before it had begun
             self.pulse.write(**self._now(trainer))
 
     def _now(self, trainer: "Trainer", state: str = "training") -> dict[str, Any]:
         return {**self._figures, "state": state, "step": trainer.step,
                 "best": trainer.best if trainer.best_step >= 0 else None, "switched_off": list(trainer.switched_off),
-                "busy_seconds": self._busy_before + time.monotonic() - self._since}
+                "busy_seconds": self.pulse.lived[0] + time.monotonic() - self.pulse.lived[1]}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import files
+import progress
 from config import UserError
 from training import device as devices
 from training import rng
@@ -77,6 +78,7 @@ def examine(stage: Stage, model: nn.Module, batches: list[Batch], device: torch.
                 for name, value in batch.items():
                     for tensor in _tensors(value):
                         note(f"batch {name}", tensor)
+                progress.mark()
                 losses += _passes(stage, model, batch, device, precision, note)
             for name, p in model.named_parameters():
                 if p.grad is not None:
@@ -94,6 +96,7 @@ def bad_rows(stage: Stage, model: nn.Module, rows: Iterable[int], device: torch.
     with rng.preserved(), _untouched(model):
         model.eval()
         for row in rows:
+            progress.mark()
             finite: list[Tensor] = []
             model.zero_grad(set_to_none=True)
             batch = devices.move(stage.collate([dataset[row]]), device)

@@ -4,11 +4,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import files
 import progress
@@ -16,12 +18,13 @@ from daemon.table import duration
 from training.manifest import Damaged
 from training.options import Options
 from training.signals import Signals
-from training.snapshots import Packed, Snapshots
+from training.snapshots import Packed, Snapshots, pack
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between two trials
 AFTER_STOP = 30.0  # seconds of trouble that a run is kept waiting for that was asked to stop
+LOOK = 0.2  # seconds
 
 
 @dataclass
@@ -42,14 +45,24 @@ class Saver:
     _told: str = ""
     _given_up: threading.Event = field(default_factory=threading.Event)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saver"))
-    _writing: Future[Path | None] | None = None
+    _waiting: list[Packed] = field(default_factory=list)  # those under way, oldest first
+    _whole: list[Path] = field(default_factory=list)  # not told yet
+    _writing: Future[None] | None = None
 
     @progress.during("saving")
-    def begin(self, packed: Packed, best_step: int) -> None:
-        """Start to write. One under way is waited for; if it is in trouble, this one takes its place."""
-        self._wait(give_up=bool(self.trouble))
+    def begin(self, name: str, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], *, best_step: int,
+              judged: int) -> None:
+        """Copy a snapshot aside and start to write it. One under way is waited for; if it is in trouble, this one takes
+        its place, but the best one so far still goes first.
+
+        The newest snapshot of a step up to `judged` is spared: a later step may turn out to have been bad.
+        """
+        while self._writing:
+            self._wait(LOOK, give_up=bool(self.trouble))
         self._given_up.clear()
-        self._writing = self._thread.submit(self._write, packed, best_step)
+        self._waiting = [packed for packed in self._waiting if packed.step == best_step != step]
+        self._waiting.append(pack(name, step, weights, state))
+        self._writing = self._thread.submit(self._write, best_step, judged)
         self.last = time.monotonic()
 
     def look(self) -> str:
@@ -64,7 +77,7 @@ class Saver:
         if `patient`, only half a minute once a stop is asked for, else not at all. The return is why it was given up,
         if it was."""
         while self._writing and not self._troubled(self._patience() if patient else 0.0):
-            self._wait(0.2)
+            self._wait(LOOK)
         self._wait(give_up=True)
         return f"the last snapshot could not be written ({self.trouble})" if self.trouble else ""
 
@@ -83,34 +96,37 @@ class Saver:
             self._given_up.set()
         if self._writing and wait([self._writing], seconds).done:
             done, self._writing = self._writing, None
-            if path := done.result():
-                self.tell("on_save", path)
-        if self.trouble:
-            progress.mark()  # to try again and again is no stall
+            done.result()
+        while self._whole:
+            self.tell("on_save", self._whole.pop(0))
         if self._told != self.trouble:
             self._told = self.trouble
             self.tell("on_trouble")
 
     # -- in the thread ------------------------------------------------------------------------------------------
 
-    def _write(self, packed: Packed, best_step: int) -> Path | None:
-        """None where it was given up."""
+    def _write(self, best_step: int, judged: int) -> None:
+        """All that are waiting, until they are whole or given up."""
         pause = FIRST_WAIT
-        while True:
+        while self._waiting:
+            packed = self._waiting[0]
             try:
-                path = self.snapshots.save(packed, keep_last=self.cfg.keep_last_n_snapshots, best_step=best_step)
+                path = self.snapshots.save(packed, keep_last=self.cfg.keep_last_n_snapshots, best_step=best_step,
+                                           judged=judged)
             except (OSError, Damaged) as error:
                 if not (files.may_pass(error) or isinstance(error, Damaged)):
                     raise
                 self._note(packed, error)
+                progress.mark()  # to try again and again is no stall
+                if self._given_up.wait(pause):
+                    return
+                pause = min(2 * pause, LONGEST_WAIT)
             else:
                 if self.trouble:
                     log.warning("%s is written, after %s", packed.name, duration(time.monotonic() - self._since))
                 self.trouble = ""
-                return path
-            if self._given_up.wait(pause):
-                return None
-            pause = min(2 * pause, LONGEST_WAIT)
+                self._whole.append(path)
+                self._waiting.pop(0)
 
     def _note(self, packed: Packed, error: Any) -> None:
         if not self.trouble:

@@ -1,7 +1,9 @@
 """One sitting of a run: prepare the data, build trainer and callbacks, train, hand out the models."""
 
+import gc
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,7 +70,9 @@ class Session:
         """`begun` is set once nothing can be refused any more."""
         self.job, self.run, self.signals, self.begun = job, run, signals, begun
         self.pulse = Pulse(run)
+        self.began = time.monotonic()
         self.failures: list[Ending] = []  # for which it went back
+        self.examination: Examination | None = None  # of the last step that was bad
         self.ledger: list[dict[str, Any]] = []  # as it was at the last one: the snapshot gone back to may be older
         self.micro = 0  # as well
 
@@ -77,8 +81,12 @@ class Session:
         trainer, snapshot = self.prepare()
         self.signals.interruptible = False  # from here on there is something to save
         while (ending := trainer.fit(snapshot)).state == "back":
-            self._turn_back(trainer, ending)
-            del trainer  # its memory is needed
+            try:
+                self._turn_back(trainer, ending)
+            except UserError as error:
+                return Ending("halted", f"{ending.reason}, and there is nothing to go back to: {error}")
+            del trainer
+            gc.collect()  # the old model's memory is needed for the new one
             trainer, snapshot = self.prepare()
         return self._hand_out(trainer, ending) if ending.state == "finished" else ending
 
@@ -96,11 +104,14 @@ class Session:
     def _turn_back(self, trainer: Trainer, ending: Ending) -> None:
         """The job of going on from before a step that failed."""
         snapshot = manifest.newest_good(self.run.snapshots, before=ending.step)
-        assert snapshot is not None, "there is one of step 0"
+        if snapshot is None:
+            raise UserError(f"no snapshot of a step before {ending.step} is left")
         log.warning("%s: going back to %s", ending.reason, snapshot.name)
         parsed = Parsed(trainer.cfg, frozenset(vars(trainer.cfg)), self.job.parsed.preset)
         self.job = replace(self.job, parsed=parsed, run=self.run, snapshot=snapshot)
         self.failures.append(ending)
+        if ending.why:
+            self.examination = Examination(ending.step, ending.why, self.run.incidents, self.run.metrics)
         self.ledger, self.micro = trainer.ledger, trainer.order.micro
 
     def prepare(self) -> tuple[Trainer, Path | None]:
@@ -134,26 +145,27 @@ class Session:
         snapshot = self._where_to_go_on(kept)
         cfg, expected = self._expect(stage, cfg, device, begins=snapshot is None)
         stage.cfg = cfg
-        _check_room(kept, snapshot, expected)
+        if not self.failures:  # else training is under way, and the saver waits for room
+            _check_room(kept, snapshot, expected)
         weights = None if snapshot else self._initial_weights(cfg)
         kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
         changed = _show_receipt(snapshot, kept.made_by, type(cfg)) if snapshot else []
-        callbacks = [*self._recovery(cfg),
+        callbacks = [*self._lasting(cfg),
                      *_callbacks(cfg, self.run, self.pulse, stage, weights, expected),
                      Repetition(self.run.metrics, changed),
                      Begin(self.run, snapshot is None, self.begun)]
         return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
                        self.ledger if snapshot else _ledger(cfg.skip_rows)), snapshot
 
-    def _recovery(self, cfg: Options) -> list[Callback]:
-        """What finds steps that fail, and what looks into the last one when it is done again."""
+    def _lasting(self, cfg: Options) -> list[Callback]:
+        """What does not begin anew when the run goes back: the limits, and the look into the step that failed."""
         times = len([failure for failure in self.failures if failure.why == incident.NON_FINITE])
         found: list[Callback] = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, times)]
         if cfg.spike_factor:
             found.append(Spikes(self.run.alerts, cfg.spike_factor, SPIKE_RECOVERIES if cfg.spike_recovery else 0))
-        if self.failures and (last := self.failures[-1]).why:
-            found.append(Examination(last.step, last.why, self.run.incidents, self.run.metrics))
-        return found
+        if cfg.max_minutes:
+            found.append(TimeLimit(cfg.max_minutes, self.began))
+        return [*found, *([self.examination] if self.examination else [])]
 
     def _neighbours(self) -> list[str]:
         """A line for each other run that computes on the same device now."""
@@ -274,8 +286,6 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
         callbacks.append(Blocks())
     if cfg.ema_decay:
         callbacks.append(EMA(cfg.ema_decay))
-    if cfg.max_minutes:
-        callbacks.append(TimeLimit(cfg.max_minutes))
     if cfg.early_stopping:
         callbacks.append(EarlyStopping.of(cfg, stage.best))
     if cfg.gradient_monitor and cfg.gradient_monitor_interval:

@@ -74,11 +74,12 @@ class Snapshots:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def save(self, packed: Packed, *, keep_last: int, best_step: int) -> Path:
-        """Write, verify, commit, then delete what is no longer kept. Raises OSError or Damaged; then the older ones
-        are untouched."""
+    def save(self, packed: Packed, *, keep_last: int, best_step: int, judged: int = -1) -> Path:
+        """Write, verify, commit, then delete what is no longer kept: the newest of a step up to `judged` is. Raises
+        OSError or Damaged; then the older ones are untouched."""
         hidden, path = self.folder / f".{packed.name}", self.folder / packed.name
-        shutil.rmtree(hidden, ignore_errors=True)
+        for half_done in self.folder.glob(".snapshot_*"):
+            shutil.rmtree(half_done, ignore_errors=True)
         self.check_room(packed.size)
         hidden.mkdir()
         for name, content in packed.content.items():
@@ -87,7 +88,11 @@ class Snapshots:
                                              for name, content in packed.content.items()}, self.made_by)
         manifest.verify(hidden)
         self._commit(hidden, path)
-        self._rotate(keep_last, {packed.step, best_step})
+        try:
+            good = max((step for step in map(manifest.step_of, self.found()) if step <= judged), default=-1)
+            self._rotate(keep_last, {packed.step, best_step, good})
+        except OSError as error:  # the new one is whole, and that is what counts
+            log.warning("an older snapshot could not be deleted: %s", error)
         return path
 
     def check_room(self, size: int) -> None:

@@ -21,7 +21,7 @@ from training.media import Media
 from training.options import Options
 from training.saver import Saver
 from training.signals import Signals
-from training.snapshots import Snapshots, pack
+from training.snapshots import Snapshots
 from training.stage import Batch, Ratio, Stage
 from training.totals import Totals, finite_or_nothing
 
@@ -60,7 +60,7 @@ class Trainer:
         self.events, self.saver = Events(callbacks), Saver(snapshots, cfg, signals, self._emit)
         self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
         self.steps_per_epoch = order.steps_per_epoch
-        self.step, self.lr = 0, cfg.lr
+        self.step, self.lr, self._judged = 0, cfg.lr, 0  # judged: the step up to which all was found to be well
         self.best, self.best_step = math.nan, -1
         self.dropped = torch.zeros((), device=device)  # 1 where the last update was not finite, so not applied
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
@@ -102,10 +102,8 @@ class Trainer:
         self._skip = why
 
     def record(self, name: str, value: Ratio | Tensor | float) -> None:
-        """Add to a figure's mean over the log interval. Tensors stay on the device until then.
-
-        What is not finite does not count: it belongs to an update that was dropped, which `health/dropped_share` tells.
-        """
+        """Add to a figure's mean over the log interval. Tensors stay on the device until then; what is not finite does
+        not count: it belongs to an update that was dropped, which `health/dropped_share` tells."""
         self._totals.add(name, finite_or_nothing(value if isinstance(value, Ratio) else Ratio(value, 1)))
 
     def show(self, name: str, media: Media) -> None:
@@ -336,22 +334,23 @@ class Trainer:
         metrics |= {"lr": self.lr, **scores}
         self._totals, self.timings = Totals(), {}
         self._emit("on_log", metrics)
-        self.media = {}
+        self.media, self._judged = {}, self.step
 
     def _save(self) -> None:
-        """Written while training goes on. A state with NaN in it is not: it would be the newest, and push good ones
-        out."""
+        """A state with NaN in it is not saved: it would be the newest, and push good ones out."""
         if not optim.all_finite(self.model, self.optimizers.values()):
             log.error("weights or optimizer hold NaN or Inf: not saved; go on from the newest snapshot (--resume)")
-            self._ending = Ending("halted", self._ending.reason if self._ending else "NaN or Inf in the weights")
+            before = f"{self._ending.reason}; " if self._ending else ""
+            self._ending = Ending("halted", f"{before}NaN or Inf in weights or optimizer")
             return
         by_epoch = self.step > 0 and self.step % self.steps_per_epoch == 0
         name = f"epoch_{self.step // self.steps_per_epoch:04d}" if by_epoch else f"step_{self.step:08d}"
-        packed = pack(f"snapshot_{name}", self.step, self.model.state_dict(), self.state_dict())
-        self.saver.begin(packed, self.best_step)
+        self.saver.begin(f"snapshot_{name}", self.step, self.model.state_dict(), self.state_dict(),
+                         best_step=self.best_step, judged=self._judged)
 
     def _finish_save(self, patient: bool) -> None:
-        if why := self.saver.finish(patient):
+        why = self.saver.finish(patient)
+        if why and not (self._ending and self._ending.state == "back"):  # there is an older one to go back to
             before = f"{self._ending.reason}; " if self._ending else ""
             self._ending = Ending("halted", f"{before}{why}: make room, and resume from the newest snapshot")
 
@@ -375,6 +374,7 @@ class Trainer:
     def _restore(self, snapshot: Path) -> None:
         state = self.snapshots.load(snapshot, self.model)
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+        self._judged = self.step
         self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
         self.lr = state["lr"]
         self._note_left_out(state["ledger"] + [entry for entry in self.ledger if entry not in state["ledger"]])

@@ -59,3 +59,12 @@ def test_what_json_does_not_know_is_written_as_a_string(journal: Journal) -> Non
     assert json.loads(line, parse_constant=refuse) == {"step": 20, "loss": "nan", "ppl": "inf", "gap": "-inf"}
     journal.cut(20)
     assert [float(value) for value in list(journal.rows())[-1].values()][2:] == [math.inf, -math.inf]
+
+
+def test_a_torn_line_does_not_hide_what_comes_after_it(journal: Journal) -> None:
+    """Also where nothing is cut at a resume, as in alerts.jsonl."""
+    with open(journal.path, "a") as file:
+        file.write('{"step": 20, "messa')
+    before = list(journal.rows())
+    journal.append({"step": 21}, {"step": 22})
+    assert list(journal.rows()) == [*before, {"step": 21}, {"step": 22}]

@@ -254,3 +254,23 @@ def test_the_last_death_is_known(start: Start, run: RunDir) -> None:
     until(lambda: run.deaths.exists())
     last = deaths.last(run)
     assert last and (last.step, last.code, last.restarted) == (3, -9, True)
+
+
+def test_on_a_full_disk_it_waits_for_room(start: Start, run: RunDir) -> None:
+    """A snapshot like the last one would not fit; a file full of holes stands for it."""
+    supervisor = start("kill:3 finish:7", wait=2.0)
+    until(lambda: run.deaths.exists())
+    weights = run.snapshots / "snapshot_step_00000003" / "model.safetensors"
+    weights.touch()
+    os.truncate(weights, 2**42)
+    time.sleep(4.0)
+    assert supervisor.poll() is None and run.status().state == "restarting"
+    weights.unlink()
+    assert supervisor.wait(20) == 0 and run.state() == "finished"
+
+
+def test_a_broken_manifest_is_no_reason_to_give_up(start: Start, run: RunDir) -> None:
+    supervisor = start("kill:3 finish:7", wait=1.0)
+    until(lambda: run.deaths.exists())
+    (run.snapshots / "snapshot_step_00000003" / "manifest.json").write_text("{")
+    assert supervisor.wait(20) == 0 and run.state() == "finished"

@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from daemon.journal import Journal
 from daemon.rundir import RunDir
 from data.loader import Order
 from toys import GAN, Buffers, Points, Regression, StopAt, assert_same, new_run, session, with_callbacks
-from training import incident
+from training import incident, saver
 from training.callback import ACT, Callback
 from training.snapshots import Snapshots
 from training.stage import Ratio
@@ -156,7 +159,8 @@ def test_the_first_bad_place_is_named(tmp_path: Path, bad: str, where: str) -> N
     model, batch = stage.model(), {"x": torch.randn(4, 3)}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert incident.examine(stage, model, [batch], CPU, "fp32").where == where
-    assert_same(before, model.state_dict()) and all(p.grad is None for p in model.parameters())
+    assert_same(before, model.state_dict())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_an_incident_can_be_done_again(tmp_path: Path) -> None:
@@ -202,3 +206,74 @@ def test_a_spike_is_gone_back_for(tmp_path: Path) -> None:
     assert_same(outcome(run), outcome(told))
     trained(Shouting, alone, **options | {"spike_recovery": False})
     assert outcome(alone)["state"]["ledger"] == [] and not list(alone.incidents.iterdir())
+
+
+def spiky(step: int) -> type[Any]:
+    """The loss of one step is far too high."""
+    class Spiky(Regression):
+        def loss(self, model: Any, batch: dict[str, Tensor], phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+            loss, more = super().loss(model, batch, phase)
+            bad = any((batch["x"] == self.dataset("train")[self.row]).all(1)) and model.training
+            return Ratio(loss.total * (1e4 if bad else 1), loss.count), more
+
+        row = sum(Order(200, 4, 2, 42).rows(step - 1), [])[0]
+
+    return Spiky
+
+
+def test_what_is_needed_to_go_back_is_not_rotated_away(tmp_path: Path) -> None:
+    """A spike is found at the log line, when two snapshots of later steps are there already."""
+    run, stage = new_run(tmp_path, Regression), spiky(33)
+    ending = trained(stage, run, rows=200, max_steps=50, log_interval=16, snapshot_interval=2, eval_interval=99,
+                     keep_last_n_snapshots=1, spike_recovery=True)
+    assert ending.state == "finished"
+    assert [(entry["step"], entry["why"]) for entry in outcome(run)["state"]["ledger"]] == [(33, "spike")]
+
+
+def test_with_nothing_to_go_back_to_it_halts(tmp_path: Path) -> None:
+    @dataclass
+    class Careless(Callback):
+        """Somebody deletes the snapshots meanwhile."""
+
+        order = ACT
+
+        def on_step_start(self, trainer: Trainer) -> None:
+            if trainer.step == STEP - 1:
+                for path in trainer.snapshots.found():
+                    shutil.rmtree(path)
+
+    ending = trained(with_callbacks(Poisoned, Careless()), new_run(tmp_path, Poisoned), snapshot_interval=0)
+    assert ending.state == "halted" and f"no snapshot of a step before {STEP} is left" in ending.reason
+
+
+def test_going_back_frees_the_model_and_keeps_count_of_time(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    @dataclass
+    class Watch(Callback):
+        order = ACT
+
+        def on_build(self, trainer: Trainer) -> None:
+            assert all(model() is None for model in seen), "the one before is gone when there is a new one"
+            seen.append(weakref.ref(trainer.model))
+
+    run, began = new_run(tmp_path, Poisoned), time.time()
+    trained(with_callbacks(Poisoned, Watch()), run)
+    assert len(seen) == 2 and run.status().busy_seconds < time.time() - began
+
+
+def test_a_full_disk_does_not_keep_a_run_from_going_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot of the step before cannot be written, and there is no room for any: it goes back all the same."""
+    @dataclass
+    class Full(Callback):
+        order = ACT
+
+        def on_step_start(self, trainer: Trainer) -> None:
+            free = 0 if trainer.step < STEP + 1 else usage.free
+            monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free))
+
+    run, told, usage = new_run(tmp_path, Poisoned), new_run(tmp_path, Poisoned), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(saver, "FIRST_WAIT", 0.01)
+    assert trained(with_callbacks(Poisoned, Full()), run, snapshot_interval=1).state == "finished"
+    trained(Poisoned, told, snapshot_interval=1, skip_rows=str(next(run.incidents.glob("step_*/"))))
+    assert_same(outcome(run), outcome(told))

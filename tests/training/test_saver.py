@@ -117,11 +117,12 @@ def test_when_space_returns_it_is_the_undisturbed_run(tmp_path: Path, monkeypatc
         assert any("no snapshot can be written" in shown for shown in disk.shown) and not disk.shown[-1]
 
 
-def test_what_waits_for_room_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_and_the_best_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, disk = new_run(tmp_path, Buffers), Disk(2, 7, "snapshots/").install(monkeypatch)
     trained(run, disk, snapshot_interval=1)
     steps = [int(path.name[-2:]) for path in Snapshots(run.snapshots, {}).found()]
-    assert steps[:2] == [0, 1] and steps[2] in (6, 7), "where it was tried last, and the next"
+    assert steps[:3] == [0, 1, 4] and steps[3] in (6, 7), "the evaluation's, and where it was tried last or the next"
+    assert not list(run.snapshots.glob(".*"))
 
 
 @pytest.mark.parametrize("stop", [False, True])

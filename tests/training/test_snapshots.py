@@ -45,7 +45,8 @@ def test_names_and_content(run: RunDir) -> None:
     assert manifest["files"]["state.pt"]["sha256"] == files.sha256(folder / "state.pt")
     assert {"config", "code", "packages", "device", "threads"} <= manifest["made_by"].keys()
     state = torch.load(folder / "state.pt", weights_only=True)
-    assert {"step", "steps", "best", "best_step", "owed", "ledger", "micro", "optimizers", "rng", "callbacks"} <= state.keys()
+    assert {"step", "steps", "best", "best_step", "owed", "ledger", "micro", "optimizers", "rng",
+            "callbacks"} <= state.keys()
 
 
 def test_when_snapshots_are_taken(tmp_path: Path) -> None:

@@ -34,10 +34,12 @@ class Examination(Callback):
     why: str
     incidents: Path
     metrics: Path
+    done: bool = False  # a step may be begun more than once
 
     def on_step_start(self, trainer: "Trainer") -> None:
-        if trainer.step + 1 != self.step:
+        if self.done or trainer.step + 1 != self.step:
             return
+        self.done = True
         rows, random, stage = trainer.order.rows(trainer.step), rng.state_dict(), trainer.stage
         dataset = stage.dataset("train")
         batches = [devices.move(stage.collate([dataset[row] for row in part]), trainer.device) for part in rows]

@@ -16,11 +16,8 @@ class TimeLimit(Callback):
 
     order = ACT
     minutes: float
-    _start: float = 0.0
-
-    def on_start(self, trainer: "Trainer") -> None:
-        self._start = time.monotonic()
+    began: float  # by the monotonic clock
 
     def on_step_end(self, trainer: "Trainer") -> None:
-        if time.monotonic() - self._start >= 60 * self.minutes:
+        if time.monotonic() - self.began >= 60 * self.minutes:
             trainer.ask("stop", f"--max_minutes {self.minutes:g} are over", "stopped")
