@@ -19,9 +19,10 @@ from daemon.rundir import RunDir
 from toys import GAN, Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 from training.callback import ACT, OBSERVE, Callback, in_order
 from training.callbacks.early_stopping import EarlyStopping
+from training.callbacks.examination import Examination
 from training.snapshots import Snapshots
 from training.stage import Batch, Ratio
-from training.trainer import Ending, Trainer
+from training.trainer import Trainer
 
 
 def all_callbacks() -> set[type[Callback]]:
@@ -39,7 +40,7 @@ def a_run_with_all(tmp_path: Path) -> Trainer:
     train(Buffers, first)
     sitting = session(Buffers, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
                       early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0, use_wandb=True)
-    sitting.failures = [Ending("back", "", 5, "non-finite")]
+    sitting.examination = Examination(5, "non-finite", sitting.run.incidents, sitting.run.metrics)
     with sitting.run.lock():
         trainer, _ = sitting.prepare()
         trainer.fit()
