@@ -58,6 +58,7 @@ def outcome(folder: Path) -> dict[str, Any]:
             "metrics": list(Journal(run.metrics).rows()), "model": load_file(run.models / "best" / "model.safetensors")}
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_resumed_is_left_alone(tmp_path: Path) -> None:
     make_text(tmp_path)
     assert start(tmp_path, "alone").wait(200) == 0

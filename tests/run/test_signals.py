@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +129,8 @@ def test_a_second_stop_and_a_kill_leave_nothing_behind(tmp_path: Path, started: 
     patch, options = PHASES[phase]
     started.append(trainer := Process(tmp_path, patch, *options, seconds=600))
     trainer.reach_phase()
+    if phase.startswith("waiting"):
+        time.sleep(1.0)  # for the rows that were read ahead
     assert bool(trainer.children()) == phase.endswith("workers")
     for number in numbers:
         trainer.process.send_signal(number)
