@@ -85,7 +85,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSALS)
+@pytest.mark.parametrize("what", ["damaged", "code", pytest.param("shape", marks=pytest.mark.slow)])
 def test_what_cannot_go_on_is_refused_and_left_as_it_is(desk: Desk, run: Path, what: str) -> None:
     befall, why = REFUSALS[what]
     befall(run)
@@ -96,6 +96,7 @@ def test_what_cannot_go_on_is_refused_and_left_as_it_is(desk: Desk, run: Path, w
     assert "Traceback" not in ran.stderr and everything(run) == before and not list(run.rglob("ran"))
 
 
+@pytest.mark.slow
 def test_code_in_weights_is_run_by_no_script(desk: Desk, run: Path) -> None:
     forge(run / NEWEST, "model.safetensors")
     for script, *argv in (["generate.sh", str(run / NEWEST), "abc"], ["evaluate.sh", str(run)],

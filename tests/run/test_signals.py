@@ -97,7 +97,7 @@ PHASES = {
     "saving": (SAVING, ["--max_steps", "1000", "--snapshot_interval", "2"]),
     "handing out": (EXPORT, ["--max_steps", "3"]),
 }
-QUICK = ("tokenizing", "waiting for workers")
+QUICK = ("waiting for workers",)
 each_phase = pytest.mark.parametrize("phase", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
                                                for name in PHASES])
 

@@ -102,7 +102,8 @@ STEPS = 60
 @pytest.mark.parametrize("workers, trouble, cause", [
     (0, "does_not_come_back()", "stalled: no progress for"),
     pytest.param(1, "does_not_come_back()", "stalled: no progress for", marks=pytest.mark.slow),
-    (1, "os.kill(os.getpid(), signal.SIGKILL)", "RuntimeError: DataLoader worker")], ids=["main", "worker", "dead"])
+    pytest.param(1, "os.kill(os.getpid(), signal.SIGKILL)", "RuntimeError: DataLoader worker", marks=pytest.mark.slow)],
+    ids=["main", "worker", "dead"])
 def test_a_data_set_that_hangs_or_kills_its_reader(tmp_path: Path, workers: int, trouble: str, cause: str) -> None:
     """The trouble passes, so the run comes to its end, with the figures of one that had none."""
     (tmp_path / "train_regression.py").write_text(PROGRAM.format(trouble=trouble))
