@@ -1,8 +1,12 @@
 """What all tests share: caches and runs of their own."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# a shell without job control lets what it starts in the background ignore Ctrl-C, and so would all that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
