@@ -23,10 +23,4 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-if (($# == 0)) || among --help "$@" || among -h "$@"; then
-  usage
-else
-  "$(any_python)" -P -m inference.generate --check "$@"
-  setup
-  exec "${VENV}/bin/python" -P -m inference.generate "$@"
-fi
+infer generate "$@"

@@ -113,6 +113,19 @@ start_in_background() {
   return "${code}"
 }
 
+# Do something with what was trained, in the foreground.  Arguments: MODULE of src/inference, then its arguments.
+infer() {
+  local module="inference.$1"
+  shift
+  if (($# == 0)) || among --help "$@" || among -h "$@"; then
+    usage
+  else
+    "$(any_python)" -P -m "${module}" --check "$@"
+    setup
+    exec "${VENV}/bin/python" -P -m "${module}" "$@"
+  fi
+}
+
 # Ask about runs.  Arguments: those of `python -m daemon`.
 daemon() {
   "$(any_python)" -P -m daemon "$@"
