@@ -23,4 +23,4 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-infer generate "$@"
+in_foreground inference.generate "$@"

@@ -113,9 +113,9 @@ start_in_background() {
   return "${code}"
 }
 
-# Do something with what was trained, in the foreground.  Arguments: MODULE of src/inference, then its arguments.
-infer() {
-  local module="inference.$1"
+# Run a module of src/ in this terminal; mistakes are told before anything is set up.  Arguments: MODULE, then its own.
+in_foreground() {
+  local module="$1"
   shift
   if (($# == 0)) || among --help "$@" || among -h "$@"; then
     usage

@@ -12,4 +12,4 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-infer replay "$@"
+in_foreground inference.replay "$@"
