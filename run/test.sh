@@ -5,10 +5,13 @@
 #
 #   --all   the slow proofs too
 #
-# With pytest arguments only the tests run: ./run/test.sh tests/training -k resume
+# The tests run side by side, one on each core. With pytest arguments only tests run, one after the other, unless
+# those say -n: ./run/test.sh tests/training -k resume
 
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
+
+MOST_AT_ONCE=8 # each has a torch of its own in memory
 
 arguments=() all=()
 for option in "$@"; do
@@ -22,6 +25,8 @@ done
 setup dev
 cd "${ROOT}"
 if ((${#arguments[@]} == 0)); then
+  cores="$(nproc)"
+  arguments=(-n "$((cores < MOST_AT_ONCE ? cores : MOST_AT_ONCE))" --dist worksteal)
   "${VENV}/bin/python" -m flake8 src tests benchmarks
   "${VENV}/bin/python" -m isort --check --quiet src tests benchmarks
   "${VENV}/bin/python" -m mypy src

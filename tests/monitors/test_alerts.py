@@ -14,6 +14,8 @@ from monitors.pace import Pace
 from monitors.progress import Progress, stands_still
 from toys import Regression, StopAt, new_run, train, with_callbacks
 
+OF_THE_MACHINE = {"slow", "gpu idle", "gpu hot"}  # the rest follows from the mathematics
+
 
 def told(path: Path) -> list[tuple[int, str]]:
     return [(row["step"], row["kind"]) for row in Journal(path).rows()]
@@ -151,7 +153,8 @@ def test_alerts_of_the_mathematics_are_the_same_after_a_resume(tmp_path: Path) -
     train(with_callbacks(Regression, StopAt(-1)), whole, **options)
     train(with_callbacks(Regression, StopAt(113)), run, **options)
     train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
-    assert told(whole.alerts) == told(run.alerts) and "no progress" in {kind for _, kind in told(run.alerts)}
+    kinds = [[(step, kind) for step, kind in told(each.alerts) if kind not in OF_THE_MACHINE] for each in (whole, run)]
+    assert kinds[0] == kinds[1] and "no progress" in {kind for _, kind in kinds[0]}
 
 
 # -- pace ---------------------------------------------------------------------------------------------------------
