@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
-BASE = {"config", "files", "progress"}
+BASE = {"config", "files", "progress", "wheels"}
 CORE = {f"training.{name}" for name in ("callback", "stage", "options", "signals", "optim", "rng", "device", "manifest",
                                         "snapshots", "pretrained", "receipt", "totals", "media", "blocks", "estimate",
                                         "evaluation", "events", "incident", "saver", "trainer")}
@@ -21,8 +21,8 @@ ASSEMBLY = {"training.session", "training.hand_out", "training.eval_only", "trai
 RULE: list[tuple[set[str], set[str]]] = [
     (BASE, set()),
     ({"daemon"}, {"config", "files", "daemon"}),
-    ({"model"}, {"config", "model"}),
-    ({"data"}, {"config", "files", "progress", "data"}),
+    ({"model"}, {"config", "wheels", "model"}),
+    ({"data"}, BASE | {"data"}),
     (CORE, BASE | {"daemon", "data.loader"} | CORE),
     ({"training.callbacks"}, {"config", "files", "daemon", "training.callbacks"} | CORE),
     ({"monitors"}, {"config", "files", "daemon", "monitors", "data.network"} | CORE),

@@ -1,0 +1,88 @@
+"""Utterances as a torch data set: waveform and label text, changed a little from epoch to epoch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from config import UserError
+from data import audio
+from data.decoded import Decoded, as_float, as_int16
+from data.speech import Utterance
+
+SPEED_STEPS = 20  # the factors of speed are fractions with this denominator: each has its own filter
+
+
+class Clip(NamedTuple):
+    """A row. `epoch` and `row` say which, for what a model changes in it further on."""
+
+    waveform: Tensor  # (N,) float32 in [-1, 1], 16 kHz
+    text: str
+    row: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is changed, within which bounds; 0: not."""
+
+    speed: float = 0.0  # 0.1: between 0.9 and 1.1 times as fast, and as high
+    gain: float = 0.0  # dB, up or down
+    noise: float = 0.0  # dB: white noise so far below the speech at most; half the rows stay as they are
+
+    def __call__(self, samples: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """(N,) -> (N',), float32. Draws the same numbers whatever is switched off."""
+        speed, gain, noise, level = draw.uniform(-1, 1, 4)
+        if steps := round(speed * self.speed * SPEED_STEPS):
+            samples = audio.resampled(samples, SPEED_STEPS + steps, SPEED_STEPS)
+        if self.gain:
+            samples = samples * 10 ** (gain * self.gain / 20)
+        if self.noise and noise > 0:
+            power = float(np.sqrt(np.mean(np.square(samples)))) if len(samples) else 0.0
+            below = self.noise + 10 * (level + 1)  # up to 20 dB fainter than the bound
+            samples = samples + draw.standard_normal(len(samples)) * power * 10 ** (-below / 20)
+        found: np.ndarray = np.clip(samples, -1, 1).astype(np.float32)
+        return found
+
+
+class Clips(Dataset[Clip]):
+    """Item i is row i % len in epoch i // len, so that each epoch may hear it otherwise: what is changed is a function
+    of (seed, epoch, row). Asked for rows alone, it gives those of epoch 0.
+
+    Without `decoded`, files are read whenever a row is asked for.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], *, decoded: Decoded | None = None,
+                 augmentation: Augmentation = Augmentation(), seed: int = 0):
+        self.utterances, self.decoded = list(utterances), decoded
+        self.augmentation, self.seed = augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __iter__(self) -> Iterator[Clip]:
+        """The rows of epoch 0; without it a loop would never end."""
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, index: int) -> Clip:
+        if index < 0:
+            raise IndexError(f"row {index}")
+        epoch, row = divmod(index, len(self.utterances))
+        samples = self.samples(row)
+        if self.augmentation != Augmentation():
+            samples = self.augmentation(samples, np.random.default_rng((self.seed, epoch, row)))
+        return Clip(torch.from_numpy(samples), self.utterances[row].text, row, epoch)
+
+    def samples(self, row: int) -> np.ndarray:
+        """(N,) float32, as recorded. Raises UserError where the file has changed since the data were checked."""
+        utterance = self.utterances[row]
+        if self.decoded and (kept := self.decoded.samples(utterance.path)) is not None:
+            return kept
+        try:
+            return as_float(as_int16(audio.read(utterance.path)))  # the same bits, kept or not
+        except audio.AudioError as error:
+            raise UserError(f"{utterance.path} {error}; it was all right when the data were checked") from error
