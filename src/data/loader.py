@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LIKE = 0.8  # times as long as the longest: what is shorter is batched with others
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,16 @@ class Order:
 
     def rows(self, step: int) -> list[list[int]]:
         """The rows of one step, a list for each micro-batch; no list where all are left out."""
-        epoch, offset = divmod(step, self.steps_per_epoch)
-        rows = _permutation(self.size, self.seed, epoch)[offset * self.batch * self.accum:][:self.batch * self.accum]
-        size = self.micro or self.batch
-        dealt = (rows[i:i + size].tolist() for i in range(0, len(rows), size))
+        dealt = self._dealt(*divmod(step, self.steps_per_epoch))
         return [kept for part in dealt if (kept := [row for row in part if step < self.left_out.get(row, step + 1)])]
+
+    def items(self, step: int) -> list[list[int]]:
+        """What a data set is asked for to give the rows of a step."""
+        return self.rows(step)
 
     def halved(self, divisible: bool) -> "Order":
         """The same in micro-batches of half the size. Raises MemoryError where they cannot be made smaller."""
-        before = self.micro or min(self.batch, self.size)
+        before = self.micro or self._largest()
         if before == 1 or not divisible:
             why = "they cannot be smaller" if divisible else "smaller ones are another loss: choose --batch_size so"
             raise MemoryError(f"micro-batches of {before} samples do not fit, and {why}; --gradient_checkpointing, "
@@ -59,9 +61,80 @@ class Order:
         return replace(self, micro=(before + 1) // 2)
 
     def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
-        """The micro-batches of steps `first` to `end` - 1, one after the other."""
+        """The items of the micro-batches of steps `first` to `end` - 1, one after the other."""
         for step in range(first, end):
-            yield from self.rows(step)
+            yield from self.items(step)
+
+    def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
+        """The micro-batches of an epoch's step, nothing left out."""
+        rows = _permutation(self.size, self.seed, epoch)[offset * self.batch * self.accum:][:self.batch * self.accum]
+        return _cut(rows, self.micro or self.batch)
+
+    def _largest(self) -> int:
+        """Rows in the largest batch."""
+        return min(self.batch, self.size)
+
+
+@dataclass(frozen=True)
+class LengthOrder(Order):
+    """Batches of rows of like length, so that little of them is padding: at most `batch` rows, and at most
+    `batch_seconds` when each is padded to the longest; a row that is longer is a batch by itself.
+
+    Rows that are nearly as long make a bucket. Each epoch shuffles the rows of each bucket, cuts them into batches, and
+    shuffles the batches: other batches each time, and always as many.
+
+    A data set is asked for row + epoch * size, so that it can give the same row otherwise in each epoch.
+    """
+
+    lengths: tuple[float, ...] = ()  # seconds, by row
+    batch_seconds: float = 0.0  # 0: no limit
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(sum(math.ceil(len(rows) / count) for rows, count in self._buckets) / self.accum)
+
+    def items(self, step: int) -> list[list[int]]:
+        first = step // self.steps_per_epoch * self.size
+        return [[first + row for row in part] for part in self.rows(step)]
+
+    def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
+        batches = self._batches(epoch)[offset * self.accum:][:self.accum]
+        return [part for batch in batches for part in _cut(batch, self.micro or len(batch))]
+
+    def _largest(self) -> int:
+        return max(min(len(rows), count) for rows, count in self._buckets)
+
+    @cached_property
+    def _buckets(self) -> list[tuple[np.ndarray, int]]:
+        """(rows, how many of them make a batch), the longest first. Each but the last is cut without a rest."""
+        assert len(self.lengths) == self.size, (len(self.lengths), self.size)
+        lengths = np.array(self.lengths)
+        rows = np.argsort(-lengths, kind="stable")
+        falling, found, start = -lengths[rows], [], 0
+        while start < self.size:
+            longest = -falling[start]
+            fitting = self.batch_seconds // longest if self.batch_seconds and longest else self.batch
+            count = max(1, min(self.batch, int(fitting)))
+            alike = int(np.searchsorted(falling, -LIKE * longest, side="right")) - start
+            end = start + max(count, alike - alike % count)
+            found.append((rows[start:end], count))
+            start = end
+        return found
+
+    @cached_property
+    def _batches(self) -> Callable[[int], list[np.ndarray]]:
+        """Epoch -> its batches; the last two epochs asked for are kept, as reading ahead may be in the next."""
+        return lru_cache(maxsize=2)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> list[np.ndarray]:
+        draw = np.random.default_rng((self.seed, epoch))
+        batches = [shuffled[i:i + count] for rows, count in self._buckets for shuffled in [draw.permutation(rows)]
+                   for i in range(0, len(rows), count)]
+        return [batches[i] for i in draw.permutation(len(batches))]
+
+
+def _cut(rows: np.ndarray, size: int) -> list[list[int]]:
+    return [rows[i:i + size].tolist() for i in range(0, len(rows), size)]
 
 
 @lru_cache(maxsize=2)  # the epoch that is trained, and the next, where reading ahead has got to

@@ -3,8 +3,9 @@
 What a stage does with it:
 
     splits = speech.read(cfg.dataset, ...)         # by name of the split: utterances, their files not opened yet
-    splits, report = speech_check.checked(splits, ...)      # each file decoded once; what cannot be used is left out
-    rows = Clips(splits["train"], ...)             # data.clips: a torch data set
+    splits, decoded, report = speech_check.checked(splits, keep=cfg.cache_audio, limits=Limits(...))  # each file once
+    rows = Clips(splits["train"], decoded=decoded, augmentation=..., seed=...)     # data.clips: a torch data set
+    order = LengthOrder(...)                       # data.loader: batches of like length, for Stage.order
 
 Texts are labels: `normalised` (lower case, no punctuation) unless the caller wants them as they stand. Standard
 library only, so that a mistake in `--dataset` is told at once.
@@ -114,7 +115,7 @@ def divided(splits: Splits, name: str, *, held_out: Collection[str] = (), shared
     train = pool if shared_texts else [each for each in pool if each.text not in judged]
     if len(train) < len(pool) / 2 or not train:
         raise UserError(f"--dataset {name}: {len(pool) - len(train):,} of {len(pool):,} training rows say what is "
-                        "judged by as well; --shared_texts trains on them (right for digits and commands, said by others)")
+                        "judged by as well; --shared_texts trains on them (right for digits and commands)")
     return {"train": train, **{split: splits[split] for split in SPLITS if split in splits}}
 
 

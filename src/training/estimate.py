@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 import progress
 from config import UserError
 from daemon.table import duration
-from data.loader import Order
 from training import blocks
 from training import device as devices
 from training import optim, rng
@@ -95,7 +94,7 @@ class Length:
         assert cfg.max_steps is not None
         updates = cfg.max_steps
         train, validation = (len(stage.dataset(split)) for split in ("train", "validation"))  # type: ignore[arg-type]
-        per_epoch = Order(train, cfg.batch_size, cfg.grad_accum_steps, cfg.seed).steps_per_epoch
+        per_epoch = stage.order().steps_per_epoch
         evaluations = math.ceil(updates / (cfg.eval_interval or per_epoch))  # the last update has one in any case
         return cls(updates, updates / per_epoch * train, evaluations * validation)
 

@@ -90,20 +90,20 @@ def examine(stage: Stage, model: nn.Module, batches: list[Batch], device: torch.
     return Findings(next(iter(found), ""), repr(total / count))
 
 
-def bad_rows(stage: Stage, model: nn.Module, rows: Iterable[int], device: torch.device, precision: str) -> list[int]:
-    """Those of the training rows that alone, in evaluation mode, make a loss or a gradient that is not finite."""
+def bad_items(stage: Stage, model: nn.Module, items: Iterable[int], device: torch.device, precision: str) -> list[int]:
+    """Those items of the training data that alone, in evaluation mode, make a loss or a gradient that is not finite."""
     dataset, bad = stage.dataset("train"), []
     with rng.preserved(), _untouched(model):
         model.eval()
-        for row in rows:
+        for item in items:
             progress.mark()
             finite: list[Tensor] = []
             model.zero_grad(set_to_none=True)
-            batch = devices.move(stage.collate([dataset[row]]), device)
+            batch = devices.move(stage.collate([dataset[item]]), device)
             _passes(stage, model, batch, device, precision, lambda where, t: finite.append(t.isfinite().all()))
             finite += [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
             if not torch.stack(finite).all():
-                bad.append(row)
+                bad.append(item)
     return bad
 
 

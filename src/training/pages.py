@@ -81,7 +81,6 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     """Size, memory and time of the model that these options make, measured here on its own data."""
     if importlib.util.find_spec("torch") is None:
         return "They are measured once set up: any script of run/ does that, ./run/test.sh for one."
-    from data.loader import Order
     from training import device as devices
     from training import estimate
 
@@ -92,9 +91,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         made = stage(cfg, Path(folder))
         made.prepare()
-        rows = len(made.dataset("train"))  # type: ignore[arg-type]
-        order = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed)
-        cfg, cuts = fitted(cfg, parsed.typed, order.steps_per_epoch)
+        cfg, cuts = fitted(cfg, parsed.typed, made.order().steps_per_epoch)
         cfg, found, length, compiled = estimate.expect(made, cfg, device)
     return "\n".join([*notes, *cuts, *([compiled] if compiled else []), *table(cfg, found, length)])
 

@@ -17,7 +17,6 @@ from config import Parsed, UserError
 from daemon import machine, registry
 from daemon.pulse import ESTIMATING, PREPARING, Pulse
 from daemon.rundir import RunDir
-from data.loader import Order
 from monitors import plots
 from monitors.console import Console
 from monitors.goodput import Goodput
@@ -131,7 +130,7 @@ class Session:
         self.signals.check()
         rows = _rows(stage)
         log.info("Loaded %s samples", f"{rows:,}")
-        order = Order(rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed, micro=self.micro)
+        order = replace(stage.order(), micro=self.micro)
         if cfg.batch_size * cfg.grad_accum_steps > rows:
             log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
                         f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
+    from data.loader import Order
     from training.callback import Callback
     from training.media import Media
     from training.pretrained import Pretrained
@@ -75,6 +76,13 @@ class Stage:
 
     def collate(self, samples: list[Any]) -> Batch:
         raise NotImplementedError
+
+    def order(self) -> "Order":
+        """Which rows of "train" make up each step."""
+        from data.loader import Order
+
+        rows = len(self.dataset("train"))  # type: ignore[arg-type]
+        return Order(rows, self.cfg.batch_size, self.cfg.grad_accum_steps, self.cfg.seed)
 
     def fingerprint(self) -> str:
         """Changes whenever the data do."""

@@ -40,11 +40,12 @@ class Examination(Callback):
         if self.done or trainer.step + 1 != self.step:
             return
         self.done = True
-        rows, random, stage = trainer.order.rows(trainer.step), rng.state_dict(), trainer.stage
+        rows, items = trainer.order.rows(trainer.step), trainer.order.items(trainer.step)
+        random, stage = rng.state_dict(), trainer.stage
         dataset = stage.dataset("train")
-        batches = [devices.move(stage.collate([dataset[row] for row in part]), trainer.device) for part in rows]
+        batches = [devices.move(stage.collate([dataset[item] for item in part]), trainer.device) for part in items]
         found = incident.examine(stage, trainer.model, batches, trainer.device, trainer.cfg.precision)
-        bad = self._bad(trainer, found.where, list(chain.from_iterable(rows)))
+        bad = self._bad(trainer, found.where, dict(zip(chain.from_iterable(rows), chain.from_iterable(items))))
         if bad:
             trainer.leave_out(bad, self.why)
         what = f"NaN or Inf, first in {found.where}" if found.where else f"a loss of {float(found.loss):.4g}"
@@ -55,10 +56,13 @@ class Examination(Callback):
         self._keep(trainer, Incident(self.step, self.why, found.where, found.loss, rows, bad, metrics, trainer.ledger),
                    batches, random)
 
-    def _bad(self, trainer: "Trainer", where: str, rows: list[int]) -> list[int]:
+    def _bad(self, trainer: "Trainer", where: str, items: dict[int, int]) -> list[int]:
+        """`items`: row -> what the data set is asked for to give it as it was in this step."""
         if self.why == incident.SPIKE or not where:
-            return rows if self.why == incident.SPIKE else []
-        return incident.bad_rows(trainer.stage, trainer.model, rows, trainer.device, trainer.cfg.precision) or rows
+            return list(items) if self.why == incident.SPIKE else []
+        stage, model, cfg = trainer.stage, trainer.model, trainer.cfg
+        bad = incident.bad_items(stage, model, items.values(), trainer.device, cfg.precision)
+        return [row for row, item in items.items() if item in bad] or list(items)
 
     def _keep(self, trainer: "Trainer", what: Incident, batches: list[Batch], random: dict[str, Any]) -> None:
         try:
