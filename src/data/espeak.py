@@ -1,0 +1,73 @@
+"""Text to speech by espeak-ng, through ctypes; library and voices come from the wheel `espeakng-loader`.
+
+The functions and numbers are those of espeak-ng's `speak_lib.h`. The library keeps the state of its waves in static
+variables, which nothing resets: the same text said again gives other samples. So it is loaded anew for each text, in
+5 ms, and what comes out depends on the arguments alone. For processes, not for threads.
+"""
+
+import _ctypes
+import ctypes
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, before the call returns
+DONT_EXIT = 0x8000
+CHARACTERS = 1  # espeak_POSITION_TYPE
+UTF8 = 1
+RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class Voice(NamedTuple):
+    """`name` is a language, or one with a timbre: en-us, en-gb-scotland+m3. Rate in words a minute; pitch and its range
+    from 0 to 99."""
+
+    name: str = "en-us"
+    rate: int = 175
+    pitch: int = 50
+    range: int = 50
+
+
+def say(text: str, voice: Voice = Voice()) -> tuple["np.ndarray", int]:
+    """A text's samples, (N,) int16, and their rate. Raises ValueError where there is no such voice."""
+    library = _load()
+    try:
+        return _said(library, text, voice)
+    finally:
+        library.espeak_Terminate()
+        _ctypes.dlclose(library._handle)
+
+
+def _load() -> ctypes.CDLL:
+    import espeakng_loader  # type: ignore[import-untyped]
+
+    return ctypes.CDLL(espeakng_loader.get_library_path())
+
+
+def _said(library: ctypes.CDLL, text: str, voice: Voice) -> tuple["np.ndarray", int]:
+    import espeakng_loader
+    import numpy as np
+
+    parts: list[np.ndarray] = []
+
+    def take(samples: Any, count: int, events: object) -> int:
+        if samples and count > 0:
+            parts.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        return 0  # go on
+
+    callback = CALLBACK(take)  # held here: the library keeps a bare pointer to it
+    rate = library.espeak_Initialize(SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), DONT_EXIT)
+    if rate <= 0:
+        raise RuntimeError(f"espeak-ng cannot read its voices in {espeakng_loader.get_data_path()}")
+    library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # breathy voices draw noise
+    library.espeak_SetSynthCallback(callback)
+    if library.espeak_SetVoiceByName(voice.name.encode()):
+        raise ValueError(f"espeak-ng has no voice {voice.name!r}")
+    for parameter, value in ((RATE, voice.rate), (PITCH, voice.pitch), (RANGE, voice.range)):
+        library.espeak_SetParameter(parameter, value, 0)
+    data = text.encode() + b"\0"
+    if library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, CHARACTERS, 0, UTF8, None, None):
+        raise RuntimeError(f"espeak-ng cannot say {text!r}")
+    return (np.concatenate(parts) if parts else np.zeros(0, np.int16)), rate
