@@ -92,9 +92,9 @@ def open_tokenizer(kind: str, vocab_size: int, train: list[str], *, retrain: boo
     if kind in vocabularies.NAMES:
         return Tiktoken(kind, _downloaded(kind))
     if kind == "bpe":
-        return _from_json(kind, _trained(vocab_size, train, retrain))
+        return from_json(kind, _trained(vocab_size, train, retrain))
     try:
-        return _from_json(kind, Path(kind).read_text())
+        return from_json(kind, Path(kind).read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise UserError(f"--tokenizer {kind}: {reason}; {WHAT_TO_GIVE}") from error
@@ -271,7 +271,7 @@ def _sample(train: list[str]) -> Iterator[str]:
 # -- tokenizer.json -------------------------------------------------------------------------------------------------
 
 
-def _from_json(name: str, content: str) -> Tokenizer:
+def from_json(name: str, content: str) -> Tokenizer:
     """A tokenizer from the text of its file. Raises UserError."""
     from tokenizers import Tokenizer as Library
 

@@ -201,7 +201,7 @@ def test_what_would_add_to_a_text_or_cut_it_is_taken_out(tmp_path: Path) -> None
     text = "river sea river sea river"
     assert [ids.tolist() for ids in tokenizer.encode_batch([text, "sea"])] == [[1, 2, 1, 2, 1], [2]]
     assert library.Tokenizer.from_str(tokenizer.to_json()).encode(text).ids == [1, 2, 1, 2, 1]
-    assert tokenizers._from_json("again", tokenizer.to_json()).fingerprint == tokenizer.fingerprint
+    assert tokenizers.from_json("again", tokenizer.to_json()).fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("content, reason", [

@@ -1,0 +1,81 @@
+"""The one mel front end: log-mel spectrograms as Whisper's (Radford et al. 2022, arXiv:2212.04356), level taken out.
+
+Axes: B batch, N samples of sound, T frames (100 a second), M mel bands.
+"""
+
+import torch
+from torch import Tensor, nn
+
+import wheels
+
+SAMPLE_RATE, N_FFT, HOP_LENGTH = 16000, 400, 160  # a window of 25 ms each 10 ms
+FRAME_RATE = SAMPLE_RATE // HOP_LENGTH
+FLOOR = 1e-10  # of the power, so that silence has a logarithm
+RANGE = 8.0  # powers of ten below the loudest that count
+
+
+class LogMel(nn.Module):
+    """Waveforms at 16 kHz -> log-mel spectrograms. Has no weights and nothing to save."""
+
+    def __init__(self, num_mels: int = 80):
+        super().__init__()
+        filters = wheels.torchaudio().functional.melscale_fbanks(
+            N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+        self.register_buffer("filters", filters, persistent=False)  # (N_FFT / 2 + 1, M)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N), how many samples of each count (B,) -> (B, T, M), how many frames of each count (B,).
+
+        log10 of the power in each band, relative to the utterance's loudest, 8 powers of ten mapped to -1 to 1:
+        Whisper's normalisation, but that a louder recording is the same to it. Frames that do not count are 0. In fp32
+        whatever the precision of the rest.
+        """
+        with torch.autocast(waveforms.device.type, enabled=False):
+            powers = self.log_powers(waveforms.float(), lengths)
+        frames = num_frames(lengths)
+        valid = valid_frames(frames, powers.shape[1])[..., None]
+        loudest = powers.masked_fill(~valid, -torch.inf).amax((1, 2), keepdim=True)
+        level = (powers - loudest).clamp(min=-RANGE) / (RANGE / 2) + 1
+        return level.masked_fill(~valid, 0), frames
+
+    def log_powers(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """(B, N) -> (B, T, M), log10 of the power in each mel band, as it is; what is beyond `lengths` is silence."""
+        waveforms = waveforms.masked_fill(~valid_frames(lengths, waveforms.shape[1]), 0)
+        powers = wheels.torchaudio().functional.spectrogram(
+            waveforms, pad=0, window=self.window, n_fft=N_FFT, hop_length=HOP_LENGTH, win_length=N_FFT, power=2.0,
+            normalized=False, pad_mode="constant")  # before and after the sound there is silence
+        powers = powers[..., :waveforms.shape[1] // HOP_LENGTH]  # as Whisper's: without what follows the last whole hop
+        return (powers.transpose(1, 2) @ self.filters).clamp(min=FLOOR).log10()  # type: ignore[no-any-return]
+
+
+def num_frames(samples: Tensor) -> Tensor:
+    return samples // HOP_LENGTH
+
+
+def valid_frames(lengths: Tensor, longest: int) -> Tensor:
+    """Lengths (B,) -> (B, longest), whether a place is within its row's length."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def spec_augment(mel: Tensor, frames: Tensor, draws: Tensor, *, widest_band: int, longest_time: float) -> Tensor:
+    """Blank out bands and stretches of time of normalised spectrograms (SpecAugment: Park et al. 2019,
+    arXiv:1904.08779, without time warping).
+
+    `draws` (B, K, 4), uniform in [0, 1): width and place of K bands, each of up to `widest_band` mel bands, and of K
+    stretches, each of up to the share `longest_time` of the utterance's frames. Blank is 0, the middle of the range.
+    """
+    B, T, M = mel.shape
+    width = (draws[..., 0] * (widest_band + 1)).floor()
+    low = (draws[..., 1] * (M - width + 1)).floor()
+    length = (draws[..., 2] * longest_time * frames[:, None]).floor()
+    start = (draws[..., 3] * (frames[:, None] - length + 1)).floor()
+    blank_bands = _within(torch.arange(M, device=mel.device), low, width)  # (B, M)
+    blank_times = _within(torch.arange(T, device=mel.device), start, length)  # (B, T)
+    return mel.masked_fill(blank_bands[:, None, :] | blank_times[:, :, None], 0)
+
+
+def _within(places: Tensor, start: Tensor, size: Tensor) -> Tensor:
+    """Whether each of P places is in any of K stretches: starts (B, K) -> (B, P)."""
+    start, end = start[..., None], (start + size)[..., None]
+    return ((places >= start) & (places < end)).any(1)

@@ -1,0 +1,160 @@
+"""Speech encoder: log-mel -> strided convolutions -> pre-norm transformer; and the recogniser with a CTC head on it.
+
+Axes: B batch, N samples of sound, T frames (100 a second at first), M mel bands, D width, H heads, V units.
+What is beyond a row's length is 0 throughout, and never changes what is within it.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel, valid_frames
+
+INIT_STD = 0.02
+KERNEL = 3
+FEATURE_RATE = 12.5  # a second: what an omni model reads, whatever the rate of the CTC head
+
+
+class SpeechEncoder(nn.Module):
+    """Normalised log-mel spectrograms -> states at 100 / `downsample_time` a second (`downsample_time`: 2, 4 or 8)."""
+
+    def __init__(self, *, num_mels: int, d_model: int, num_heads: int, num_layers: int, d_ff: int, downsample_time: int,
+                 dropout: float = 0.0):
+        super().__init__()
+        self.downsample_time = downsample_time
+        widths = [num_mels, *[d_model] * int(math.log2(downsample_time))]
+        self.convolutions = nn.ModuleList(nn.Conv1d(before, after, KERNEL, stride=2, padding=KERNEL // 2)
+                                          for before, after in zip(widths, widths[1:]))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
+        self.final_norm = nn.LayerNorm(d_model)
+        self.blocks.apply(_init)
+        for name, weight in self.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):  # each block adds to the residual twice
+                nn.init.normal_(weight, std=INIT_STD / math.sqrt(2 * num_layers))
+
+    def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, M), how many frames of each count (B,) -> (B, T', D), how many of T' count (B,)."""
+        x, lengths = mel.transpose(1, 2), frames  # (B, M, T)
+        for convolution in self.convolutions:
+            lengths = halved(lengths)
+            x = F.gelu(convolution(x))
+            x = x * valid_frames(lengths, x.shape[2])[:, None]
+        valid = valid_frames(lengths, x.shape[2])
+        x = self.dropout(x.transpose(1, 2))
+        for block in self.blocks:
+            x = block(x, valid)
+        return self.final_norm(x) * valid[..., None], lengths
+
+    def features(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at 12.5 a second: the mean of the 1, 2 or 4 states in each 80 ms. (B, T'', D) and lengths (B,)."""
+        x, lengths = self(mel, frames)
+        group = 8 // self.downsample_time
+        x = F.pad(x, (0, 0, 0, -x.shape[1] % group)).unflatten(1, (-1, group))
+        counted = valid_frames(lengths, x.shape[1] * group).unflatten(1, (-1, group)).sum(2, keepdim=True)
+        return x.sum(2) / counted.clamp(min=1), -(-lengths // group)
+
+
+def halved(lengths: Tensor) -> Tensor:
+    """Places left after a convolution of stride 2."""
+    return (lengths + 1) // 2
+
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = Attention(d_model, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.mlp = MLP(d_model, d_ff, dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), valid)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Self-attention over the places that count, with rotary positions (Su et al. 2021, arXiv:2104.09864)."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        q, k = rotated(q), rotated(k)
+        y = F.scaled_dot_product_attention(q, k, v, valid[:, None, None, :],
+                                           dropout_p=self.dropout.p if self.training else 0.0)
+        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
+
+
+def rotated(x: Tensor) -> Tensor:
+    """(B, H, T, C), C even: each pair of numbers turned by an angle that grows with its place in T."""
+    T, C = x.shape[-2:]
+    speeds = 10000.0 ** (-torch.arange(0, C, 2, device=x.device) / C)
+    angles = torch.arange(T, device=x.device)[:, None] * speeds  # (T, C/2)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class MLP(nn.Module):
+    def __init__(self, d_model: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.gelu(self.up(x))))  # type: ignore[no-any-return]
+
+
+class Recognizer(nn.Module):
+    """Speech -> logits of V units; with the front end in it, so that sound goes in."""
+
+    def __init__(self, vocab_size: int, encoder: SpeechEncoder, num_mels: int):
+        super().__init__()
+        self.mel = LogMel(num_mels)
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.final_norm.normalized_shape[0], vocab_size)
+        _init(self.head)
+
+    @property
+    def rate(self) -> float:
+        """Frames a second of the head."""
+        return FRAME_RATE / self.encoder.downsample_time
+
+    def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, M), lengths (B,) -> logits (B, T', V), lengths (B,)."""
+        x, lengths = self.encoder(mel, frames)
+        return self.head(x), lengths
+
+    @torch.no_grad()
+    def log_probs(self, waveform: Tensor, *, window_seconds: float, overlap_seconds: float) -> Tensor:
+        """(N,) -> (T', V), of a recording of any length, in windows that overlap: each gives the frames from the middle
+        of one overlap to the middle of the next, so that none is judged at an edge. The model is in eval mode."""
+        hop = HOP_LENGTH * self.encoder.downsample_time  # samples to a frame
+        window = max(2, round(window_seconds * SAMPLE_RATE / hop))
+        margin = min(round(overlap_seconds * SAMPLE_RATE / hop / 2), (window - 1) // 2)
+        total, parts, start = -(-(len(waveform) // HOP_LENGTH) // self.encoder.downsample_time), list[Tensor](), 0
+        while total:
+            heard = waveform[start * hop:(start + window) * hop][None]
+            logits, _ = self(*self.mel(heard, torch.tensor([heard.shape[1]], device=heard.device)))
+            first, is_last = margin if start else 0, start + window >= total
+            parts.append(logits[0, first:None if is_last else window - margin].float().log_softmax(-1))
+            if is_last:
+                break
+            start += window - 2 * margin
+        return torch.cat(parts) if parts else waveform.new_zeros(0, self.head.out_features)
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,113 @@
+"""The speech encoder: padding, rates, positions, the 12.5 Hz features, windows of long recordings."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.mel import HOP_LENGTH, valid_frames
+from model.speech_encoder import Recognizer, SpeechEncoder, rotated
+
+LENGTHS = torch.tensor([61, 1, 40, 9])
+
+
+def encoder(downsample_time: int = 4, num_layers: int = 2) -> SpeechEncoder:
+    torch.manual_seed(0)
+    made = SpeechEncoder(num_mels=20, d_model=32, num_heads=4, num_layers=num_layers, d_ff=64,
+                         downsample_time=downsample_time).eval()
+    for weight in made.parameters():
+        torch.nn.init.normal_(weight, std=0.3)  # so that every part makes a difference
+    return made
+
+
+def batch() -> Tensor:
+    mel = torch.randn(len(LENGTHS), 61, 20, generator=torch.Generator().manual_seed(1))
+    return mel * valid_frames(LENGTHS, 61)[..., None]
+
+
+@pytest.mark.parametrize("downsample_time", [2, 4, 8])
+@torch.no_grad()
+def test_padding_never_changes_what_counts(downsample_time: int) -> None:
+    model, mel = encoder(downsample_time), batch()
+    for states in (model.forward, model.features):
+        together, lengths = states(mel, LENGTHS)
+        for row, frames in enumerate(LENGTHS.tolist()):
+            alone, (length,) = states(mel[row:row + 1, :frames], LENGTHS[row:row + 1])
+            assert length == lengths[row] == alone.shape[1]
+            assert torch.allclose(together[row, :length], alone[0], atol=1e-5), (downsample_time, frames)
+            assert not together[row, length:].any()
+
+
+@pytest.mark.parametrize("downsample_time, rate", [(2, 50), (4, 25), (8, 12.5)])
+@torch.no_grad()
+def test_the_rates(downsample_time: int, rate: float) -> None:
+    model = encoder(downsample_time)
+    mel, frames = torch.randn(1, 1000, 20), torch.tensor([1000])  # 10 s
+    assert model(mel, frames)[0].shape == (1, 10 * rate, 32)
+    features, lengths = model.features(mel, frames)
+    assert features.shape == (1, 125, 32) and lengths.tolist() == [125]
+    states, _ = model(mel, frames)
+    assert torch.allclose(features[0, 3], states[0].reshape(125, -1, 32)[3].mean(0), atol=1e-6)
+    assert Recognizer(5, model, 20).rate == rate
+
+
+@torch.no_grad()
+def test_a_feature_at_the_end_is_the_mean_of_what_is_there() -> None:
+    model = encoder(2)
+    states, lengths = model(torch.ones(1, 11, 20), torch.tensor([11]))  # 6 states: 4 and 2
+    features, counted = model.features(torch.ones(1, 11, 20), torch.tensor([11]))
+    assert lengths.tolist() == [6] and counted.tolist() == [2]
+    assert torch.allclose(features[0, 1], states[0, 4:].mean(0), atol=1e-6)
+
+
+def test_rotary_positions_depend_on_distances_alone() -> None:
+    q, k = torch.randn(1, 1, 1, 8).expand(-1, -1, 30, -1), torch.randn(1, 1, 1, 8).expand(-1, -1, 30, -1)
+    products = (rotated(q) @ rotated(k).transpose(-1, -2))[0, 0]
+    for distance in (0, 1, 7):
+        diagonal = products.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[0].expand_as(diagonal), atol=1e-4)
+    assert not math.isclose(float(products[0, 0]), float(products[0, 7]), rel_tol=1e-3)
+    assert torch.allclose(rotated(q).norm(dim=-1), q.norm(dim=-1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_order_of_what_is_heard_matters() -> None:
+    model, mel, frames = encoder(), torch.randn(1, 40, 20), torch.tensor([40])
+    assert not torch.allclose(model(mel, frames)[0], model(mel.flip(1), frames)[0].flip(1), atol=1e-2)
+
+
+# -- long recordings ------------------------------------------------------------------------------------------------
+
+
+def recognizer(num_layers: int = 0) -> Recognizer:
+    """Without a transformer, what is heard at a place depends on what is near it."""
+    model = Recognizer(5, encoder(num_layers=num_layers), 20).eval()
+    model.mel.forward = lambda waveforms, lengths: (  # type: ignore[method-assign]  # no level of the whole utterance
+        model.mel.log_powers(waveforms, lengths), lengths // HOP_LENGTH)
+    return model
+
+
+@pytest.mark.parametrize("samples", [0, 100, 160, 16000, 80001, 123456])
+def test_windows_of_a_long_recording_are_joined_without_a_seam(samples: int) -> None:
+    model, waveform = recognizer(), torch.randn(samples, generator=torch.Generator().manual_seed(2))
+    whole = model.log_probs(waveform, window_seconds=1000, overlap_seconds=1)
+    assert whole.shape == (math.ceil(samples // 160 / 4), 5)
+    for window, overlap in ((1.0, 0.4), (2.0, 1.0), (0.77, 0.3)):
+        joined = model.log_probs(waveform, window_seconds=window, overlap_seconds=overlap)
+        assert joined.shape == whole.shape and torch.allclose(joined, whole, atol=1e-4)
+
+
+def test_without_an_overlap_there_are_seams() -> None:
+    """That the test above can fail."""
+    model, waveform = recognizer(), torch.randn(80000, generator=torch.Generator().manual_seed(2))
+    whole = model.log_probs(waveform, window_seconds=1000, overlap_seconds=0)
+    assert not torch.allclose(model.log_probs(waveform, window_seconds=1, overlap_seconds=0), whole, atol=1e-4)
+
+
+def test_a_short_recording_is_one_window() -> None:
+    model, waveform = Recognizer(5, encoder(), 20).eval(), torch.randn(16000)
+    with torch.no_grad():
+        logits, _ = model(*model.mel(waveform[None], torch.tensor([16000])))
+    heard = model.log_probs(waveform, window_seconds=1, overlap_seconds=0.5)
+    assert torch.equal(heard, logits[0].log_softmax(-1)) and torch.allclose(heard.exp().sum(-1), torch.ones(25))
