@@ -35,11 +35,17 @@ def missing(name: str) -> str:
     """
     if name not in CONFIGS or _cached(name):
         return ""
+    why = away(REPOSITORY)
+    return f"{why}, and {_cache()} has no copy" if why.endswith("is set") else why
+
+
+def away(repository: str) -> str:
+    """Why a data set of the hub cannot be asked for now, or ''. Answers in seconds."""
     for variable in OFFLINE:
         if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return f"{variable} is set, and {_cache()} has no copy"
-    why = unreachable(f"{_endpoint()}/datasets/{REPOSITORY}/resolve/main/README.md")
-    return f"the Hugging Face hub ({_endpoint()}) cannot be reached ({why})" if why else ""
+            return f"{variable} is set"
+    why = unreachable(f"{endpoint()}/datasets/{repository}/resolve/main/README.md")
+    return f"the Hugging Face hub ({endpoint()}) cannot be reached ({why})" if why else ""
 
 
 def articles(name: str) -> dict[str, list[str]]:
@@ -48,8 +54,8 @@ def articles(name: str) -> dict[str, list[str]]:
     try:
         splits = _read(folder) if folder else _downloaded(name)
         return {split: divided(_rows(splits[split])) for split in SPLITS}
-    except _errors() as error:
-        what = f"its copy in {folder} cannot be read" if folder else f"the download from {_endpoint()} failed"
+    except errors() as error:
+        what = f"its copy in {folder} cannot be read" if folder else f"the download from {endpoint()} failed"
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"--dataset {name}: {what} ({why}); {'delete that folder' if folder else 'try again'}, "
                         "or take --dataset pydocs, or a text file") from error
@@ -72,7 +78,7 @@ def divided(rows: Iterable[str]) -> list[str]:
 # -- the library and its cache --------------------------------------------------------------------------------------
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
@@ -105,22 +111,29 @@ def _rows(split: "Dataset") -> Iterator[str]:
 
 
 def _downloaded(name: str) -> dict[str, "Dataset"]:
-    from datasets import disable_progress_bars, load_dataset
+    from datasets import load_dataset
     from huggingface_hub import constants
+
+    quieten()
+    blobs = Path(constants.HF_HUB_CACHE, f"datasets--{REPOSITORY.replace('/', '--')}", "blobs")
+    before = _megabytes(blobs)
+    log.info("Downloading %s from %s (once, kept in %s)", name, endpoint(), _cache())
+    with announced(lambda: f"Downloading {name}: {_megabytes(blobs) - before:.0f} MB so far"):
+        return dict(load_dataset(REPOSITORY, CONFIGS[name], cache_dir=str(_cache())))
+
+
+def quieten() -> None:
+    """Their lines belong in our log, with the time; bars in a terminal only."""
+    from datasets import disable_progress_bars
     from huggingface_hub.utils.tqdm import disable_progress_bars as disable_download_bars
 
-    for library in ("datasets", "huggingface_hub"):  # their lines belong in our log, with the time
+    for library in ("datasets", "huggingface_hub"):
         logging.getLogger(library).handlers.clear()
         logging.getLogger(library).propagate = True
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each request
     if not sys.stderr.isatty():
         disable_progress_bars()
         disable_download_bars()
-    blobs = Path(constants.HF_HUB_CACHE, f"datasets--{REPOSITORY.replace('/', '--')}", "blobs")
-    before = _megabytes(blobs)
-    log.info("Downloading %s from %s (once, kept in %s)", name, _endpoint(), _cache())
-    with announced(lambda: f"Downloading {name}: {_megabytes(blobs) - before:.0f} MB so far"):
-        return dict(load_dataset(REPOSITORY, CONFIGS[name], cache_dir=str(_cache())))
 
 
 def _megabytes(folder: Path) -> float:
@@ -129,7 +142,7 @@ def _megabytes(folder: Path) -> float:
     return sum(sizes) / 1e6
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def errors() -> tuple[type[Exception], ...]:
     """What `datasets` raises when a download fails or a copy is damaged; it has no common ancestor."""
     from datasets.exceptions import DatasetsError  # type: ignore[import-untyped]
     from huggingface_hub.errors import XetDownloadError

@@ -64,7 +64,7 @@ def check(name: str) -> list[str]:
     if not name:
         return [f"--dataset is empty; {WHAT_TO_GIVE}"]
     try:
-        next(_rows(name), None)
+        next(listed(name), None)
     except UserError as error:
         return list(error.problems)
     except OSError as error:
@@ -84,12 +84,30 @@ def read(name: str, *, held_out: Collection[str] = (), shared_texts: bool = Fals
     if problems := check(name):
         raise UserError(*problems)
     found: Splits = {split: [] for split in SPLITS}
-    for split, utterance in _rows(name):
+    for split, utterance in listed(name):
         found[split].append(replace(utterance, text=normalised(utterance.text)) if normalise else utterance)
     splits = {split: rows for split, rows in found.items() if rows}
     if not splits:
         raise UserError(f"--dataset {name}: names no sound files; {WHAT_TO_GIVE}")
     return divided(splits, name, held_out=held_out, shared_texts=shared_texts)
+
+
+def listed(name: str) -> Iterator[tuple[str, Utterance]]:
+    """(split, utterance) of all that is named, as it stands there; the split is "train" where none is named.
+    Raises UserError."""
+    if name in NAMES:
+        yield from _csv(_made(name))
+        return
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.is_file():
+        yield from _csv(path)
+    else:
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, [*beside, *NAMES], n=1)
+        hint = f" (did you mean {close[0] if close[0] in NAMES else path.with_name(close[0])}?)" if close else ""
+        raise UserError(f"--dataset {name}: there is no such file or folder{hint}; {WHAT_TO_GIVE}")
 
 
 def normalised(text: str) -> str:
@@ -158,23 +176,6 @@ def _parted(rows: list[Utterance], key: Callable[[Utterance], str]) -> tuple[lis
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
-
-
-def _rows(name: str) -> Iterator[tuple[str, Utterance]]:
-    """(split, utterance) of all that is named, as it stands there. Raises UserError."""
-    if name in NAMES:
-        yield from _csv(_made(name))
-        return
-    path = Path(os.path.expanduser(name))
-    if path.is_dir():
-        yield from _folder(path)
-    elif path.is_file():
-        yield from _csv(path)
-    else:
-        beside = os.listdir(path.parent) if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, [*beside, *NAMES], n=1)
-        hint = f" (did you mean {close[0] if close[0] in NAMES else path.with_name(close[0])}?)" if close else ""
-        raise UserError(f"--dataset {name}: there is no such file or folder{hint}; {WHAT_TO_GIVE}")
 
 
 def _made(name: str) -> Path:

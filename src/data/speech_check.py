@@ -66,10 +66,20 @@ class Report:
 
 
 def checked(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[Splits, Decoded, Report]:
-    """The rows that can be used, their seconds as decoded; the decoded files; and what was found, told in the log.
+    """As `examined`, told in the log. Raises UserError where nothing is left of a split."""
+    used, decoded, report = examined(splits, keep=keep, limits=limits)
+    _tell(report)
+    for split, rows in used.items():
+        if not rows:
+            why = next((f": {path} is {why}" for at, path, why in report.refused if at == split), "")
+            raise UserError(f"none of the {len(splits[split]):,} {split} recordings can be used{why}")
+    return used, decoded, report
+
+
+def examined(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[Splits, Decoded, Report]:
+    """The rows that can be used, their seconds as decoded; the decoded files; and what was found.
 
     A recording that is judged by is left out of the training data. `keep` keeps the samples on disk (`data.decoded`).
-    Raises UserError where nothing is left of a split.
     """
     decoded = decode([each.path for rows in splits.values() for each in rows], keep=keep)
     judged = {decoded.facts[each.path].digest for split, rows in splits.items() if split != "train" for each in rows}
@@ -85,14 +95,7 @@ def checked(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[S
             if fact.clipped > CLIPPED:
                 clipped.append((split, row.path, f"clipped: {fact.clipped:.1%} of its samples"))
             used[split].append(replace(row, seconds=fact.seconds))
-    report = _report(splits, used, decoded, refused, clipped)
-    _tell(report)
-    for split, rows in used.items():
-        if not rows:
-            raise UserError(f"none of the {len(splits[split]):,} {split} recordings can be used: the first "
-                            f"({splits[split][0].path}) {next(why for at, _, why in refused if at == split)}"
-                            if splits[split] else f"there are no {split} recordings: give more")
-    return used, decoded, report
+    return used, decoded, _report(splits, used, decoded, refused, clipped)
 
 
 def problem(row: Utterance, fact: Fact, limits: Limits) -> str:

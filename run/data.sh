@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Fetch, check and measure data.
+#
+#   ./run/data.sh check DATA [OPTIONS]
+#   ./run/data.sh mel_lengths [--csv] DATA [--talker]
+#   ./run/data.sh download (--dataset NAME | --modality NAME)
+#   ./run/data.sh strings DATA FOLDER [OPTIONS]
+#
+#   DATA   speech: a CSV file (audio_path,transcription or wav,text), a folder of sound files with their texts, or
+#          spoken, spoken-digits, spoken-pydocs, librispeech-100, librispeech-460, librispeech-960
+#
+# check decodes every file and names the rows that cannot be trained on: unreadable, silent, without text, too long, or
+# too short for their text; tells lengths, and what training and validation share. Exit code 1 where a row is refused.
+#
+#   --held_out A,B         speakers to validate by
+#   --shared_texts         texts that are judged by may be trained on
+#   --max_mel_length N     longest recording, in frames of 10 ms (default 2048)
+#   --max_text_length N    longest text, in characters (default 256)
+#   --downsample_time N    frames of 10 ms to one frame of the model's output: 2, 4 or 8 (default 4)
+#
+# mel_lengths tells percentiles of the lengths in frames, and which --max_mel_length they recommend.
+#
+#   --talker               in the talker's frames, 12.5 a second
+#
+# download fetches from the Hugging Face hub, once; interrupted, the same command goes on where it was.
+#
+#   --dataset NAME         librispeech-100, librispeech-460, librispeech-960, wikitext, wikitext-103
+#   --modality NAME        audio_asr (librispeech-100) or text (wikitext)
+#
+# strings makes strings of words, such as numbers, out of recordings of single words, each by one speaker.
+#
+#   --count N              strings of each speaker (default 1000)
+#   --longest N            most words in a string (default 7)
+#   --pause X              longest silence between two words, in seconds (default 0.1)
+#   --seed N               the same seed makes the same strings
+
+# shellcheck source=run/lib.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
+
+if (($# == 0)) || among --help "$@" || among -h "$@"; then
+  usage
+else
+  "$(any_python)" -P -m data --check "$@"
+  setup
+  exec "${VENV}/bin/python" -P -m data "$@"
+fi

@@ -1,0 +1,172 @@
+"""Looks after data from the command line: ./run/data.sh."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import config
+from config import UserError, opt
+from data import hub, speech
+
+DONE, REFUSED_ROWS, MISTAKE = 0, 1, 2
+DOWNLOADS = {"audio_asr": "librispeech-100", "text": "wikitext"}
+MODALITIES = ("text", "audio_asr", "audio_tts", "image", "ocr")
+
+
+@dataclass
+class Check:
+    """What is checked, against which limits"""
+
+    held_out: str = opt("", "speakers to validate by, separated by commas")
+    shared_texts: bool = opt(False, "texts that are judged by may be trained on")
+    max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms", ge=1)
+    max_text_length: int = opt(256, "longest text, in characters", ge=1)
+    downsample_time: int = opt(4, "frames of 10 ms to one frame of the model's output: 2, 4 or 8", ge=1)
+
+
+@dataclass
+class MelLengths:
+    """What is measured"""
+
+    csv: str = opt("", "the data, also without --csv")
+    talker: bool = opt(False, "in the talker's frames, 12.5 a second")
+
+
+@dataclass
+class Download:
+    """What is fetched"""
+
+    dataset: str | None = opt(None, "which", choices=(*speech.PUBLISHED, *hub.CONFIGS))
+    modality: str | None = opt(None, "what for", choices=MODALITIES)
+
+
+@dataclass
+class Strings:
+    """What is made"""
+
+    count: int = opt(1000, "strings of each speaker", ge=1)
+    longest: int = opt(7, "most words in a string", ge=1)
+    pause: float = opt(0.1, "longest silence between two words, in seconds", ge=0, le=5)
+    seed: int = opt(0, "the same seed makes the same strings", ge=0)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return _main(sys.argv[1:])
+    except UserError as error:
+        config.complain(error.problems)
+        return MISTAKE
+    except BrokenPipeError:  # whoever was reading has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _main(argv: Sequence[str]) -> int:
+    """With --check first, only mistakes are looked for: with a Python that has nothing installed."""
+    only_mistakes = list(argv[:1]) == ["--check"]
+    name, *rest = argv[only_mistakes:] or [""]
+    if name not in COMMANDS:
+        raise UserError(f"which of {', '.join(COMMANDS)}?" + (f" {name!r} is none of them" if name else ""))
+    options, operands, problems, run = COMMANDS[name]
+    words: list[str] = []
+    cfg: Any = config.parse(options, {}, rest, words=words).config
+    if name == "mel_lengths" and cfg.csv:
+        words.append(cfg.csv)
+    if len(words) != len(operands):
+        told = f", not {len(words)}: {' '.join(words)}" if words else ""
+        raise UserError(f"{name} takes {' and '.join(operands) or 'options only'}{told}")
+    if found := problems(cfg, *words):
+        raise UserError(*found)
+    return DONE if only_mistakes else run(cfg, *words)
+
+
+# -- the commands ---------------------------------------------------------------------------------------------------
+
+
+def check(cfg: Check, data: str) -> int:
+    from data.speech_check import Limits, examined
+
+    held_out = [name.strip() for name in cfg.held_out.split(",") if name.strip()]
+    splits = speech.read(data, held_out=held_out, shared_texts=cfg.shared_texts)
+    frames = 100 / cfg.downsample_time
+    _, _, report = examined(splits, keep=False, limits=Limits(
+        cfg.max_mel_length, cfg.max_text_length, labels=lambda text: [ord(letter) for letter in text],
+        frames=lambda samples: -(-(samples // 160) // cfg.downsample_time)))
+    print("\n".join(report.lines()))
+    print(f"CTC is asked to put a character in a frame of 1/{frames:g} s (--downsample_time {cfg.downsample_time})")
+    for row in (*report.refused, *report.clipped):
+        print("\t".join(row))
+    return REFUSED_ROWS if report.refused else DONE
+
+
+def mel_lengths(cfg: MelLengths, data: str) -> int:
+    from data import audio
+    from data.speech_check import FRAMES_A_SECOND, TALKER_FRAMES_A_SECOND
+    from data.speech_check import mel_lengths as told
+
+    found, unreadable = [], []
+    for _, row in speech.listed(data):
+        try:
+            found.append(row.seconds or audio.seconds(row.path))
+        except audio.AudioError as error:
+            unreadable.append(f"{row.path} {error}")
+    if not found:
+        raise UserError(f"{data}: none of its {len(unreadable):,} files can be read: {unreadable[0]}")
+    print(f"{len(found):,} recordings, {sum(found) / 3600:.2f} h")
+    print(told(sorted(found), TALKER_FRAMES_A_SECOND if cfg.talker else FRAMES_A_SECOND))
+    for line in unreadable:
+        print(line)
+    return REFUSED_ROWS if unreadable else DONE
+
+
+def download(cfg: Download) -> int:
+    name = cfg.dataset or DOWNLOADS[str(cfg.modality)]
+    if name in hub.CONFIGS:
+        print(f"{name}: " + ", ".join(f"{len(texts):,} {split}" for split, texts in hub.articles(name).items())
+              + " articles")
+        return DONE
+    from data import published
+
+    print(f"--dataset {name}: {published.download(name)}")
+    return DONE
+
+
+def strings(cfg: Strings, data: str, folder: str) -> int:
+    from data import strings as making
+
+    words = [row for _, row in speech.listed(data)]
+    print(making.make(words, Path(folder), count=cfg.count, longest=cfg.longest, pause=cfg.pause, seed=cfg.seed))
+    return DONE
+
+
+def _known(cfg: Any, data: str, *others: str) -> list[str]:
+    return [problem.replace("--dataset ", "", 1) for problem in speech.check(data)]
+
+
+def _fetched(cfg: Download) -> list[str]:
+    if cfg.dataset or cfg.modality in DOWNLOADS:
+        return []
+    if not cfg.modality:
+        return [f"download what? --dataset {', '.join((*speech.PUBLISHED, *hub.CONFIGS))}; or --modality "
+                f"{', '.join(DOWNLOADS)}"]
+    return [f"--modality {cfg.modality}: there is nothing to fetch by name for it; {', '.join(DOWNLOADS)} can be "
+            "fetched, and each stage has data that are made here"]
+
+
+COMMANDS: dict[str, tuple[type, tuple[str, ...], Callable[..., list[str]], Callable[..., int]]] = {
+    "check": (Check, ("DATA",), _known, check),
+    "mel_lengths": (MelLengths, ("DATA",), _known, mel_lengths),
+    "download": (Download, (), _fetched, download),
+    "strings": (Strings, ("DATA", "FOLDER"), _known, strings),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
