@@ -76,10 +76,22 @@ def _decoded(path: str | Path) -> tuple["np.ndarray", int]:
     import soundfile
 
     try:
+        if missing := _cut_off(Path(path)):
+            raise AudioError(f"is cut short: its last {missing:,} bytes are missing")
         with soundfile.SoundFile(str(path)) as file:
             return file.read(dtype="float32", always_2d=True), file.samplerate
     except (OSError, RuntimeError) as error:
         raise AudioError(_reason(path, error)) from error
+
+
+def _cut_off(path: Path) -> int:
+    """Bytes of a WAV file that are not there, as its header says; libsndfile reads what there is, and says nothing."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    claimed = int.from_bytes(head[4:], "little")
+    if head[:4] != b"RIFF" or claimed >= 2**31:  # written to a pipe: the length was not known
+        return 0
+    return max(0, claimed + 8 - path.stat().st_size)
 
 
 def _reason(path: str | Path, error: Exception) -> str:
@@ -89,5 +101,5 @@ def _reason(path: str | Path, error: Exception) -> str:
         return "is a folder"
     if not Path(path).stat().st_size:
         return "is empty"
-    said = str(getattr(error, "error_string", "") or error).strip().rstrip(".")
+    said = str(getattr(error, "error_string", "") or error).removeprefix("Error : ").strip().rstrip(".")
     return f"cannot be read as sound ({said})"

@@ -61,7 +61,8 @@ def _said(library: ctypes.CDLL, text: str, voice: Voice) -> tuple["np.ndarray", 
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), DONT_EXIT)
     if rate <= 0:
         raise RuntimeError(f"espeak-ng cannot read its voices in {espeakng_loader.get_data_path()}")
-    library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # breathy voices draw noise
+    library.espeak_ng_SetRandSeed(ctypes.c_long(0))
+    ctypes.CDLL(None).srand(0)  # breathy voices draw their noise from the C library
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.name.encode()):
         raise ValueError(f"espeak-ng has no voice {voice.name!r}")

@@ -1,0 +1,144 @@
+"""Clips: the same bits from a cache as from the files, and in each epoch changed as (seed, epoch, row) says."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from config import UserError
+from data import audio, decoded
+from data.clips import Augmentation, Clips
+from data.decoded import decode
+from data.loader import LengthOrder, training_batches
+from data.speech import Utterance
+from sounds import make_sound
+
+LOUD = Augmentation(speed=0.1, gain=6, noise=20)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Utterance]:
+    paths = [make_sound(tmp_path / f"{i}.flac", 0.4 + 0.1 * i, rate=rate, seed=i)
+             for i, rate in enumerate((16000, 8000, 22050, 44100, 16000))]
+    return [Utterance(str(path), f"text {i}", 0.4 + 0.1 * i) for i, path in enumerate(paths)]
+
+
+def paths_of(rows: list[Utterance]) -> list[str]:
+    return [row.path for row in rows]
+
+
+def test_kept_or_not_the_samples_are_the_same(rows: list[Utterance]) -> None:
+    kept = decode(paths_of(rows), keep=True)
+    for augmentation in (Augmentation(), LOUD):
+        from_disk = Clips(rows, decoded=kept, augmentation=augmentation, seed=3)
+        from_files = Clips(rows, augmentation=augmentation, seed=3)
+        for a, b in zip(from_disk, from_files, strict=True):
+            assert torch.equal(a.waveform, b.waveform) and a[1:] == b[1:]
+            assert a.waveform.dtype == torch.float32 and a.waveform.abs().max() <= 1
+    whole = Clips(rows)[0].waveform.numpy()
+    assert (whole == soundfile.read(rows[0].path, dtype="float32")[0]).all() and Clips(rows)[0].text == "text 0"
+
+
+def test_what_was_decoded_is_remembered_until_a_file_changes(rows: list[Utterance],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    first = decode(paths_of(rows), keep=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(audio, "read", lambda path: pytest.fail("was decoded again"))
+        again = decode(paths_of(rows), keep=True)
+    assert again.facts == first.facts and again.fingerprint() == first.fingerprint()
+    make_sound(Path(rows[1].path), 0.7, seed=9)
+    changed = decode(paths_of(rows), keep=True)
+    assert changed.facts[rows[1].path].seconds == 0.7 and changed.fingerprint() != first.fingerprint()
+    assert (changed.samples(rows[4].path) == first.samples(rows[4].path)).all()
+
+
+def test_a_cache_that_lost_its_end_is_made_anew(rows: list[Utterance], own_home: Path) -> None:
+    first = decode(paths_of(rows), keep=True)
+    expected = first.samples(rows[4].path)
+    [kept] = (own_home / "audio").glob("*.bin")
+    os.truncate(kept, 1000)
+    assert (decode(paths_of(rows), keep=True).samples(rows[4].path) == expected).all()
+
+
+def test_the_facts_of_a_file(tmp_path: Path) -> None:
+    samples = np.zeros(16000, np.float32)
+    samples[:4000] = 0.5
+    samples[4000:4160] = 1.0
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    fact = decode([str(tmp_path / "a.wav")], keep=False).facts[str(tmp_path / "a.wav")]
+    assert (fact.problem, fact.count, fact.seconds, fact.peak, fact.clipped) == ("", 16000, 1.0, 1.0, 0.01)
+    assert fact.rms == pytest.approx(np.sqrt((4000 * 0.25 + 160) / 16000))
+    none = decode([str(tmp_path / "none.wav")], keep=True)
+    assert none.facts[str(tmp_path / "none.wav")].problem == "there is no such file"
+
+
+def test_with_processes_it_is_the_same(rows: list[Utterance], monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = decode(paths_of(rows), keep=False)
+    monkeypatch.setattr(decoded, "WORTH_WORKERS", 1)
+    several = decode(paths_of(rows), keep=True)
+    assert several.facts == alone.facts and several.samples(rows[0].path) is not None
+
+
+def test_what_is_changed_follows_from_seed_epoch_and_row(rows: list[Utterance]) -> None:
+    def heard(item: int, seed: int = 1) -> np.ndarray:
+        return Clips(rows, augmentation=LOUD, seed=seed)[item].waveform.numpy()
+
+    assert len({heard(item, seed).tobytes() for item in (0, 5, 10) for seed in (1, 2)}) == 6
+    clips = Clips(rows, augmentation=LOUD, seed=1)
+    other_order = [clips[item].waveform.numpy() for item in (13, 2, 7)]
+    assert all((a == heard(item)).all() for a, item in zip(other_order, (13, 2, 7)))
+    assert (clips[13].epoch, clips[13].row, clips[13].text) == (2, 3, "text 3")
+
+
+def test_nothing_is_changed_unless_asked(rows: list[Utterance]) -> None:
+    clips = Clips(rows)
+    assert torch.equal(clips[0].waveform, clips[5].waveform) and len(list(clips)) == len(clips) == 5
+    with pytest.raises(IndexError):
+        clips[-1]
+
+
+def test_the_bounds_are_kept() -> None:
+    samples = (0.1 * np.sin(2 * np.pi * 200 * np.arange(16000) / 16000)).astype(np.float32)
+
+    def changed(**bounds: float) -> list[np.ndarray]:
+        return [Augmentation(**bounds)(samples, np.random.default_rng(seed)) for seed in range(60)]
+
+    lengths = {len(each) for each in changed(speed=0.1)}
+    assert len(lengths) > 2 and min(lengths) >= 16000 / 1.1 - 1 and max(lengths) <= 16000 / 0.9 + 1
+    for each in changed(speed=0.1):  # faster is higher: as many waves, in another time
+        waves = np.count_nonzero(np.diff(np.signbit(each[100:-100]))) / 2 + 200 / len(each) * 200
+        assert waves == pytest.approx(200, abs=3)
+    decibels = [20 * np.log10(np.abs(each).max() / 0.1) for each in changed(gain=6)]
+    assert -6 <= min(decibels) < -4 and 4 < max(decibels) <= 6
+    below = [10 * np.log10(np.mean(samples**2) / np.mean((each - samples) ** 2)) for each in changed(noise=20)
+             if (each != samples).any()]
+    assert 15 < len(below) < 45 and 19 < min(below) < 25 and max(below) < 41
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_goes_on_hears_what_it_would_have_heard(rows: list[Utterance], workers: int) -> None:
+    order = LengthOrder(5, 2, 1, 7, lengths=tuple(row.seconds for row in rows), batch_seconds=1.5)
+    clips = Clips(rows, augmentation=LOUD, seed=7)
+    whole = list(training_batches(clips, list, order, 0, 9, 0))
+    rest = list(training_batches(clips, list, order, 4, 9, workers))
+    for a, b in zip(sum(whole[4:], []), sum(rest, []), strict=True):
+        assert torch.equal(a.waveform, b.waveform) and a[1:] == b[1:]
+
+
+def test_a_file_that_vanished_meanwhile_is_told(rows: list[Utterance]) -> None:
+    os.unlink(rows[2].path)
+    with pytest.raises(UserError, match=r"2\.flac there is no such file; it was all right when the data were checked"):
+        Clips(rows)[2]
+
+
+def test_a_full_disk_is_told(rows: list[Utterance], monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("files.write", full)
+    with pytest.raises(UserError, match="No space left on device in .*: make room there"):
+        decode(paths_of(rows), keep=True)
+    assert not list((own_home / "audio").glob("*.bin"))

@@ -1,0 +1,136 @@
+"""The data check: each kind of bad row is named with its file and reason, and only those are refused."""
+
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from config import UserError
+from data import audio, speech
+from data.decoded import Fact
+from data.speech import Utterance
+from data.speech_check import Limits, checked, examined, mel_length, mel_lengths, problem
+from sounds import make_sound
+
+
+def utterance(path: Path, text: str = "hello there", speaker: str = "") -> Utterance:
+    return Utterance(str(path), text, 0.0, speaker)
+
+
+def letters(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def at_25(samples: int) -> int:
+    return samples // 640
+
+
+def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fine = [utterance(make_sound(tmp_path / f"fine{i}.wav", 2, seed=i)) for i in range(3)]
+    (tmp_path / "text.wav").write_text("not sound")
+    soundfile.write(tmp_path / "silent.wav", np.full(16000, 1e-4, np.float32), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(0, np.float32), 16000)
+    soundfile.write(tmp_path / "loud.wav", np.sign(np.sin(np.arange(32000))).astype(np.float32), 16000)
+    bad = {
+        utterance(tmp_path / "text.wav"): "unreadable: cannot be read as sound (Format not recognised)",
+        utterance(tmp_path / "none.wav"): "unreadable: there is no such file",
+        utterance(tmp_path / "nothing.wav"): "unreadable: holds no samples",
+        utterance(tmp_path / "silent.wav"): "silent: its loudest sample is at 1.0e-04 of full scale",
+        utterance(make_sound(tmp_path / "long.wav", 3.01, seed=5)):
+            "too long: 3.0 s are 301 frames, --max_mel_length is 300",
+        utterance(make_sound(tmp_path / "said.wav", 2, seed=6), ""): "unlabelled: no text, or none but punctuation",
+        utterance(make_sound(tmp_path / "much.wav", 2, seed=7), "x y" * 14):
+            "long text: 42 characters, --max_text_length is 40",
+        utterance(make_sound(tmp_path / "short.wav", 0.4, seed=8)): "not alignable: 10 frames, its 11 labels need 12",
+        utterance(Path(fine[2].path)): "judged by: the same recording is in another split",
+    }
+    clipped = utterance(tmp_path / "loud.wav")
+    splits = {"train": [*fine[:2], *bad, clipped], "validation": [fine[2]]}
+    limits = Limits(300, 40, labels=letters, frames=at_25)
+    with caplog.at_level(logging.INFO):
+        used, decoded, report = checked(splits, keep=True, limits=limits)
+    assert [Path(row.path).name for row in used["train"]] == ["fine0.wav", "fine1.wav", "loud.wav"]
+    assert all(row.seconds == 2 for row in used["train"])
+    assert report.refused == [("train", row.path, why) for row, why in bad.items()]
+    assert report.clipped == [("train", clipped.path, "clipped: 100.0% of its samples")]
+    assert (report.rows["train"], report.used["train"], report.seconds["train"]) == (12, 3, 6)
+    for row, why in bad.items():
+        assert f"train {row.path}: {why}" in caplog.text
+    assert "Data check: train: 3 of 12 rows, 0.00 h" in caplog.text
+    assert "refused: 3 unreadable, 1 silent, 1 too long, 1 unlabelled, 1 long text, 1 not alignable, 1 judged by" in (
+        caplog.text)
+
+
+def test_what_ctc_can_align_is_what_torch_can() -> None:
+    """A loss is infinite exactly where there is no alignment."""
+    def numbers(text: str) -> list[int]:
+        return ["abc".index(letter) + 1 for letter in text]
+
+    draw, refused = random.Random(0), 0
+    for _ in range(200):
+        text, frames = "".join(draw.choices("abc", k=draw.randint(1, 6))), draw.randint(1, 9)
+        fact = Fact("x", count=frames, peak=1.0)
+        limits = Limits(labels=numbers, frames=lambda samples: samples)
+        labels, scores = torch.tensor([numbers(text)]), torch.zeros(frames, 1, 4).log_softmax(-1)
+        loss = torch.nn.functional.ctc_loss(scores, labels, [frames], [len(text)])
+        why = problem(Utterance("x", text), fact, limits)
+        assert bool(why) == bool(loss.isinf()), (text, frames, why)
+        refused += bool(why)
+    assert 40 < refused < 160
+
+
+def test_what_is_played_faster_must_be_alignable_too() -> None:
+    row, fact = Utterance("x", "hello"), Fact("x", count=6 * 640, peak=1.0)
+    assert problem(row, fact, Limits(labels=letters, frames=at_25)) == ""
+    assert "5 frames" in problem(row, fact, Limits(labels=letters, frames=at_25, speed=0.1))
+
+
+def test_speech_without_texts_is_of_use_where_none_are_needed() -> None:
+    assert problem(Utterance("x", ""), Fact("x", count=10, peak=1.0), Limits(labelled=False)) == ""
+
+
+def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
+    def row(number: int, text: str, speaker: str) -> Utterance:
+        return utterance(make_sound(tmp_path / f"{number}.wav", 0.5, seed=number), text, speaker)
+
+    splits = {"train": [row(0, "a", "anna"), row(1, "b", "bo"), row(2, "c", "cy")],
+              "validation": [row(3, "a", "bo")], "test": [row(4, "c", "bo"), row(5, "d", "")]}
+    _, _, report = examined(splits, keep=False)
+    assert report.shared == {"speakers": 1, "texts": 2, "recordings": 0}
+    assert report.speakers == {"train": 3, "validation": 1, "test": 1}
+    assert "in training and judged by as well: 1 speakers, 2 texts, 0 recordings" in list(report.lines())
+
+
+def test_a_split_without_usable_rows_is_refused(tmp_path: Path) -> None:
+    good, gone = utterance(make_sound(tmp_path / "a.wav")), utterance(tmp_path / "b.wav")
+    with pytest.raises(UserError, match="none of the 1 validation recordings can be used: .*b.wav is unreadable"):
+        checked({"train": [good], "validation": [gone]}, keep=False)
+    with pytest.raises(UserError, match="none of the 0 validation recordings can be used$"):
+        checked({"train": [good], "validation": []}, keep=False)
+
+
+def test_percentiles_of_lengths() -> None:
+    seconds = [number / 100 for number in range(1, 1001)]  # 1 to 1000 frames
+    assert mel_lengths(seconds) == ("lengths in frames of 1/100 s: 50 % 500, 90 % 900, 95 % 950, 99 % 990, longest "
+                                    "1,000; --max_mel_length 1024 takes all")
+    at = [int(np.percentile(range(1, 1001), p, method="inverted_cdf")) for p in (50, 90, 95, 99, 100)]
+    assert at == [500, 900, 950, 990, 1000]
+    assert "longest 2,000; --max_mel_length 2048 takes all; 512 takes 99 %" in mel_lengths([*[5.0] * 999, 20.0])
+    assert "frames of 1/12.5 s" in mel_lengths([1.0], 12.5) and "longest 13;" in mel_lengths([1.0], 12.5)
+    assert [mel_length(seconds) for seconds in (0, 0.001, 1.0, 1.001)] == [0, 1, 100, 101]
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "speech"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the recordings are not at hand")
+def test_real_sentences_are_all_of_use() -> None:
+    splits = speech.read(str(REAL / "sentences"))
+    used, decoded, report = examined(splits, keep=False, limits=Limits(2048, 256, labels=letters, frames=at_25))
+    assert sum(map(len, used.values())) == 536 and not report.refused and report.shared["speakers"] == 0
+    assert sum(report.seconds.values()) == pytest.approx(37 * 60, rel=0.02)
+    assert audio.seconds(used["train"][0].path) == pytest.approx(used["train"][0].seconds)

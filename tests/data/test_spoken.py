@@ -1,0 +1,139 @@
+"""The embedded speech: enough different sentences, nothing judged by in training, the same bits from the same seed."""
+
+import hashlib
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config import UserError
+from data import audio, espeak, sentences, speech, spoken
+from data.espeak import Voice
+from data.speech_check import examined
+
+FEW = {"train": 12, "validation": 3, "test": 2}
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(b"".join(audio.read(each).tobytes() for each in sorted(path.glob("*.flac")))).hexdigest()
+
+
+def test_the_same_seed_is_the_same_sound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also with processes, and whatever was said before in the same one."""
+    first = spoken.build("spoken", sizes=FEW, workers=0)
+    monkeypatch.setenv("STOKER_HOME", str(tmp_path))
+    again = spoken.build("spoken", sizes=FEW, workers=2)
+    assert first != again and first.read_text() == again.read_text()
+    assert digest(first.parent) == digest(again.parent) and len(list(first.parent.glob("*.flac"))) == 17
+    assert spoken.build("spoken", sizes=FEW, seed=1, workers=0).read_text() != first.read_text()
+
+
+def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = spoken.build("spoken-digits", sizes=FEW, workers=0)
+    monkeypatch.setattr(espeak, "say", lambda *args: pytest.fail("was said again"))
+    assert spoken.build("spoken-digits", sizes=FEW) == path
+
+
+def test_what_a_killed_start_left_is_made_anew(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
+    say = espeak.say
+
+    def killed(text: str, voice: Voice) -> tuple[np.ndarray, int]:
+        if len(list(own_home.glob("spoken/half-*/*.flac"))) >= 1:
+            raise KeyboardInterrupt
+        return say(text, voice)
+
+    monkeypatch.setattr(espeak, "say", killed)
+    monkeypatch.setattr(spoken, "AT_ONCE", 1)
+    with pytest.raises(KeyboardInterrupt):
+        spoken.build("spoken", sizes=FEW, workers=0)
+    assert [path.name[:5] for path in own_home.glob("spoken/*/")] == ["half-"]
+    monkeypatch.setattr(espeak, "say", say)
+    path = spoken.build("spoken", sizes=FEW, workers=0)
+    assert len(list(path.parent.glob("*.flac"))) == 17 and not list(own_home.glob("spoken/half-*"))
+
+
+def test_each_sentence_can_be_heard() -> None:
+    splits = {"train": [row for _, row in speech.listed(str(spoken.build("spoken", sizes=FEW, workers=0)))]}
+    used, decoded, report = examined(splits, keep=False)
+    assert len(used["train"]) == 17 and not report.refused
+    assert all(0.5 < row.seconds < 8 for row in used["train"])
+    assert all(abs(row.seconds - told.seconds) < 1e-3 for row, told in zip(used["train"], splits["train"]))
+    assert len({fact.digest for fact in decoded.facts.values()}) == 17
+
+
+@pytest.mark.parametrize("name", ["spoken", "spoken-digits"])
+def test_nothing_judged_by_is_in_training(name: str) -> None:
+    lines = spoken.script(name, spoken.SIZES[name])
+    assert Counter(line.split for line in lines) == spoken.SIZES[name]
+    assert len({line.text for line in lines}) == len(lines), "each sentence once"
+    timbres = {split: {line.voice.name.partition("+")[2] for line in lines if line.split == split}
+               for split in spoken.SIZES[name]}
+    assert all(timbres.values()) and not timbres["train"] & (timbres["validation"] | timbres["test"])
+    assert not timbres["validation"] & timbres["test"]
+    assert len({line.voice.name for line in lines if line.split == "train"}) > 200
+    known = {word for line in lines if line.split == "train" for word in line.text.split()}
+    assert known >= {word for line in lines for word in line.text.split()}
+
+
+def test_the_grammar_says_ten_thousand_different_sentences_of_three_hundred_words() -> None:
+    lines = spoken.script("spoken", spoken.SIZES["spoken"])
+    words = {word for line in lines for word in line.text.split()}
+    assert len([line for line in lines if line.split == "train"]) == 10_000
+    assert words == sentences.vocabulary() and 290 <= len(words) <= 320
+    assert all(speech.normalised(line.text) == line.text for line in lines)
+    assert lines[0].text == "can you follow the tables on friday", "what older runs were trained on must not change"
+
+
+def test_no_two_words_of_the_grammar_sound_alike() -> None:
+    sounds: dict[bytes, str] = {}
+    for word in sorted(random.Random(0).sample(sorted(sentences.vocabulary()), 100)):
+        samples, _ = espeak.say(word)
+        assert sounds.setdefault(samples.tobytes(), word) == word
+
+
+def test_strings_of_digits() -> None:
+    lines = spoken.script("spoken-digits", spoken.SIZES["spoken-digits"])
+    lengths = Counter(len(line.text.split()) for line in lines)
+    assert set(lengths) == set(range(1, 8)) and {word for line in lines for word in line.text.split()} == {
+        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+
+
+def test_sentences_of_the_documentation_are_plain() -> None:
+    text = ("Return the number of items. This uses `x` and 3 others. See RFC 822 for it.\n\nThe lines\nare joined, if "
+            "need be, by a blank. Return the number of items. No. It doesn't matter what comes first.")
+    assert list(sentences.of_documentation([text])) == [
+        "Return the number of items", "The lines are joined, if need be, by a blank",
+        "It doesn't matter what comes first"]
+
+
+@pytest.mark.parametrize("name", ["en-us", "en-us+caleb", "en+Reed", "en-us+whisper", "en-029+Andy"])
+def test_a_voice_says_it_the_same_again(name: str) -> None:
+    """Also one that draws noise, and after something else was said."""
+    first, rate = espeak.say("the knife is under the bridge", Voice(name, 150))
+    espeak.say("something else", Voice("en-us+whisper"))
+    again, _ = espeak.say("the knife is under the bridge", Voice(name, 150))
+    assert rate == 22050 and (first == again).all() and np.abs(first).max() > 1000
+    assert len(espeak.say("the knife is under the bridge", Voice(name, 250))[0]) < 0.8 * len(first)
+
+
+def test_a_voice_that_does_not_exist_is_told() -> None:
+    with pytest.raises(ValueError, match="espeak-ng has no voice 'xx'"):
+        espeak.say("hello", Voice("xx"))
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spoken, "PACKAGES", ("espeakng_loader_not",))
+    with pytest.raises(UserError, match="made with espeakng_loader_not, which is not installed; install it: pip"):
+        spoken.build("spoken")
+
+
+def test_a_full_disk_leaves_nothing_half(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
+    def full(self: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device in .*: make room there"):
+        spoken.build("spoken", sizes=FEW, workers=0)
+    assert not list(own_home.glob("spoken/*/"))
