@@ -16,7 +16,8 @@ SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, before the c
 DONT_EXIT = 0x8000
 CHARACTERS = 1  # espeak_POSITION_TYPE
 UTF8 = 1
-RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
+RATE, VOLUME, PITCH, RANGE = 1, 2, 3, 4  # espeak_PARAMETER
+SOFTER = 40  # percent: at 100 some of the voices are clipped
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -66,7 +67,7 @@ def _said(library: ctypes.CDLL, text: str, voice: Voice) -> tuple["np.ndarray", 
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.name.encode()):
         raise ValueError(f"espeak-ng has no voice {voice.name!r}")
-    for parameter, value in ((RATE, voice.rate), (PITCH, voice.pitch), (RANGE, voice.range)):
+    for parameter, value in ((RATE, voice.rate), (VOLUME, SOFTER), (PITCH, voice.pitch), (RANGE, voice.range)):
         library.espeak_SetParameter(parameter, value, 0)
     data = text.encode() + b"\0"
     if library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, CHARACTERS, 0, UTF8, None, None):

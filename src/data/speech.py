@@ -98,7 +98,7 @@ def listed(name: str) -> Iterator[tuple[str, Utterance]]:
     if name in NAMES:
         yield from _csv(_made(name))
         return
-    path = Path(os.path.expanduser(name))
+    path = Path(os.path.expanduser(name)).absolute()
     if path.is_dir():
         yield from _folder(path)
     elif path.is_file():

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BUILDER = 1  # raise it when other sound, or other sentences, come out
+BUILDER = 2  # raise it when other sound, or other sentences, come out
 SIZES = {
     "spoken": {"train": 10_000, "validation": 500, "test": 500},
     "spoken-digits": {"train": 3_000, "validation": 200, "test": 200},

@@ -1,0 +1,67 @@
+"""./run/data.sh: what is wrong with data is found, named and told by the exit code."""
+
+from pathlib import Path
+
+import pytest
+
+from desk import Desk
+from sounds import make_sound
+
+
+@pytest.fixture
+def recordings(desk: Desk) -> Path:
+    for i in range(40):
+        make_sound(desk.folder / "speech" / f"{i}.wav", 0.5 + i / 20, seed=i)
+    rows = [f"{i}.wav,said in number {i}" for i in range(40)]
+    (desk.folder / "speech" / "a.csv").write_text("wav,text\n" + "\n".join(rows) + "\n")
+    return desk.folder / "speech"
+
+
+def test_check_and_mel_lengths(desk: Desk, recordings: Path) -> None:
+    ran = desk.call("data.sh", "check", str(recordings / "a.csv"), "--downsample_time", "2")
+    assert ran.returncode == 0, ran.stderr
+    first, second, refused, shared, lengths, ctc = ran.stdout.splitlines()
+    assert first == "train: 38 of 38 rows, 0.02 h" and second.startswith("validation: 2 of 2 rows")
+    assert (refused, shared) == ("refused: none",
+                                 "in training and judged by as well: 0 speakers, 0 texts, 0 recordings")
+    (recordings / "3.wav").write_text("no sound")
+    ran = desk.call("data.sh", "check", "a.csv", "--max_mel_length", "200", cwd=recordings)
+    assert ran.returncode == 1 and f"\t{recordings}/3.wav\tunreadable: cannot be read as sound" in ran.stdout
+    assert ran.stdout.count("too long: ") == 9, ran.stdout
+    ran = desk.call("data.sh", "mel_lengths", "--csv", str(recordings / "a.csv"), "--talker")
+    assert ran.returncode == 1 and "39 recordings, 0.02 h\nlengths in frames of 1/12.5 s: 50 % 19" in ran.stdout
+    assert ran.stdout.splitlines()[-1].startswith(f"{recordings}/3.wav cannot be read as sound")
+
+
+def test_strings_are_data_again(desk: Desk, recordings: Path) -> None:
+    ran = desk.call("data.sh", "strings", str(recordings / "a.csv"), str(desk.folder / "out"), "--count", "5")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == f"{desk.folder}/out/manifest.csv\n" and len(list((desk.folder / "out").glob("*.flac"))) == 5
+
+
+MISTAKES = [
+    (["chekc", "a"], "which of check, mel_lengths, download, strings? 'chekc' is none of them"),
+    (["check"], "check takes DATA"),
+    (["check", "/nowhere"], "/nowhere: there is no such file or folder"),
+    (["check", "a", "b"], "check takes DATA, not 2: a b"),
+    (["check", "spoken", "--max_mel_lenght", "3"], "there is no flag --max_mel_lenght; did you mean --max_mel_length?"),
+    (["download"], "download what? --dataset librispeech-100, "),
+    (["download", "--dataset", "librispech-100"], "did you mean librispeech-100?"),
+    (["download", "--modality", "image"], "--modality image: there is nothing to fetch by name for it"),
+    (["check", "librispeech-100"], "is not on this machine: ./run/data.sh download --dataset librispeech-100"),
+]
+
+
+@pytest.mark.parametrize("argv, why", MISTAKES)
+def test_a_mistake_is_one_line(desk: Desk, argv: list[str], why: str) -> None:
+    ran = desk.call("data.sh", *argv)
+    assert (ran.returncode, ran.stdout) == (2, "") and ran.stderr.startswith("data.sh: ")
+    assert why in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
+
+
+def test_without_the_hub_a_download_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    ran = desk.call("data.sh", "download", "--modality", "audio_asr")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", (
+        "data.sh: librispeech-100: the Hugging Face hub (http://127.0.0.1:9) cannot be reached (Connection refused); "
+        "connect, and try again\n"))
