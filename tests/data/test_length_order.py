@@ -82,3 +82,9 @@ def test_smaller_parts_and_gaps_leave_the_steps_as_they_are() -> None:
         assert sum(holed.rows(step), []) == [row for row in rows if step < 2 or row != gone]
     with pytest.raises(MemoryError, match="smaller ones are another loss"):
         order.halved(False)
+
+
+def test_only_one_batch_has_a_rest() -> None:
+    """What does not fill a batch goes with the next shorter rows."""
+    lengths = tuple(length for length in (1.0, 0.7, 0.45, 0.3) for _ in range(5))
+    assert LengthOrder(20, 4, 1, 0, lengths=lengths).steps_per_epoch == 5
