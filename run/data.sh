@@ -3,7 +3,7 @@
 #
 #   ./run/data.sh check DATA [OPTIONS]
 #   ./run/data.sh mel_lengths [--csv] DATA [--talker]
-#   ./run/data.sh download (--dataset NAME | --modality NAME)
+#   ./run/data.sh download (--dataset NAME | --modality NAME | --repository NAME --out FOLDER)
 #   ./run/data.sh strings DATA FOLDER [OPTIONS]
 #
 #   DATA   speech: a CSV file (audio_path,transcription or wav,text), a folder of sound files with their texts, or
@@ -26,6 +26,9 @@
 #
 #   --dataset NAME         librispeech-100, librispeech-460, librispeech-960, wikitext, wikitext-103
 #   --modality NAME        audio_asr (librispeech-100) or text (wikitext)
+#   --repository NAME      any other data set with sound: USER/NAME of the hub, or a folder in its form (parquet)
+#   --config_name NAME     which of its configurations
+#   --out FOLDER           where to; its manifest.csv is what --dataset takes
 #
 # strings makes strings of words, such as numbers, out of recordings of single words, each by one speaker.
 #

@@ -42,6 +42,9 @@ class Download:
 
     dataset: str | None = opt(None, "which", choices=(*speech.PUBLISHED, *hub.CONFIGS))
     modality: str | None = opt(None, "what for", choices=MODALITIES)
+    repository: str = opt("", "any other data set with sound: USER/NAME of the hub, or a folder in its form")
+    config_name: str | None = opt(None, "which of its configurations")
+    out: str = opt("", "the folder to put it into")
 
 
 @dataclass
@@ -128,13 +131,16 @@ def mel_lengths(cfg: MelLengths, data: str) -> int:
 
 
 def download(cfg: Download) -> int:
+    from data import published
+
+    if cfg.repository:
+        print(published.copy(cfg.repository, cfg.config_name, Path(cfg.out)))
+        return DONE
     name = cfg.dataset or DOWNLOADS[str(cfg.modality)]
     if name in hub.CONFIGS:
         print(f"{name}: " + ", ".join(f"{len(texts):,} {split}" for split, texts in hub.articles(name).items())
               + " articles")
         return DONE
-    from data import published
-
     print(f"--dataset {name}: {published.download(name)}")
     return DONE
 
@@ -152,6 +158,8 @@ def _known(cfg: Any, data: str, *others: str) -> list[str]:
 
 
 def _fetched(cfg: Download) -> list[str]:
+    if cfg.repository:
+        return [] if cfg.out else [f"--repository {cfg.repository}: --out names the folder to put it into"]
     if cfg.dataset or cfg.modality in DOWNLOADS:
         return []
     if not cfg.modality:

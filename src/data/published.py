@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import files
 from config import UserError
 from data import hub
+from data.speech import COLUMNS, SPLIT_NAMES
 from progress import announced, mark
 
 if TYPE_CHECKING:
@@ -30,9 +32,9 @@ class Source:
     """Where a data set lies; `splits`: their name of a part -> ours."""
 
     repository: str
-    config: str
+    config: str | None
     splits: Mapping[str, str]
-    gigabytes: float
+    gigabytes: float = 0.0
 
 
 LIBRISPEECH = "openslr/librispeech_asr"
@@ -68,6 +70,32 @@ def download(name: str) -> Path:
     return path
 
 
+def copy(repository: str, config: str | None, folder: Path) -> Path:
+    """Any other data set with sound, of the hub or a folder in the hub's form, as sound files in `folder`; returns the
+    manifest. Raises UserError."""
+    path = folder / "manifest.csv"
+    if path.exists():
+        return path
+    if not Path(repository).exists() and (why := hub.away(repository)):
+        raise UserError(f"{repository}: {why}; connect, and try again")
+    _fetch_all(repository, Source(repository, config, _splits_of(repository, config)), path)
+    return path
+
+
+def _splits_of(repository: str, config: str | None) -> dict[str, str]:
+    from datasets import get_dataset_split_names
+
+    hub.quieten()
+    try:
+        names = get_dataset_split_names(repository, config)
+    except hub.errors() as error:
+        raise UserError(f"{repository}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    ours = {name: SPLIT_NAMES.get(re.split(r"[._-]", name)[0]) for name in names}
+    if unknown := [name for name, split in ours.items() if split is None]:
+        raise UserError(f"{repository}: whether {', '.join(unknown)} is to train on or to judge by is not known")
+    return {name: split for name, split in ours.items() if split}
+
+
 def _folder(name: str) -> Path:
     return files.home() / "speech" / name
 
@@ -76,8 +104,8 @@ def _fetch_all(name: str, source: Source, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.tidy(path.parent)
     parts = [_Part(path.parent, source, theirs, ours) for theirs, ours in source.splits.items()]
-    log.info("Fetching %s from %s into %s (about %g GB; interrupted, the same command goes on)", name, hub.endpoint(),
-             path.parent, source.gigabytes)
+    size = f"about {source.gigabytes:g} GB; " if source.gigabytes else ""
+    log.info("Fetching %s into %s (%sinterrupted, the same command goes on)", name, path.parent, size)
     try:
         with announced(lambda: f"Fetching {name}: {sum(part.count for part in parts):,} recordings so far"):
             for part in parts:
@@ -136,7 +164,8 @@ class _Part:
         content = sound["bytes"] if sound["bytes"] is not None else Path(sound["path"]).read_bytes()
         (self.folder / name).write_bytes(content)
         mark()
-        return _csv_line([name, each["text"], each.get("speaker_id", ""), self.ours])
+        text, speaker = (next((each[key] for key in COLUMNS[what] if key in each), "") for what in ("text", "speaker"))
+        return _csv_line([name, text, speaker, self.ours])
 
     def _write_note(self, pending: list[str], state: Any, *, done: bool = False) -> None:
         files.append(self.rows, "".join(pending), sync=True)

@@ -118,6 +118,16 @@ def test_a_download_that_fails_says_what_is_kept(copy: Path, monkeypatch: pytest
         published.download("librispeech-100")
 
 
+def test_any_other_repository(copy: Path, tmp_path: Path) -> None:
+    path = published.copy(str(copy), "all", tmp_path / "out")
+    splits = speech.read(str(tmp_path / "out"))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 25, "validation": 4, "test": 8}
+    assert splits["test"][7].text == "test other number 2 so" and splits["test"][7].speaker == "102"
+    assert published.copy(str(copy), "all", tmp_path / "out") == path
+    with pytest.raises(UserError, match="BuilderConfig 'none' not found"):
+        published.copy(str(copy), "none", tmp_path / "other")
+
+
 def test_larger_ones_hold_the_smaller() -> None:
     parts = [list(published.SOURCES[name].splits) for name in speech.PUBLISHED[1:]]
     assert [len(each) for each in parts] == [4, 5] and set(parts[0]) < set(parts[1])
