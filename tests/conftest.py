@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import wheels
+
+wheels.torchaudio()  # before transformers imports it as it is, and fails where its compiled part cannot load
+
 # a shell without job control lets what it starts in the background ignore Ctrl-C, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

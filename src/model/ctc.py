@@ -161,5 +161,5 @@ def _likeliest_states(log_probs: np.ndarray, labels: Sequence[int], blank: int) 
     state = len(units) - 1 if not labels or score[-1] >= score[-2] else len(units) - 2
     for t in range(len(log_probs) - 1, -1, -1):
         states[t] = state
-        state -= steps[t, state]
+        state -= int(steps[t, state])
     return states

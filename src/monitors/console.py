@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RATES = ("wer", "cer", "acc", "_share")  # told in percent
+
 
 @dataclass
 class Console(Callback):
@@ -81,6 +83,8 @@ def words(metrics: dict[str, float], prefix: str) -> str:
 
 
 def _short(name: str, value: float) -> str:
+    if name.endswith(RATES):
+        return f"{value:.1%}"
     return f"{value:.1f}" if name.endswith("ppl") else f"{value:.3f}"
 
 

@@ -33,12 +33,12 @@ def hand_out(trainer: Trainer, run: RunDir) -> None:
     best = _best(trainer) if trainer.best_step >= 0 else None
     restore = best is not None and trainer.cfg.early_stopping and trainer.cfg.early_stop_restore_best
     if not restore:
-        _export(trainer, folders["final"], trainer.step)
+        _export(trainer, run, folders["final"], trainer.step)
     if best is not None:
         _load(trainer, best)
-        _export(trainer, folders["best"], trainer.best_step)
+        _export(trainer, run, folders["best"], trainer.best_step)
         if restore:
-            _export(trainer, folders["final"], trainer.best_step)
+            _export(trainer, run, folders["final"], trainer.best_step)
         log.info("Best model saved: %s (%s %.4f at step %d)", folders["best"], trainer.stage.best[0], trainer.best,
                  trainer.best_step)
     if trainer.cfg.delete_snapshots_after_training:
@@ -106,14 +106,15 @@ def _load(trainer: Trainer, snapshot: Path) -> None:
         ema.load_state_dict(state["callbacks"][ema.key]["state"])
 
 
-def _export(trainer: Trainer, folder: Path, step: int) -> None:
+def _export(trainer: Trainer, run: RunDir, folder: Path, step: int) -> None:
     """Write a model folder whole, or not at all."""
     hidden = folder.with_name(f".{folder.name}")
     shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
     hidden.mkdir()
     with _averaged(trainer):
         trainer.stage.export(trainer.model, hidden)
-    pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg))
+    scores = pretrained.scores(run, step)
+    pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg), scores)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(hidden, folder)
     files.sync_folder(folder.parent)

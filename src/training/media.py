@@ -32,3 +32,13 @@ class Sound:
 
 
 Media = Union[Text, Histogram, Picture, Sound]
+
+
+def heat_map(values: "np.ndarray") -> Picture:
+    """(height, width), the first row at the bottom -> a picture, dark where values are low."""
+    import matplotlib
+    import numpy as np
+
+    low, high = values.min(), values.max()
+    colours = matplotlib.colormaps["magma"]((values[::-1] - low) / max(high - low, 1e-9))[..., :3]
+    return Picture((colours * 255).round().astype(np.uint8))

@@ -20,6 +20,7 @@ import config
 import files
 from config import Parsed, UserError
 from daemon import registry
+from daemon.journal import Journal
 from daemon.rundir import RunDir
 from training import manifest
 from training.stage import Stage
@@ -40,6 +41,7 @@ class Pretrained:
     step: int = -1
     options: Mapping[str, Any] = field(default_factory=dict)  # those that they were trained with
     run: RunDir | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)  # of the evaluation at that step
 
     def __str__(self) -> str:
         return f"{self.folder}, step {self.step}" if self.step >= 0 else str(self.folder)
@@ -90,9 +92,15 @@ def of_run(run: RunDir) -> Pretrained:
     raise UserError(f"run {run.name} has no weights yet: the first are saved when its training begins")
 
 
-def note(folder: Path, stage: str, step: int, options: Mapping[str, Any]) -> None:
+def note(folder: Path, stage: str, step: int, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
     """Write beside an exported model what is known of it."""
-    files.write_json(folder / MADE_BY, {"stage": stage, "step": step, "options": dict(options)})
+    files.write_json(folder / MADE_BY, {"stage": stage, "step": step, "options": dict(options), "scores": dict(scores)})
+
+
+def scores(run: RunDir, step: int) -> dict[str, float]:
+    """What the evaluation at a step found, as the journal has it; empty where there was none."""
+    row = next((row for row in Journal(run.metrics).rows() if row["step"] == step), {})
+    return {name: value for name, value in row.items() if name.startswith("eval/")}
 
 
 def _of_snapshot(snapshot: Path) -> Pretrained:
@@ -101,7 +109,8 @@ def _of_snapshot(snapshot: Path) -> Pretrained:
     except manifest.Damaged as damage:
         raise UserError(f"snapshot {snapshot} is damaged: {damage}; name another one") from damage
     run = _run_around(snapshot)
-    return Pretrained(snapshot, True, run.status().stage if run else "", known["step"], known["made_by"]["config"], run)
+    stage, found = (run.status().stage, scores(run, known["step"])) if run else ("", {})
+    return Pretrained(snapshot, True, stage, known["step"], known["made_by"]["config"], run, found)
 
 
 def _of_model(folder: Path) -> Pretrained:
@@ -110,7 +119,8 @@ def _of_model(folder: Path) -> Pretrained:
                         "transformers converts: from_pretrained(...).save_pretrained(...)")
     try:
         known = json.loads((folder / MADE_BY).read_text())
-        return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder))
+        return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder),
+                          known.get("scores", {}))
     except FileNotFoundError:  # another program's
         return Pretrained(folder, False, run=_run_around(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -123,3 +123,12 @@ def test_blanks_are_counted_where_frames_count() -> None:
     logits[0, :3, BLANK] = 1
     logits[1, 4, BLANK] = 1
     assert int(ctc.blanks(logits, torch.tensor([5, 4]), blank=BLANK)) == 3
+
+
+def test_a_long_alignment_is_found_too() -> None:
+    labels = [unit % 2 for unit in range(500)]
+    log_probs = np.full((1500, 3), -9.0)
+    log_probs[np.arange(1500), np.ravel([[BLANK, label, label] for label in labels])] = -0.001
+    spans = ctc.align(log_probs, labels, blank=BLANK)
+    assert [(span.start, span.end) for span in spans] == [(3 * i + 1, 3 * i + 3) for i in range(500)]
+    assert ctc.beam_search(log_probs, blank=BLANK, width=4)[0][0] == labels

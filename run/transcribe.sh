@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Write down what is said in sound files, with an audio encoder that was trained here.
+#
+#   ./run/transcribe.sh FILE... [OPTIONS]
+#
+#   FILE                   WAV, FLAC, OGG, MP3, of any rate and length; a folder: all in it; -: one on standard input
+#
+#   --model RUN            a run (its name, the beginning of it, its PID or its folder, also while it trains), a snapshot or
+#                          a model folder (default: the newest finished run of run_train_audio_enc.sh)
+#   --json                 a line of JSON for each file: text, confidence, and words with their times in seconds
+#   --beam N               search for the likeliest text with N at a time (default 1: the likeliest unit of each frame)
+#   --window_seconds S     a longer recording is heard in windows of this length (default 10)
+#   --overlap_seconds S    by which windows overlap (default 2)
+#   --device NAME          auto, cpu, cuda, cuda:N or mps (default auto)
+#
+# Which model hears, and how well it did when it was evaluated, is told on standard error. Standard output carries the
+# transcripts and nothing else: of one file its text, of several a line each, the file and a tab before it.
+
+# shellcheck source=run/lib.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
+
+if (($# == 0)) || among --help "$@" || among -h "$@"; then
+  usage
+else
+  "$(any_python)" -P -m inference.transcribe --check "$@"
+  setup
+  exec "${VENV}/bin/python" -P -m inference.transcribe "$@"
+fi

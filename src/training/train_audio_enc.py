@@ -1,0 +1,358 @@
+"""Audio encoder of speech: log-mel, strided convolutions, transformer; trained as a recogniser by CTC."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
+    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+
+import files
+from config import UserError, opt
+from data import speech
+from training.options import Options
+from training.stage import Batch, Ratio, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from data.clips import Clip, Clips
+    from data.loader import Order
+    from data.tokenizers import Tokenizer
+    from model.speech_encoder import Recognizer
+    from training.callback import Callback
+    from training.media import Media
+    from training.pretrained import Pretrained
+
+log = logging.getLogger(__name__)
+
+UNITS = ("chars", "bpe")
+SHAPE = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time")
+MASKS = 2  # bands and stretches of time that SpecAugment blanks out, of each
+SHOWN = 8  # transcripts
+MASK_DRAWS = 1  # tells the random numbers of SpecAugment from those that change the sound of the same row
+
+
+@dataclass
+class Speech:
+    """What speech"""
+
+    dataset: str = opt("spoken", f"{', '.join(speech.SPOKEN)} (made here by espeak-ng), {', '.join(speech.PUBLISHED)}, "
+                       "a CSV file (audio_path,transcription), or a folder of sound files with their texts",
+                       path=speech.NAMES, aliases=("data_path", "csv"))
+    extra_dataset: str = opt("", "train on this one's training part too; nothing is judged by it", path=speech.NAMES)
+    held_out: str = opt("", "speakers to validate by, with commas between them (default: the data's own split, else 5 "
+                        "% of the speakers or texts)")
+    shared_texts: bool = opt(False, "texts that are judged by may be trained on, said by others: for digits, commands")
+    max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms; longer ones are left out", ge=16)
+    max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
+    cache_audio: bool = opt(True, "keep all recordings decoded on disk (115 MB an hour) instead of decoding them in "
+                            "each epoch", may_change=True)
+    batch_seconds: float = opt(0.0, "most seconds of sound in a micro-batch, padding included (0: --batch_size decides "
+                               "alone)", ge=0)
+
+
+@dataclass
+class Augmentation:
+    """How the training speech is changed, anew in each epoch (0: not)"""
+
+    speed: float = opt(0.1, "play faster or slower, and higher or lower, by up to this share", ge=0, le=0.5)
+    gain: float = opt(6.0, "louder or fainter by up to so many dB", ge=0, le=40)
+    noise: float = opt(0.0, "white noise at least so many dB below the speech, in half the rows", ge=0)
+    mask_bands: int = opt(12, "SpecAugment: widest of two bands that are blanked out", ge=0)
+    mask_time: float = opt(0.08, "SpecAugment: longest of two stretches of time that are blanked out, as a share of "
+                           "the recording", ge=0, le=0.5)
+
+
+@dataclass
+class Architecture:
+    """What model"""
+
+    units: str = opt("chars", "what the head tells apart: chars (those of the training texts), bpe (pieces "
+                     "trained on them), or PATH/tokenizer.json", path=UNITS)
+    vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
+    num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
+    downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
+    d_model: int = opt(192, "width", ge=2, usual=(64, 2048), aliases=("n_embd",))
+    num_heads: int = opt(3, "attention heads; they divide the width into even parts", ge=1, le=32,
+                         aliases=("n_head", "n_heads"))
+    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
+    d_ff: int = opt(768, "width inside a block's feed-forward part", ge=1)
+    dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.d_model % (2 * self.num_heads):
+            found.append(f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into even parts: take "
+                         "another")
+        if self.downsample_time not in (2, 4, 8):
+            found.append(f"--downsample_time must be 2, 4 or 8, is {self.downsample_time}")
+        return found
+
+
+@dataclass
+class Config(Options, Architecture, Augmentation, Speech):
+    """The audio encoder's options."""
+
+
+def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
+    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
+
+
+class AudioEncoder(Stage):
+    """Trains an audio encoder on speech, in the foreground. (./run/run_train_audio_enc.sh: in the background.)
+
+    A sample is an utterance. `loss` is -log of the probability of the text, for each of its units; `ctc_loss` the same
+    for each utterance.
+    """
+
+    name = "audio_enc"
+    Config = Config
+    best = "eval/wer", "min"
+    presets = {
+        "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
+        "tiny": shape(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
+        "small": shape(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
+        "medium": shape(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
+    }
+
+    @classmethod
+    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
+        problems = speech.check(cfg.dataset)
+        if cfg.extra_dataset:
+            problems += [line.replace("--dataset", "--extra_dataset") for line in speech.check(cfg.extra_dataset)]
+        if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
+            problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
+        return problems
+
+    @classmethod
+    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Compiled only where that was asked for: it wants every recording padded to the same length."""
+        return replace(cfg, compile=bool(cfg.compile)), []
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        from data import speech_check
+        from data.speech_check import Limits
+        from data.units import open_units
+
+        cfg = self.cfg
+        found = _splits(cfg)
+        own = self.folder / "tokenizer.json"  # a run that goes on keeps the units it began with
+        kind = str(own) if own.exists() else cfg.units
+        self.units: Tokenizer = open_units(kind, cfg.vocab_size, [each.text for each in found["train"]])
+        self.utterances, self.decoded, report = speech_check.checked(found, keep=cfg.cache_audio, limits=Limits(
+            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self._labels,
+            frames=self._frames, speed=cfg.speed))
+        self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
+
+    def _labels(self, text: str) -> list[int]:
+        return self.units.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
+
+    def _frames(self, samples: int) -> int:
+        """Of the CTC head."""
+        from model.mel import HOP_LENGTH
+
+        return -(-(samples // HOP_LENGTH) // int(self.cfg.downsample_time))
+
+    def _advise(self, refused: int) -> None:
+        rate = 100 / self.cfg.downsample_time
+        log.info("Units: %s, %s of them and the blank; %g frames a second", self.units.name,
+                 f"{self.units.vocab_size - 1:,}", rate)
+        if refused:
+            log.warning("%s recordings have more units than frames at %g a second, some when played faster: a smaller "
+                        "--downsample_time, --units bpe or a smaller --speed takes them in", f"{refused:,}", rate)
+
+    def dataset(self, split: str) -> "Clips":
+        from data.clips import Augmentation as Changes
+        from data.clips import Clips
+
+        cfg, rows = self.cfg, self.utterances[split]
+        if split != "train":
+            return Clips(rows, decoded=self.decoded)
+        changes = Changes(speed=cfg.speed, gain=cfg.gain, noise=cfg.noise)
+        return Clips(rows[:cfg.max_samples or None], decoded=self.decoded, augmentation=changes, seed=cfg.seed)
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.utterances)
+
+    def order(self) -> "Order":
+        from data.loader import LengthOrder
+
+        cfg, rows = self.cfg, self.dataset("train").utterances
+        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
+                           lengths=tuple(each.seconds for each in rows), batch_seconds=cfg.batch_seconds)
+
+    def collate(self, samples: "list[Clip]") -> Batch:
+        """waveforms (B, N) float32, samples (B,) of each; labels one utterance after the other, label_lengths (B,);
+        masks (B, K, 4) uniform draws for SpecAugment; texts and seconds as they are."""
+        import numpy as np
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        labels = [torch.tensor(self._labels(clip.text), dtype=torch.long) for clip in samples]
+        waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
+        if self.cfg.compile:
+            waveforms = torch.nn.functional.pad(waveforms, (0, self._longest() - waveforms.shape[1]))
+        masks = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, MASK_DRAWS)).random((MASKS, 4))
+                 for clip in samples]
+        return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
+                "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
+                "masks": torch.tensor(np.stack(masks), dtype=torch.float32), "texts": [clip.text for clip in samples],
+                "seconds": sum(len(clip.waveform) for clip in samples) // 16000}
+
+    def _longest(self) -> int:
+        """Samples of the longest recording that can come, played as slow as it may be."""
+        from model.mel import HOP_LENGTH
+
+        return int(self.cfg.max_mel_length * HOP_LENGTH / (1 - self.cfg.speed)) + HOP_LENGTH
+
+    def fingerprint(self) -> str:
+        return "/".join(self.made_from().values())
+
+    def made_from(self) -> dict[str, str]:
+        rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]
+        sound = self.decoded.fingerprint() + json.dumps(rows)
+        return {"speech": hashlib.sha256(sound.encode()).hexdigest(), "units": self.units.fingerprint}
+
+    def begin(self) -> None:
+        self.units.save(self.folder)
+
+    def size(self, batch: Batch) -> dict[str, int]:
+        return {"samples": len(batch["texts"]), "audio_sec": batch["seconds"]}
+
+    # -- model --------------------------------------------------------------------------------------------------
+
+    def model(self) -> "Recognizer":
+        from model.speech_encoder import Recognizer, SpeechEncoder
+
+        sizes = {name: getattr(self.cfg, name) for name in SHAPE}
+        encoder = SpeechEncoder(**sizes, dropout=self.cfg.dropout)
+        return Recognizer(self.units.vocab_size, encoder, self.cfg.num_mels)
+
+    def blocks(self, model: Any) -> list["nn.Module"]:
+        return list(model.encoder.blocks)
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        return self._figures(*self._logits(model, batch), batch)
+
+    def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
+        """Of the units, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""
+        from model.mel import spec_augment
+
+        mel, frames = model.mel(batch["waveforms"], batch["samples"])
+        if model.training:
+            mel = spec_augment(mel, frames, batch["masks"], widest_band=self.cfg.mask_bands,
+                               longest_time=self.cfg.mask_time)
+        return model(mel, frames)  # type: ignore[no-any-return]
+
+    def _figures(self, logits: "Tensor", lengths: "Tensor", batch: Batch) -> tuple[Ratio, dict[str, Ratio]]:
+        from model import ctc
+
+        blank = self.units.end_of_text
+        total = ctc.ctc_loss(logits, lengths, batch["labels"], batch["label_lengths"], blank=blank)
+        return Ratio(total, len(batch["labels"])), {
+            "ctc_loss": Ratio(total.detach(), len(batch["texts"])),
+            "blank_share": Ratio(ctc.blanks(logits, lengths, blank=blank), lengths.sum())}
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        """Beside the loss, word and character error rates: edit distances over the lengths of the references."""
+        logits, lengths = self._logits(model, batch)
+        loss, extras = self._figures(logits, lengths, batch)
+        found, said = [text.split() for text in self._heard(logits, lengths)], [text.split() for text in batch["texts"]]
+        return {"loss": loss, **extras, "wer": error_rate(said, found),
+                "cer": error_rate(map(" ".join, said), map(" ".join, found))}
+
+    def _heard(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
+        from model import ctc
+
+        return [self.units.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.units.end_of_text)]
+
+    def samples(self, model: Any) -> "dict[str, Media]":
+        """Transcripts below what was said, and the spectrogram and the sound of the first."""
+        from data import audio
+        from training import device as devices
+        from training.media import Sound, Text, heat_map
+
+        rows = self.dataset("validation")
+        clips = [rows[row] for row in range(min(SHOWN, len(rows)))]
+        batch = devices.move(self.collate(clips), model.head.weight.device)
+        mel, frames = model.mel(batch["waveforms"], batch["samples"])
+        heard = self._heard(*model(mel, frames))
+        lines = [f"said   {clip.text}\nheard  {text}" for clip, text in zip(clips, heard)]
+        return {"text/transcripts": Text("\n".join(lines)),
+                "picture/spectrogram": heat_map(mel[0, :frames[0]].cpu().numpy().T),
+                "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE)}
+
+    def callbacks(self) -> "list[Callback]":
+        from daemon.rundir import RunDir
+        from monitors.blanks import Blanks
+
+        return [Blanks(RunDir(self.folder).alerts)]
+
+    # -- out, and in again --------------------------------------------------------------------------------------
+
+    def export(self, model: Any, folder: Path) -> None:
+        """model.safetensors, config.json with the sizes, tokenizer.json with the units."""
+        import safetensors.torch
+
+        weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+        files.write(folder / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
+        files.write_json(folder / "config.json", {
+            "model_type": "stoker_audio_enc", **{name: getattr(self.cfg, name) for name in SHAPE},
+            "vocab_size": self.units.vocab_size, "blank": self.units.end_of_text})
+        self.units.save(folder)
+
+    def load(self, model: Any, folder: Path) -> None:
+        from model import weights
+
+        weights.load(model, folder)
+
+    @classmethod
+    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+        """Shape and units."""
+        if not pretrained.options:
+            raise UserError(f"{pretrained} is of another program: this stage reads what run_train_audio_enc.sh makes")
+        places = (pretrained.folder, *([pretrained.run.path] if pretrained.run else []))
+        units = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
+        if units is None:
+            raise UserError(f"{pretrained.folder} has no tokenizer.json, so its units are not known: put it there")
+        return {**{name: pretrained.options[name] for name in SHAPE}, "units": str(units)}
+
+    def reopen(self) -> None:
+        from data.units import open_units
+
+        own = self.folder / "tokenizer.json"
+        self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, [])
+
+
+def _splits(cfg: Any) -> speech.Splits:
+    """What the options name; of the extra data the training part, without the texts that are judged by."""
+    held_out = [name.strip() for name in cfg.held_out.split(",") if name.strip()]
+    found = speech.read(cfg.dataset, held_out=held_out, shared_texts=cfg.shared_texts)
+    if cfg.extra_dataset:
+        judged = {each.text for split, rows in found.items() if split != "train" for each in rows}
+        extra = speech.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
+        found["train"] += [each for each in extra if cfg.shared_texts or each.text not in judged]
+    return found
+
+
+def error_rate(references: Iterable[Any], found: Iterable[Any]) -> Ratio:
+    """Insertions, deletions and substitutions of words or characters, and how many there should be."""
+    import wheels
+
+    distance = wheels.torchaudio().functional.edit_distance
+    pairs = list(zip(references, found, strict=True))
+    return Ratio(sum(distance(reference, heard) for reference, heard in pairs), sum(len(pair[0]) for pair in pairs))
+
+
+if __name__ == "__main__":
+    from training.launch import main
+
+    main(AudioEncoder)

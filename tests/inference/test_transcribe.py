@@ -1,0 +1,125 @@
+"""A recogniser that has learned tones for letters, and what the command writes down with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import made_speech
+from daemon.rundir import PROJECT, RunDir
+from data import audio
+from toys import new_run, session
+from training.train_audio_enc import AudioEncoder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Trained on three speakers, to hear texts of a fourth that were never said."""
+    folder = tmp_path_factory.mktemp("speech")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOKER_HOME", str(folder / "home"))
+        sitting = session(AudioEncoder, new_run(folder, AudioEncoder), dataset=str(made_speech.write(folder, 300)),
+                          d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.0, num_mels=40, mask_bands=6,
+                          batch_size=16, grad_accum_steps=1, max_steps=150, lr=5e-3, warmup_steps=15, log_interval=50,
+                          eval_interval=150, snapshot_interval=0, held_out="david")
+        with sitting.run.lock():
+            assert sitting.train().state == "finished"
+    return sitting.run
+
+
+def transcribe(run: RunDir, *argv: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-P", "-m", "inference.transcribe", "--model", str(run.path), *map(str, argv)]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1"},
+                          input=stdin, capture_output=True, timeout=120)
+
+
+def recording(path: Path, text: str) -> Path:
+    audio.write(path, made_speech.said(text))
+    return path
+
+
+def test_it_writes_down_what_was_said_and_says_by_which_model(run: RunDir, tmp_path: Path) -> None:
+    """The text was in no training row."""
+    ran = transcribe(run, recording(tmp_path / "a.flac", "fade bag"))
+    assert (ran.returncode, ran.stdout) == (0, b"fade bag\n"), ran.stderr
+    told = ran.stderr.decode()
+    assert f"{run.models / 'best'}, step 150; wer " in told and told.endswith(" on validation data of speech.csv\n")
+    rates = {name: float(rate.strip(",%")) for name, rate in zip(told.split()[3::2], told.split()[4::2]) if "%" in rate}
+    assert rates.keys() == {"wer", "cer"} and max(rates.values()) < 10
+
+
+@pytest.mark.parametrize("how", [[], ["--beam", "8"]])
+def test_times_are_those_of_the_sounds(run: RunDir, tmp_path: Path, how: list[str]) -> None:
+    ran = transcribe(run, recording(tmp_path / "a.flac", "abcd eg"), "--json", *how)
+    found = json.loads(ran.stdout)
+    assert (found["file"], found["text"], found["seconds"]) == (str(tmp_path / "a.flac"), "abcd eg", 0.84)
+    first, second = found["words"]
+    assert [first["word"], second["word"]] == ["abcd", "eg"]
+    assert first["start"] <= 0.12 and 0.32 <= first["end"] <= 0.6 <= second["start"] + 0.12 and second["end"] <= 0.84
+    assert all(0.5 < each["confidence"] <= 1 for each in (found, first, second))
+
+
+def test_a_long_recording_is_heard_in_windows(run: RunDir, tmp_path: Path) -> None:
+    words = " ".join(made_speech.texts(12, seed=9))
+    path = recording(tmp_path / "long.flac", words)
+    ran = transcribe(run, path, "--json", "--window_seconds", "2", "--overlap_seconds", "1")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    heard, said = found["text"].split(), words.split()
+    assert len(heard) == len(said) and sum(a != b for a, b in zip(heard, said)) <= len(said) / 10
+    starts = [word["start"] for word in found["words"]]
+    assert starts == sorted(starts) and found["seconds"] - 1 < found["words"][-1]["end"] <= found["seconds"]
+
+
+def test_folders_and_several_files_are_a_line_each(run: RunDir, tmp_path: Path) -> None:
+    for name, text in (("b", "abc d"), ("a", "gfe d"), ("deeper/c", "bad e")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        recording(tmp_path / f"{name}.flac", text)
+    ran = transcribe(run, tmp_path)
+    lines = [line.split("\t") for line in ran.stdout.decode().splitlines()]
+    assert lines == [[str(tmp_path / name), text] for name, text in
+                     (("a.flac", "gfe d"), ("b.flac", "abc d"), ("deeper/c.flac", "bad e"))]
+
+
+def test_sound_may_come_from_standard_input(run: RunDir, tmp_path: Path) -> None:
+    ran = transcribe(run, "-", stdin=recording(tmp_path / "a.flac", "cab a").read_bytes())
+    assert ran.stdout == b"cab a\n"
+
+
+def test_a_moment_of_sound_is_nothing_said(run: RunDir, tmp_path: Path) -> None:
+    audio.write(tmp_path / "short.flac", made_speech.said("a")[:100])
+    ran = transcribe(run, tmp_path / "short.flac", "--json", "--beam", "4")
+    assert json.loads(ran.stdout)["text"] == "" and json.loads(ran.stdout)["words"] == []
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_heard(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_text("no sound")
+    ran = transcribe(run, tmp_path / "bad.wav", recording(tmp_path / "good.flac", "abc d"))
+    assert ran.returncode == 1 and ran.stdout.decode() == f"{tmp_path / 'good.flac'}\tabc d\n"
+    assert f"{tmp_path / 'bad.wav'} cannot be read as sound" in ran.stderr.decode()
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["nowhere.wav"], "nowhere.wav: there is no such file"), ([], "which sound?"),
+    (["FILE", "--model", "nothing"], "nothing"), (["FILE", "--model", "newest"], "finished"),
+    (["FILE", "--beem", "2"], "did you mean --beam?"), (["FILE", "--beam", "0"], "--beam must be"),
+    (["FILE", "--overlap_seconds", "10"], "must be less than --window_seconds"),
+])
+def test_a_mistake_is_one_line(run: RunDir, tmp_path: Path, argv: list[str], part: str) -> None:
+    path = str(recording(tmp_path / "a.flac", "abc d"))
+    ran = transcribe(run, *[path if word == "FILE" else word for word in argv])
+    told = ran.stderr.decode()
+    assert (ran.returncode, ran.stdout, told.count("\n")) == (2, b"", 1) and part in told, told
+
+
+def test_a_model_that_is_damaged_is_an_error(run: RunDir, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(run.models / "best", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    ran = transcribe(run, recording(tmp_path / "a.flac", "abc d"), "--model", tmp_path / "model")
+    assert ran.returncode == 2 and ran.stdout == b"" and b"cannot be read" in ran.stderr

@@ -1,0 +1,251 @@
+"""The audio encoder's stage: rates against jiwer, what a batch holds, what is left out, weights out and in again."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jiwer
+import pytest
+import torch
+
+import config
+import made_speech
+from config import UserError
+from monitors.blanks import Blanks
+from training import pretrained
+from training.media import Picture, Sound, Text
+from training.train_audio_enc import AudioEncoder, Config, error_rate
+
+SMALL: dict[str, Any] = dict(d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.0, num_mels=40, batch_size=8,
+                             mask_bands=6)
+
+
+def prepared(folder: Path, **options: Any) -> Any:
+    values = {"dataset": str(folder / "speech.csv")} | SMALL | options
+    if values["dataset"] == str(folder / "speech.csv"):
+        made_speech.write(folder)
+    stage = AudioEncoder(replace(Config(), **values), folder)
+    stage.prepare()
+    return stage
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_error_rates_are_those_of_jiwer() -> None:
+    draw, words = random.Random(0), "a ab abc abcd bcd cd d".split()
+    said = [" ".join(draw.choices(words, k=draw.randint(1, 8))) for _ in range(200)]
+    heard = [" ".join(draw.choices(words, k=draw.randint(0, 8))) if draw.random() < 0.7 else text for text in said]
+    word, character = error_rate(map(str.split, said), map(str.split, heard)), error_rate(said, heard)
+    assert word.total / word.count == pytest.approx(jiwer.wer(said, heard), abs=1e-12)
+    assert character.total / character.count == pytest.approx(jiwer.cer(said, heard), abs=1e-12)
+
+
+def test_the_score_is_that_of_the_whole_set(tmp_path: Path) -> None:
+    """Over uneven batches, from what the model heard; and of nothing heard it is 1."""
+    stage = prepared(tmp_path)
+    torch.manual_seed(0)
+    model, rows = stage.model().eval(), stage.dataset("validation")
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    clips = [rows[row] for row in range(len(rows))]
+    sums = {"wer": [0.0, 0.0], "cer": [0.0, 0.0]}
+    with torch.no_grad():
+        for part in (clips[:3], clips[3:]):
+            for name, ratio in stage.score(model, stage.collate(part)).items():
+                if name in sums:
+                    sums[name] = [sums[name][0] + ratio.total, sums[name][1] + ratio.count]
+        heard = [" ".join(stage._heard(*stage._logits(model, stage.collate([clip])))[0].split()) for clip in clips]
+        torch.nn.init.zeros_(model.head.weight)
+        model.head.bias[stage.units.end_of_text] = 9.0
+        silent = stage.score(model, stage.collate(clips))
+    said = [clip.text for clip in clips]
+    assert any(heard) and heard != said
+    assert sums["wer"][0] / sums["wer"][1] == pytest.approx(jiwer.wer(said, heard))
+    assert sums["cer"][0] / sums["cer"][1] == pytest.approx(jiwer.cer(said, heard))
+    assert [silent[name].total / silent[name].count for name in ("wer", "cer", "blank_share")] == [1, 1, 1]
+
+
+def test_accumulation_is_a_bigger_batch(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    torch.manual_seed(0)
+    model, rows = stage.model().train(), stage.dataset("train")
+    clips = [rows[row] for row in range(7)]
+
+    def gradient(parts: list[list[Any]]) -> tuple[float, torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        ratios = [stage.loss(model, stage.collate(part), "main")[0] for part in parts]
+        for ratio in ratios:
+            ratio.total.backward()
+        count = sum(ratio.count for ratio in ratios)
+        total = sum(ratio.total.item() for ratio in ratios)
+        return total / count, torch.cat([p.grad.flatten() for p in model.parameters()]) / count
+
+    (whole, one), (parts, other) = gradient([clips]), gradient([clips[:2], clips[2:]])
+    assert parts == pytest.approx(whole, rel=1e-4) and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_what_was_said(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    rows = stage.dataset("train")
+    batch = stage.collate([rows[row] for row in (0, 1, 2)])
+    start = 0
+    for row, size in enumerate(batch["label_lengths"].tolist()):
+        text = stage.units.decode(batch["labels"][start:start + size].tolist())
+        assert text == batch["texts"][row] == rows[row].text
+        assert not batch["waveforms"][row, batch["samples"][row]:].any()
+        start += size
+    assert stage.size(batch) == {"samples": 3, "audio_sec": sum(batch["samples"].tolist()) // 16000}
+
+
+def test_what_is_masked_is_a_function_of_seed_epoch_and_row(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    rows = stage.dataset("train")
+    size, masks = len(rows), lambda *items: stage.collate([rows[item] for item in items])["masks"]
+    assert torch.equal(masks(3, 5)[1], masks(5)[0]) and not torch.equal(masks(3)[0], masks(5)[0])
+    assert not torch.equal(masks(5)[0], masks(5 + size)[0])
+    stage.cfg.seed += 1
+    assert not torch.equal(masks(5)[0], torch.zeros(0)) and 0 <= masks(5).min() and masks(5).max() < 1
+
+
+def test_evaluations_are_not_masked(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    torch.manual_seed(0)
+    model, rows = stage.model(), stage.dataset("train")
+    batch = stage.collate([rows[0]])
+    other = batch | {"masks": torch.rand(1, 2, 4)}
+    assert torch.equal(stage._logits(model.eval(), batch)[0], stage._logits(model, other)[0])
+    assert not torch.equal(stage._logits(model.train(), batch)[0], stage._logits(model, other)[0])
+
+
+def test_compiled_batches_are_all_of_one_length(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, compile=True, max_mel_length=128, speed=0.3)
+    rows = stage.dataset("train")
+    lengths = {stage.collate([rows[item]])["waveforms"].shape[1] for item in range(3 * len(rows))}
+    assert len(lengths) == 1 and lengths.pop() >= max(len(rows[item].waveform) for item in range(3 * len(rows)))
+
+
+def test_rows_without_an_alignment_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = str(made_speech.write(tmp_path / "quick", 60, seconds=0.07))
+    with pytest.raises(UserError, match="not alignable"):
+        prepared(tmp_path, dataset=dataset, downsample_time=8)
+    stage = prepared(tmp_path, dataset=dataset, downsample_time=4, speed=0.0)
+    frames = [stage._frames(int(each.seconds * 16000)) for each in stage.utterances["train"]]
+    assert frames and all(count >= len(each.text) for count, each in zip(frames, stage.utterances["train"]))
+    caplog.clear()
+    quicker = prepared(tmp_path, dataset=dataset, downsample_time=4, speed=0.5)
+    assert len(quicker.utterances["train"]) < 60 - len(quicker.utterances["validation"])
+    assert "recordings have more units than frames at 25 a second" in caplog.text
+
+
+def test_the_frames_that_are_counted_on_are_those_of_the_model(tmp_path: Path) -> None:
+    for downsample_time in (2, 4, 8):
+        stage = prepared(tmp_path, downsample_time=downsample_time)
+        model = stage.model().eval()
+        for samples in (1600, 4000, 12345, 15999):
+            _, (frames,) = model(*model.mel(torch.randn(1, samples), torch.tensor([samples])))
+            assert stage._frames(samples) == frames
+
+
+def test_extra_data_are_trained_on_but_for_what_is_judged_by(tmp_path: Path) -> None:
+    extra = made_speech.write(tmp_path / "extra", 60, seed=1)
+    alone = prepared(tmp_path)
+    judged = alone.utterances["validation"][0].text
+    with open(extra, "a") as file:
+        file.write(f"\n0.flac,{judged},anna")
+    both = prepared(tmp_path, extra_dataset=str(extra))
+    assert both.utterances["validation"] == alone.utterances["validation"]
+    assert len(both.utterances["train"]) > len(alone.utterances["train"]) + 40
+    assert judged not in {each.text for each in both.utterances["train"]}
+
+
+def test_held_out_speakers_are_validated_by(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, held_out="carla, david")
+    assert {each.speaker for each in stage.utterances["validation"]} == {"carla", "david"}
+    assert {each.speaker for each in stage.utterances["train"]} == {"anna", "boris"}
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["--downsample_time", "3"], "--downsample_time must be 2, 4 or 8, is 3"),
+    (["--num_heads", "5"], "--num_heads 5 does not divide --d_model 192 into even parts"),
+    (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: there is no such file"),
+    (["--extra_dataset", "nowhere.csv"], "--extra_dataset nowhere.csv: there is no such file"),
+    (["--units", "words"], "--units: 'words' is none of chars, bpe"), (["--speed", "0.9"], "--speed must be"),
+])
+def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -> None:
+    with pytest.raises(UserError) as told:
+        config.parse(Config, AudioEncoder.presets, argv, lambda cfg: AudioEncoder.check(cfg, resumed=False))
+    assert any(part in problem for problem in told.value.problems), told.value.problems
+
+
+# -- what is seen ---------------------------------------------------------------------------------------------------
+
+
+def test_samples_show_what_was_said_and_heard(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    made = stage.samples(stage.model().eval())
+    text, picture, sound = (made[name] for name in ("text/transcripts", "picture/spectrogram", "sound/first"))
+    first = stage.dataset("validation")[0]
+    assert isinstance(text, Text) and text.content.startswith(f"said   {first.text}\nheard  ")
+    assert isinstance(picture, Picture) and picture.pixels.shape == (40, len(first.waveform) // 160, 3)
+    assert isinstance(sound, Sound) and len(sound.samples) == len(first.waveform) and sound.rate == 16000
+
+
+def test_only_blanks_for_long_are_told_once_until_something_is_heard(tmp_path: Path) -> None:
+    alert, trainer = Blanks(tmp_path / "alerts.jsonl"), SimpleNamespace(step=0, steps=3000)
+
+    def told(shares: list[float]) -> int:
+        before = alerts()
+        for share in shares:
+            trainer.step += 100
+            alert.on_log(trainer, {"train/blank_share": share})  # type: ignore[arg-type]
+        return alerts() - before
+
+    def alerts() -> int:
+        return len((tmp_path / "alerts.jsonl").read_text().splitlines()) if alert.alerts.exists() else 0
+
+    assert told([1.0, 1.0, 1.0]) == 0 and told([0.9]) == 0, "each training begins so"
+    assert told([1.0, 1.0, 1.0]) == 0 and told([1.0, 1.0, 1.0]) == 1
+    again = Blanks(alert.alerts)
+    again.load_state_dict(alert.state_dict())
+    alert = again
+    assert told([1.0, 1.0]) == 0 and told([0.5, 1.0, 1.0, 1.0, 1.0]) == 1
+
+
+# -- out, and in again ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units, vocab_size", [("chars", 512), ("bpe", 280)])
+def test_a_model_folder_hears_what_the_run_heard(tmp_path: Path, units: str, vocab_size: int) -> None:
+    stage = prepared(tmp_path, units=units, vocab_size=vocab_size)
+    torch.manual_seed(0)
+    model, folder = stage.model().eval(), tmp_path / "model"
+    folder.mkdir()
+    stage.export(model, folder)
+    pretrained.note(folder, stage.name, 3, config.to_json(stage.cfg), {"eval/wer": 0.25})
+    source = pretrained.find(str(folder))
+    assert source.scores == {"eval/wer": 0.25}
+    parsed = config.parse(Config, AudioEncoder.presets, [])
+    again: Any = AudioEncoder(pretrained.taken(AudioEncoder, parsed, source).config, folder)
+    again.reopen()
+    loaded = again.model().eval()
+    source.load(again, loaded)
+    batch = stage.collate([stage.dataset("validation")[0]])
+    assert torch.equal(stage._logits(model, batch)[0], again._logits(loaded, batch)[0])
+    assert again.units.decode(batch["labels"].tolist()) == batch["texts"][0]
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    stage, other = prepared(tmp_path), prepared(tmp_path, d_ff=128)
+    stage.export(stage.model(), tmp_path)
+    with pytest.raises(UserError, match=r"encoder.blocks.0.mlp.up.weight is \(64, 32\) there and \(128, 32\) here"):
+        other.load(other.model(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="model.safetensors cannot be read"):
+        stage.load(stage.model(), tmp_path)
+    with pytest.raises(UserError, match="is of another program"):
+        AudioEncoder.taken_from(pretrained.find(str(tmp_path)))
