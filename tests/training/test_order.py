@@ -13,6 +13,7 @@ from daemon.rundir import RunDir
 from data.loader import LengthOrder, Order
 from toys import Buffers, Points, StopAt, assert_same, new_run, session, train, with_callbacks
 from training import incident
+from training.estimate import Length
 from training.snapshots import Snapshots
 
 BAD_ROW, BAD_EPOCH = 7, 1
@@ -61,6 +62,7 @@ def test_the_trainer_takes_the_stage_s_order_and_epochs(tmp_path: Path) -> None:
     trainer, ending = train(Watched, new_run(tmp_path, Watched), epochs=3, max_steps=None)
     order, data = trainer.order, trainer.stage.dataset("train")
     assert isinstance(order, LengthOrder) and trainer.steps == 3 * order.steps_per_epoch and ending.state == "finished"
+    assert Length.of(trainer.stage, trainer.cfg).samples == 3 * 22
     expected = [[float(data[item].sum()) for item in part] for part in order.micro_batches(0, trainer.steps)]
     assert Watched.seen[-len(expected):] == expected, "what came before is the estimate's trial"
     assert len({item // 22 for part in order.micro_batches(0, trainer.steps) for item in part}) == 3
