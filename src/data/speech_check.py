@@ -89,7 +89,8 @@ def examined(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[
         used[split] = []
         for row in rows:
             fact = decoded.facts[row.path]
-            if why := problem(row, fact, limits) or _leak(split, fact, judged):
+            needed = limits if split == "train" else replace(limits, frames=None)  # what is hard to hear is judged by
+            if why := problem(row, fact, needed) or _leak(split, fact, judged):
                 refused.append((split, row.path, why))
                 continue
             if fact.clipped > CLIPPED:

@@ -18,13 +18,13 @@ IMPOSSIBLE = -math.inf
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor, *, blank: int) -> Tensor:
-    """-log of the probability of all alignments, summed over utterances: infinite where there is none.
+    """-log of the probability of all alignments of each utterance (B,): infinite where there is none.
 
     Logits (B, T, V), how many frames count (B,), labels one utterance after the other (sum of L,), how many each (B,).
     Computed on the CPU: CUDA has no repeatable gradient for it, and there it takes a small part of a step.
     """
     log_probs = logits.float().log_softmax(-1).transpose(0, 1).cpu()  # (T, B, V)
-    loss = F.ctc_loss(log_probs, labels.cpu(), lengths.cpu(), label_lengths.cpu(), blank=blank, reduction="sum")
+    loss = F.ctc_loss(log_probs, labels.cpu(), lengths.cpu(), label_lengths.cpu(), blank=blank, reduction="none")
     return loss.to(logits.device)
 
 

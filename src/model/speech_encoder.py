@@ -135,30 +135,32 @@ class MLP(nn.Module):
 
 
 class Recognizer(nn.Module):
-    """Speech -> logits of V units; with the front end in it, so that sound goes in."""
+    """Speech -> logits of V units, `head_frames` to each state of the encoder; with the front end in it, so that sound
+    goes in."""
 
-    def __init__(self, vocab_size: int, encoder: SpeechEncoder, num_mels: int):
+    def __init__(self, vocab_size: int, encoder: SpeechEncoder, num_mels: int, head_frames: int = 1):
         super().__init__()
         self.mel = LogMel(num_mels)
-        self.encoder = encoder
-        self.head = nn.Linear(encoder.final_norm.normalized_shape[0], vocab_size)
+        self.encoder, self.head_frames = encoder, head_frames
+        self.head = nn.Linear(encoder.final_norm.normalized_shape[0], head_frames * vocab_size)
         _init(self.head)
 
     @property
     def rate(self) -> float:
         """Frames a second of the head."""
-        return FRAME_RATE / self.encoder.downsample_time
+        return FRAME_RATE / self.encoder.downsample_time * self.head_frames
 
     def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, M), lengths (B,) -> logits (B, T', V), lengths (B,)."""
         x, lengths = self.encoder(mel, frames)
-        return self.head(x), lengths
+        logits = self.head(x).unflatten(2, (self.head_frames, -1)).flatten(1, 2)
+        return logits, lengths * self.head_frames
 
     @torch.no_grad()
     def log_probs(self, waveform: Tensor, *, window_seconds: float, overlap_seconds: float) -> Tensor:
         """(N,) -> (T', V), of a recording of any length, in windows that overlap: each gives the frames from the middle
         of one overlap to the middle of the next, so that none is judged at an edge. The model is in eval mode."""
-        hop = HOP_LENGTH * self.encoder.downsample_time  # samples to a frame
+        hop, each = HOP_LENGTH * self.encoder.downsample_time, self.head_frames  # samples and frames to a state
         window = max(2, round(window_seconds * SAMPLE_RATE / hop))
         margin = min(round(overlap_seconds * SAMPLE_RATE / hop / 2), (window - 1) // 2)
         total, parts, start = -(-(len(waveform) // HOP_LENGTH) // self.encoder.downsample_time), list[Tensor](), 0
@@ -166,11 +168,12 @@ class Recognizer(nn.Module):
             heard = waveform[start * hop:(start + window) * hop][None]
             logits, _ = self(*self.mel(heard, torch.tensor([heard.shape[1]], device=heard.device)))
             first, is_last = margin if start else 0, start + window >= total
-            parts.append(logits[0, first:None if is_last else window - margin].float().log_softmax(-1))
+            last = None if is_last else each * (window - margin)
+            parts.append(logits[0, each * first:last].float().log_softmax(-1))
             if is_last:
                 break
             start += window - 2 * margin
-        return torch.cat(parts) if parts else waveform.new_zeros(0, self.head.out_features)
+        return torch.cat(parts) if parts else waveform.new_zeros(0, self.head.out_features // each)
 
 
 def _init(module: nn.Module) -> None:

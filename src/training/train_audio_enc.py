@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNITS = ("chars", "bpe")
-SHAPE = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time")
+ENCODER = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time")
+SHAPE = (*ENCODER, "head_frames")
 MASKS = 2  # bands and stretches of time that SpecAugment blanks out, of each
 SHOWN = 8  # transcripts
 MASK_DRAWS = 1  # tells the random numbers of SpecAugment from those that change the sound of the same row
@@ -78,6 +79,7 @@ class Architecture:
     vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
     num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
+    head_frames: int = opt(2, "frames of the head to one of the encoder; in each a unit can be told", ge=1, le=8)
     d_model: int = opt(192, "width", ge=2, usual=(64, 2048), aliases=("n_embd",))
     num_heads: int = opt(3, "attention heads; they divide the width into even parts", ge=1, le=32,
                          aliases=("n_head", "n_heads"))
@@ -115,7 +117,7 @@ class AudioEncoder(Stage):
     Config = Config
     best = "eval/wer", "min"
     presets = {
-        "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
+        "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=8, batch_seconds=24.0),
         "tiny": shape(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
         "small": shape(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
         "medium": shape(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
@@ -159,15 +161,16 @@ class AudioEncoder(Stage):
         """Of the CTC head."""
         from model.mel import HOP_LENGTH
 
-        return -(-(samples // HOP_LENGTH) // int(self.cfg.downsample_time))
+        states = -(-(samples // HOP_LENGTH) // int(self.cfg.downsample_time))
+        return states * int(self.cfg.head_frames)
 
     def _advise(self, refused: int) -> None:
-        rate = 100 / self.cfg.downsample_time
+        rate = 100 / self.cfg.downsample_time * self.cfg.head_frames
         log.info("Units: %s, %s of them and the blank; %g frames a second", self.units.name,
                  f"{self.units.vocab_size - 1:,}", rate)
         if refused:
-            log.warning("%s recordings have more units than frames at %g a second, some when played faster: a smaller "
-                        "--downsample_time, --units bpe or a smaller --speed takes them in", f"{refused:,}", rate)
+            log.warning("%s recordings have more units than frames at %g a second, some when played faster: more "
+                        "--head_frames, --units bpe or a smaller --speed takes them in", f"{refused:,}", rate)
 
     def dataset(self, split: str) -> "Clips":
         from data.clips import Augmentation as Changes
@@ -232,9 +235,9 @@ class AudioEncoder(Stage):
     def model(self) -> "Recognizer":
         from model.speech_encoder import Recognizer, SpeechEncoder
 
-        sizes = {name: getattr(self.cfg, name) for name in SHAPE}
-        encoder = SpeechEncoder(**sizes, dropout=self.cfg.dropout)
-        return Recognizer(self.units.vocab_size, encoder, self.cfg.num_mels)
+        cfg = self.cfg
+        encoder = SpeechEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
+        return Recognizer(self.units.vocab_size, encoder, cfg.num_mels, cfg.head_frames)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.encoder.blocks)
@@ -252,19 +255,24 @@ class AudioEncoder(Stage):
                                longest_time=self.cfg.mask_time)
         return model(mel, frames)  # type: ignore[no-any-return]
 
-    def _figures(self, logits: "Tensor", lengths: "Tensor", batch: Batch) -> tuple[Ratio, dict[str, Ratio]]:
+    def _figures(self, logits: "Tensor", lengths: "Tensor", batch: Batch, *,
+                 alignable_only: bool = False) -> tuple[Ratio, dict[str, Ratio]]:
         from model import ctc
 
-        blank = self.units.end_of_text
-        total = ctc.ctc_loss(logits, lengths, batch["labels"], batch["label_lengths"], blank=blank)
-        return Ratio(total, len(batch["labels"])), {
-            "ctc_loss": Ratio(total.detach(), len(batch["texts"])),
+        blank, sizes = self.units.end_of_text, batch["label_lengths"]
+        losses = ctc.ctc_loss(logits, lengths, batch["labels"], sizes, blank=blank)
+        if alignable_only:
+            losses, sizes = losses[~losses.isposinf()], sizes[~losses.isposinf()]
+        total = losses.sum()
+        return Ratio(total, sizes.sum() if alignable_only else len(batch["labels"])), {
+            "ctc_loss": Ratio(total.detach(), len(losses)),
             "blank_share": Ratio(ctc.blanks(logits, lengths, blank=blank), lengths.sum())}
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
-        """Beside the loss, word and character error rates: edit distances over the lengths of the references."""
+        """Beside the loss, word and character error rates: edit distances over the lengths of the references. What
+        has no alignment has no loss, but its errors count."""
         logits, lengths = self._logits(model, batch)
-        loss, extras = self._figures(logits, lengths, batch)
+        loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
         found, said = [text.split() for text in self._heard(logits, lengths)], [text.split() for text in batch["texts"]]
         return {"loss": loss, **extras, "wer": error_rate(said, found),
                 "cer": error_rate(map(" ".join, said), map(" ".join, found))}

@@ -49,7 +49,9 @@ def test_the_rates(downsample_time: int, rate: float) -> None:
     assert features.shape == (1, 125, 32) and lengths.tolist() == [125]
     states, _ = model(mel, frames)
     assert torch.allclose(features[0, 3], states[0].reshape(125, -1, 32)[3].mean(0), atol=1e-6)
-    assert Recognizer(5, model, 20).rate == rate
+    assert Recognizer(5, model, 20).rate == rate and Recognizer(5, model, 20, 4).rate == 4 * rate
+    logits, lengths = Recognizer(5, model, 20, 4)(mel, frames)
+    assert logits.shape == (1, 40 * rate, 5) and lengths.tolist() == [40 * rate]
 
 
 @torch.no_grad()
@@ -80,19 +82,20 @@ def test_the_order_of_what_is_heard_matters() -> None:
 # -- long recordings ------------------------------------------------------------------------------------------------
 
 
-def recognizer(num_layers: int = 0) -> Recognizer:
+def recognizer(head_frames: int) -> Recognizer:
     """Without a transformer, what is heard at a place depends on what is near it."""
-    model = Recognizer(5, encoder(num_layers=num_layers), 20).eval()
+    model = Recognizer(5, encoder(num_layers=0), 20, head_frames).eval()
     model.mel.forward = lambda waveforms, lengths: (  # type: ignore[method-assign]  # no level of the whole utterance
         model.mel.log_powers(waveforms, lengths), lengths // HOP_LENGTH)
     return model
 
 
 @pytest.mark.parametrize("samples", [0, 100, 160, 16000, 80001, 123456])
-def test_windows_of_a_long_recording_are_joined_without_a_seam(samples: int) -> None:
-    model, waveform = recognizer(), torch.randn(samples, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("head_frames", [1, 2])
+def test_windows_of_a_long_recording_are_joined_without_a_seam(samples: int, head_frames: int) -> None:
+    model, waveform = recognizer(head_frames), torch.randn(samples, generator=torch.Generator().manual_seed(2))
     whole = model.log_probs(waveform, window_seconds=1000, overlap_seconds=1)
-    assert whole.shape == (math.ceil(samples // 160 / 4), 5)
+    assert whole.shape == (head_frames * math.ceil(samples // 160 / 4), 5)
     for window, overlap in ((1.0, 0.4), (2.0, 1.0), (0.77, 0.3)):
         joined = model.log_probs(waveform, window_seconds=window, overlap_seconds=overlap)
         assert joined.shape == whole.shape and torch.allclose(joined, whole, atol=1e-4)
@@ -100,7 +103,7 @@ def test_windows_of_a_long_recording_are_joined_without_a_seam(samples: int) -> 
 
 def test_without_an_overlap_there_are_seams() -> None:
     """That the test above can fail."""
-    model, waveform = recognizer(), torch.randn(80000, generator=torch.Generator().manual_seed(2))
+    model, waveform = recognizer(1), torch.randn(80000, generator=torch.Generator().manual_seed(2))
     whole = model.log_probs(waveform, window_seconds=1000, overlap_seconds=0)
     assert not torch.allclose(model.log_probs(waveform, window_seconds=1, overlap_seconds=0), whole, atol=1e-4)
 

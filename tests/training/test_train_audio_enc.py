@@ -13,6 +13,7 @@ import torch
 import config
 import made_speech
 from config import UserError
+from data import audio
 from monitors.blanks import Blanks
 from training import pretrained
 from training.media import Picture, Sound, Text
@@ -58,7 +59,7 @@ def test_the_score_is_that_of_the_whole_set(tmp_path: Path) -> None:
                     sums[name] = [sums[name][0] + ratio.total, sums[name][1] + ratio.count]
         heard = [" ".join(stage._heard(*stage._logits(model, stage.collate([clip])))[0].split()) for clip in clips]
         torch.nn.init.zeros_(model.head.weight)
-        model.head.bias[stage.units.end_of_text] = 9.0
+        model.head.bias.view(stage.cfg.head_frames, -1)[:, stage.units.end_of_text] = 9.0
         silent = stage.score(model, stage.collate(clips))
     said = [clip.text for clip in clips]
     assert any(heard) and heard != said
@@ -132,19 +133,36 @@ def test_compiled_batches_are_all_of_one_length(tmp_path: Path) -> None:
 def test_rows_without_an_alignment_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset = str(made_speech.write(tmp_path / "quick", 60, seconds=0.07))
     with pytest.raises(UserError, match="not alignable"):
-        prepared(tmp_path, dataset=dataset, downsample_time=8)
-    stage = prepared(tmp_path, dataset=dataset, downsample_time=4, speed=0.0)
+        prepared(tmp_path, dataset=dataset, downsample_time=8, head_frames=1)
+    stage = prepared(tmp_path, dataset=dataset, head_frames=1, speed=0.0)
     frames = [stage._frames(int(each.seconds * 16000)) for each in stage.utterances["train"]]
     assert frames and all(count >= len(each.text) for count, each in zip(frames, stage.utterances["train"]))
     caplog.clear()
-    quicker = prepared(tmp_path, dataset=dataset, downsample_time=4, speed=0.5)
+    quicker = prepared(tmp_path, dataset=dataset, head_frames=1, speed=0.5)
     assert len(quicker.utterances["train"]) < 60 - len(quicker.utterances["validation"])
     assert "recordings have more units than frames at 25 a second" in caplog.text
 
 
+def test_what_is_judged_by_is_never_left_out_since_it_is_quick(tmp_path: Path) -> None:
+    """Its errors count, its loss, which is infinite, does not."""
+    made_speech.write(tmp_path, 40)
+    quick = made_speech.texts(3, seed=5)
+    lines = (tmp_path / "speech.csv").read_text().replace("speaker\n", "speaker,split\n", 1)
+    for row, text in enumerate(quick):
+        audio.write(tmp_path / f"quick{row}.flac", made_speech.said(text, 0.02))
+        lines += f"\nquick{row}.flac,{text},erika,validation"
+    (tmp_path / "quick.csv").write_text(lines)
+    stage = prepared(tmp_path, dataset=str(tmp_path / "quick.csv"), head_frames=1)
+    rows = stage.dataset("validation")
+    assert [rows[row].text for row in range(len(rows))] == quick
+    with torch.no_grad():
+        scores = stage.score(stage.model().eval(), stage.collate([rows[row] for row in range(3)]))
+    assert scores["wer"].count == 6 and int(scores["loss"].count) == 0 == float(scores["loss"].total)
+
+
 def test_the_frames_that_are_counted_on_are_those_of_the_model(tmp_path: Path) -> None:
-    for downsample_time in (2, 4, 8):
-        stage = prepared(tmp_path, downsample_time=downsample_time)
+    for downsample_time, head_frames in ((2, 1), (4, 2), (8, 1), (8, 4)):
+        stage = prepared(tmp_path, downsample_time=downsample_time, head_frames=head_frames)
         model = stage.model().eval()
         for samples in (1600, 4000, 12345, 15999):
             _, (frames,) = model(*model.mel(torch.randn(1, samples), torch.tensor([samples])))
