@@ -325,8 +325,9 @@ class AudioEncoder(Stage):
     @classmethod
     def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Shape and units."""
-        if not pretrained.options:
-            raise UserError(f"{pretrained} is of another program: this stage reads what run_train_audio_enc.sh makes")
+        if not pretrained.options.keys() >= set(SHAPE):
+            raise UserError(f"{pretrained} is of another program or version: this stage reads what "
+                            "run_train_audio_enc.sh makes")
         places = (pretrained.folder, *([pretrained.run.path] if pretrained.run else []))
         units = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
         if units is None:
