@@ -40,10 +40,4 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-if (($# == 0)) || among --help "$@" || among -h "$@"; then
-  usage
-else
-  "$(any_python)" -P -m data --check "$@"
-  setup
-  exec "${VENV}/bin/python" -P -m data "$@"
-fi
+in_foreground data "$@"

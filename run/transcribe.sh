@@ -19,10 +19,4 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-if (($# == 0)) || among --help "$@" || among -h "$@"; then
-  usage
-else
-  "$(any_python)" -P -m inference.transcribe --check "$@"
-  setup
-  exec "${VENV}/bin/python" -P -m inference.transcribe "$@"
-fi
+in_foreground inference.transcribe "$@"
