@@ -1,11 +1,11 @@
-"""A trainer of the language model on random tokens, for the benchmarks of this folder; nothing is downloaded."""
+"""What the benchmarks of this folder share: a trainer, timing in turn, bare matrix products. Nothing is downloaded."""
 
 import os
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from config import Parsed
 from daemon import rundir
@@ -23,6 +24,7 @@ from daemon.rundir import Status
 from training.launch import Job
 from training.session import Session
 from training.signals import Signals
+from training.stage import Stage
 from training.train_lm import LanguageModel
 from training.trainer import Trainer
 
@@ -49,13 +51,13 @@ class Random(LanguageModel):
 
 
 @contextmanager
-def trainer(preset: str, **options: Any) -> Iterator[Trainer]:
+def trainer(preset: str, kind: type[Stage] = Random, **options: Any) -> Iterator[Trainer]:
     """A trainer with every callback that a run has by default, in a run's directory of its own."""
-    values = dict(LanguageModel.presets[preset]) | {"dropout": 0.0, "compile": False, "max_steps": 100_000} | options
+    values = dict(kind.presets[preset]) | {"dropout": 0.0, "compile": False, "max_steps": 100_000} | options
     with TemporaryDirectory() as folder:
         os.environ["STOKER_HOME"] = folder  # the runs of a benchmark are nobody's
-        run = rundir.create(Path(folder), "bench", Status("lm", "train_lm.py", "random", preset))
-        job = Job(Random, Parsed(Random.Config(**values), frozenset(values), preset))
+        run = rundir.create(Path(folder), "bench", Status(kind.name, f"train_{kind.name}.py", "bench", preset))
+        job = Job(kind, Parsed(kind.Config(**values), frozenset(values), preset))
         with run.lock():
             made, _ = Session(job, run, Signals(), threading.Event()).prepare()
             yield made
@@ -66,6 +68,32 @@ def open_up(trainer: Trainer) -> None:
     trainer._build()
     trainer._open_data()
     trainer._emit("on_start")
+
+
+Factors = tuple[Tensor, Tensor]
+
+
+def of_layer(rows: int, inner: int, outer: int) -> list[Factors]:
+    """The factors of a layer's matrix products: forward, gradient of the input, gradient of the weight."""
+    x, w, y = torch.randn(rows, inner), torch.randn(inner, outer), torch.randn(rows, outer)
+    return [(x, w), (y, w.T), (x.T, y)]
+
+
+def of_attention(rows: int, length: int, width: int) -> list[Factors]:
+    """The same of queries, keys and values (rows, length, width), rows being those of the batch times the heads."""
+    q, p = torch.randn(rows, length, width), torch.randn(rows, length, length)
+    return [(q, q.mT), (p, q), (p, q), (p.mT, q), (q, q.mT), (p.mT, q)]
+
+
+def bare_products(factors: Sequence[Factors]) -> Callable[[], None]:
+    """All of them, one after the other, into memory that is there already."""
+    results = {(a.shape, b.shape): a @ b for a, b in factors}
+
+    def multiply() -> None:
+        for a, b in factors:
+            torch.matmul(a, b, out=results[a.shape, b.shape])
+
+    return multiply
 
 
 def median_seconds(works: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:

@@ -27,23 +27,17 @@ BATCH = 8
 PROMISED = {"of the bare products": 0.70, "times transformers' loop": 1.0, "times that loop by itself": 1.0}
 
 
-def products(d: int, heads: int, layers: int, d_ff: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The factors of every matrix product of a step: forward, gradient of the input, gradient of the weight."""
-    tokens, made = BATCH * length, []
-
-    def layer(rows: int, inner: int, outer: int) -> None:
-        x, w, y = torch.randn(rows, inner), torch.randn(inner, outer), torch.randn(rows, outer)
-        made.extend([(x, w), (y, w.T), (x.T, y)])
-
+def products(d: int, heads: int, layers: int, d_ff: int, length: int) -> list[rig.Factors]:
+    """The factors of every matrix product of a step."""
+    tokens, made = BATCH * length, list[rig.Factors]()
     for _ in range(layers):
         for inner, outer in ((d, 3 * d), (d, d), (d, d_ff), (d_ff, d)):
-            layer(tokens, inner, outer)
-        q, p = torch.randn(BATCH * heads, length, d // heads), torch.randn(BATCH * heads, length, length)
-        made.extend([(q, q.mT), (p, q), (p, q), (p.mT, q), (q, q.mT), (p.mT, q)])
+            made += rig.of_layer(tokens, inner, outer)
+        made += rig.of_attention(BATCH * heads, length, d // heads)
     chunk, weight = CHUNK_NUMBERS // rig.VOCABULARY, torch.randn(d, rig.VOCABULARY)
     for rows in [chunk] * (tokens // chunk) + [tokens % chunk]:
         hidden, logits = torch.randn(rows, d), torch.randn(rows, rig.VOCABULARY)
-        made.extend([(hidden, weight), (logits, weight.T), (hidden.T, logits)])
+        made += [(hidden, weight), (logits, weight.T), (hidden.T, logits)]
     return made
 
 
@@ -74,14 +68,7 @@ def main() -> None:
             listeners.clear()
         rig.open_up(trainer)
         factors = products(cfg.d_model, cfg.num_heads, cfg.num_layers, cfg.d_ff, cfg.max_seq_len)
-
-        results = {(a.shape, b.shape): a @ b for a, b in factors}
-
-        def bare_products() -> None:
-            for a, b in factors:
-                torch.matmul(a, b, out=results[a.shape, b.shape])
-
-        seconds = rig.median_seconds({"bare matrix products": bare_products,
+        seconds = rig.median_seconds({"bare matrix products": rig.bare_products(factors),
                                       "stoker": trainer._train_step, "transformers, plain loop": plain_loop(cfg)})
     alone = subprocess.run([sys.executable, __file__, json.dumps(vars(cfg))], check=True, stdout=subprocess.PIPE)
     seconds["the same by itself"] = float(alone.stdout)

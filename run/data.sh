@@ -16,7 +16,8 @@
 #   --shared_texts         texts that are judged by may be trained on
 #   --max_mel_length N     longest recording, in frames of 10 ms (default 2048)
 #   --max_text_length N    longest text, in characters (default 256)
-#   --downsample_time N    frames of 10 ms to one frame of the model's output: 2, 4 or 8 (default 4)
+#   --downsample_time N    frames of 10 ms to one of the model: 2, 4 or 8 (default 4)
+#   --head_frames N        frames of the model's head to one of the model (default 2)
 #
 # mel_lengths tells percentiles of the lengths in frames, and which --max_mel_length they recommend.
 #

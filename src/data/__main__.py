@@ -25,7 +25,8 @@ class Check:
     shared_texts: bool = opt(False, "texts that are judged by may be trained on")
     max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms", ge=1)
     max_text_length: int = opt(256, "longest text, in characters", ge=1)
-    downsample_time: int = opt(4, "frames of 10 ms to one frame of the model's output: 2, 4 or 8", ge=1)
+    downsample_time: int = opt(4, "frames of 10 ms to one of the model: 2, 4 or 8", ge=1)
+    head_frames: int = opt(2, "frames of the model's head to one of the model", ge=1)
 
 
 @dataclass
@@ -99,12 +100,13 @@ def check(cfg: Check, data: str) -> int:
 
     held_out = [name.strip() for name in cfg.held_out.split(",") if name.strip()]
     splits = speech.read(data, held_out=held_out, shared_texts=cfg.shared_texts)
-    frames = 100 / cfg.downsample_time
+    frames = 100 / cfg.downsample_time * cfg.head_frames
     _, _, report = examined(splits, keep=False, limits=Limits(
         cfg.max_mel_length, cfg.max_text_length, labels=lambda text: [ord(letter) for letter in text],
-        frames=lambda samples: -(-(samples // 160) // cfg.downsample_time)))
+        frames=lambda samples: -(-(samples // 160) // cfg.downsample_time) * cfg.head_frames))
     print("\n".join(report.lines()))
-    print(f"CTC is asked to put a character in a frame of 1/{frames:g} s (--downsample_time {cfg.downsample_time})")
+    print(f"CTC is asked to put a character in a frame of 1/{frames:g} s (--downsample_time {cfg.downsample_time} "
+          f"--head_frames {cfg.head_frames})")
     for row in (*report.refused, *report.clipped):
         print("\t".join(row))
     return REFUSED_ROWS if report.refused else DONE

@@ -65,6 +65,10 @@ class Augmentation:
     speed: float = opt(0.1, "play faster or slower, and higher or lower, by up to this share", ge=0, le=0.5)
     gain: float = opt(6.0, "louder or fainter by up to so many dB", ge=0, le=40)
     noise: float = opt(0.0, "white noise at least so many dB below the speech, in half the rows", ge=0)
+    colour: float = opt(6.0, "as through another microphone: louder or fainter by up to so many dB, by frequency", ge=0,
+                        le=40)
+    narrow: float = opt(0.0, "share of the recordings that lose what is above a frequency between 3.4 and 8 kHz, as "
+                        "over a telephone", ge=0, le=1)
     mask_bands: int = opt(12, "SpecAugment: widest of two bands that are blanked out", ge=0)
     mask_time: float = opt(0.08, "SpecAugment: longest of two stretches of time that are blanked out, as a share of "
                            "the recording", ge=0, le=0.5)
@@ -117,7 +121,7 @@ class AudioEncoder(Stage):
     Config = Config
     best = "eval/wer", "min"
     presets = {
-        "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=8, batch_seconds=24.0),
+        "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
         "tiny": shape(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
         "small": shape(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
         "medium": shape(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
@@ -179,7 +183,7 @@ class AudioEncoder(Stage):
         cfg, rows = self.cfg, self.utterances[split]
         if split != "train":
             return Clips(rows, decoded=self.decoded)
-        changes = Changes(speed=cfg.speed, gain=cfg.gain, noise=cfg.noise)
+        changes = Changes(speed=cfg.speed, gain=cfg.gain, noise=cfg.noise, colour=cfg.colour, narrow=cfg.narrow)
         return Clips(rows[:cfg.max_samples or None], decoded=self.decoded, augmentation=changes, seed=cfg.seed)
 
     def splits(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from data import audio
 
@@ -108,3 +109,14 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "speech" / "read_misc" / 
 def test_a_real_recording_of_two_channels_at_another_rate() -> None:
     assert soundfile.info(REAL).samplerate == 44100 and soundfile.info(REAL).channels == 2
     assert len(audio.read(REAL)) == 11 * 16000 and audio.seconds(REAL) == 11
+
+
+def test_resampled_by_any_number_of_threads_it_is_the_same() -> None:
+    samples, threads = np.random.default_rng(0).standard_normal(50000).astype(np.float32), torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(audio.resampled(samples, 8000, 16000))
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])

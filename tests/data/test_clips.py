@@ -10,7 +10,7 @@ import torch
 
 from config import UserError
 from data import audio, decoded
-from data.clips import Augmentation, Clips
+from data.clips import KNOTS, Augmentation, Clips, coloured
 from data.decoded import decode
 from data.loader import LengthOrder, training_batches
 from data.speech import Utterance
@@ -116,6 +116,28 @@ def test_the_bounds_are_kept() -> None:
     below = [10 * np.log10(np.mean(samples**2) / np.mean((each - samples) ** 2)) for each in changed(noise=20)
              if (each != samples).any()]
     assert 15 < len(below) < 45 and 19 < min(below) < 25 and max(below) < 41
+
+
+def test_another_microphone() -> None:
+    """White noise shows the gains; what is above the limit is gone; the loudness stays."""
+    samples = np.random.default_rng(0).standard_normal(2**18) * 0.05
+
+    def decibels(of: np.ndarray, around: float) -> float:
+        power = np.abs(np.fft.rfft(of)) ** 2
+        place = round(around * len(of) / audio.RATE)
+        return float(10 * np.log10(power[place - 50:place + 50].mean()))
+
+    gains = np.array([-10.0, 5, 0, -3, 8, -6, 2])
+    heard = coloured(samples, gains, audio.RATE)
+    found = np.array([decibels(heard, knot) - decibels(samples, knot) for knot in KNOTS[:-1]])
+    assert found - found.mean() == pytest.approx(gains[:-1] - gains[:-1].mean(), abs=0.5)
+    assert np.mean(heard**2) == pytest.approx(np.mean(samples**2)) and len(heard) == len(samples)
+    narrow = coloured(samples, 0 * gains, 3400)
+    assert decibels(narrow, 3300) > decibels(samples, 3300) and decibels(narrow, 3500) < decibels(samples, 3500) - 30
+    assert not coloured(0 * samples, gains, 3400).any()
+    speech = samples.astype(np.float32)
+    cut = [decibels(Augmentation(narrow=0.5)(speech, np.random.default_rng(i)), 7500) < -20 for i in range(40)]
+    assert 10 < sum(cut) < 30
 
 
 @pytest.mark.parametrize("workers", [0, 2])
