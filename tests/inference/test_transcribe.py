@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 import made_speech
+from config import UserError
+from daemon import registry
 from daemon.rundir import PROJECT, RunDir
 from data import audio
+from inference import transcribe as script
 from toys import new_run, session
 from training.train_audio_enc import AudioEncoder
 
@@ -104,7 +107,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_heard(run: RunDir, tmp_path
 
 @pytest.mark.parametrize("argv, part", [
     (["nowhere.wav"], "nowhere.wav: there is no such file"), ([], "which sound?"),
-    (["FILE", "--model", "nothing"], "nothing"), (["FILE", "--model", "newest"], "finished"),
+    (["FILE", "--model", "nothing"], "nothing"),
     (["FILE", "--beem", "2"], "did you mean --beam?"), (["FILE", "--beam", "0"], "--beam must be"),
     (["FILE", "--overlap_seconds", "10"], "must be less than --window_seconds"),
 ])
@@ -113,6 +116,12 @@ def test_a_mistake_is_one_line(run: RunDir, tmp_path: Path, argv: list[str], par
     ran = transcribe(run, *[path if word == "FILE" else word for word in argv])
     told = ran.stderr.decode()
     assert (ran.returncode, ran.stdout, told.count("\n")) == (2, b"", 1) and part in told, told
+
+
+def test_without_a_finished_run_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "runs", list)
+    with pytest.raises(UserError, match="no finished run of audio_enc"):
+        script._main([str(recording(tmp_path / "a.flac", "abc d"))])
 
 
 def test_a_model_that_is_damaged_is_an_error(run: RunDir, tmp_path: Path) -> None:

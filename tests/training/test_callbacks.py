@@ -16,6 +16,7 @@ import monitors
 import training.callbacks
 from daemon.journal import Journal
 from daemon.rundir import RunDir
+from monitors.blanks import Blanks
 from toys import GAN, Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 from training.callback import ACT, OBSERVE, Callback, in_order
 from training.callbacks.early_stopping import EarlyStopping
@@ -38,7 +39,8 @@ def a_run_with_all(tmp_path: Path) -> Trainer:
     """A finished run in which every callback there is has taken part."""
     first = new_run(tmp_path, Buffers)
     train(Buffers, first)
-    sitting = session(Buffers, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
+    kind = with_callbacks(Buffers, Blanks(tmp_path / "alerts.jsonl"))  # a stage's own
+    sitting = session(kind, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
                       early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0, use_wandb=True)
     sitting.examination = Examination(5, "non-finite", sitting.run.incidents, sitting.run.metrics)
     with sitting.run.lock():
