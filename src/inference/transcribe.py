@@ -176,7 +176,7 @@ class Listener:
         spans = ctc.align(heard.numpy(), labels, blank=blank)
         found = [{"word": word, "start": self._seconds(of[0].start), "end": self._seconds(of[-1].end),
                   "confidence": _mean(of)} for word, of in words(self.units, [(span.label, span) for span in spans])]
-        return {"seconds": round(len(samples) / audio.RATE, 3), "text": self.units.decode(labels).strip(),
+        return {"seconds": round(len(samples) / audio.RATE, 3), "text": " ".join(self.units.decode(labels).split()),
                 "confidence": _mean(spans), "words": found}
 
     def _seconds(self, frame: int) -> float:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 10
 
 # The page "Custom scalars": what to look at first. A chart is a list of patterns of tags.
-LAYOUT = {"Overview": {
+CHARTS = {
     "loss": ["Multiline", [r"^train/(.+/)?loss$", r"^eval/loss$"]],
     "learning rate": ["Multiline", [r"^lr$"]],
     "norm of the gradients": ["Multiline", [r"^(.+/)?grad_norm$", r"^gradients/(?!zeros$)"]],
     "size of an update against the weights (1e-3 is healthy)": ["Multiline", [r"^updates/"]],
     "seconds a step": ["Multiline", [r"^speed/step_seconds$"]],
     "shares of time and machine": ["Multiline", [r"^speed/.+_share$", r"^speed/goodput$"]],
-}}
+}
 
 
 @dataclass
@@ -60,7 +60,9 @@ class TensorBoard(Callback):
         # shown, and puts these first.
         _, options, _ = hparams({"stage": trainer.stage.name, **defining(trainer.cfg)}, {})
         writer._get_file_writer().add_summary(options)
-        writer.add_custom_scalars(LAYOUT)
+        judged = trainer.stage.best[0]
+        own = {judged: ["Multiline", [f"^{judged}$"]]} if judged != "eval/loss" else {}
+        writer.add_custom_scalars({"Overview": {**own, **CHARTS}})
         writer.flush()
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:

@@ -75,16 +75,17 @@ def test_beside_them_stand_the_best_and_the_last_evaluation(resumed: RunDir) -> 
         pytest.approx(min(evaluated[:i + 1]), rel=1e-6) for i in range(len(evaluated))]
 
 
-def test_for_a_score_the_best_is_the_highest(tmp_path: Path) -> None:
-    class Scored(Regression):
-        best = ("eval/error", "max")
+class Scored(Regression):
+    best = ("eval/error", "max")
 
+
+def test_for_a_score_the_best_is_the_highest(tmp_path: Path) -> None:
     run = new_run(tmp_path, Scored)
     trainer, _ = train(Scored, run)
     assert board_of(run.tensorboard).Scalars("eval/best_error")[-1].value == pytest.approx(trainer.best, rel=1e-6)
 
 
-@pytest.mark.parametrize("stage", [Buffers, GAN])
+@pytest.mark.parametrize("stage", [Buffers, GAN, Scored])
 def test_every_chart_of_the_overview_shows_something(tmp_path: Path, stage: type[Stage]) -> None:
     run = new_run(tmp_path, stage)
     train(stage, run)
@@ -92,9 +93,10 @@ def test_every_chart_of_the_overview_shows_something(tmp_path: Path, stage: type
     (tensor,) = board.Tensors("custom_scalars__config__")
     layout = Layout.FromString(tensor.tensor_proto.string_val[0])
     (category,) = layout.category
-    assert len(category.chart) == 6
+    assert len(category.chart) == (7 if stage is Scored else 6)
+    assert (category.chart[0].title == "eval/error") == (stage is Scored)
     tags = board.Tags()["scalars"]
     for chart in category.chart:
         assert any(re.search(pattern, tag) for pattern in chart.multiline.tag for tag in tags), chart.title
-    loss = category.chart[0].multiline.tag
+    (loss,) = (chart.multiline.tag for chart in category.chart if chart.title == "loss")
     assert all(any(re.search(pattern, tag) for tag in tags) for pattern in loss)
