@@ -64,7 +64,13 @@ def test_command(command: str) -> None:
     path = PROJECT / program
     assert path.is_file(), f"{program} does not exist"
     if path.suffix == ".py" and path.parent.name == "benchmarks":
-        assert not words
+        usage = path.read_text().split('"""')[1]
+        own, options = (words[:words.index("--")], words[words.index("--") + 1:]) if "--" in words else (words, [])
+        assert all(word in usage for word in own if word.startswith("-")) and (not own or "DATA" in usage)
+        if options:
+            script = re.search(r"OPTIONS of (\w+)\.py", usage)
+            assert script
+            pages.parse(next(s for s in discover().values() if s.__module__ == f"training.{script[1]}"), options)
     elif path.name.startswith(("run_train_", "run_sft_", "train_", "sft_")):
         script = path.name.removeprefix("run_").removesuffix(".sh").removesuffix(".py")
         stage = next(s for s in discover().values() if s.__module__ == f"training.{script}")
