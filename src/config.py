@@ -389,3 +389,19 @@ def complain(problems: Sequence[str]) -> None:
     """Print mistakes as a program does, one a line, on standard error."""
     for problem in problems:
         print(f"{program()}: {problem}", file=sys.stderr)
+
+
+def answered(command: Callable[[Sequence[str]], int], interrupted: str = "") -> int:
+    """The exit code of a command in the foreground, called with the words it was given: mistakes are told, with 2;
+    Ctrl-C ends it with 130."""
+    try:
+        return command(sys.argv[1:])
+    except UserError as error:
+        complain(error.problems)
+        return 2
+    except BrokenPipeError:  # whoever was reading has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130

@@ -1,7 +1,6 @@
 """Looks after data from the command line: ./run/data.sh."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import config
 from config import UserError, opt
 from data import hub, speech
 
-DONE, REFUSED_ROWS, MISTAKE = 0, 1, 2
+DONE, REFUSED_ROWS = 0, 1
 DOWNLOADS = {"audio_asr": "librispeech-100", "text": "wikitext"}
 MODALITIES = ("text", "audio_asr", "audio_tts", "image", "ocr")
 
@@ -56,21 +55,6 @@ class Strings:
     longest: int = opt(7, "most words in a string", ge=1)
     pause: float = opt(0.1, "longest silence between two words, in seconds", ge=0, le=5)
     seed: int = opt(0, "the same seed makes the same strings", ge=0)
-
-
-def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return _main(sys.argv[1:])
-    except UserError as error:
-        config.complain(error.problems)
-        return MISTAKE
-    except BrokenPipeError:  # whoever was reading has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -179,4 +163,5 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...], Callable[..., list[str]], Calla
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(config.answered(_main, "interrupted: the same command goes on"))

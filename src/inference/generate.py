@@ -40,20 +40,6 @@ class Config:
         return device_problems(self.device)
 
 
-def main() -> int:
-    try:
-        return _main(sys.argv[1:])
-    except UserError as error:
-        config.complain(error.problems)
-        return 2
-    except BrokenPipeError:  # whoever was reading has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-
-
 def _main(argv: Sequence[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(config.help_text(Config, {}, USAGE))
@@ -152,4 +138,4 @@ def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], before: li
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(config.answered(_main))

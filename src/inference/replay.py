@@ -15,16 +15,12 @@ from daemon.rundir import RunDir
 from training.options import device_problems
 from training.stage import discover
 
-SAME, OTHER, REFUSED = 0, 1, 2
+SAME, OTHER = 0, 1
 SAME_LOSS = 1e-3  # relative: on another device, or with other threads, it differs by rounding
 
 
 def main() -> int:
-    try:
-        return _main(sys.argv[1:])
-    except UserError as error:
-        config.complain(error.problems)
-        return REFUSED
+    return config.answered(_main)
 
 
 def _main(argv: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -47,20 +46,6 @@ class Config:
             found.append(f"--overlap_seconds {self.overlap_seconds:g} must be less than --window_seconds "
                          f"{self.window_seconds:g}")
         return found
-
-
-def main() -> int:
-    try:
-        return _main(sys.argv[1:])
-    except UserError as error:
-        config.complain(error.problems)
-        return 2
-    except BrokenPipeError:  # whoever was reading has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -188,4 +173,4 @@ def _mean(spans: Sequence[Any]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(config.answered(_main))
