@@ -80,14 +80,13 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def check(cfg: Check, data: str) -> int:
-    from data.speech_check import Limits, examined
+    from data.speech_check import Limits, examined, head_frames
 
-    held_out = [name.strip() for name in cfg.held_out.split(",") if name.strip()]
-    splits = speech.read(data, held_out=held_out, shared_texts=cfg.shared_texts)
+    splits = speech.read(data, held_out=speech.names(cfg.held_out), shared_texts=cfg.shared_texts)
     frames = 100 / cfg.downsample_time * cfg.head_frames
     _, _, report = examined(splits, keep=False, limits=Limits(
         cfg.max_mel_length, cfg.max_text_length, labels=lambda text: [ord(letter) for letter in text],
-        frames=lambda samples: -(-(samples // 160) // cfg.downsample_time) * cfg.head_frames))
+        frames=lambda samples: head_frames(samples, cfg.downsample_time, cfg.head_frames)))
     print("\n".join(report.lines()))
     print(f"CTC is asked to put a character in a frame of 1/{frames:g} s (--downsample_time {cfg.downsample_time} "
           f"--head_frames {cfg.head_frames})")

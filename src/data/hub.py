@@ -36,16 +36,20 @@ def missing(name: str) -> str:
     if name not in CONFIGS or _cached(name):
         return ""
     why = away(REPOSITORY)
-    return f"{why}, and {_cache()} has no copy" if why.endswith("is set") else why
+    return f"{why}, and {_cache()} has no copy" if _offline() else why
 
 
 def away(repository: str) -> str:
     """Why a data set of the hub cannot be asked for now, or ''. Answers in seconds."""
-    for variable in OFFLINE:
-        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return f"{variable} is set"
+    if variable := _offline():
+        return f"{variable} is set"
     why = unreachable(f"{endpoint()}/datasets/{repository}/resolve/main/README.md")
     return f"the Hugging Face hub ({endpoint()}) cannot be reached ({why})" if why else ""
+
+
+def _offline() -> str:
+    """The variable that forbids to ask the hub for anything, or ''."""
+    return next((name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), "")
 
 
 def articles(name: str) -> dict[str, list[str]]:

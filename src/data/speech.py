@@ -116,6 +116,11 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"[^\w' ]|_", " ", text).split())
 
 
+def names(listed: str) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
 # -- the split ------------------------------------------------------------------------------------------------------
 
 

@@ -115,6 +115,11 @@ def problem(row: Utterance, fact: Fact, limits: Limits) -> str:
     return _unaligned(row, fact, limits)
 
 
+def head_frames(samples: int, downsample_time: int, each: int) -> int:
+    """Of an output that has `each` frames to every `downsample_time` of the spectrogram, begun ones too."""
+    return -(-(samples // (audio.RATE // FRAMES_A_SECOND)) // downsample_time) * each
+
+
 def mel_length(seconds: float) -> int:
     return math.ceil(seconds * FRAMES_A_SECOND)
 

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # run as a script: the packages lie in src/, not bes
 
 import files
 from config import UserError, opt
-from data import speech
+from data import audio, speech
 from training.options import Options
 from training.stage import Batch, Ratio, Stage
 
@@ -163,10 +163,9 @@ class AudioEncoder(Stage):
 
     def _frames(self, samples: int) -> int:
         """Of the CTC head."""
-        from model.mel import HOP_LENGTH
+        from data.speech_check import head_frames
 
-        states = -(-(samples // HOP_LENGTH) // int(self.cfg.downsample_time))
-        return states * int(self.cfg.head_frames)
+        return head_frames(samples, self.cfg.downsample_time, self.cfg.head_frames)
 
     def _advise(self, refused: int) -> None:
         rate = 100 / self.cfg.downsample_time * self.cfg.head_frames
@@ -212,7 +211,7 @@ class AudioEncoder(Stage):
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
                 "masks": torch.tensor(np.stack(masks), dtype=torch.float32), "texts": [clip.text for clip in samples],
-                "seconds": sum(len(clip.waveform) for clip in samples) // 16000}
+                "seconds": sum(len(clip.waveform) for clip in samples) // audio.RATE}
 
     def _longest(self) -> int:
         """Samples of the longest recording that can come, played as slow as it may be."""
@@ -288,7 +287,6 @@ class AudioEncoder(Stage):
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Transcripts below what was said, and the spectrogram and the sound of the first."""
-        from data import audio
         from training import device as devices
         from training.media import Sound, Text, heat_map
 
@@ -347,8 +345,7 @@ class AudioEncoder(Stage):
 
 def _splits(cfg: Any) -> speech.Splits:
     """What the options name; of the extra data the training part, without the texts that are judged by."""
-    held_out = [name.strip() for name in cfg.held_out.split(",") if name.strip()]
-    found = speech.read(cfg.dataset, held_out=held_out, shared_texts=cfg.shared_texts)
+    found = speech.read(cfg.dataset, held_out=speech.names(cfg.held_out), shared_texts=cfg.shared_texts)
     if cfg.extra_dataset:
         judged = {each.text for split, rows in found.items() if split != "train" for each in rows}
         extra = speech.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
