@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,6 +42,7 @@ def hand_out(trainer: Trainer, run: RunDir) -> None:
             _export(trainer, run, folders["final"], trainer.best_step)
         log.info("Best model saved: %s (%s %.4f at step %d)", folders["best"], trainer.stage.best[0], trainer.best,
                  trainer.best_step)
+        _tell_target(trainer)
     if trainer.cfg.delete_snapshots_after_training:
         kept.keep_only({trainer.best_step})
     with _averaged(trainer):
@@ -59,6 +61,18 @@ def _best(trainer: Trainer) -> Path | None:
         why = f"damaged ({damage})"
     log.error("the snapshot of step %d, the best, is %s: only the last model is handed out", trainer.best_step, why)
     return None
+
+
+def _tell_target(trainer: Trainer) -> None:
+    """Whether the best evaluation was what the stage is meant to reach, and on which data."""
+    if (target := trainer.stage.target) is None:
+        return
+    cfg: Any = trainer.cfg
+    name, mode = trainer.stage.best
+    met = trainer.best < target if mode == "min" else trainer.best > target
+    aim = words({name: target}, "eval/").replace("=", " below " if mode == "min" else " above ")
+    log.info("Target %s: %s on validation data of %s (%s)", aim, "met" if met else "not met", cfg.dataset,
+             words({name: trainer.best}, "eval/"))
 
 
 def _tell_test_score(trainer: Trainer) -> None:

@@ -41,6 +41,7 @@ class Stage:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer and one update each, in this order
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
+    target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
     divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
 
     def __init__(self, cfg: Any, folder: Path):

@@ -120,6 +120,7 @@ class AudioEncoder(Stage):
     name = "audio_enc"
     Config = Config
     best = "eval/wer", "min"
+    target = 0.20
     presets = {
         "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
         "tiny": shape(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),

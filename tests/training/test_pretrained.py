@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from dataclasses import replace
@@ -257,3 +258,19 @@ def test_a_finished_run_tells_the_test_score_of_its_best_weights(tmp_path: Path,
     best = min(row["eval/loss"] for row in Journal(run.metrics).rows() if "eval/loss" in row)
     assert told[-1].startswith(f"  -> Test: loss={best:.3f} ") and told[-1].removeprefix("  -> Test: ") in scores[:-1]
     assert any("Best model saved" in message for message in caplog.messages[:caplog.messages.index(told[-1])])
+
+
+@pytest.mark.parametrize("target, best, line", [
+    (1e6, ("eval/loss", "min"), r"Target loss below 1000000\.000: met on validation data of toy \(loss=[\d.]+\)"),
+    (1e-6, ("eval/loss", "min"), r"Target loss below 0\.000: not met on .*"),
+    (1e-6, ("eval/loss", "max"), r"Target loss above 0\.000: met on .*"),
+    (None, ("eval/loss", "min"), None)])
+def test_a_finished_run_says_whether_the_target_of_its_stage_was_met(
+        tmp_path: Path, caplog: Any, target: float | None, best: tuple[str, str], line: str | None) -> None:
+    caplog.set_level("INFO")
+    aiming = type("Aiming", (Regression,), {"target": target, "best": best})
+    run = new_run(tmp_path, aiming)
+    with run.lock():
+        toy_session(aiming, run).train()
+    told = [message for message in caplog.messages if message.startswith("Target")]
+    assert len(told) == (line is not None) and (line is None or re.fullmatch(line, told[0]))
