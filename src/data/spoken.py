@@ -1,7 +1,7 @@
 """The embedded speech: sentences that espeak-ng says in many voices, made once on this machine, without network.
 
     spoken          sentences of a grammar of some 300 words
-    spoken-digits   strings of one to seven digits
+    spoken-digits   strings of one to seven digits, said in one go or one by one
     spoken-pydocs   sentences of the documentation of the installed packages
 
 Each sentence is said once. Sentences and timbres of validation and test are not in training. The same seed gives the
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 BUILDER = 2  # raise it when other sound, or other sentences, come out
 SIZES = {
     "spoken": {"train": 10_000, "validation": 500, "test": 500},
-    "spoken-digits": {"train": 3_000, "validation": 200, "test": 200},
+    "spoken-digits": {"train": 8_000, "validation": 200, "test": 200},
     "spoken-pydocs": {"train": 3_000, "validation": 200, "test": 200},
 }
 LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc")
@@ -49,6 +49,7 @@ TIMBRES = {
     "test": "m7 f5 Andrea robert shelby".split(),
 }
 RATES, PITCHES, RANGES = (130, 210), (25, 75), (30, 70)
+ONE_BY_ONE, PAUSES = (90, 210), (" ", ", ", ". ")  # numbers are often read out slowly, each digit for itself
 AT_ONCE = 32
 PACKAGES = ("espeakng_loader", "soundfile", "torchaudio")
 
@@ -87,6 +88,9 @@ def script(name: str, sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
     texts = sentences.distinct(made[name], total, seed) if name in made else _documentation(total, seed)
     splits = itertools.chain.from_iterable([split] * count for split, count in sizes.items())
     draw = random.Random(f"{name} {seed}")
+    if name == "spoken-digits":
+        return [Line(split, text.replace(" ", draw.choice(PAUSES)), _voice(split, draw, ONE_BY_ONE))
+                for split, text in zip(splits, texts)]
     return [Line(split, text, _voice(split, draw)) for split, text in zip(splits, texts)]
 
 
@@ -99,9 +103,9 @@ def _documentation(count: int, seed: int) -> list[str]:
     return found[:count]
 
 
-def _voice(split: str, draw: random.Random) -> Voice:
+def _voice(split: str, draw: random.Random, rates: tuple[int, int] = RATES) -> Voice:
     name = f"{draw.choice(LANGUAGES)}+{draw.choice(TIMBRES[split])}"
-    return Voice(name, draw.randint(*RATES), draw.randint(*PITCHES), draw.randint(*RANGES))
+    return Voice(name, draw.randint(*rates), draw.randint(*PITCHES), draw.randint(*RANGES))
 
 
 def _key(lines: list[Line]) -> str:
