@@ -19,7 +19,7 @@ from data.speech import Utterance
 SPEED_STEPS = 20  # the factors of speed are fractions with this denominator: each has its own filter
 KNOTS = np.geomspace(100, audio.RATE / 2, 7)  # Hz, between which the gain of a microphone and a room is drawn
 FFT_SIZES = 4096  # the size of a Fourier transform is a multiple: without large prime factors it is fast
-NARROWEST = 3400  # Hz, what a telephone lets through
+NARROW = 2800, 4000  # Hz, above which a telephone, or a recording at 8 kHz, has nothing
 
 
 class Clip(NamedTuple):
@@ -39,7 +39,7 @@ class Augmentation:
     gain: float = 0.0  # dB, up or down
     noise: float = 0.0  # dB: white noise so far below the speech at most; half the rows stay as they are
     colour: float = 0.0  # dB, up or down, by frequency
-    narrow: float = 0.0  # share of the rows that lose what is above a frequency between 3.4 and 8 kHz
+    narrow: float = 0.0  # share of the rows that lose what is above a frequency between 2.8 and 4 kHz
 
     def __call__(self, samples: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """(N,) -> (N',), float32. Draws the same numbers whatever is switched off."""
@@ -52,7 +52,7 @@ class Augmentation:
             level = _loudness(samples) * 10 ** (-below / 20)
             samples = samples + level * draw.standard_normal(len(samples), np.float32)
         if self.colour or narrow < self.narrow:
-            highest = NARROWEST * (audio.RATE / 2 / NARROWEST) ** limit if narrow < self.narrow else audio.RATE
+            highest = NARROW[0] + (NARROW[1] - NARROW[0]) * limit if narrow < self.narrow else audio.RATE
             samples = coloured(samples, colour * self.colour, highest)
         if self.gain:
             samples = samples * 10 ** (gain * self.gain / 20)

@@ -67,7 +67,7 @@ class Augmentation:
     noise: float = opt(0.0, "white noise at least so many dB below the speech, in half the rows", ge=0)
     colour: float = opt(6.0, "as through another microphone: louder or fainter by up to so many dB, by frequency", ge=0,
                         le=40)
-    narrow: float = opt(0.0, "share of the recordings that lose what is above a frequency between 3.4 and 8 kHz, as "
+    narrow: float = opt(0.0, "share of the recordings that lose what is above a frequency between 2.8 and 4 kHz, as "
                         "over a telephone", ge=0, le=1)
     mask_bands: int = opt(12, "SpecAugment: widest of two bands that are blanked out", ge=0)
     mask_time: float = opt(0.08, "SpecAugment: longest of two stretches of time that are blanked out, as a share of "
