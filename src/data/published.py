@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import files
 from config import UserError
-from data import hub
-from data.speech import COLUMNS, SPLIT_NAMES
+from data import hub, splits
+from data.speech import COLUMNS
 from progress import announced, mark
 
 if TYPE_CHECKING:
@@ -90,10 +89,10 @@ def _splits_of(repository: str, config: str | None) -> dict[str, str]:
         names = get_dataset_split_names(repository, config)
     except hub.errors() as error:
         raise UserError(f"{repository}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-    ours = {name: SPLIT_NAMES.get(re.split(r"[._-]", name)[0]) for name in names}
-    if unknown := [name for name, split in ours.items() if split is None]:
+    ours = {name: splits.named(name) for name in names}
+    if unknown := [name for name, split in ours.items() if not split]:
         raise UserError(f"{repository}: whether {', '.join(unknown)} is to train on or to judge by is not known")
-    return {name: split for name, split in ours.items() if split}
+    return ours
 
 
 def _folder(name: str) -> Path:
