@@ -26,7 +26,7 @@ from torch import nn
 from data import spoken
 from inference.transcribe import Config as Hearing
 from inference.transcribe import Listener
-from model.speech_encoder import Attention
+from model.transformer import Attention
 from training import pretrained
 from training.train_audio_enc import AudioEncoder
 
