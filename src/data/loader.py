@@ -76,14 +76,21 @@ class Order:
 
 
 @dataclass(frozen=True)
-class LengthOrder(Order):
+class EpochOrder(Order):
+    """A data set is asked for row + epoch * size, so that it can give the same row otherwise in each epoch."""
+
+    def items(self, step: int) -> list[list[int]]:
+        first = step // self.steps_per_epoch * self.size
+        return [[first + row for row in part] for part in self.rows(step)]
+
+
+@dataclass(frozen=True)
+class LengthOrder(EpochOrder):
     """Batches of rows of like length, so that little of them is padding: at most `batch` rows, and at most
     `batch_seconds` when each is padded to the longest; a row that is longer is a batch by itself.
 
     Rows that are nearly as long make a bucket. Each epoch shuffles the rows of each bucket, cuts them into batches, and
     shuffles the batches: other batches each time, and always as many.
-
-    A data set is asked for row + epoch * size, so that it can give the same row otherwise in each epoch.
     """
 
     lengths: tuple[float, ...] = ()  # seconds, by row
@@ -92,10 +99,6 @@ class LengthOrder(Order):
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(sum(math.ceil(len(rows) / count) for rows, count in self._buckets) / self.accum)
-
-    def items(self, step: int) -> list[list[int]]:
-        first = step // self.steps_per_epoch * self.size
-        return [[first + row for row in part] for part in self.rows(step)]
 
     def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
         batches = self._batches(epoch)[offset * self.accum:][:self.accum]
