@@ -42,7 +42,8 @@ def test_what_is_gathered_is_judged_whole_whatever_the_batches(tmp_path: Path, b
     done = evaluate(stage, model, rows, stage.cfg, torch.device("cpu"), lambda: False)
     with torch.no_grad():
         x = torch.stack([rows[i] for i in range(len(rows))])
-        left, right = F.normalize(model["left"](x), dim=1), F.normalize(model["right"](-x), dim=1)  # type: ignore[index]
+        made = stage.gather(model, {"x": x})
+        left, right = made["left"], made["right"]
     right_ones = [i for i in range(7) if all(left[i] @ right[i] >= left[i] @ right[j] for j in range(7))]
     assert done and done.metrics == {"eval/recall": pytest.approx(len(right_ones) / 7), "eval/rows": 7}
     assert done.size == {"samples": 7}
