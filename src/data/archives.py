@@ -10,10 +10,9 @@ import logging
 import lzma
 import os
 import re
-import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -24,11 +23,11 @@ from progress import announced
 
 log = logging.getLogger(__name__)
 
-UNPACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 NAME = r".+?\.(?:tar|tgz|tar\.gz|tar\.bz2|tar\.xz)"
-SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-AT_ONCE = 2**20  # bytes
+PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+AT_ONCE = 2**20  # bytes
+END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 def is_archive(path: str | Path) -> bool:
@@ -41,38 +40,47 @@ def parted(path: str | Path) -> tuple[str, str]:
     return (match[1], match[2]) if match else (str(path), "")
 
 
+def names(archive: Path) -> Iterator[str]:
+    """The names of the files in it, one after the other as they come: unpacks no more than is asked for. Raises
+    UserError where it cannot be read, OSError."""
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            yield from (os.path.normpath(member.name) for member in tar if member.isreg() or member.islnk())
+    except DAMAGED as error:
+        raise _damaged(archive, error) from error
+
+
 def members(archive: Path) -> list[str]:
-    """The names of the files in it, as they come. Raises UserError where it cannot be read, OSError."""
+    """The names of the files that can be read from it. Raises UserError where it cannot be read, OSError."""
     return list(_index(str(archive), _state(archive)))
 
 
 def read(archive: str, member: str) -> bytes:
-    """Raises FileNotFoundError where there is no such member, EOFError where it is cut short, OSError, UserError."""
-    found = _index(archive, _state(Path(archive))).get(_plain(member))
-    if found is None:
+    """Raises FileNotFoundError where there is no such member, EOFError where it is cut short, UserError, OSError."""
+    place = _index(archive, _state(Path(archive))).get(os.path.normpath(member))
+    if place is None:
         raise FileNotFoundError(f"{archive}!{member}")
-    start, size = found
-    with open(_plain_archive(Path(archive)), "rb") as file:
+    start, size = place
+    with open(_plain(Path(archive)), "rb") as file:
         file.seek(start)
         content = file.read(size)
     if len(content) < size:
-        raise EOFError
+        raise EOFError(f"{archive}!{member}")
     return content
 
 
 def write(target: IO[bytes], contents: Iterable[tuple[str, bytes]]) -> None:
     """A TAR archive of (name, content): the same bytes from the same contents."""
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in contents:
-            add(tar, name, content)
+    for name, content in contents:
+        target.write(entry(name, content))
+    target.write(END)
 
 
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    import io
-
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
+def entry(name: str, content: bytes) -> bytes:
+    """A file of a TAR archive, as it stands in there."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    return member.tobuf() + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
 def _state(archive: Path) -> tuple[int, int]:
@@ -80,29 +88,32 @@ def _state(archive: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _plain(member: str) -> str:
-    return os.path.normpath(member)
-
-
 @lru_cache(maxsize=16)
 def _index(archive: str, state: tuple[int, int]) -> dict[str, tuple[int, int]]:
     """Name -> where its bytes begin, and how many there are. A hard link is what it links to."""
     found: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(_plain_archive(Path(archive)), "r:") as tar:
+        with tarfile.open(_plain(Path(archive)), "r:") as tar:
             for member in tar:
-                if member.islnk() and _plain(member.linkname) in found:
-                    found[_plain(member.name)] = found[_plain(member.linkname)]
+                name, linked = os.path.normpath(member.name), os.path.normpath(member.linkname)
+                if member.islnk() and linked in found:
+                    found[name] = found[linked]
                 elif member.isreg() and not member.issparse():
-                    found[_plain(member.name)] = member.offset_data, member.size
+                    found[name] = member.offset_data, member.size
     except DAMAGED as error:
-        raise UserError(f"{archive}: cannot be read as a TAR archive ({error})") from error
+        raise _damaged(archive, error) from error
     return found
 
 
-def _plain_archive(archive: Path) -> Path:
+def _damaged(archive: str | Path, error: Exception) -> UserError:
+    return UserError(f"{archive}: cannot be read as a TAR archive ({error}): it is damaged, cut short, or no archive")
+
+
+def _plain(archive: Path) -> Path:
     """The archive itself, or its unpacked copy, which is made where there is none."""
-    unpack = UNPACKED.get(archive.suffix.lower())
+    with open(archive, "rb") as file:
+        head = file.read(max(map(len, PACKED)))
+    unpack = next((opened for start, opened in PACKED.items() if head.startswith(start)), None)
     if unpack is None:
         return archive
     key = hashlib.sha256(f"{archive.absolute()} {_state(archive)}".encode()).hexdigest()[:16]
@@ -117,20 +128,21 @@ def _plain_archive(archive: Path) -> Path:
 def _unpack(archive: Path, unpack: Callable[..., Any], copy: Path) -> None:
     log.info("Unpacking %s (once, kept in %s)", archive, copy)
     files.tidy(copy.parent)
-    written: list[IO[bytes]] = []
+    megabytes = [0]
 
     def write(file: IO[bytes]) -> None:
-        written.append(file)
         with unpack(archive, "rb") as packed:
-            shutil.copyfileobj(packed, file, AT_ONCE)
+            while part := packed.read(AT_ONCE):
+                file.write(part)
+                megabytes[0] += 1
 
     try:
-        with announced(lambda: f"Unpacking: {written[0].tell() / 1e6:,.0f} MB so far" if written else "Unpacking"):
+        with announced(lambda: f"Unpacking {archive}: {megabytes[0]:,} MB so far"):
             files.write(copy, write)
     except DAMAGED as error:
-        raise UserError(f"{archive}: cannot be unpacked ({error}): it is damaged, or cut short") from error
+        raise _damaged(archive, error) from error
     except OSError as error:
         if not files.may_pass(error):
             raise
-        raise UserError(f"{error.strerror} in {copy.parent}: make room there for {archive} unpacked, or set "
+        raise UserError(f"{error.strerror} in {copy.parent}: make room there for what is in {archive}, or set "
                         "STOKER_HOME to another disk") from error

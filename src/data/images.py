@@ -3,7 +3,6 @@
 import io
 import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 # what PIL raises at files that are damaged; it has no common ancestor
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, KeyError, IndexError, TypeError,
-           NotImplementedError, OverflowError)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class ImageError(Exception):

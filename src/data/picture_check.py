@@ -37,6 +37,7 @@ class Report:
     used: Mapping[str, int]
     labels: Mapping[str, Counter[str]]  # of what is used, by split
     texts: Mapping[str, int]  # that differ
+    groups: Mapping[str, int]
     refused: list[tuple[str, str, str]]
     shared: Mapping[str, int]  # groups, texts, pictures that are in training and in what is judged by
     repeated: int  # files whose picture another file has too, all splits together
@@ -49,7 +50,9 @@ class Report:
             largest = labels.most_common(1)[0] if labels else ("", 0)
             told = (f", {len(labels):,} labels, the largest {largest[0]} ({largest[1] / labels.total():.1%})"
                     if labels else "")
-            yield f"{split}: {self.used[split]:,} of {count:,} rows, {self.texts[split]:,} different texts{told}"
+            groups = f", {self.groups[split]:,} groups" if self.groups[split] else ""
+            yield (f"{split}: {self.used[split]:,} of {count:,} rows{groups}, {self.texts[split]:,} different texts"
+                   f"{told}")
         reasons = Counter(why.partition(":")[0] for _, _, why in self.refused)
         yield "refused: " + (", ".join(f"{count:,} {why}" for why, count in reasons.most_common()) or "none")
         yield "in training and judged by as well: " + ", ".join(f"{n:,} {what}" for what, n in self.shared.items())
@@ -89,7 +92,8 @@ def examined(splits: Splits, frames: Mapping[str, Frame], *, keep: bool,
     A picture that is judged by is left out of the training data, whatever its file is called. `keep` keeps the pictures
     on disk in the `frames` of their splits (`data.resized`).
     """
-    resized = {split: resize([each.path for each in rows], frames[split], keep=keep) for split, rows in splits.items()}
+    resized = {split: resize([each.path for each in rows], frames[split] if keep else None)
+               for split, rows in splits.items()}
     judged = {fact.digest for split, found in resized.items() if split != "train" for fact in found.facts.values()}
     used: Splits = {}
     refused = []
@@ -141,8 +145,9 @@ def _report(splits: Splits, used: Splits, resized: Mapping[str, Resized],
     return Report(rows={split: len(rows) for split, rows in splits.items()},
                   used={split: len(rows) for split, rows in used.items()},
                   labels={split: Counter(each.label for each in rows if each.label) for split, rows in used.items()},
-                  texts={split: len({each.text for each in rows}) for split, rows in used.items()}, refused=refused,
-                  shared=shared, repeated=len(readable) - len({fact.digest for fact in readable.values()}),
+                  texts={split: len({each.text for each in rows}) for split, rows in used.items()},
+                  groups={split: len({each.group for each in rows} - {""}) for split, rows in used.items()},
+                  refused=refused, shared=shared, repeated=len(readable) - len({fact.digest for fact in readable.values()}),
                   sizes=[(fact.height, fact.width) for fact in readable.values()])
 
 

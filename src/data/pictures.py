@@ -63,7 +63,7 @@ def check(name: str, *, group_by: str = "") -> list[str]:
     if not name:
         return [f"--dataset is empty; {WHAT_TO_GIVE}"]
     try:
-        next(listed(name), None)
+        _look_into(name)
     except UserError as error:
         return list(error.problems)
     except OSError as error:
@@ -94,10 +94,20 @@ def read(name: str, *, template: str = "{}", group_by: str = "", held_out: Colle
     return divided(splits, name, held_out=held_out, share=share, shared_texts=shared_texts)
 
 
+def _look_into(name: str) -> None:
+    """Raises UserError, OSError where nothing can be listed. Unpacks no archive."""
+    path = _path(name)
+    if archives.is_archive(path) and path.is_file():
+        if not any(map(_is_picture, archives.names(path))):
+            raise _none_in(path)
+    else:
+        next(listed(name), None)
+
+
 def listed(name: str) -> Iterator[tuple[str, Picture]]:
     """(split, picture) of all that is named, as it stands there; the split is "train" where none is named.
     Raises UserError."""
-    path = _made(name) if name in NAMES else Path(os.path.expanduser(name)).absolute()
+    path = _made(name) if name in NAMES else _path(name)
     if path.is_dir():
         yield from _folder(path)
     elif path.is_file():
@@ -158,11 +168,23 @@ def _made(name: str) -> Path:
     return published.manifest(name)
 
 
+def _path(name: str) -> Path:
+    return Path(os.path.expanduser(name)).absolute()
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(images.SUFFIXES)
+
+
+def _none_in(path: Path) -> UserError:
+    return UserError(f"--dataset {path}: has no pictures ({', '.join(images.SUFFIXES)}) in it; {WHAT_TO_GIVE}")
+
+
 def _file(path: Path) -> Iterator[tuple[str, Picture]]:
     if archives.is_archive(path):
-        names = [name for name in archives.members(path) if name.lower().endswith(images.SUFFIXES)]
+        names = list(filter(_is_picture, archives.members(path)))
         if not names:
-            raise UserError(f"--dataset {path}: has no pictures ({', '.join(images.SUFFIXES)}) in it; {WHAT_TO_GIVE}")
+            raise _none_in(path)
         yield from ((split, Picture(f"{path}!{name}", "", label)) for name, split, label in _by_class(names))
     elif path.suffix == ".json":
         yield from _annotations(path)
@@ -211,7 +233,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, Picture]]:
         return
     names = [path.relative_to(folder).as_posix() for path in tables.files_below(folder, images.SUFFIXES)]
     if not names:
-        raise UserError(f"--dataset {folder}: has no pictures ({', '.join(images.SUFFIXES)}) in it; {WHAT_TO_GIVE}")
+        raise _none_in(folder)
     for name, split, label in _by_class(names):
         beside = (folder / name).with_suffix(".txt")
         text = beside.read_text(encoding="utf-8", errors="replace").strip() if beside.is_file() else ""

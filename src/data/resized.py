@@ -99,16 +99,16 @@ class Resized:
         return hashlib.sha256("".join(fact.digest for fact in self.facts.values()).encode()).hexdigest()
 
 
-def resize(paths: Sequence[str], frame: Frame, *, keep: bool) -> Resized:
+def resize(paths: Sequence[str], frame: Frame | None = None) -> Resized:
     """Decode files, or remember what came of it the last time.
 
-    `keep` keeps the pictures too, in the frame: 12 kB each at 64 x 64, 150 kB at 224 x 224. Raises UserError where
+    With a frame, the pictures are kept too, in it: 12 kB each at 64 x 64, 150 kB at 224 x 224. Raises UserError where
     there is no room.
     """
     paths = list(dict.fromkeys(paths))
-    key = [FORMAT, asdict(frame) if keep else None, *map(images.identity, paths)]
-    return Resized(once.read(_Files(paths, frame if keep else None), Fact, files.home() / "pictures", key=key,
-                             dtype=np.uint8, keep=keep, what="Reading pictures", otherwise="--no_cache_images"))
+    key = [FORMAT, asdict(frame) if frame else None, *map(images.identity, paths)]
+    return Resized(once.read(_Files(paths, frame), Fact, files.home() / "pictures", key=key, dtype=np.uint8,
+                             keep=frame is not None, what="Reading pictures", otherwise="--no_cache_images"))
 
 
 def opened(path: str) -> Tensor:
