@@ -80,16 +80,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class EpochOrder(Order):
-    """A data set is asked for row + epoch * size, so that it can give the same row otherwise in each epoch."""
-
-    def items(self, step: int) -> list[list[int]]:
-        first = step // self.steps_per_epoch * self.size
-        return [[first + row for row in part] for part in self.rows(step)]
-
-
-@dataclass(frozen=True)
-class LengthOrder(EpochOrder):
+class LengthOrder(Order):
     """Batches of rows of like length, so that little of them is padding: at most `batch` rows, and at most
     `batch_seconds` when each is padded to the longest; a row that is longer is a batch by itself.
 
@@ -97,6 +88,7 @@ class LengthOrder(EpochOrder):
     shuffles the batches: other batches each time, and always as many.
     """
 
+    by_epoch: bool = True
     lengths: tuple[float, ...] = ()  # seconds, by row
     batch_seconds: float = 0.0  # 0: no limit
 
