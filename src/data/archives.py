@@ -44,7 +44,7 @@ def names(archive: Path) -> Iterator[str]:
     """The names of the files in it, one after the other as they come: unpacks no more than is asked for. Raises
     UserError where it cannot be read, OSError."""
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with (_unpacking(archive) or open)(archive, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
             yield from (os.path.normpath(member.name) for member in tar if member.isreg() or member.islnk())
     except DAMAGED as error:
         raise _damaged(archive, error) from error
@@ -109,11 +109,16 @@ def _damaged(archive: str | Path, error: Exception) -> UserError:
     return UserError(f"{archive}: cannot be read as a TAR archive ({error}): it is damaged, cut short, or no archive")
 
 
-def _plain(archive: Path) -> Path:
-    """The archive itself, or its unpacked copy, which is made where there is none."""
+def _unpacking(archive: Path) -> Callable[..., Any] | None:
+    """What opens a compressed file as what it was; None where it is not compressed."""
     with open(archive, "rb") as file:
         head = file.read(max(map(len, PACKED)))
-    unpack = next((opened for start, opened in PACKED.items() if head.startswith(start)), None)
+    return next((unpack for start, unpack in PACKED.items() if head.startswith(start)), None)
+
+
+def _plain(archive: Path) -> Path:
+    """The archive itself, or its unpacked copy, which is made where there is none."""
+    unpack = _unpacking(archive)
     if unpack is None:
         return archive
     key = hashlib.sha256(f"{archive.absolute()} {_state(archive)}".encode()).hexdigest()[:16]

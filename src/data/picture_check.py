@@ -147,7 +147,8 @@ def _report(splits: Splits, used: Splits, resized: Mapping[str, Resized],
                   labels={split: Counter(each.label for each in rows if each.label) for split, rows in used.items()},
                   texts={split: len({each.text for each in rows}) for split, rows in used.items()},
                   groups={split: len({each.group for each in rows} - {""}) for split, rows in used.items()},
-                  refused=refused, shared=shared, repeated=len(readable) - len({fact.digest for fact in readable.values()}),
+                  refused=refused, shared=shared,
+                  repeated=len(readable) - len({fact.digest for fact in readable.values()}),
                   sizes=[(fact.height, fact.width) for fact in readable.values()])
 
 

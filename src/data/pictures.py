@@ -135,9 +135,9 @@ def divided(splits: Splits, name: str, *, held_out: Collection[str] = (), share:
             pool, _by_group if grouped else lambda each: each.path.removeprefix(root), share)
     judged = {each.text for split in splits.values() for each in split}
     train = pool if shared_texts else [each for each in pool if each.text not in judged]
-    if not train:
-        raise UserError(f"--dataset {name}: nothing is left to train on of {len(pool):,} pictures; give more, or a "
-                        "split of your own in a column `split`")
+    if not train or not splits["validation"]:
+        raise UserError(f"--dataset {name}: of its {len(pool):,} pictures nothing is left to "
+                        f"{'judge by' if train else 'train on'}; give more, or name their splits in a column `split`")
     return {"train": train, **{split: splits[split] for split in SPLITS if split in splits}}
 
 
@@ -147,7 +147,9 @@ def _by_group(each: Picture) -> str:
 
 def _group(each: Picture, pattern: str) -> str:
     match = re.search(pattern, each.path)
-    return match[1 if match.re.groups else 0] or "" if match else ""
+    if not match or not (group := match[1 if match.re.groups else 0]):
+        raise UserError(f"--group_by {pattern}: matches nothing in {each.path}")
+    return group
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def _path(name: str) -> Path:
 
 
 def _is_picture(name: str) -> bool:
-    return name.lower().endswith(images.SUFFIXES)
+    return name.lower().endswith(images.SUFFIXES) and not PurePosixPath(name).name.startswith(".")
 
 
 def _none_in(path: Path) -> UserError:
