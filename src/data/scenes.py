@@ -37,7 +37,7 @@ ALIKE = 0.4  # of them, that differ from one before in a single thing
 SIDE, FINER = 64, 4  # pixels; each drawn as so many, and as many high
 
 COUNTS = {1: "a", 2: "two", 3: "three"}
-RADII = {"small": (0.065, 0.085), "large": (0.125, 0.145)}  # of the side
+RADII = {"small": (0.065, 0.085), "large": (0.12, 0.14)}  # of the side
 COLOURS = {"red": (220, 40, 40), "orange": (245, 140, 20), "yellow": (240, 215, 30), "green": (40, 165, 60),
            "blue": (45, 85, 230), "purple": (150, 50, 180)}
 SHAPES = ("circle", "square", "triangle", "star", "cross")
@@ -217,7 +217,7 @@ def shapes(scene: Scene, draw: random.Random) -> Iterator[Shape]:
 
 def _row(count: int, radius: float, draw: random.Random, height: float) -> list[tuple[float, float]]:
     """Centres of shapes beside each other."""
-    gap = draw.uniform(0.02, 0.06)
+    gap = draw.uniform(0.03, 0.06)
     length = count * 2 * radius + (count - 1) * gap
     start = draw.uniform(0.02, 0.98 - length) + radius
     return [(start + number * (2 * radius + gap), height) for number in range(count)]
