@@ -4,6 +4,7 @@ Kept as ordinary files with a manifest, official parts and all: what is called t
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import files
@@ -60,17 +61,16 @@ def _fetched(name: str, source: Source, folder: Path, most: int) -> Path:
         return path
     if not Path(source.repository).exists() and (why := hub.away(source.repository)):
         raise UserError(f"{name}: {why}; connect, and try again")
-    named = source.splits or _splits_of(source)
+    kind, named = _looked_at(source)
     folder.mkdir(parents=True, exist_ok=True)
     files.tidy(folder)
     size = f"about {source.gigabytes:g} GB; " if source.gigabytes and not most else ""
     log.info("Fetching %s into %s (%sinterrupted, the same command goes on)", name, folder, size)
-    found: list[Part] = []
+    found = [kind(folder, source, theirs, ours) for theirs, ours in named.items()]
     try:
         with announced(lambda: f"Fetching {name}: {_told(found)} so far"):
-            for theirs, ours in named.items():
-                found.append((type(found[0]) if found else parts.kind_of(source, theirs))(folder, source, theirs, ours))
-                found[-1].fetch(most)
+            for part in found:
+                part.fetch(most)
     except hub.errors() as error:
         if isinstance(error, OSError) and files.may_pass(error):
             raise UserError(f"{error.strerror} in {folder}: make room there, or set STOKER_HOME to another disk; the "
@@ -79,24 +79,26 @@ def _fetched(name: str, source: Source, folder: Path, most: int) -> Path:
         raise UserError(f"{name}: the download stopped ({why}); {_told(found)} are kept: the same command goes on"
                         ) from error
     rows = "".join(part.rows.read_text(encoding="utf-8") for part in found)
-    files.write(path, f"{found[0].header}\n{rows}")
+    files.write(path, f"{kind.header}\n{rows}")
     log.info("Fetched %s: %s", name, _told(found))
     return path
 
 
 def _told(found: list[Part]) -> str:
-    return f"{sum(part.count for part in found):,} {found[0].unit if found else 'rows'}"
+    return f"{sum(part.count for part in found):,} {found[0].unit}"
 
 
-def _splits_of(source: Source) -> dict[str, str]:
+def _looked_at(source: Source) -> tuple[type[Part], Mapping[str, str]]:
+    """What it holds, and its parts: their name -> ours. Raises UserError."""
     from datasets import get_dataset_split_names  # type: ignore[import-untyped]
 
     hub.quieten()
     try:
-        names = get_dataset_split_names(source.repository, source.config)
+        ours = source.splits or {name: splits.named(name)
+                                 for name in get_dataset_split_names(source.repository, source.config)}
+        kind = parts.kind_of(source, next(iter(ours)))
     except hub.errors() as error:
         raise UserError(f"{source.repository}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-    ours = {name: splits.named(name) for name in names}
     if unknown := [name for name, split in ours.items() if not split]:
         raise UserError(f"{source.repository}: whether {', '.join(unknown)} is to train on or to judge by is not known")
-    return ours
+    return kind, ours
