@@ -111,9 +111,9 @@ def resize(paths: Sequence[str], frame: Frame | None = None) -> Resized:
                              keep=frame is not None, what="Reading pictures", otherwise="--no_cache_images"))
 
 
-def opened(path: str) -> Tensor:
-    """(3, H, W) uint8, as it is. Raises images.ImageError."""
-    return torch.from_numpy(np.array(images.decode(path))).permute(2, 0, 1).contiguous()
+def opened(source: bytes | str) -> Tensor:
+    """(3, H, W) uint8, as it is, from a file's bytes or from a path. Raises images.ImageError."""
+    return torch.from_numpy(np.array(images.decode(source))).permute(2, 0, 1).contiguous()
 
 
 class _Files(Dataset[tuple[Fact, np.ndarray]]):

@@ -1,4 +1,4 @@
-"""Pictures and captions in one space: two towers, the losses that bring together what belongs together, retrieval.
+"""Pictures and captions in one space: two towers, and the losses that bring together what belongs together.
 
 Axes: B pairs of a picture and its caption, E width of what is compared, N pictures, C captions.
 """
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from model.transformer import AttentionPool, init_linear
 from model.vision_encoder import VisionEncoder
 
-LOSSES = ("softmax", "sigmoid")
 LARGEST_SCALE = 100.0  # as CLIP's: a larger one makes training unstable
 FIRST = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # scale and bias, as CLIP's and SigLIP's
 
@@ -49,24 +48,27 @@ class DualEncoder(nn.Module):
         weights: Tensor = self.pool.weights(*self.vision(pixels)).mean(1)
         return weights.unflatten(1, (pixels.shape[2] // self.vision.patch_size, -1))  # type: ignore[no-any-return]
 
-    def logits(self, pictures: Tensor, captions: Tensor) -> Tensor:
-        """(N, E) and (C, E) -> (N, C) in fp32."""
-        with torch.autocast(pictures.device.type, enabled=False):
-            found = pictures @ captions.T * self.scale()
-            return found if self.bias is None else found + self.bias
-
-    def scale(self) -> Tensor:
+    def terms(self) -> Tensor:
+        """(2,): the scale and the bias, 0 where there is none."""
         with torch.no_grad():  # in place, as CLIP does after each update: a clamp in the graph could not be left again
             self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
-        return self.log_scale.exp()
+        scale = self.log_scale.exp()
+        return torch.stack([scale, torch.zeros_like(scale) if self.bias is None else self.bias])
 
-    def loss(self, logits: Tensor, alike: Tensor) -> Tensor:
-        return (softmax_loss if self.bias is None else sigmoid_loss)(logits, alike)
+    def logits(self, pictures: Tensor, captions: Tensor) -> Tensor:
+        """(N, E) and (C, E) -> (N, C) in fp32."""
+        return logits(pictures, captions, self.terms())
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, C) -> of each caption for each picture: that it is the one of the C, or, by the sigmoid loss, that it
         holds."""
         return logits.softmax(1) if self.bias is None else logits.sigmoid()
+
+
+def logits(pictures: Tensor, captions: Tensor, terms: Tensor) -> Tensor:
+    """(N, E), (C, E), scale and bias (2,) -> (N, C) in fp32."""
+    with torch.autocast(pictures.device.type, enabled=False):
+        return pictures @ captions.T * terms[0] + terms[1]
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
@@ -92,22 +94,10 @@ def sigmoid_loss(logits: Tensor, alike: Tensor) -> Tensor:
     return -F.logsigmoid(sign * logits).masked_fill(alike, 0).sum()
 
 
-# -- retrieval ------------------------------------------------------------------------------------------------------
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
 
 
-def ranks(queries: Tensor, found: Tensor, right: Tensor, rows_at_once: int = 1024) -> Tensor:
-    """How many wrong ones stand before the first right one: (N,), 0 where the nearest is right.
-
-    `queries` (N, E), `found` (C, E), `right` (2, K): query and found that belong together, each query at least once.
-    What is as near as the right one counts as before it, and so does all where a vector is NaN: a model that has
-    collapsed finds nothing.
-    """
-    counts = []
-    for start in range(0, len(queries), rows_at_once):
-        near = queries[start:start + rows_at_once] @ found.T
-        here = right[:, (right[0] >= start) & (right[0] < start + len(near))]
-        belongs = torch.zeros_like(near, dtype=torch.bool)
-        belongs[here[0] - start, here[1]] = True
-        best = near.masked_fill(~belongs, -torch.inf).amax(1, keepdim=True)
-        counts.append((~(near < best) & ~belongs).sum(1))
-    return torch.cat(counts)
+def right_ones(logits: Tensor, alike: Tensor) -> Tensor:
+    """How many pictures of a batch have their own caption for the nearest."""
+    own = torch.arange(len(logits), device=logits.device)
+    return (logits.masked_fill(alike, -torch.inf).argmax(1) == own).sum()

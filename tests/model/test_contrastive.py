@@ -1,4 +1,4 @@
-"""Losses against NumPy, retrieval against sorting, the towers."""
+"""Losses against NumPy and transformers, the towers."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.contrastive import DualEncoder, alike, ranks, sigmoid_loss, softmax_loss
+from model.contrastive import LOSSES, DualEncoder, alike, right_ones, sigmoid_loss, softmax_loss
 from model.gpt import GPT
 from model.text_tower import FrozenTextTower, TextTower
 from model.vision_encoder import VisionEncoder
@@ -82,12 +82,35 @@ def test_the_order_of_a_batch_changes_nothing(loss: Loss) -> None:
 
 def test_the_scale_is_held_as_clips_and_can_come_down_again() -> None:
     made, other = model(), model("sigmoid")
-    assert made.scale().item() == pytest.approx(1 / 0.07) and made.bias is None
-    assert other.scale().item() == pytest.approx(10) and other.bias is not None and other.bias.item() == -10
+    assert made.terms().tolist() == pytest.approx([1 / 0.07, 0]) and made.bias is None
+    assert other.terms().tolist() == pytest.approx([10, -10]) and other.bias is not None
     torch.nn.init.constant_(made.log_scale, 6.0)
-    made.scale().backward()
-    assert made.scale().item() == pytest.approx(100)
+    made.terms()[0].backward()
+    assert made.terms()[0].item() == pytest.approx(100)
     assert made.log_scale.grad is not None and made.log_scale.grad.item() == pytest.approx(100)
+
+
+@torch.no_grad()
+def test_logits_are_cosines_times_the_scale_and_the_bias() -> None:
+    """In fp32, whatever the precision of the towers."""
+    seen, read, made = torch.randn(3, 16), torch.randn(5, 16), model("sigmoid")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made.logits(seen, read)
+    assert torch.allclose(found, 10 * seen @ read.T - 10, atol=1e-4) and found.dtype == torch.float32
+
+
+def test_the_nearest_of_a_batch_is_counted_among_what_is_contrasted() -> None:
+    values = torch.zeros(6, 6)
+    values[0, 2] = values[3, 4] = 9.0  # alike
+    values.fill_diagonal_(1.0)
+    values[5, 1] = 2.0
+    assert int(right_ones(values, alike(PICTURES, CAPTIONS))) == 5
+
+
+def test_the_losses_that_can_be_chosen_are_those_there_are() -> None:
+    from training import train_vision
+
+    assert set(train_vision.LOSSES) == set(LOSSES)
 
 
 @torch.no_grad()
@@ -95,29 +118,6 @@ def test_probabilities_are_of_one_among_others_or_of_each_by_itself() -> None:
     found = logits().float()
     assert torch.allclose(model().probabilities(found).sum(1), torch.ones(6))
     assert torch.allclose(model("sigmoid").probabilities(found), 1 / (1 + (-found).exp()))
-
-
-# -- retrieval ------------------------------------------------------------------------------------------------------
-
-
-def test_ranks_are_those_of_sorting() -> None:
-    draw = torch.Generator().manual_seed(0)
-    queries, found = (torch.randn(count, 8, generator=draw) for count in (40, 25))
-    right = torch.stack([torch.arange(40).repeat(2), torch.randint(25, (80,), generator=draw)])
-    belongs = [set(right[1, right[0] == i].tolist()) for i in range(40)]
-    expected = []
-    for i, order in enumerate((-(queries @ found.T)).argsort(1).tolist()):
-        before = order[:next(place for place, j in enumerate(order) if j in belongs[i])]
-        expected.append(len(before))
-    for rows in (7, 1024):
-        assert ranks(queries, found, right, rows).tolist() == expected
-    assert 0 in expected and max(expected) > 5
-
-
-@pytest.mark.parametrize("value", [1.0, float("nan")])
-def test_a_model_that_has_collapsed_finds_nothing(value: float) -> None:
-    same, right = torch.full((5, 4), value), torch.arange(5).expand(2, 5)
-    assert ranks(same, same, right).tolist() == [4] * 5
 
 
 # -- towers ---------------------------------------------------------------------------------------------------------
