@@ -17,6 +17,7 @@
 #
 #   --modality NAME        audio_asr, image or ocr, where the files do not show it
 #   --held_out A,B         speakers, or groups of pictures, to validate by
+#   --valid_share X        pictures: share to validate by where no split is named (default 0.05)
 #   --group_by REGEX       pictures: what it, or its first group, matches in a path is a group, such as a document
 #   --shared_texts         texts that are judged by may be trained on (default for pictures; --no_shared_texts)
 #   --max_text_length N    longest text, in characters (default 256; of descriptions, any)

@@ -9,7 +9,7 @@ from typing import Any
 
 import config
 from config import UserError, opt
-from data import archives, hub, images, pictures, speech
+from data import archives, hub, images, pictures, speech, splits
 
 DONE, REFUSED_ROWS = 0, 1
 DOWNLOADS = {"text": "wikitext", "audio_asr": "librispeech-100", "image": "coco-captions", "ocr": "mjsynth"}
@@ -24,6 +24,7 @@ class Check:
 
     modality: str | None = opt(None, "what it is for, where that does not show", choices=("audio_asr", "image", "ocr"))
     held_out: str = opt("", "speakers, or groups, to validate by, separated by commas")
+    valid_share: float = opt(splits.SHARE, "share of the pictures to validate by where no split is named", gt=0, le=0.5)
     group_by: str = opt("", "a regular expression: what it, or its first group, matches in a path is a group")
     shared_texts: bool | None = opt(None, "texts that are judged by may be trained on")
     max_text_length: int | None = opt(None, "longest text, in characters", ge=1)
@@ -94,9 +95,9 @@ def check(cfg: Check, data: str) -> int:
 def _check_speech(cfg: Check, data: str) -> int:
     from data.speech_check import Limits, examined, head_frames
 
-    splits = speech.read(data, held_out=speech.names(cfg.held_out), shared_texts=bool(cfg.shared_texts))
+    found = speech.read(data, held_out=config.listed(cfg.held_out), shared_texts=bool(cfg.shared_texts))
     frames = 100 / cfg.downsample_time * cfg.head_frames
-    _, _, report = examined(splits, keep=False, limits=Limits(
+    _, _, report = examined(found, keep=False, limits=Limits(
         cfg.max_mel_length, cfg.max_text_length or LONGEST, labels=lambda text: [ord(letter) for letter in text],
         frames=lambda samples: head_frames(samples, cfg.downsample_time, cfg.head_frames)))
     print("\n".join(report.lines()))
@@ -109,9 +110,9 @@ def _check_pictures(cfg: Check, data: str, modality: str) -> int:
     from data.picture_check import Limits, examined
 
     longest = cfg.max_text_length or (LONGEST if modality == "ocr" else 0)
-    splits = pictures.read(data, group_by=cfg.group_by, held_out=speech.names(cfg.held_out),
-                           shared_texts=cfg.shared_texts is not False)
-    _, _, report = examined(splits, {}, keep=False, limits=Limits(cfg.min_side, cfg.max_side, max_text_length=longest))
+    found = pictures.read(data, group_by=cfg.group_by, held_out=config.listed(cfg.held_out), share=cfg.valid_share,
+                          shared_texts=cfg.shared_texts is not False)
+    _, _, report = examined(found, {}, keep=False, limits=Limits(cfg.min_side, cfg.max_side, max_text_length=longest))
     print("\n".join(report.lines()))
     return _rows_told(report.refused, bool(report.refused))
 

@@ -86,7 +86,7 @@ def read(name: str, *, template: str = "{}", group_by: str = "", held_out: Colle
         raise UserError(*problems)
     found: Splits = {split: [] for split in SPLITS}
     for split, each in listed(name):
-        text = each.text or (template.replace("{}", each.label.replace("_", " ")) if each.label else "")
+        text = each.text or (captioned(each.label, template) if each.label else "")
         found[split].append(replace(each, text=text, group=_group(each, group_by) if group_by else each.group))
     splits = {split: rows for split, rows in found.items() if rows}
     if not splits:
@@ -115,6 +115,11 @@ def listed(name: str) -> Iterator[tuple[str, Picture]]:
     else:
         raise UserError(f"--dataset {name}: there is no such file or folder{tables.nearest(path, NAMES)}; "
                         f"{WHAT_TO_GIVE}")
+
+
+def captioned(label: str, template: str) -> str:
+    """The caption of a picture that has a class alone: "a photo of a {}", "polar_bear" -> "a photo of a polar bear"."""
+    return template.replace("{}", label.replace("_", " "))
 
 
 # -- the split ------------------------------------------------------------------------------------------------------

@@ -108,11 +108,6 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"[^\w' ]|_", " ", text).split())
 
 
-def names(listed: str) -> list[str]:
-    """What stands between commas."""
-    return [name.strip() for name in listed.split(",") if name.strip()]
-
-
 # -- the split ------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import config
 from config import UserError, opt
-from data import images
+from data import images, pictures
 from inference import trained
 from training import pretrained
 from training.options import device_problems
@@ -71,8 +71,7 @@ def _proposed(cfg: Config, source: Pretrained) -> dict[str, str]:
         found = {line: line for line in _lines(cfg.captions)}
     elif cfg.labels:
         template = cfg.template or str(source.options.get("template", "{}"))
-        names = [name.strip() for name in cfg.labels.split(",") if name.strip()]
-        found = {name: template.replace("{}", name) for name in names}
+        found = {name: pictures.captioned(name, template) for name in config.listed(cfg.labels)}
     else:
         found = _known(source)
     if len(found) < 2:

@@ -13,8 +13,8 @@ if __name__ == "__main__":  # run as a script: the packages lie in src/, not bes
     sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
 
 import files
-from config import UserError, opt
-from data import pictures
+from config import UserError, listed, opt
+from data import pictures, splits
 from training import pretrained
 from training.options import Options
 from training.stage import Batch, Ratio, Stage, discover
@@ -56,8 +56,10 @@ class Pictures:
     template: str = opt("a photo of {}", "the caption where a picture has a class alone; {} stands for its name")
     group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same are never parted "
                         "between training and validation")
-    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else 5 % "
-                        "of the groups or pictures)")
+    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
+                        "--valid_share of the groups or pictures)")
+    valid_share: float = opt(splits.SHARE, "how much is set aside to validate by where the data name no split", gt=0,
+                             le=0.5)
     image_size: int = opt(64, "pixels a side that pictures are brought to", ge=8, usual=(32, 384))
     fit: str = opt("crop", "how, where they are no squares: crop keeps the middle, pad adds white, stretch gives up "
                    "the shape", choices=("crop", "pad", "stretch"))
@@ -193,7 +195,7 @@ class Vision(Stage):
 
         cfg = self.cfg
         found = pictures.read(cfg.dataset, template=cfg.template, group_by=cfg.group_by,
-                              held_out=[name.strip() for name in cfg.held_out.split(",") if name.strip()])
+                              held_out=listed(cfg.held_out), share=cfg.valid_share)
         self.pictures, self.resized, _ = picture_check.checked(
             found, {split: self._stored(split) for split in found}, keep=cfg.cache_images)
         self.register = pairs.registered(self.pictures, self.resized, longest=cfg.max_text_length)
