@@ -95,11 +95,11 @@ def _index(archive: str, state: tuple[int, int]) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(_plain(Path(archive)), "r:") as tar:
             for member in tar:
-                name, linked = os.path.normpath(member.name), os.path.normpath(member.linkname)
-                if member.islnk() and linked in found:
-                    found[name] = found[linked]
-                elif member.isreg() and not member.issparse():
+                name = os.path.normpath(member.name)
+                if member.isreg() and not member.issparse():
                     found[name] = member.offset_data, member.size
+                elif member.islnk() and (linked := os.path.normpath(member.linkname)) in found:
+                    found[name] = found[linked]
     except DAMAGED as error:
         raise _damaged(archive, error) from error
     return found

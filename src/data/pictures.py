@@ -13,9 +13,9 @@ Texts are kept as they stand. Standard library only, so that a mistake in `--dat
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from config import UserError
 from data import archives, images
@@ -38,7 +38,7 @@ COLUMNS = {
 MANIFESTS = ("manifest.csv", "metadata.csv", "labels.csv", "annotations.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One picture. `path` is a file, or ARCHIVE.tar[.gz]!MEMBER; `text` what is said of it, or is written on it;
     `label` its class, where it has one; `group` what is never parted between training and validation."""
@@ -87,7 +87,7 @@ def read(name: str, *, template: str = "{}", group_by: str = "", held_out: Colle
     found: Splits = {split: [] for split in SPLITS}
     for split, each in listed(name):
         text = each.text or (captioned(each.label, template) if each.label else "")
-        found[split].append(replace(each, text=text, group=_group(each, group_by) if group_by else each.group))
+        found[split].append(Picture(each.path, text, each.label, _group(each, group_by) if group_by else each.group))
     splits = {split: rows for split, rows in found.items() if rows}
     if not splits:
         raise UserError(f"--dataset {name}: names no pictures; {WHAT_TO_GIVE}")
@@ -180,7 +180,7 @@ def _path(name: str) -> Path:
 
 
 def _is_picture(name: str) -> bool:
-    return name.lower().endswith(images.SUFFIXES) and not PurePosixPath(name).name.startswith(".")
+    return name.lower().endswith(images.SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
 def _none_in(path: Path) -> UserError:
@@ -247,10 +247,10 @@ def _folder(folder: Path) -> Iterator[tuple[str, Picture]]:
         yield split, Picture(str(folder / name), text, "" if text else label)
 
 
-def _by_class(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+def _by_class(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(name, split, class) of relative paths: folders of classes, within folders of splits where all outermost ones are
     such; what lies around them all makes no difference."""
-    parts = [PurePosixPath(name).parts for name in names]
+    parts = [name.split("/") for name in names]
     around = 0
     while len({each[around] for each in parts}) == 1 and all(len(each) > around + 2 for each in parts) and (
             not parting.named(parts[0][around])):

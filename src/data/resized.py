@@ -62,7 +62,7 @@ class Frame:
         return max(1, round(height * times)), max(1, round(width * times))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fact:
     """What was found in a file; where `problem` says why it cannot be read, the rest is 0."""
 
