@@ -56,17 +56,14 @@ def members(archive: Path) -> list[str]:
 
 
 def read(archive: str, member: str) -> bytes:
-    """Raises FileNotFoundError where there is no such member, EOFError where it is cut short, UserError, OSError."""
+    """Raises FileNotFoundError where there is no such member, UserError where the archive cannot be read, OSError."""
     place = _index(archive, _state(Path(archive))).get(os.path.normpath(member))
     if place is None:
         raise FileNotFoundError(f"{archive}!{member}")
     start, size = place
     with open(_plain(Path(archive)), "rb") as file:
         file.seek(start)
-        content = file.read(size)
-    if len(content) < size:
-        raise EOFError(f"{archive}!{member}")
-    return content
+        return file.read(size)
 
 
 def write(target: IO[bytes], contents: Iterable[tuple[str, bytes]]) -> None:

@@ -34,8 +34,6 @@ def read(path: str | Path) -> bytes:
         raise ImageError("there is no such file") from error
     except IsADirectoryError as error:
         raise ImageError("is a folder") from error
-    except EOFError as error:
-        raise ImageError("is cut short by the end of its archive") from error
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error
 

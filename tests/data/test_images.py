@@ -170,5 +170,5 @@ def test_members_of_archives_are_files_too(tmp_path: Path) -> None:
         images.read(tmp_path / "b.tar!a.png")
     with open(tmp_path / "a.tar", "r+b") as file:
         file.truncate(file.seek(0, io.SEEK_END) - 1024 - len(content) // 2)
-    with pytest.raises(ImageError, match="is in an archive that cannot be read|is cut short by the end"):
+    with pytest.raises(ImageError, match=r"is in an archive that cannot be read \(.*a\.tar: cannot be read as a TAR"):
         images.read(tmp_path / "a.tar!last.png")
