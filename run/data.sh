@@ -3,7 +3,7 @@
 #
 #   ./run/data.sh check DATA [OPTIONS]
 #   ./run/data.sh mel_lengths [--csv] DATA [--talker]
-#   ./run/data.sh download (--dataset NAME | --modality NAME | --repository NAME --out FOLDER)
+#   ./run/data.sh download (--dataset NAME | --modality NAME | --repository NAME --out FOLDER) [OPTIONS]
 #   ./run/data.sh strings DATA FOLDER [OPTIONS]
 #
 #   DATA   speech: a CSV file (audio_path,transcription or wav,text), a folder of sound files with their texts, or
@@ -34,7 +34,7 @@
 # download fetches from the Hugging Face hub, once; interrupted, the same command goes on where it was.
 #
 #   --dataset NAME         librispeech-100, librispeech-460, librispeech-960, coco-captions, mjsynth, wikitext,
-#                          wikitext-103
+#                          wikitext-103; for short: ./run/data.sh NAME
 #   --modality NAME        text (wikitext), audio_asr (librispeech-100), image (coco-captions) or ocr (mjsynth)
 #   --max_samples N        most rows of each of its parts; with a larger number it goes on (default: all)
 #   --repository NAME      any other data set with sounds or pictures: USER/NAME of the hub, or a folder in its form

@@ -69,6 +69,8 @@ def _main(argv: Sequence[str]) -> int:
     """With --check first, only mistakes are looked for: with a Python that has nothing installed."""
     only_mistakes = list(argv[:1]) == ["--check"]
     name, *rest = argv[only_mistakes:] or [""]
+    if name in NAMES:
+        name, rest = "download", ["--dataset", name, *rest]
     if name not in COMMANDS:
         raise UserError(f"which of {', '.join(COMMANDS)}?" + (f" {name!r} is none of them" if name else ""))
     options, operands, problems, run = COMMANDS[name]

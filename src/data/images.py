@@ -50,7 +50,7 @@ def decode(source: bytes | str | Path) -> "Image":
     if not content:
         raise ImageError("is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PIL: about metadata, and sizes, which are looked at here
+        warnings.simplefilter("ignore")  # PIL's of odd metadata, and of half the size that it refuses
         try:
             with Image.open(io.BytesIO(content)) as image:
                 image.load()

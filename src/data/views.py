@@ -46,8 +46,10 @@ class Augmentation:
 
         with one_thread():
             if self.crop:
-                box = _box(1 - self.crop * area, WIDEST ** (2 * ratio - 1), top, left, *pixels.shape[1:])
-                pixels = functional.resized_crop(pixels, *box, [frame.height, frame.width], antialias=True)
+                height, width = pixels.shape[1:]
+                box = _box(1 - self.crop * area, WIDEST ** (2 * ratio - 1), top, left, height, width)
+                size = [frame.height, frame.width or max(1, round(width * frame.height / height))]
+                pixels = functional.resized_crop(pixels, *box, size, antialias=True)
             if flip < self.flip:
                 pixels = functional.horizontal_flip(pixels)
             if self.colour:

@@ -82,7 +82,8 @@ def test_a_mistake_is_one_line(desk: Desk, argv: list[str], why: str) -> None:
 
 def test_without_the_hub_a_download_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    ran = desk.call("data.sh", "download", "--modality", "audio_asr")
-    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", (
-        "data.sh: librispeech-100: the Hugging Face hub (http://127.0.0.1:9) cannot be reached (Connection refused); "
-        "connect, and try again\n"))
+    for name, argv in {"librispeech-100": ["download", "--modality", "audio_asr"], "mjsynth": ["mjsynth"]}.items():
+        ran = desk.call("data.sh", *argv)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", (
+            f"data.sh: {name}: the Hugging Face hub (http://127.0.0.1:9) cannot be reached (Connection refused); "
+            "connect, and try again\n"))
