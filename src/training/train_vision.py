@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,9 +222,12 @@ class Vision(Stage):
         """The ids of each caption, as many as are read."""
         import torch
 
+        found = self.units.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
         context = self.language_model.max_seq_len if self.language_model else None
-        read = [caption[:self.cfg.max_text_length] for caption in captions]
-        return [torch.tensor(ids[:context].tolist(), dtype=torch.long) for ids in self.units.encode_batch(read)]
+        if context and (cut := sum(len(ids) > context for ids in found)):
+            log.warning("%s captions have more than the %s pieces that the language model reads at a time: the rest of "
+                        "them is not read", f"{cut:,}", f"{context:,}")
+        return [torch.tensor(ids[:context].tolist(), dtype=torch.long) for ids in found]
 
     def tokens(self, pieces: "Sequence[Tensor]") -> "dict[str, Tensor]":
         """tokens (U, T) of ids as they come from `pieces`, and how many count (U,): lengths."""
@@ -317,22 +320,24 @@ class Vision(Stage):
     # -- model --------------------------------------------------------------------------------------------------
 
     def model(self) -> "DualEncoder":
-        import copy
-
         from model.contrastive import DualEncoder
-        from model.text_tower import FrozenTextTower, TextTower
         from model.vision_encoder import VisionEncoder
 
         cfg = self.cfg
-        text: nn.Module = TextTower(
-            self.units.vocab_size, d_model=cfg.text_d_model, num_heads=cfg.text_num_heads, num_layers=cfg.text_layers,
-            d_ff=4 * cfg.text_d_model, embed_dim=cfg.embed_dim, dropout=cfg.dropout) if not self.language_model else (
-                FrozenTextTower(copy.deepcopy(self.language_model), cfg.embed_dim))
         vision = VisionEncoder(**{name: getattr(cfg, name) for name in VISION}, dropout=cfg.dropout)
-        return DualEncoder(vision, text, cfg.embed_dim, cfg.loss)
+        return DualEncoder(vision, self._text_tower(), cfg.embed_dim, cfg.loss)
 
-    def params(self, model: Any, phase: str) -> "Iterable[nn.Parameter]":
-        return (weight for weight in model.parameters() if weight.requires_grad)
+    def _text_tower(self) -> "nn.Module":
+        import copy
+
+        from model.text_tower import FrozenTextTower, TextTower
+
+        cfg = self.cfg
+        if self.language_model:
+            return FrozenTextTower(copy.deepcopy(self.language_model), cfg.embed_dim)
+        return TextTower(self.units.vocab_size, d_model=cfg.text_d_model, num_heads=cfg.text_num_heads,
+                         num_layers=cfg.text_layers, d_ff=4 * cfg.text_d_model, embed_dim=cfg.embed_dim,
+                         dropout=cfg.dropout)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         """Those of the vision encoder: what the text tower is given has another length each time."""
@@ -343,7 +348,8 @@ class Vision(Stage):
 
         logits, same = model.logits(*self._vectors(model, batch)), alike(*batch["numbers"].T[:2])
         count = len(logits)
-        return Ratio(LOSSES[self.cfg.loss](logits, same), count), {"acc": Ratio(right_ones(logits, same), count)}
+        return Ratio(LOSSES[self.cfg.loss](logits, same), count), {
+            "acc": Ratio(right_ones(logits, same), count), "scale": Ratio(model.terms()[0].detach(), 1)}
 
     def _vectors(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
         """Of pictures and their captions, (B, E) each."""
