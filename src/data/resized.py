@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 import files
 import wheels
 from data import images, once
-from data.threads import one_thread
 
 FORMAT = 1  # raise it when other facts, or other pixels, come out
 FITS = ("crop", "pad", "stretch")
@@ -43,8 +42,7 @@ class Frame:
         from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
         size = self._inner(*pixels.shape[1:])
-        with one_thread():
-            found: Tensor = functional.resize(pixels, list(size), antialias=True)
+        found: Tensor = functional.resize(pixels, list(size), antialias=True)
         if not self.width or size == (self.height, self.width):
             return found
         if self.fit == "crop":

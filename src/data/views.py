@@ -44,7 +44,7 @@ class Augmentation:
         wheels.torchvision()
         from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-        with one_thread():
+        with one_thread():  # the contrast turns about a mean
             if self.crop:
                 height, width = pixels.shape[1:]
                 box = _box(1 - self.crop * area, WIDEST ** (2 * ratio - 1), top, left, height, width)

@@ -147,6 +147,16 @@ def test_captions_are_true() -> None:
             assert max(first) < min(second), str(scene)
 
 
+def test_what_captions_leave_out_varies() -> None:
+    row = Scene((Group(2, "small", "blue", "square"),), "side by side")
+    seen = [looked_at(row, seed) for seed in range(40)]
+    for axis in (2, 3):
+        middles = [sum(spot[axis] for spot in spots) / 2 for spots in seen]
+        assert np.ptp(middles) > 0.3
+    grounds = [np.asarray(images.decode(scenes.picture(row, str(seed))))[0, 0] for seed in range(40)]
+    assert min(map(max, grounds)) < 50 and max(map(min, grounds)) > 200, "dark and light"
+
+
 def test_small_is_smaller_than_large() -> None:
     for shape in SHAPES:
         areas = {size: [looked_at(Scene((Group(1, size, "red", shape),), "in the middle"), seed)[0][1]

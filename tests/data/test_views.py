@@ -235,6 +235,20 @@ def test_colours_change_within_bounds(threads: None) -> None:
     assert min(spreads) < 90 and max(spreads) > 200, "more and less colourful"
 
 
+def test_a_mean_is_taken_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two, that of a large picture has other last bits, and once in thousands another pixel comes of it."""
+    from torchvision.transforms.v2 import functional
+
+    asked, adjust = [], functional.adjust_contrast
+    monkeypatch.setattr(functional, "adjust_contrast", lambda *args: (asked.append(torch.get_num_threads()),
+                                                                      adjust(*args))[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    changed(marked(8, 8), count=3, colour=0.2)
+    assert asked == [1, 1, 1] and torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_that_goes_on_sees_what_it_would_have_seen(rows: list[Picture], workers: int, threads: None) -> None:
     order = Order(5, 2, 1, 7, by_epoch=True)
