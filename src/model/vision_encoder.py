@@ -2,7 +2,7 @@
 arXiv:2010.11929, its patches read by a pool in place of a class token).
 
 Axes: B batch, H rows and W columns of pixels, h rows and w columns of patches, P patches (h * w, row by row), D width.
-What is beyond a picture's size is 0 throughout, and never changes what is within it.
+What is beyond a picture's size never changes what is within it.
 """
 
 import math
@@ -38,7 +38,7 @@ class VisionEncoder(nn.Module):
         which patches count (B, P), None where all do. Raises ValueError for a size that the patches do not divide."""
         if any(side % self.patch_size for side in pixels.shape[2:]):
             raise ValueError(f"{tuple(pixels.shape[2:])} pixels are not whole patches of {self.patch_size}")
-        x = self.stem(pixels.float() / 127.5 - 1, sizes)  # (B, D, h, w)
+        x = self.stem(pixels.float() / 127.5 - 1)  # (B, D, h, w)
         h, w = x.shape[2:]
         valid = None if sizes is None else within(sizes // self.patch_size, h, w).flatten(1)
         x, angles = x.flatten(2).transpose(1, 2), None
@@ -83,7 +83,7 @@ class PatchStem(nn.Module):
         nn.init.normal_(self.convolution.weight, std=(3 * patch_size**2)**-0.5)
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.convolution(x)  # type: ignore[no-any-return]
 
 
@@ -103,10 +103,7 @@ class ConvStem(nn.Module):
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
         init_linear(self.linear)
 
-    def forward(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        for convolution in self.convolutions:
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution in self.convolutions:  # of an even number of places it reaches none beyond: no mask is needed
             x = F.gelu(convolution(x))
-            if sizes is not None:
-                sizes = sizes // 2
-                x = x * within(sizes, *x.shape[2:])[:, None]
         return self.linear(x.movedim(1, 3)).movedim(3, 1)  # type: ignore[no-any-return]
