@@ -41,6 +41,8 @@ RADII = {"small": (0.065, 0.085), "large": (0.12, 0.14)}  # of the side
 COLOURS = {"red": (220, 40, 40), "orange": (245, 140, 20), "yellow": (240, 215, 30), "green": (40, 165, 60),
            "blue": (45, 85, 230), "purple": (150, 50, 180)}
 SHAPES = ("circle", "square", "triangle", "star", "cross")
+VALUES: dict[str, Sequence[Any]] = {"count": tuple(COUNTS), "size": tuple(RADII), "colour": tuple(COLOURS),
+                                    "shape": SHAPES}
 HELD_OUT = {("red", "star"), ("red", "circle"), ("green", "square"), ("blue", "square"), ("yellow", "triangle"),
             ("purple", "cross")}
 PLACES = {"at the top left": (0.27, 0.27), "at the top right": (0.73, 0.27), "in the middle": (0.5, 0.5),
@@ -90,10 +92,6 @@ class Scene:
             found += [replace(self, groups=(*self.groups[:number], other, *self.groups[number + 1:]))
                       for other in others]
         return [scene for scene in dict.fromkeys(found) if scene != self and scene in _all()]
-
-
-VALUES: dict[str, Sequence[Any]] = {"count": tuple(COUNTS), "size": tuple(RADII), "colour": tuple(COLOURS),
-                                    "shape": SHAPES}
 
 
 @cache
