@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -16,15 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Parsed
 from daemon import rundir
 from daemon.rundir import Status
+from model.transformer import Attention
 from training.launch import Job
 from training.session import Session
 from training.signals import Signals
-from training.stage import Stage
+from training.stage import Batch, Stage
 from training.train_lm import LanguageModel
 from training.trainer import Trainer
 
@@ -63,8 +65,11 @@ def trainer(preset: str, kind: type[Stage] = Random, **options: Any) -> Iterator
             yield made
 
 
-def open_up(trainer: Trainer) -> None:
-    """Bring a trainer to where it would take its first step."""
+def open_up(trainer: Trainer, *, monitors: bool = True) -> None:
+    """Bring a trainer to where it would take its first step; without `monitors` no callback is called."""
+    if not monitors:
+        for listeners in trainer.events.listeners.values():
+            listeners.clear()
     trainer._build()
     trainer._open_data()
     trainer._emit("on_start")
@@ -94,6 +99,71 @@ def bare_products(factors: Sequence[Factors]) -> Callable[[], None]:
             torch.matmul(a, b, out=results[a.shape, b.shape])
 
     return multiply
+
+
+@contextmanager
+def products(model: nn.Module, *, backward: bool) -> Iterator[list[Callable[[], list[Factors]]]]:
+    """Within it, a list that grows by what makes the factors of each layer's products, as the model is called."""
+    made: list[Callable[[], list[Factors]]] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, Attention):
+            B, T, D = inputs[0].shape
+            of, forward, sizes = of_attention, 2, (B * module.num_heads, T, D // module.num_heads)
+        else:
+            of, forward, weight = of_layer, 1, module.weight
+            sizes = output.numel() // len(weight), weight[0].numel(), len(weight)
+        made.append(lambda: of(*sizes)[:None if backward else forward])
+
+    kinds = (nn.Linear, Attention, nn.Conv1d, nn.Conv2d)
+    hooks = [module.register_forward_hook(note) for module in model.modules()
+             if isinstance(module, kinds) and getattr(module, "groups", 1) == 1]
+    try:
+        yield made
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def seconds_of(made: Sequence[Callable[[], list[Factors]]]) -> float:
+    multiply = bare_products([factors for make in made for factors in make()])
+    start = time.perf_counter()
+    multiply()
+    return time.perf_counter() - start
+
+
+@dataclass
+class Took:
+    """Seconds of steps, in them of waiting for data, and of their bare products; how much was trained on."""
+
+    stepping: float = 0.0
+    waiting: float = 0.0
+    multiplying: float = 0.0
+    amount: float = 0.0
+
+
+def steps(trainer: Any, count: int, amount: Callable[[Batch], float]) -> Took:
+    """The trainer's own steps, and in turn the bare products of each; three before are not counted."""
+    took, batches = Took(), trainer._batches
+
+    def counted() -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            took.waiting += time.perf_counter() - start
+            took.amount += amount(batch)
+            yield batch
+
+    for _ in range(3):
+        trainer._train_step()
+    trainer._batches = counted()
+    for _ in range(count):
+        start = time.perf_counter()
+        with products(trainer.model, backward=True) as made:
+            trainer._train_step()
+        took.stepping += time.perf_counter() - start
+        took.multiplying += seconds_of(made)
+    return took
 
 
 def median_seconds(works: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:

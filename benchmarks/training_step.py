@@ -19,9 +19,13 @@ from typing import Any
 
 import rig  # noqa: I001  finds the packages of src/
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
+import wheels
 from model.cross_entropy import CHUNK_NUMBERS
+
+wheels.torchaudio()  # before transformers imports them as they are
+wheels.torchvision()
+from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 
 BATCH = 8
 PROMISED = {"of the bare products": 0.70, "times transformers' loop": 1.0, "times that loop by itself": 1.0}

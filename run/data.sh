@@ -3,21 +3,29 @@
 #
 #   ./run/data.sh check DATA [OPTIONS]
 #   ./run/data.sh mel_lengths [--csv] DATA [--talker]
-#   ./run/data.sh download (--dataset NAME | --modality NAME | --repository NAME --out FOLDER)
+#   ./run/data.sh download (--dataset NAME | --modality NAME | --repository NAME --out FOLDER) [OPTIONS]
 #   ./run/data.sh strings DATA FOLDER [OPTIONS]
 #
 #   DATA   speech: a CSV file (audio_path,transcription or wav,text), a folder of sound files with their texts, or
 #          spoken, spoken-digits, spoken-pydocs, librispeech-100, librispeech-460, librispeech-960
+#          pictures: a CSV file (image,label or image,text), an annotations.json, a folder or TAR archive of pictures by
+#          class, or scenes, digits, coco-captions, mjsynth
 #
-# check decodes every file and names the rows that cannot be trained on: unreadable, silent, without text, too long, or
-# too short for their text; tells lengths, and what training and validation share. Exit code 1 where a row is refused.
+# check decodes every file and names the rows that cannot be trained on: unreadable, silent or blank, without text, too
+# long or too large, or too short for their text; tells sizes, and what training and validation share. Exit code 1 where
+# a row is refused.
 #
-#   --held_out A,B         speakers to validate by
-#   --shared_texts         texts that are judged by may be trained on
+#   --modality NAME        audio_asr, image or ocr, where the files do not show it
+#   --held_out A,B         speakers, or groups of pictures, to validate by
+#   --valid_share X        pictures: share to validate by where no split is named (default 0.05)
+#   --group_by REGEX       pictures: what it, or its first group, matches in a path is a group, such as a document
+#   --shared_texts         texts that are judged by may be trained on (default for pictures; --no_shared_texts)
+#   --max_text_length N    longest text, in characters (default 256; of descriptions, any)
 #   --max_mel_length N     longest recording, in frames of 10 ms (default 2048)
-#   --max_text_length N    longest text, in characters (default 256)
 #   --downsample_time N    frames of 10 ms to one of the model: 2, 4 or 8 (default 4)
 #   --head_frames N        frames of the model's head to one of the model (default 2)
+#   --min_side N           fewest pixels of a picture's shorter side (default 2)
+#   --max_side N           most pixels of a picture's longer side (default: any)
 #
 # mel_lengths tells percentiles of the lengths in frames, and which --max_mel_length they recommend.
 #
@@ -25,9 +33,11 @@
 #
 # download fetches from the Hugging Face hub, once; interrupted, the same command goes on where it was.
 #
-#   --dataset NAME         librispeech-100, librispeech-460, librispeech-960, wikitext, wikitext-103
-#   --modality NAME        audio_asr (librispeech-100) or text (wikitext)
-#   --repository NAME      any other data set with sound: USER/NAME of the hub, or a folder in its form (parquet)
+#   --dataset NAME         librispeech-100, librispeech-460, librispeech-960, coco-captions, mjsynth, wikitext,
+#                          wikitext-103; for short: ./run/data.sh NAME
+#   --modality NAME        text (wikitext), audio_asr (librispeech-100), image (coco-captions) or ocr (mjsynth)
+#   --max_samples N        most rows of each of its parts; with a larger number it goes on (default: all)
+#   --repository NAME      any other data set with sounds or pictures: USER/NAME of the hub, or a folder in its form
 #   --config_name NAME     which of its configurations
 #   --out FOLDER           where to; its manifest.csv is what --dataset takes
 #

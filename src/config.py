@@ -97,6 +97,11 @@ def names(cls: type) -> dict[str, list[str]]:
     return table
 
 
+def listed(text: str) -> list[str]:
+    """What stands between commas, in an option that names several."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 # -- from the command line ------------------------------------------------------------------------------------------
 
 

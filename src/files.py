@@ -6,6 +6,7 @@
     overwrite  a small file in the room it has, where a full disk has none for a new one
     may_pass   whether it is worth trying again
     sha256     of a file's bytes
+    identity   what tells whether a file is still the same
     home       where caches and the list of runs are kept
 
 A reader never meets half a file: what exists under its final name is whole.
@@ -111,6 +112,15 @@ def sync_folder(path: Path) -> None:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(path: str | Path) -> list[str | int]:
+    """A file's path, size and time; size -1 where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [str(path), -1, 0]
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 @contextmanager

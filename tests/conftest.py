@@ -7,7 +7,8 @@ import pytest
 
 import wheels
 
-wheels.torchaudio()  # before transformers imports it as it is, and fails where its compiled part cannot load
+wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load
+wheels.torchvision()
 
 # a shell without job control lets what it starts in the background ignore Ctrl-C, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import config
+import made_pictures
 import made_speech
 from config import UserError
 from daemon.journal import Journal
@@ -27,16 +28,20 @@ DATA: dict[str, dict[str, Any]] = {
     "audio_enc": dict(d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.1, downsample_time=4, num_mels=20,
                       batch_seconds=4.0, noise=20.0),
     "lm": dict(tokenizer="bytes", d_model=32, num_heads=2, num_layers=2, d_ff=64, max_seq_len=32, dropout=0.1),
+    "vision": dict(image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.1, flip=0.5,
+                   text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=16),
 }
 # The same rows in each epoch: what is changed in them is not learned by heart.
-STILL: dict[str, dict[str, Any]] = {"audio_enc": dict(speed=0.0, gain=0.0, noise=0.0, mask_bands=0, mask_time=0.0)}
+STILL: dict[str, dict[str, Any]] = {"audio_enc": dict(speed=0.0, gain=0.0, noise=0.0, mask_bands=0, mask_time=0.0),
+                                    "vision": dict(crop=0.0, flip=0.0, colour=0.0)}
 OPTIONS: dict[str, Any] = dict(batch_size=2, grad_accum_steps=2, max_steps=12, log_interval=5, eval_interval=6,
                                max_samples=30, gradient_monitor_interval=3, weight_monitor_interval=3)
 
 
 def data_of(stage: str, folder: Path) -> dict[str, Any]:
     """Options that point a stage at small data made here."""
-    return DATA[stage] | {"dataset": str(made_speech.write(folder) if stage == "audio_enc" else text_of(folder))}
+    made = {"audio_enc": made_speech.write, "lm": text_of, "vision": made_pictures.write}[stage](folder)
+    return DATA[stage] | {"dataset": str(made)}
 
 
 def text_of(folder: Path) -> Path:
@@ -52,7 +57,7 @@ def stage_with(stage: type[Stage], *callbacks: Callback) -> type[Stage]:
 
 
 def test_there_are_stages() -> None:
-    assert {"lm", "audio_enc"} <= set(STAGES) and set(DATA) == set(STAGES)
+    assert {"lm", "audio_enc", "vision"} <= set(STAGES) and set(DATA) == set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)

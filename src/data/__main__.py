@@ -9,10 +9,12 @@ from typing import Any
 
 import config
 from config import UserError, opt
-from data import hub, speech
+from data import archives, hub, images, pictures, speech, splits
 
 DONE, REFUSED_ROWS = 0, 1
-DOWNLOADS = {"audio_asr": "librispeech-100", "text": "wikitext"}
+DOWNLOADS = {"text": "wikitext", "audio_asr": "librispeech-100", "image": "coco-captions", "ocr": "mjsynth"}
+NAMES = (*speech.PUBLISHED, *pictures.PUBLISHED, *hub.CONFIGS)
+LONGEST = 256  # characters that are spoken, or written on a picture; a description may be longer
 MODALITIES = ("text", "audio_asr", "audio_tts", "image", "ocr")
 
 
@@ -20,12 +22,17 @@ MODALITIES = ("text", "audio_asr", "audio_tts", "image", "ocr")
 class Check:
     """What is checked, against which limits"""
 
-    held_out: str = opt("", "speakers to validate by, separated by commas")
-    shared_texts: bool = opt(False, "texts that are judged by may be trained on")
+    modality: str | None = opt(None, "what it is for, where that does not show", choices=("audio_asr", "image", "ocr"))
+    held_out: str = opt("", "speakers, or groups, to validate by, separated by commas")
+    valid_share: float = opt(splits.SHARE, "share of the pictures to validate by where no split is named", gt=0, le=0.5)
+    group_by: str = opt("", "a regular expression: what it, or its first group, matches in a path is a group")
+    shared_texts: bool | None = opt(None, "texts that are judged by may be trained on")
+    max_text_length: int | None = opt(None, "longest text, in characters", ge=1)
     max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms", ge=1)
-    max_text_length: int = opt(256, "longest text, in characters", ge=1)
     downsample_time: int = opt(4, "frames of 10 ms to one of the model: 2, 4 or 8", ge=1)
     head_frames: int = opt(2, "frames of the model's head to one of the model", ge=1)
+    min_side: int = opt(2, "fewest pixels of a picture's shorter side", ge=1)
+    max_side: int = opt(0, "most pixels of a picture's longer side; 0: any", ge=0)
 
 
 @dataclass
@@ -40,10 +47,11 @@ class MelLengths:
 class Download:
     """What is fetched"""
 
-    dataset: str | None = opt(None, "which", choices=(*speech.PUBLISHED, *hub.CONFIGS))
+    dataset: str | None = opt(None, "which", choices=NAMES)
     modality: str | None = opt(None, "what for", choices=MODALITIES)
-    repository: str = opt("", "any other data set with sound: USER/NAME of the hub, or a folder in its form")
+    repository: str = opt("", "any other data set with sounds or pictures: USER/NAME of the hub, or a folder as there")
     config_name: str | None = opt(None, "which of its configurations")
+    max_samples: int = opt(0, "most rows of each of its parts; 0: all", ge=0)
     out: str = opt("", "the folder to put it into")
 
 
@@ -61,6 +69,8 @@ def _main(argv: Sequence[str]) -> int:
     """With --check first, only mistakes are looked for: with a Python that has nothing installed."""
     only_mistakes = list(argv[:1]) == ["--check"]
     name, *rest = argv[only_mistakes:] or [""]
+    if name in NAMES:
+        name, rest = "download", ["--dataset", name, *rest]
     if name not in COMMANDS:
         raise UserError(f"which of {', '.join(COMMANDS)}?" + (f" {name!r} is none of them" if name else ""))
     options, operands, problems, run = COMMANDS[name]
@@ -80,19 +90,50 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def check(cfg: Check, data: str) -> int:
+    modality = cfg.modality or ("image" if _of_pictures(data) else "audio_asr")
+    return _check_speech(cfg, data) if modality == "audio_asr" else _check_pictures(cfg, data, modality)
+
+
+def _check_speech(cfg: Check, data: str) -> int:
     from data.speech_check import Limits, examined, head_frames
 
-    splits = speech.read(data, held_out=speech.names(cfg.held_out), shared_texts=cfg.shared_texts)
+    found = speech.read(data, held_out=config.listed(cfg.held_out), shared_texts=bool(cfg.shared_texts))
     frames = 100 / cfg.downsample_time * cfg.head_frames
-    _, _, report = examined(splits, keep=False, limits=Limits(
-        cfg.max_mel_length, cfg.max_text_length, labels=lambda text: [ord(letter) for letter in text],
+    _, _, report = examined(found, keep=False, limits=Limits(
+        cfg.max_mel_length, cfg.max_text_length or LONGEST, labels=lambda text: [ord(letter) for letter in text],
         frames=lambda samples: head_frames(samples, cfg.downsample_time, cfg.head_frames)))
     print("\n".join(report.lines()))
     print(f"CTC is asked to put a character in a frame of 1/{frames:g} s (--downsample_time {cfg.downsample_time} "
           f"--head_frames {cfg.head_frames})")
-    for row in (*report.refused, *report.clipped):
+    return _rows_told([*report.refused, *report.clipped], bool(report.refused))
+
+
+def _check_pictures(cfg: Check, data: str, modality: str) -> int:
+    from data.picture_check import Limits, examined
+
+    longest = cfg.max_text_length or (LONGEST if modality == "ocr" else 0)
+    found = pictures.read(data, group_by=cfg.group_by, held_out=config.listed(cfg.held_out), share=cfg.valid_share,
+                          shared_texts=cfg.shared_texts is not False)
+    _, _, report = examined(found, {}, keep=False, limits=Limits(cfg.min_side, cfg.max_side, max_text_length=longest))
+    print("\n".join(report.lines()))
+    return _rows_told(report.refused, bool(report.refused))
+
+
+def _rows_told(rows: Sequence[tuple[str, str, str]], refused: bool) -> int:
+    for row in rows:
         print("\t".join(row))
-    return REFUSED_ROWS if report.refused else DONE
+    return REFUSED_ROWS if refused else DONE
+
+
+def _of_pictures(data: str) -> bool:
+    """Whether a data set is one of pictures, as far as it can be listed: as its first row is."""
+    if data in pictures.NAMES or archives.is_archive(data):
+        return True
+    try:
+        first = None if data in speech.NAMES else next(pictures.listed(data), None)
+    except (UserError, OSError):
+        return False
+    return first is not None and first[1].path.lower().endswith(images.SUFFIXES)
 
 
 def mel_lengths(cfg: MelLengths, data: str) -> int:
@@ -119,14 +160,14 @@ def download(cfg: Download) -> int:
     from data import published
 
     if cfg.repository:
-        print(published.copy(cfg.repository, cfg.config_name, Path(cfg.out)))
+        print(published.copy(cfg.repository, cfg.config_name, Path(cfg.out), cfg.max_samples))
         return DONE
     name = cfg.dataset or DOWNLOADS[str(cfg.modality)]
     if name in hub.CONFIGS:
         print(f"{name}: " + ", ".join(f"{len(texts):,} {split}" for split, texts in hub.articles(name).items())
               + " articles")
         return DONE
-    print(f"--dataset {name}: {published.download(name)}")
+    print(f"--dataset {name}: {published.download(name, cfg.max_samples)}")
     return DONE
 
 
@@ -142,20 +183,25 @@ def _known(cfg: Any, data: str, *others: str) -> list[str]:
     return [problem.replace("--dataset ", "", 1) for problem in speech.check(data)]
 
 
+def _checkable(cfg: Check, data: str) -> list[str]:
+    if cfg.modality == "audio_asr" or not (cfg.modality or _of_pictures(data)):
+        return _known(cfg, data)
+    return [problem.replace("--dataset ", "", 1) for problem in pictures.check(data, group_by=cfg.group_by)]
+
+
 def _fetched(cfg: Download) -> list[str]:
     if cfg.repository:
         return [] if cfg.out else [f"--repository {cfg.repository}: --out names the folder to put it into"]
     if cfg.dataset or cfg.modality in DOWNLOADS:
         return []
     if not cfg.modality:
-        return [f"download what? --dataset {', '.join((*speech.PUBLISHED, *hub.CONFIGS))}; or --modality "
-                f"{', '.join(DOWNLOADS)}"]
+        return [f"download what? --dataset {', '.join(NAMES)}; or --modality {', '.join(DOWNLOADS)}"]
     return [f"--modality {cfg.modality}: there is nothing to fetch by name for it; {', '.join(DOWNLOADS)} can be "
             "fetched, and each stage has data that are made here"]
 
 
 COMMANDS: dict[str, tuple[type, tuple[str, ...], Callable[..., list[str]], Callable[..., int]]] = {
-    "check": (Check, ("DATA",), _known, check),
+    "check": (Check, ("DATA",), _checkable, check),
     "mel_lengths": (MelLengths, ("DATA",), _known, mel_lengths),
     "download": (Download, (), _fetched, download),
     "strings": (Strings, ("DATA", "FOLDER"), _known, strings),

@@ -58,14 +58,11 @@ def resampled(samples: "np.ndarray", rate: int, new_rate: int) -> "np.ndarray":
         return np.ascontiguousarray(samples, np.float32)
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            found: np.ndarray = _resampler(rate, new_rate)(torch.from_numpy(np.array(samples, np.float32))).numpy()
-            return found
-    finally:
-        torch.set_num_threads(threads)
+    from data.threads import one_thread
+
+    with one_thread(), torch.no_grad():
+        found: np.ndarray = _resampler(rate, new_rate)(torch.from_numpy(np.array(samples, np.float32))).numpy()
+        return found
 
 
 @lru_cache(maxsize=8)

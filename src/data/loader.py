@@ -29,6 +29,8 @@ class Order:
     An epoch's last step takes what is left: nothing is thrown away, no step reaches into the next epoch. Rows that are
     left out leave gaps, so that all others keep their step. Neither these nor smaller micro-batches (`micro`) change
     which rows make up a step.
+
+    A data set that gives the same row otherwise in each epoch (`by_epoch`) is asked for row + epoch * size.
     """
 
     size: int
@@ -37,6 +39,7 @@ class Order:
     seed: int
     left_out: Mapping[int, int] = field(default_factory=dict)  # row -> the step, from 0, from which on
     micro: int = 0  # rows in a micro-batch, where these are fewer than `batch`
+    by_epoch: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,7 +52,8 @@ class Order:
 
     def items(self, step: int) -> list[list[int]]:
         """What a data set is asked for to give the rows of a step."""
-        return self.rows(step)
+        first = step // self.steps_per_epoch * self.size if self.by_epoch else 0
+        return [[first + row for row in part] for part in self.rows(step)]
 
     def halved(self, divisible: bool) -> "Order":
         """The same in micro-batches of half the size. Raises MemoryError where they cannot be made smaller."""
@@ -82,20 +86,15 @@ class LengthOrder(Order):
 
     Rows that are nearly as long make a bucket. Each epoch shuffles the rows of each bucket, cuts them into batches, and
     shuffles the batches: other batches each time, and always as many.
-
-    A data set is asked for row + epoch * size, so that it can give the same row otherwise in each epoch.
     """
 
+    by_epoch: bool = True
     lengths: tuple[float, ...] = ()  # seconds, by row
     batch_seconds: float = 0.0  # 0: no limit
 
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(sum(math.ceil(len(rows) / count) for rows, count in self._buckets) / self.accum)
-
-    def items(self, step: int) -> list[list[int]]:
-        first = step // self.steps_per_epoch * self.size
-        return [[first + row for row in part] for part in self.rows(step)]
 
     def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
         batches = self._batches(epoch)[offset * self.accum:][:self.accum]

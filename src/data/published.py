@@ -1,41 +1,19 @@
-"""Speech from the Hugging Face hub, by name: fetched once, file by file, and gone on with where it was interrupted.
+"""Speech and pictures from the Hugging Face hub, by name: fetched once, gone on with where it was interrupted.
 
-Kept as ordinary sound files with a manifest, official parts and all: what is called test there is never trained on.
+Kept as ordinary files with a manifest, official parts and all: what is called test there is never trained on.
 """
 
-import csv
-import io
-import json
 import logging
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import files
 from config import UserError
-from data import hub
-from data.speech import COLUMNS, SPLIT_NAMES
-from progress import announced, mark
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset  # type: ignore[import-untyped]
+from data import hub, parts, speech, splits
+from data.parts import Part, Source
+from progress import announced
 
 log = logging.getLogger(__name__)
-
-AT_ONCE = 100  # recordings between two notes of how far it is
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set lies; `splits`: their name of a part -> ours."""
-
-    repository: str
-    config: str | None
-    splits: Mapping[str, str]
-    gigabytes: float = 0.0
-
 
 LIBRISPEECH = "openslr/librispeech_asr"
 PARTS = {"train.clean.100": "train", "validation.clean": "validation", "test.clean": "test", "train.clean.360": "train",
@@ -44,6 +22,8 @@ SOURCES = {
     "librispeech-100": Source(LIBRISPEECH, "all", dict(list(PARTS.items())[:3]), 7),
     "librispeech-460": Source(LIBRISPEECH, "all", dict(list(PARTS.items())[:4]), 31),
     "librispeech-960": Source(LIBRISPEECH, "all", PARTS, 63),
+    "coco-captions": Source("jxie/coco_captions", None, gigabytes=20),  # with the parts of Karpathy and Fei-Fei 2015
+    "mjsynth": Source("priyank-m/MJSynth_text_recognition", None, gigabytes=15, columns={"text": "label", "label": ""}),
 }
 
 
@@ -57,123 +37,68 @@ def manifest(name: str) -> Path:
     return path
 
 
-def download(name: str) -> Path:
-    """Fetch what is not there yet; returns the manifest. Raises UserError where the hub cannot be reached, or does not
-    give it out; what was fetched by then stays."""
-    path = _folder(name) / "manifest.csv"
-    with files.locked(path.parent.with_suffix(".lock")):
-        if path.exists():
-            return path
-        if why := hub.away(SOURCES[name].repository):
-            raise UserError(f"{name}: {why}; connect, and try again")
-        _fetch_all(name, SOURCES[name], path)
-    return path
+def download(name: str, most: int = 0) -> Path:
+    """Fetch what is not there yet, of each part at most so many rows; returns the manifest. Raises UserError where the
+    hub cannot be reached, or does not give it out; what was fetched by then stays."""
+    folder = _folder(name)
+    with files.locked(folder.with_suffix(".lock")):
+        return _fetched(name, SOURCES[name], folder, most)
 
 
-def copy(repository: str, config: str | None, folder: Path) -> Path:
-    """Any other data set with sound, of the hub or a folder in the hub's form, as sound files in `folder`; returns the
+def copy(repository: str, config: str | None, folder: Path, most: int = 0) -> Path:
+    """Any other data set with sounds or pictures, of the hub or a folder in the hub's form, in `folder`; returns the
     manifest. Raises UserError."""
-    path = folder / "manifest.csv"
-    if path.exists():
-        return path
-    if not Path(repository).exists() and (why := hub.away(repository)):
-        raise UserError(f"{repository}: {why}; connect, and try again")
-    _fetch_all(repository, Source(repository, config, _splits_of(repository, config)), path)
-    return path
-
-
-def _splits_of(repository: str, config: str | None) -> dict[str, str]:
-    from datasets import get_dataset_split_names
-
-    hub.quieten()
-    try:
-        names = get_dataset_split_names(repository, config)
-    except hub.errors() as error:
-        raise UserError(f"{repository}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-    ours = {name: SPLIT_NAMES.get(re.split(r"[._-]", name)[0]) for name in names}
-    if unknown := [name for name, split in ours.items() if split is None]:
-        raise UserError(f"{repository}: whether {', '.join(unknown)} is to train on or to judge by is not known")
-    return {name: split for name, split in ours.items() if split}
+    return _fetched(repository, Source(repository, config), folder, most)
 
 
 def _folder(name: str) -> Path:
-    return files.home() / "speech" / name
+    return files.home() / ("speech" if name in speech.PUBLISHED else "published") / name
 
 
-def _fetch_all(name: str, source: Source, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.tidy(path.parent)
-    parts = [_Part(path.parent, source, theirs, ours) for theirs, ours in source.splits.items()]
-    size = f"about {source.gigabytes:g} GB; " if source.gigabytes else ""
-    log.info("Fetching %s into %s (%sinterrupted, the same command goes on)", name, path.parent, size)
+def _fetched(name: str, source: Source, folder: Path, most: int) -> Path:
+    path = folder / "manifest.csv"
+    if path.exists() and all(Part(folder, source, rows.stem, "").enough(most) for rows in folder.glob("*.rows")):
+        return path
+    if not Path(source.repository).exists() and (why := hub.away(source.repository)):
+        raise UserError(f"{name}: {why}; connect, and try again")
+    kind, named = _looked_at(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.tidy(folder)
+    size = f"about {source.gigabytes:g} GB; " if source.gigabytes and not most else ""
+    log.info("Fetching %s into %s (%sinterrupted, the same command goes on)", name, folder, size)
+    found = [kind(folder, source, theirs, ours) for theirs, ours in named.items()]
     try:
-        with announced(lambda: f"Fetching {name}: {sum(part.count for part in parts):,} recordings so far"):
-            for part in parts:
-                part.fetch()
+        with announced(lambda: f"Fetching {name}: {_told(found)} so far"):
+            for part in found:
+                part.fetch(most)
     except hub.errors() as error:
         if isinstance(error, OSError) and files.may_pass(error):
-            raise UserError(f"{error.strerror} in {path.parent}: make room there, or set STOKER_HOME to another disk; "
-                            "the same command goes on") from error
+            raise UserError(f"{error.strerror} in {folder}: make room there, or set STOKER_HOME to another disk; the "
+                            "same command goes on") from error
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{name}: the download stopped ({why}); {sum(part.count for part in parts):,} recordings are "
-                        "kept: the same command goes on") from error
-    rows = [line for part in parts for line in part.rows.read_text(encoding="utf-8").splitlines()]
-    files.write(path, "\n".join(["audio_path,transcription,speaker,split", *rows]) + "\n")
-    log.info("Fetched %s: %s recordings", name, f"{len(rows):,}")
+        raise UserError(f"{name}: the download stopped ({why}); {_told(found)} are kept: the same command goes on"
+                        ) from error
+    rows = "".join(part.rows.read_text(encoding="utf-8") for part in found)
+    files.write(path, f"{kind.header}\n{rows}")
+    log.info("Fetched %s: %s", name, _told(found))
+    return path
 
 
-class _Part:
-    """One part of a data set. Its note says how many rows are whole, and where the stream was then."""
-
-    def __init__(self, folder: Path, source: Source, theirs: str, ours: str):
-        self.folder, self.source, self.theirs, self.ours = folder, source, theirs, ours
-        self.rows, self.note = folder / f"{theirs}.rows", folder / f"{theirs}.json"
-        noted = json.loads(self.note.read_text()) if self.note.exists() else {}
-        self.count, self.size, self.done = noted.get("count", 0), noted.get("size", 0), noted.get("done", False)
-        self._state: dict[str, Any] | None = noted.get("state")
-
-    def fetch(self) -> None:
-        if self.done:
-            return
-        (self.folder / self.theirs).mkdir(exist_ok=True)
-        with open(self.rows, "ab") as file:
-            file.truncate(self.size)  # what was written after the note was
-        stream = self._open()
-        pending: list[str] = []
-        for each in stream:
-            pending.append(self._keep(each, self.count + len(pending)))
-            if len(pending) == AT_ONCE:
-                self._write_note(pending, stream.state_dict())
-                pending = []
-        self._write_note(pending, None, done=True)
-
-    def _open(self) -> "IterableDataset":
-        from datasets import Audio, load_dataset
-
-        hub.quieten()
-        stream = load_dataset(self.source.repository, self.source.config, split=self.theirs, streaming=True)
-        stream = stream.cast_column("audio", Audio(decode=False))
-        if self._state:
-            stream.load_state_dict(self._state)
-        return stream
-
-    def _keep(self, each: Mapping[str, Any], number: int) -> str:
-        """Write a recording as it came; its row of the manifest."""
-        sound = each["audio"]
-        name = f"{self.theirs}/{number:06d}{Path(sound['path'] or '.flac').suffix or '.flac'}"
-        content = sound["bytes"] if sound["bytes"] is not None else Path(sound["path"]).read_bytes()
-        (self.folder / name).write_bytes(content)
-        mark()
-        text, speaker = (next((each[key] for key in COLUMNS[what] if key in each), "") for what in ("text", "speaker"))
-        return _csv_line([name, text, speaker, self.ours])
-
-    def _write_note(self, pending: list[str], state: Any, *, done: bool = False) -> None:
-        files.append(self.rows, "".join(pending), sync=True)
-        self.count, self.size = self.count + len(pending), self.rows.stat().st_size
-        files.write_json(self.note, {"count": self.count, "size": self.size, "done": done, "state": state})
+def _told(found: list[Part]) -> str:
+    return f"{sum(part.count for part in found):,} {found[0].unit}"
 
 
-def _csv_line(cells: list[Any]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow([" ".join(str(cell).split()) for cell in cells])
-    return line.getvalue()
+def _looked_at(source: Source) -> tuple[type[Part], Mapping[str, str]]:
+    """What it holds, and its parts: their name -> ours. Raises UserError."""
+    from datasets import get_dataset_split_names  # type: ignore[import-untyped]
+
+    hub.quieten()
+    try:
+        ours = source.splits or {name: splits.named(name)
+                                 for name in get_dataset_split_names(source.repository, source.config)}
+        kind = parts.kind_of(source, next(iter(ours)))
+    except hub.errors() as error:
+        raise UserError(f"{source.repository}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    if unknown := [name for name, split in ours.items() if not split]:
+        raise UserError(f"{source.repository}: whether {', '.join(unknown)} is to train on or to judge by is not known")
+    return kind, ours

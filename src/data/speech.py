@@ -11,28 +11,24 @@ Texts are labels: `normalised` (lower case, no punctuation) unless the caller wa
 library only, so that a mistake in `--dataset` is told at once.
 """
 
-import csv
-import difflib
-import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import UserError
 from data import audio
+from data import splits as parting
+from data import tables
+from data.splits import SPLITS
 
 SPOKEN = ("spoken", "spoken-digits", "spoken-pydocs")
 PUBLISHED = ("librispeech-100", "librispeech-460", "librispeech-960")
 NAMES = (*SPOKEN, *PUBLISHED)
 WHAT_TO_GIVE = ("give a CSV file (audio_path,transcription), a folder of sound files with their texts, or one of "
                 + ", ".join(NAMES))
-SPLITS = ("train", "validation", "test")
-VALID_SHARE, VALID_SHARE_AT_MOST = 0.05, 0.10
-
 COLUMNS = {
     "path": ("audio_path", "wav", "audio", "path", "file", "audio_filepath"),
     "text": ("transcription", "text", "transcript", "sentence"),
@@ -40,8 +36,6 @@ COLUMNS = {
     "split": ("split",),
     "seconds": ("seconds", "duration"),
 }
-SPLIT_NAMES = {"train": "train", "training": "train", "dev": "validation", "valid": "validation",
-               "validation": "validation", "test": "test", "eval": "test"}
 
 
 @dataclass(frozen=True)
@@ -104,21 +98,14 @@ def listed(name: str) -> Iterator[tuple[str, Utterance]]:
     elif path.is_file():
         yield from _csv(path)
     else:
-        beside = os.listdir(path.parent) if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, [*beside, *NAMES], n=1)
-        hint = f" (did you mean {close[0] if close[0] in NAMES else path.with_name(close[0])}?)" if close else ""
-        raise UserError(f"--dataset {name}: there is no such file or folder{hint}; {WHAT_TO_GIVE}")
+        raise UserError(f"--dataset {name}: there is no such file or folder{tables.nearest(path, NAMES)}; "
+                        f"{WHAT_TO_GIVE}")
 
 
 def normalised(text: str) -> str:
     """Lower case, letters, digits and apostrophes only, one blank between words: what is scored as words."""
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     return " ".join(re.sub(r"[^\w' ]|_", " ", text).split())
-
-
-def names(listed: str) -> list[str]:
-    """What stands between commas."""
-    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 # -- the split ------------------------------------------------------------------------------------------------------
@@ -130,10 +117,11 @@ def divided(splits: Splits, name: str, *, held_out: Collection[str] = (), shared
     splits = dict(splits)
     pool = splits.pop("train", [])
     if held_out:
-        pool, splits["validation"] = _held_out([*pool, *splits.pop("validation", [])], name, held_out)
+        pool, splits["validation"] = parting.held_out([*pool, *splits.pop("validation", [])], _by_speaker, held_out,
+                                                      name=name, kind="speaker")
     elif "validation" not in splits:
         key = _by_speaker if all(each.speaker for each in pool) and len({u.speaker for u in pool}) > 1 else _by_text
-        pool, splits["validation"] = _parted(pool, key)
+        pool, splits["validation"] = parting.parted(pool, key)
     judged = {each.text for split in splits.values() for each in split}
     train = pool if shared_texts else [each for each in pool if each.text not in judged]
     if len(train) < len(pool) / 2 or not train:
@@ -142,42 +130,12 @@ def divided(splits: Splits, name: str, *, held_out: Collection[str] = (), shared
     return {"train": train, **{split: splits[split] for split in SPLITS if split in splits}}
 
 
-def _held_out(rows: list[Utterance], name: str, held_out: Collection[str]) -> tuple[list[Utterance], list[Utterance]]:
-    known = Counter(each.speaker for each in rows)
-    for speaker in held_out:
-        if speaker not in known:
-            close = difflib.get_close_matches(speaker, known, n=1)
-            raise UserError(f"--held_out {speaker}: {name} has no such speaker"
-                            + (f" (did you mean {close[0]}?)" if close else f", but {', '.join(sorted(known)[:8])}"))
-    if not known.keys() - set(held_out):
-        raise UserError(f"--held_out names all the speakers of {name}: leave some to train on")
-    return ([each for each in rows if each.speaker not in held_out],
-            [each for each in rows if each.speaker in held_out])
-
-
 def _by_speaker(each: Utterance) -> str:
     return each.speaker
 
 
 def _by_text(each: Utterance) -> str:
     return each.text
-
-
-def _parted(rows: list[Utterance], key: Callable[[Utterance], str]) -> tuple[list[Utterance], list[Utterance]]:
-    """Whole groups in the order of their hashes until 5 % is reached; one that would bring it over 10 % is passed
-    over, unless there is none smaller."""
-    sizes = Counter(map(key, rows))
-    chosen: set[str] = set()
-    taken = 0
-    for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest()):
-        if taken >= VALID_SHARE * len(rows):
-            break
-        if taken + sizes[group] <= VALID_SHARE_AT_MOST * len(rows):
-            chosen.add(group)
-            taken += sizes[group]
-    if not chosen and len(sizes) > 1:
-        chosen = {min(sizes, key=lambda group: (sizes[group], group))}
-    return [each for each in rows if key(each) not in chosen], [each for each in rows if key(each) in chosen]
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -195,47 +153,12 @@ def _made(name: str) -> Path:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Utterance]]:
-    """`audio_path,transcription` or `wav,text`, with a header or without; `#` lines are skipped. A header may name
-    `speaker`, `split` and `seconds` too. Files lie beside the CSV, or in the working folder."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--dataset {path}: is not UTF-8 text ({error.reason}); {WHAT_TO_GIVE}") from error
-    kept = (line for line in lines if line.strip() and not line.startswith("#"))
-    rows = csv.reader(kept, delimiter="\t" if path.suffix == ".tsv" else ",")
-    first = next(rows, None)
-    if first is None:
-        raise UserError(f"--dataset {path}: has no rows; {WHAT_TO_GIVE}")
-    columns = _columns(first)
-    if columns is None and len(first) < 2:
-        raise UserError(f"--dataset {path}: a row is `file,text`, the first is {','.join(first)!r}; {WHAT_TO_GIVE}")
-    table = [*([first] if columns is None else []), *rows]
-    for row in table:
-        yield _from_row(row, columns or {"path": 0, "text": 1}, path)
-
-
-def _columns(header: list[str]) -> dict[str, int] | None:
-    """What stands where; None where the row is no header."""
-    names = [cell.strip().lower() for cell in header]
-    found = {what: names.index(name) for what, known in COLUMNS.items() for name in reversed(known) if name in names}
-    return found if "path" in found and "text" in found else None
-
-
-def _from_row(row: list[str], columns: Mapping[str, int], where: Path) -> tuple[str, Utterance]:
-    def cell(what: str) -> str:
-        place = columns.get(what, len(row))
-        return row[place].strip() if place < len(row) else ""
-
-    split = cell("split").lower() or "train"
-    if split not in SPLIT_NAMES:
-        raise UserError(f"--dataset {where}: a split is one of {', '.join(SPLITS)}, is {split!r}")
-    length = float(number) if (number := cell("seconds")).replace(".", "", 1).isdigit() else 0.0
-    return SPLIT_NAMES[split], Utterance(_located(cell("path"), where.parent), cell("text"), length, cell("speaker"))
-
-
-def _located(named: str, folder: Path) -> str:
-    beside = folder / os.path.expanduser(named)  # an absolute one stays as it is
-    return str(beside if beside.exists() or not Path(named).exists() else Path(named).resolve())
+    """`audio_path,transcription` or `wav,text`, with a header or without. A header may name `speaker`, `split` and
+    `seconds` too. Files lie beside the CSV, or in the working folder."""
+    for row in tables.rows(path, COLUMNS, WHAT_TO_GIVE):
+        length = float(row["seconds"]) if row["seconds"].replace(".", "", 1).isdigit() else 0.0
+        yield parting.of_cell(row["split"], path), Utterance(tables.located(row["path"], path.parent), row["text"],
+                                                             length, row["speaker"])
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, Utterance]]:
@@ -246,29 +169,18 @@ def _folder(folder: Path) -> Iterator[tuple[str, Utterance]]:
             yield from _csv(folder / name)
             return
     found = 0
-    for path in _sound_files(folder):
+    for path in tables.files_below(folder, audio.SUFFIXES):
         found += 1
         yield _split_of(path, folder), Utterance(str(path), _text_of(path), 0.0, _speaker_of(path))
     if not found:
-        raise UserError(f"--dataset {folder}: has no sound files ({', '.join(SUFFIXES)}) in it; {WHAT_TO_GIVE}")
+        raise UserError(f"--dataset {folder}: has no sound files ({', '.join(audio.SUFFIXES)}) in it; {WHAT_TO_GIVE}")
 
 
-SUFFIXES = audio.SUFFIXES
 LIBRISPEECH = re.compile(r"(\d+)-(\d+)-(\d+)")
 
 
-def _sound_files(folder: Path) -> Iterable[Path]:
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(where, name) for name in sorted(names)
-                    if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
-
-
 def _split_of(path: Path, folder: Path) -> str:
-    for part in path.relative_to(folder).parts[:-1]:
-        if found := SPLIT_NAMES.get(re.split(r"[-_]", part.lower())[0]):
-            return found
-    return "train"
+    return next(filter(None, map(parting.named, path.relative_to(folder).parts[:-1])), "train")
 
 
 def _text_of(path: Path) -> str:

@@ -14,10 +14,8 @@ import importlib.util
 import io
 import itertools
 import json
-import logging
 import os
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +23,12 @@ from typing import TYPE_CHECKING
 
 import files
 from config import UserError
-from data import audio, espeak, sentences
+from data import audio, espeak, made, sentences
 from data.espeak import Voice
 from progress import tracked
 
 if TYPE_CHECKING:
     import numpy as np
-
-log = logging.getLogger(__name__)
 
 BUILDER = 2  # raise it when other sound, or other sentences, come out
 SIZES = {
@@ -76,10 +72,8 @@ def build(name: str, *, sizes: Mapping[str, int] | None = None, seed: int = 0, w
         raise UserError(*problems)
     lines = script(name, sizes or SIZES[name], seed)
     folder = files.home() / "spoken" / f"{name}-{_key(lines)}"
-    with files.locked(folder.with_suffix(".lock")):
-        if not folder.exists():
-            _make(folder, lines, workers)
-    return folder / "manifest.csv"
+    return made.folder(folder, lambda half: _make(half, lines, workers), what=f"{len(lines):,} spoken sentences",
+                       room="0.5 GB") / "manifest.csv"
 
 
 def script(name: str, sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
@@ -118,25 +112,12 @@ def _key(lines: list[Line]) -> str:
 
 
 def _make(folder: Path, lines: list[Line], workers: int | None) -> None:
-    """All files under another name, then the folder is renamed: it is there whole, or not at all."""
-    half = folder.with_name(f"half-{folder.name}")
-    shutil.rmtree(half, ignore_errors=True)  # by a start that was killed
-    half.mkdir(parents=True)
-    log.info("Saying %s sentences (once, kept in %s)", f"{len(lines):,}", folder)
-    try:
-        rows = ["audio_path,transcription,speaker,split,seconds"]
-        for line, (sound, seconds) in zip(lines, _said(lines, workers)):
-            path = half / f"{len(rows):05d}.flac"
-            path.write_bytes(sound)
-            rows.append(f'{path.name},"{line.text}",{line.voice.name},{line.split},{seconds:.3f}')
-        (half / "manifest.csv").write_text("\n".join(rows) + "\n")
-        os.rename(half, folder)
-    except OSError as error:
-        shutil.rmtree(half, ignore_errors=True)
-        if not files.may_pass(error):
-            raise
-        raise UserError(f"{error.strerror} in {folder.parent}: make room there (about 0.5 GB), or set STOKER_HOME to "
-                        "another disk") from error
+    rows = ["audio_path,transcription,speaker,split,seconds"]
+    for line, (sound, seconds) in zip(lines, _said(lines, workers)):
+        path = folder / f"{len(rows):05d}.flac"
+        path.write_bytes(sound)
+        rows.append(f'{path.name},"{line.text}",{line.voice.name},{line.split},{seconds:.3f}')
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
 
 
 def _said(lines: list[Line], workers: int | None) -> "itertools.chain[tuple[bytes, float]]":

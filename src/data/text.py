@@ -4,7 +4,6 @@ A document is a file, a piece of a file between explicit `<|endoftext|>` marks, 
 has splits of its own. The split draws no random numbers: the same documents always give the same two sides.
 """
 
-import difflib
 import hashlib
 import logging
 import os
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import UserError
-from data import hub
+from data import hub, tables
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ def _texts(dataset: str) -> list[str]:
 def _path_problem(path: Path) -> str:
     """Why nothing can be read at a path, or ''. May raise OSError."""
     if not path.exists():
-        return "there is no such file or folder" + _nearest(path)
+        return "there is no such file or folder" + tables.nearest(path, NAMES)
     if path.is_dir():
         files, _ = _files(path)
         if any(not _head_problem(file) for file in files):
@@ -144,12 +143,6 @@ def _path_problem(path: Path) -> str:
     if not path.is_file():
         return "is neither a file nor a folder"
     return _head_problem(path)
-
-
-def _nearest(path: Path) -> str:
-    beside = os.listdir(path.parent) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, [*beside, *NAMES], n=1)
-    return f" (did you mean {close[0] if close[0] in NAMES else path.with_name(close[0])}?)" if close else ""
 
 
 def _head_problem(path: Path) -> str:

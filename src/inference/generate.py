@@ -1,15 +1,14 @@
 """Lets a trained language model go on with a text. Standard output carries the text and nothing else."""
 
-import importlib.util
 import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import config
-from config import Parsed, UserError, opt
+from config import UserError, opt
+from inference import trained
 from training import pretrained
 from training.options import device_problems
 from training.pretrained import Pretrained
@@ -41,16 +40,16 @@ class Config:
 
 
 def _main(argv: Sequence[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(config.help_text(Config, {}, USAGE))
-        return 0
-    words: list[str] = []
-    cfg = config.parse(Config, {}, [word for word in argv if word != "--check"], words=words).config
+    return trained.command(Config, USAGE, argv, _work)
+
+
+def _work(cfg: Config, words: list[str], only_check: bool) -> int:
     run, prompt = _words(words)
-    if "--check" in argv:
-        _stage_of(pretrained.find(run))
-        return 0
-    _generate(cfg, run, _read(prompt))
+    if only_check:
+        source = pretrained.find(run)
+        pretrained.settled(source, _kind(source))
+    else:
+        _generate(cfg, run, _read(prompt))
     return 0
 
 
@@ -79,16 +78,13 @@ def _read(prompt: str) -> str:
 # -- the model ------------------------------------------------------------------------------------------------------
 
 
-def _stage_of(source: Pretrained) -> tuple[type[Stage], Any]:
-    """The stage that weights are of, and its config with what they settle. Another program's are taken for GPT-2's."""
-    stage = discover()[source.stage or "lm"]
-    empty: Parsed[Any] = Parsed(stage.Config(), frozenset(), "")
-    return stage, pretrained.taken(stage, empty, source).config
+def _kind(source: Pretrained) -> type[Stage]:
+    """The stage that weights are of. Another program's are taken for GPT-2's."""
+    return discover()[source.stage or "lm"]
 
 
 def _generate(cfg: Config, run: str, prompt: str) -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/generate.sh")
+    trained.require_torch("generate.sh")
     import torch
 
     from model.decoding import Decoder, Sampling, generate
@@ -96,11 +92,7 @@ def _generate(cfg: Config, run: str, prompt: str) -> None:
 
     device = devices.choose(cfg.device)
     source = pretrained.find(run)  # only now: of a run that trains, snapshots come and go
-    kind, settled = _stage_of(source)
-    stage: Any = kind(settled, source.run.path if source.is_snapshot and source.run else source.folder)
-    stage.reopen()
-    model = stage.model().to(device).eval()
-    source.load(stage, model)
+    stage, model = pretrained.opened(source, _kind(source), device)
     if not isinstance(model, Decoder):
         raise UserError(f"{source} is of stage {stage.name}: it makes no text")
     seed = random.SystemRandom().randrange(2**32) if cfg.seed is None else cfg.seed

@@ -1,17 +1,16 @@
 """Writes down what is said in sound files. Standard output carries the transcripts and nothing else."""
 
-import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config
-from config import Parsed, UserError, opt
+from config import UserError, opt
 from data import audio
+from inference import trained
 from training import pretrained
 from training.options import device_problems
 from training.pretrained import Pretrained
@@ -49,37 +48,15 @@ class Config:
 
 
 def _main(argv: Sequence[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(config.help_text(Config, {}, USAGE))
-        return 0
-    words: list[str] = []
-    cfg = config.parse(Config, {}, [word for word in argv if word != "--check"], words=words).config
+    return trained.command(Config, USAGE, argv, _work)
+
+
+def _work(cfg: Config, words: list[str], only_check: bool) -> int:
     if not words:
         raise UserError("which sound? give files, folders, or - for standard input")
-    paths = list(_files(words))
-    source = pretrained.find(cfg.model, STAGE)
-    if source.stage not in ("", STAGE):
-        raise UserError(f"--model {cfg.model}: {source} is of stage {source.stage}, which does not hear")
-    if "--check" in argv:
-        return 0
-    return _transcribe(cfg, source, paths)
-
-
-def _files(words: Sequence[str]) -> Iterator[str]:
-    """The files that words mean, those of a folder in the order of their names. Raises UserError for all mistakes."""
-    problems = []
-    for word in words:
-        inside = sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in audio.SUFFIXES)
-        if word == "-" or Path(word).is_file():
-            yield word
-        elif inside:
-            yield from inside
-        elif Path(word).is_dir():
-            problems.append(f"{word} has no sound files ({', '.join(audio.SUFFIXES)}) in it")
-        else:
-            problems.append(f"{word}: there is no such file or folder")
-    if problems:
-        raise UserError(*problems)
+    paths = list(trained.files(words, audio.SUFFIXES, "sound"))
+    source = trained.found(cfg.model, STAGE, "hears")
+    return 0 if only_check else _transcribe(cfg, source, paths)
 
 
 # -- hearing --------------------------------------------------------------------------------------------------------
@@ -87,13 +64,11 @@ def _files(words: Sequence[str]) -> Iterator[str]:
 
 def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
     """Exit code 1 where some of the files could not be read; each is told."""
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/transcribe.sh")
+    trained.require_torch("transcribe.sh")
     from training import device as devices
 
-    device = devices.choose(cfg.device)
-    listener = Listener(source, device)
-    print(f"{source}; {told(source)}", file=sys.stderr, flush=True)
+    listener = Listener(source, devices.choose(cfg.device))
+    print(f"{source}; {trained.scored(source, ('wer', 'cer'))}", file=sys.stderr, flush=True)
     unread = 0
     for path in paths:
         try:
@@ -104,20 +79,10 @@ def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
             continue
         found = listener.hear(samples, cfg)
         if cfg.json:
-            line = json.dumps({"file": path, **found}, ensure_ascii=False)
+            trained.tell(json.dumps({"file": path, **found}, ensure_ascii=False))
         else:
-            line = found["text"] if len(paths) == 1 else f"{path}\t{found['text']}"
-        sys.stdout.buffer.write(f"{line}\n".encode(errors="surrogateescape"))
-        sys.stdout.buffer.flush()
+            trained.tell(found["text"] if len(paths) == 1 else f"{path}\t{found['text']}")
     return 1 if unread else 0
-
-
-def told(source: Pretrained) -> str:
-    """How well a model did when it was evaluated."""
-    rates = [f"{name} {source.scores[f'eval/{name}']:.1%}" for name in ("wer", "cer")
-             if f"eval/{name}" in source.scores]
-    data = Path(str(source.options.get("dataset", ""))).name
-    return f"{', '.join(rates)} on validation data of {data}" if rates else "not evaluated at that step"
 
 
 def _read(path: str) -> "np.ndarray":
@@ -134,14 +99,8 @@ class Listener:
     """A trained model, and what it hears."""
 
     def __init__(self, source: Pretrained, device: Any):
-        kind = discover()[STAGE]
-        empty: Parsed[Any] = Parsed(kind.Config(), frozenset(), "")
-        settled = pretrained.taken(kind, empty, source).config
-        stage: Any = kind(settled, source.run.path if source.is_snapshot and source.run else source.folder)
-        stage.reopen()
+        stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.units, self.device = stage.units, device
-        self.model: Any = stage.model().to(device).eval()
-        source.load(stage, self.model)
 
     def hear(self, samples: "np.ndarray", cfg: Config) -> dict[str, Any]:
         """{"seconds", "text", "confidence", "words": [{"word", "start", "end", "confidence"}]}; times in seconds,

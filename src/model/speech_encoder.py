@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel, valid_frames
+from model.transformer import MLP, Attention, init_blocks, init_linear, line_angles
 
 KERNEL, NEAR = 3, 15  # of the front end; of a block
 FEATURE_RATE = 12.5  # a second: what an omni model reads, whatever the rate of the CTC head
@@ -24,17 +25,14 @@ class SpeechEncoder(nn.Module):
     def __init__(self, *, num_mels: int, d_model: int, num_heads: int, num_layers: int, d_ff: int, downsample_time: int,
                  dropout: float = 0.0):
         super().__init__()
-        self.downsample_time = downsample_time
+        self.downsample_time, self.num_heads = downsample_time, num_heads
         widths = [num_mels, *[d_model] * int(math.log2(downsample_time))]
         self.convolutions = nn.ModuleList(nn.Conv1d(before, after, KERNEL, stride=2, padding=KERNEL // 2)
                                           for before, after in zip(widths, widths[1:]))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
-        self.blocks.apply(_init)
-        for name, weight in self.named_parameters():
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):  # each block adds to the residual twice
-                nn.init.normal_(weight, std=(2 * num_layers * weight.shape[1])**-0.5)
+        init_blocks(self.blocks)
 
     def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, M), how many frames of each count (B,) -> (B, T', D), how many of T' count (B,)."""
@@ -45,8 +43,9 @@ class SpeechEncoder(nn.Module):
             x = x * valid_frames(lengths, x.shape[2])[:, None]
         valid = valid_frames(lengths, x.shape[2])
         x = self.dropout(x.transpose(1, 2))
+        angles = line_angles(x.shape[1], x.shape[2] // self.num_heads, x.device)
         for block in self.blocks:
-            x = block(x, valid)
+            x = block(x, valid, angles)
         return self.final_norm(x) * valid[..., None], lengths
 
     def features(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +74,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(d_model)
         self.mlp = MLP(d_model, d_ff, dropout)
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor, angles: Tensor) -> Tensor:
         x = x + self.convolution(self.norm0(x), valid)
-        x = x + self.attention(self.norm1(x), valid)
+        x = x + self.attention(self.norm1(x), valid, angles)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
@@ -94,46 +93,6 @@ class Convolution(nn.Module):
         return F.silu(self.depthwise(x)).transpose(1, 2)
 
 
-class Attention(nn.Module):
-    """Self-attention over the places that count, with rotary positions (Su et al. 2021, arXiv:2104.09864)."""
-
-    def __init__(self, d_model: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
-        q, k = rotated(q), rotated(k)
-        y = F.scaled_dot_product_attention(q, k, v, valid[:, None, None, :],
-                                           dropout_p=self.dropout.p if self.training else 0.0)
-        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
-
-
-def rotated(x: Tensor) -> Tensor:
-    """(B, H, T, C), C even: each pair of numbers turned by an angle that grows with its place in T."""
-    T, C = x.shape[-2:]
-    speeds = 10000.0 ** (-torch.arange(0, C, 2, device=x.device) / C)
-    angles = torch.arange(T, device=x.device)[:, None] * speeds  # (T, C/2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-class MLP(nn.Module):
-    def __init__(self, d_model: int, d_ff: int, dropout: float):
-        super().__init__()
-        self.up = nn.Linear(d_model, d_ff)
-        self.down = nn.Linear(d_ff, d_model)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.down(F.gelu(self.up(x))))  # type: ignore[no-any-return]
-
-
 class Recognizer(nn.Module):
     """Speech -> logits of V units, `head_frames` to each state of the encoder; with the front end in it, so that sound
     goes in."""
@@ -143,7 +102,7 @@ class Recognizer(nn.Module):
         self.mel = LogMel(num_mels)
         self.encoder, self.head_frames = encoder, head_frames
         self.head = nn.Linear(encoder.final_norm.normalized_shape[0], head_frames * vocab_size)
-        _init(self.head)
+        init_linear(self.head)
 
     @property
     def rate(self) -> float:
@@ -174,11 +133,3 @@ class Recognizer(nn.Module):
                 break
             start += window - 2 * margin
         return torch.cat(parts) if parts else waveform.new_zeros(0, self.head.out_features // each)
-
-
-def _init(module: nn.Module) -> None:
-    """What comes out is about as large as what goes in (LeCun et al. 1998): with GPT-2's 0.02 at all widths, a narrow
-    model takes half as long again to learn."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        nn.init.zeros_(module.bias)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RATES = ("wer", "cer", "acc", "_share")  # told in percent
+RATES = ("wer", "cer", "acc", "_share", "recall_1", "recall_5", "recall_10")  # told in percent
 
 
 @dataclass

@@ -238,7 +238,8 @@ class _Trial:
         batch = self.batch(size)
         self.model.eval()
         with torch.no_grad(), devices.autocast(self.device, self.cfg.precision):
-            seconds = min(_timed(lambda: self.stage.score(self.model, batch), self.device) for _ in range(2))
+            seconds = min(_timed(lambda: (self.stage.score(self.model, batch), self.stage.gather(self.model, batch)),
+                                 self.device) for _ in range(2))
         self.model.train()
         return seconds
 

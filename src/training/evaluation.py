@@ -1,12 +1,13 @@
 """The one evaluation loop: a model scored on all rows of a data set."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 import progress
 from data.loader import evaluation_batches
@@ -44,7 +45,7 @@ def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object]) -> Evaluation | None:
-    sums, size = Totals(), Counter[str]()
+    sums, size, gathered = Totals(), Counter[str](), defaultdict[str, list[Tensor]](list)
     workers = devices.loader_workers(device, cfg.num_workers)
     with torch.no_grad(), rng.preserved():
         model.eval()
@@ -52,10 +53,14 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
             if stopped():
                 return None
             with devices.autocast(device, cfg.precision):
-                scores = stage.score(model, devices.move(batch, device))
+                batch = devices.move(batch, device)
+                scores, rows = stage.score(model, batch), stage.gather(model, batch)
             for name, ratio in scores.items():
                 sums.add(name, ratio)
+            for name, tensor in rows.items():
+                gathered[name].append(tensor.cpu())
             size.update(stage.size(batch))
             progress.mark()
-    metrics = {f"eval/{name}": value for name, value in sums.means().items()}
+        judged = stage.judge({name: torch.cat(parts) for name, parts in gathered.items()}) if gathered else {}
+    metrics = {f"eval/{name}": value for name, value in {**sums.means(), **judged}.items()}
     return Evaluation(metrics | stage.derive(metrics), dict(size))

@@ -1,10 +1,14 @@
 """What a run shows beside numbers: texts, histograms, pictures, sounds. Views decide how they look."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
+
+COLUMNS = 4  # of a gallery
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,51 @@ def heat_map(values: "np.ndarray") -> Picture:
     low, high = values.min(), values.max()
     colours = matplotlib.colormaps["magma"]((values[::-1] - low) / max(high - low, 1e-9))[..., :3]
     return Picture((colours * 255).round().astype(np.uint8))
+
+
+def gallery(pictures: "np.ndarray", captions: Sequence[str], over: "np.ndarray | None" = None) -> Picture:
+    """(N, height, width, 3) uint8, each with its caption below; with `over` (N, h, w) laid over it, if given: bright
+    where it is high."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(pictures) // COLUMNS)
+    figure = Figure(figsize=(3.2 * COLUMNS, 3.6 * rows), layout="constrained")
+    for i, ax in enumerate(figure.subplots(rows, COLUMNS, squeeze=False).flatten()):
+        ax.axis("off")
+        if i < len(pictures):
+            height, width = pictures[i].shape[:2]
+            ax.imshow(pictures[i], extent=(0, width, height, 0))
+            if over is not None:
+                ax.imshow(over[i], extent=(0, width, height, 0), cmap="magma", alpha=0.6)
+            ax.set_title(captions[i], y=-0.02, va="top", fontsize=8)
+    return _drawn(figure)
+
+
+def confusion(pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> Picture:
+    """How many of each class, by rows, were taken for each, by columns: of (what it is, what it was taken for)."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    counts = np.zeros((len(names), len(names)), int)
+    for pair in pairs:
+        counts[pair] += 1
+    side = 2 + 0.35 * len(names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="magma", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            ax.text(column, row, count, ha="center", va="center", color="gray", fontsize=7)
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set_xlabel("taken for")
+    return _drawn(figure)
+
+
+def _drawn(figure: "Figure") -> Picture:
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Picture(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -26,6 +26,7 @@ from training import manifest
 from training.stage import Stage
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 MADE_BY = "stoker.json"  # in a model folder of ours
@@ -158,3 +159,19 @@ def taken(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Pa
     if problems := refused or config.check(cfg):
         raise UserError(*problems)
     return Parsed(cfg, parsed.typed | options.keys(), parsed.preset)
+
+
+def settled(pretrained: Pretrained, stage: type[Stage]) -> Any:
+    """The config of a stage of which nothing was typed. Raises UserError where the weights are of another."""
+    return taken(stage, Parsed(stage.Config(), frozenset(), ""), pretrained).config
+
+
+def opened(pretrained: Pretrained, stage: type[Stage], device: "torch.device | str") -> tuple[Any, Any]:
+    """To use trained weights: their stage, without its data, and the model in evaluation mode. Raises UserError where
+    they are of another."""
+    run = pretrained.run if pretrained.is_snapshot else None
+    made = stage(settled(pretrained, stage), run.path if run else pretrained.folder)
+    made.reopen()
+    model = made.model().to(device).eval()
+    pretrained.load(made, model)
+    return made, model

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.utils.data import Dataset
 
     from data.loader import Order
@@ -117,6 +117,15 @@ class Stage:
         """The figures of an evaluation; they are added over the whole validation set."""
         loss, extras = self.loss(model, batch, self.phases[-1])
         return {"loss": loss, **extras}
+
+    def gather(self, model: "nn.Module", batch: Batch) -> "dict[str, Tensor]":
+        """What `judge` is to have of each batch of an evaluation, a row for each sample."""
+        return {}
+
+    def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, float]:
+        """The figures of an evaluation that are no ratios of sums, such as recall among all that there are: from what
+        `gather` gave, the rows of the whole validation set in their order, on the host. Not asked for of nothing."""
+        return {}
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Figures that follow from the means, as perplexity does from the loss."""

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # run as a script: the packages lie in src/, not bes
     sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
 
 import files
-from config import UserError, opt
+from config import UserError, listed, opt
 from data import audio, speech
 from training.options import Options
 from training.stage import Batch, Ratio, Stage
@@ -346,7 +346,7 @@ class AudioEncoder(Stage):
 
 def _splits(cfg: Any) -> speech.Splits:
     """What the options name; of the extra data the training part, without the texts that are judged by."""
-    found = speech.read(cfg.dataset, held_out=speech.names(cfg.held_out), shared_texts=cfg.shared_texts)
+    found = speech.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
     if cfg.extra_dataset:
         judged = {each.text for split, rows in found.items() if split != "train" for each in rows}
         extra = speech.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]

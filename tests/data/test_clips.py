@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from config import UserError
-from data import audio, decoded
+from data import audio, once
 from data.clips import KNOTS, Augmentation, Clips, coloured
 from data.decoded import decode
 from data.loader import LengthOrder, training_batches
@@ -77,7 +77,7 @@ def test_the_facts_of_a_file(tmp_path: Path) -> None:
 
 def test_with_processes_it_is_the_same(rows: list[Utterance], monkeypatch: pytest.MonkeyPatch) -> None:
     alone = decode(paths_of(rows), keep=False)
-    monkeypatch.setattr(decoded, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(once, "WORTH_WORKERS", 1)
     several = decode(paths_of(rows), keep=True)
     assert several.facts == alone.facts and several.samples(rows[0].path) is not None
 

@@ -9,8 +9,9 @@ import pytest
 import soundfile
 
 from config import UserError
-from data import published, speech
-from data.published import PARTS, Source
+from data import parts, published, speech
+from data.parts import Part, Sounds, Source
+from data.published import PARTS
 from sounds import make_sound
 
 SOURCE = Source("", "", {}, 0)
@@ -42,7 +43,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _here(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(published.SOURCES, "librispeech-100",
                         Source(str(copy), "all", dict(itertools.islice(PARTS.items(), 3)), 7))
-    monkeypatch.setattr(published, "AT_ONCE", 4)
+    monkeypatch.setattr(parts, "AT_ONCE", 4)
     monkeypatch.setattr("data.hub.away", lambda repository: "")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
 
@@ -64,7 +65,7 @@ def test_interrupted_it_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tm
     """Whatever was written when the process died, between two notes too."""
     whole = published.download("librispeech-100")
     monkeypatch.setenv("STOKER_HOME", str(tmp_path / "other"))
-    keep, written = published._Part._keep, itertools.count()
+    keep, written = Sounds.keep, itertools.count()
 
     def killed(*args: object) -> str:
         if next(written) == stop:
@@ -72,17 +73,17 @@ def test_interrupted_it_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tm
         return keep(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(published._Part, "_keep", killed)
+        patch.setattr(Sounds, "keep", killed)
         with pytest.raises(KeyboardInterrupt):
             published.download("librispeech-100")
     with pytest.raises(UserError, match="is only in part on this machine: ./run/data.sh download"):
         speech.read("librispeech-100")
     folder = tmp_path / "other" / "speech" / "librispeech-100"
-    open_part = next(part for part in SIZES if not published._Part(folder, SOURCE, part, "").done)
+    open_part = next(part for part in SIZES if not Part(folder, SOURCE, part, "").done)
     with open(folder / f"{open_part}.rows", "a") as file:
         file.write("train.clean.100/half a row that was writ")  # the note behind it is missing
     again = itertools.count()
-    monkeypatch.setattr(published._Part, "_keep", lambda *args: (next(again), keep(*args))[1])
+    monkeypatch.setattr(Sounds, "keep", lambda *args: (next(again), keep(*args))[1])
     path = published.download("librispeech-100")
     assert path.read_text() == whole.read_text()
     for row in whole.read_text().splitlines()[1:]:
@@ -110,10 +111,10 @@ def test_a_download_that_fails_says_what_is_kept(copy: Path, monkeypatch: pytest
     def cut(*args: object) -> str:
         raise ConnectionError("the line is dead")
 
-    monkeypatch.setattr(published._Part, "_keep", cut)
+    monkeypatch.setattr(Sounds, "keep", cut)
     with pytest.raises(UserError, match=r"stopped \(ConnectionError: the line is dead\); 0 recordings are kept"):
         published.download("librispeech-100")
-    monkeypatch.setattr(published._Part, "_keep", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(Sounds, "keep", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match="No space left in .*: make room there"):
         published.download("librispeech-100")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.mel import HOP_LENGTH, valid_frames
-from model.speech_encoder import Recognizer, SpeechEncoder, rotated
+from model.speech_encoder import Recognizer, SpeechEncoder
 
 LENGTHS = torch.tensor([61, 1, 40, 9])
 
@@ -61,16 +61,6 @@ def test_a_feature_at_the_end_is_the_mean_of_what_is_there() -> None:
     features, counted = model.features(torch.ones(1, 11, 20), torch.tensor([11]))
     assert lengths.tolist() == [6] and counted.tolist() == [2]
     assert torch.allclose(features[0, 1], states[0, 4:].mean(0), atol=1e-6)
-
-
-def test_rotary_positions_depend_on_distances_alone() -> None:
-    q, k = torch.randn(1, 1, 1, 8).expand(-1, -1, 30, -1), torch.randn(1, 1, 1, 8).expand(-1, -1, 30, -1)
-    products = (rotated(q) @ rotated(k).transpose(-1, -2))[0, 0]
-    for distance in (0, 1, 7):
-        diagonal = products.diagonal(distance)
-        assert torch.allclose(diagonal, diagonal[0].expand_as(diagonal), atol=1e-4)
-    assert not math.isclose(float(products[0, 0]), float(products[0, 7]), rel_tol=1e-3)
-    assert torch.allclose(rotated(q).norm(dim=-1), q.norm(dim=-1), atol=1e-5)
 
 
 @torch.no_grad()

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+import made_pictures
 from desk import Desk
 from sounds import make_sound
 
@@ -33,6 +36,20 @@ def test_check_and_mel_lengths(desk: Desk, recordings: Path) -> None:
     assert ran.stdout.splitlines()[-1].startswith(f"{recordings}/3.wav cannot be read as sound")
 
 
+def test_a_download_of_pictures_is_data_again(desk: Desk, tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("validation", 5)):
+        rows = [{"image": {"bytes": made_pictures.make_picture(tmp_path / "x.png", i).read_bytes(), "path": None},
+                 "text": f"{split} {i}"} for i in range(first, first + 5)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    ran = desk.call("data.sh", "download", "--repository", str(tmp_path), "--out", str(desk.folder / "fetched"),
+                    "--max_samples", "4")
+    assert (ran.returncode, ran.stdout) == (0, f"{desk.folder}/fetched/manifest.csv\n"), ran.stderr
+    ran = desk.call("data.sh", "check", "fetched", "--max_text_length", "11")
+    assert ran.returncode == 1, ran.stderr
+    assert ran.stdout.startswith("train: 4 of 4 rows, 4 different texts\nvalidation: 0 of 4 rows")
+    assert ran.stdout.count("long text: 12 characters, --max_text_length is 11") == 4
+
+
 def test_strings_are_data_again(desk: Desk, recordings: Path) -> None:
     ran = desk.call("data.sh", "strings", str(recordings / "a.csv"), str(desk.folder / "out"), "--count", "5")
     assert ran.returncode == 0, ran.stderr
@@ -47,7 +64,11 @@ MISTAKES = [
     (["check", "spoken", "--max_mel_lenght", "3"], "there is no flag --max_mel_lenght; did you mean --max_mel_length?"),
     (["download"], "download what? --dataset librispeech-100, "),
     (["download", "--dataset", "librispech-100"], "did you mean librispeech-100?"),
-    (["download", "--modality", "image"], "--modality image: there is nothing to fetch by name for it"),
+    (["download", "--modality", "audio_tts"], "--modality audio_tts: there is nothing to fetch by name for it"),
+    (["check", "mjsynth"], "mjsynth is not on this machine: ./run/data.sh download --dataset mjsynth"),
+    (["check", "scenes", "--group_by", "("], "--group_by (: is no regular expression"),
+    (["check", "scenes", "--modality", "images"], "--modality: 'images' is none of audio_asr, image, ocr"),
+    (["check", "scene"], "scene: there is no such file or folder"),
     (["check", "librispeech-100"], "is not on this machine: ./run/data.sh download --dataset librispeech-100"),
 ]
 
@@ -61,7 +82,8 @@ def test_a_mistake_is_one_line(desk: Desk, argv: list[str], why: str) -> None:
 
 def test_without_the_hub_a_download_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    ran = desk.call("data.sh", "download", "--modality", "audio_asr")
-    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", (
-        "data.sh: librispeech-100: the Hugging Face hub (http://127.0.0.1:9) cannot be reached (Connection refused); "
-        "connect, and try again\n"))
+    for name, argv in {"librispeech-100": ["download", "--modality", "audio_asr"], "mjsynth": ["mjsynth"]}.items():
+        ran = desk.call("data.sh", *argv)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", (
+            f"data.sh: {name}: the Hugging Face hub (http://127.0.0.1:9) cannot be reached (Connection refused); "
+            "connect, and try again\n"))

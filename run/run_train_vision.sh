@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Train a vision encoder on pictures and captions, in the background; close the terminal, it goes on.
+#
+#   ./run/run_train_vision.sh [OPTIONS] [-- any option of src/training/train_vision.py]
+#
+#   --preset NAME               nano, tiny, small or medium (default: none, see train_vision.py --help)
+#   --dataset NAME              scenes (drawn here), digits (of scikit-learn), coco-captions, a CSV file of image,caption or
+#                               image,label, an annotations.json, or a folder or TAR archive of pictures by class (default
+#                               scenes)
+#   --epochs N                  passes through the data (default 20)
+#   --batch_size N              pictures in a batch: each is told from the others of it (default 32)
+#   --lr RATE                   peak learning rate (default 3e-4)
+#   --warmup STEPS              steps of warm-up (default 1000, at most a tenth of the run)
+#   --snapshot N                steps between snapshots, 0: each epoch and every 10 minutes only (default 10000)
+#   --monitor_interval N        steps between looks at gradients and weights (default 100)
+#   --sanity_check_interval N   steps between checks for NaN and Inf, 0: off (default 10000)
+#   --resume [RUN]              go on with a run; alone: the newest unfinished one
+#   --yes                       do not ask before going on
+#   --foreground                train in this terminal
+#   --help                      this page
+#
+# Intervals that were not typed are cut so that each fires at least 20 times in the run.
+# Prints run, PID, log, and how to follow, check, stop and view; returns when training has begun, or has failed.
+# All options:  .venv/bin/python src/training/train_vision.py --help
+
+# shellcheck source=run/lib.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
+
+train train_vision.py "$@"

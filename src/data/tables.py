@@ -1,0 +1,63 @@
+"""Tables of a data set, CSV or TSV: what stands in their rows, and where the files lie that they name."""
+
+import csv
+import difflib
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from config import UserError
+
+
+def rows(path: Path, columns: Mapping[str, Sequence[str]], advice: str) -> Iterator[dict[str, str]]:
+    """What stands in each row, by what it is; '' where nothing does.
+
+    `columns`: what -> the names that its column may have. A first row that names a "path" and one more of them is a
+    header; without one, a row is a "path" and a "text". Lines that begin with # are skipped, `advice` is what to do
+    about mistakes. Raises UserError.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would part at more than line ends
+    except UnicodeDecodeError as error:
+        raise UserError(f"--dataset {path}: is not UTF-8 text ({error.reason}); {advice}") from error
+    kept = (line for line in lines if line.strip() and not line.startswith("#"))
+    table = csv.reader(kept, delimiter="\t" if path.suffix == ".tsv" else ",")
+    first = next(table, None)
+    if first is None:
+        raise UserError(f"--dataset {path}: has no rows; {advice}")
+    places = _header(first, columns)
+    if not places and len(first) < 2:
+        raise UserError(f"--dataset {path}: a row is `file,text`, the first is {','.join(first)!r}; {advice}")
+    for row in table if places else [first, *table]:
+        cells = {what: row[place].strip() for what, place in (places or {"path": 0, "text": 1}).items()
+                 if place < len(row)}
+        yield {what: cells.get(what, "") for what in columns}
+
+
+def _header(row: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """What stands where; empty where the row is no header."""
+    names = [cell.strip().lower() for cell in row]
+    found = {what: names.index(name) for what, known in columns.items() for name in reversed(known) if name in names}
+    return found if "path" in found and len(found) > 1 else {}
+
+
+def located(named: str, folder: Path) -> str:
+    """The path of a file that something in a folder names: beside it, or else in the working folder."""
+    beside = folder / os.path.expanduser(named)  # an absolute one stays as it is
+    return str(beside if beside.exists() or not Path(named).exists() else Path(named).resolve())
+
+
+def nearest(path: Path, names: Collection[str]) -> str:
+    """What was meant by a path where nothing is, as " (did you mean ...?)": something beside it, or one of the
+    `names`; or ''."""
+    beside = os.listdir(path.parent) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, [*beside, *names], n=1)
+    return f" (did you mean {close[0] if close[0] in names else path.with_name(close[0])}?)" if close else ""
+
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> Iterable[Path]:
+    """The files in a folder and those in it, in the order of their names, nothing hidden."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(where, name) for name in sorted(names)
+                    if not name.startswith(".") and Path(name).suffix.lower() in suffixes)

@@ -1,0 +1,103 @@
+"""Pictures and captions in one space: two towers, and the losses that bring together what belongs together.
+
+Axes: B pairs of a picture and its caption, E width of what is compared, N pictures, C captions.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.transformer import AttentionPool, init_linear
+from model.vision_encoder import VisionEncoder
+
+LARGEST_SCALE = 100.0  # as CLIP's: a larger one makes training unstable
+FIRST = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # scale and bias, as CLIP's and SigLIP's
+
+
+class DualEncoder(nn.Module):
+    """A vision encoder and a text tower whose vectors are compared by their angle, times a learned scale.
+
+    `loss` says how: "softmax" (CLIP: Radford et al. 2021, arXiv:2103.00020) or "sigmoid" (SigLIP: Zhai et al. 2023,
+    arXiv:2303.15343), which has a learned bias too.
+    """
+
+    def __init__(self, vision: VisionEncoder, text: nn.Module, embed_dim: int, loss: str):
+        super().__init__()
+        d_model = vision.final_norm.normalized_shape[0]
+        self.vision, self.text = vision, text
+        self.pool = AttentionPool(d_model, vision.num_heads)
+        self.head = nn.Linear(d_model, embed_dim)
+        self.pool.apply(init_linear)
+        init_linear(self.head)
+        scale, bias = FIRST[loss]
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
+
+    def pictures(self, pixels: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32."""
+        return F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
+
+    def captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T) of int64, how many of each count (B,) -> (B, E) of length 1, in fp32."""
+        return F.normalize(self.text(tokens, lengths).float(), dim=1)
+
+    def attention(self, pixels: Tensor) -> Tensor:
+        """Where the pool looks: (B, 3, H, W) -> (B, h, w), the mean of its heads; of a picture they add up to 1."""
+        weights: Tensor = self.pool.weights(*self.vision(pixels)).mean(1)
+        return weights.unflatten(1, (pixels.shape[2] // self.vision.patch_size, -1))  # type: ignore[no-any-return]
+
+    def terms(self) -> Tensor:
+        """(2,): the scale and the bias, 0 where there is none."""
+        with torch.no_grad():  # in place, as CLIP does after each update: a clamp in the graph could not be left again
+            self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+        scale = self.log_scale.exp()
+        return torch.stack([scale, torch.zeros_like(scale) if self.bias is None else self.bias])
+
+    def logits(self, pictures: Tensor, captions: Tensor) -> Tensor:
+        """(N, E) and (C, E) -> (N, C) in fp32."""
+        return logits(pictures, captions, self.terms())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(N, C) -> of each caption for each picture: that it is the one of the C, or, by the sigmoid loss, that it
+        holds."""
+        return logits.softmax(1) if self.bias is None else logits.sigmoid()
+
+
+def logits(pictures: Tensor, captions: Tensor, terms: Tensor) -> Tensor:
+    """(N, E), (C, E), scale and bias (2,) -> (N, C) in fp32."""
+    with torch.autocast(pictures.device.type, enabled=False):
+        return pictures @ captions.T * terms[0] + terms[1]
+
+
+# -- losses ---------------------------------------------------------------------------------------------------------
+
+
+def alike(pictures: Tensor, captions: Tensor) -> Tensor:
+    """(B, B): whether picture i and caption j, of different pairs, belong together nevertheless, since the two pairs
+    share the caption or the picture. `pictures` and `captions` (B,) are numbers of theirs. Such are not contrasted."""
+    same = (pictures[:, None] == pictures) | (captions[:, None] == captions)
+    return same.fill_diagonal_(False)
+
+
+def softmax_loss(logits: Tensor, alike: Tensor) -> Tensor:
+    """(B, B) of pictures and captions -> the sum over the pairs of -log of the probability of the caption among those
+    of the batch, and of the picture among those of the batch, half each."""
+    logits, own = logits.masked_fill(alike, -torch.inf), torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own, reduction="sum") + F.cross_entropy(logits.T, own, reduction="sum")) / 2
+
+
+def sigmoid_loss(logits: Tensor, alike: Tensor) -> Tensor:
+    """(B, B) -> the sum over all pictures and captions of -log of the probability that they belong together, or not."""
+    sign = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -F.logsigmoid(sign * logits).masked_fill(alike, 0).sum()
+
+
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
+
+
+def right_ones(logits: Tensor, alike: Tensor) -> Tensor:
+    """How many pictures of a batch have their own caption for the nearest."""
+    own = torch.arange(len(logits), device=logits.device)
+    return (logits.masked_fill(alike, -torch.inf).argmax(1) == own).sum()

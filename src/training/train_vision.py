@@ -1,0 +1,485 @@
+"""Vision encoder: pictures and what is said of them, brought together by contrast."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
+    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+
+import files
+from config import UserError, listed, opt
+from data import pictures, splits
+from training import pretrained
+from training.options import Options
+from training.stage import Batch, Ratio, Stage, discover
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from data.loader import Order
+    from data.pairs import Pair, Pairs
+    from data.resized import Frame
+    from data.tokenizers import Tokenizer
+    from data.views import Augmentation as Changes
+    from model.contrastive import DualEncoder
+    from training.media import Media
+    from training.pretrained import Pretrained
+
+log = logging.getLogger(__name__)
+
+UNITS = ("bpe", "chars")
+STEMS, POSITIONS, LOSSES = ("conv", "patch"), ("rotary", "learned"), ("softmax", "sigmoid")
+VISION = ("image_size", "patch_size", "stem", "positions", "d_model", "num_heads", "num_layers", "d_ff")
+TEXT = ("text_d_model", "text_num_heads", "text_layers")
+SHAPE = (*VISION, "embed_dim", "loss")
+TEXT_MODEL = "text_model"  # the folder of a language model beside what was trained with it
+LANGUAGE_MODEL = "text.language_model."  # its weights in ours
+AT = 1, 5, 10  # nearest ones among which a right one is looked for
+LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # pictures compared for samples, those shown, captions to each
+CHARACTERS = 60  # of a caption that is shown
+MOST_CLASSES = 40  # in a picture of who is taken for whom
+
+
+@dataclass
+class Pictures:
+    """What pictures"""
+
+    dataset: str = opt("scenes", "scenes (drawn here, with captions), digits (written by hand, of scikit-learn), "
+                       "coco-captions, a CSV file (image,caption or image,label), an annotations.json, or a folder or "
+                       "TAR archive of pictures by class", path=pictures.NAMES, aliases=("data_path",))
+    template: str = opt("a photo of {}", "the caption where a picture has a class alone; {} stands for its name")
+    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same are never parted "
+                        "between training and validation")
+    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
+                        "--valid_share of the groups or pictures)")
+    valid_share: float = opt(splits.SHARE, "how much is set aside to validate by where the data name no split", gt=0,
+                             le=0.5)
+    image_size: int = opt(64, "pixels a side that pictures are brought to", ge=8, usual=(32, 384))
+    fit: str = opt("crop", "how, where they are no squares: crop keeps the middle, pad adds white, stretch gives up "
+                   "the shape", choices=("crop", "pad", "stretch"))
+    max_text_length: int = opt(256, "characters of a caption that are read", ge=1)
+    cache_images: bool = opt(True, "keep all pictures on disk, decoded and resized, instead of decoding them in each "
+                             "epoch", may_change=True)
+
+    def problems(self) -> list[str]:
+        if "{}" not in self.template:
+            return [f"--template {self.template!r} has no {{}} in it, which stands for the class"]
+        return []
+
+
+@dataclass
+class Augmentation:
+    """How the training pictures are changed, anew in each epoch (0: not)"""
+
+    crop: float = opt(0.1, "cut away up to this share of the area", ge=0, lt=1)
+    flip: float = opt(0.0, "share of the pictures that are mirrored, left to right: not where captions tell sides, or "
+                      "where there is something to read", ge=0, le=1)
+    colour: float = opt(0.1, "brightness, contrast and saturation, more or less by up to this share", ge=0, le=1)
+
+
+@dataclass
+class Architecture:
+    """What model"""
+
+    patch_size: int = opt(16, "pixels a side of a patch", ge=2)
+    stem: str = opt("conv", "what makes patches of pixels: conv, strided convolutions (it learns sooner), or patch, a "
+                    "linear layer", choices=STEMS)
+    positions: str = opt("rotary", "how a patch's place is told: rotary, for pictures of any size, or learned, for "
+                         "those of --image_size", choices=POSITIONS)
+    d_model: int = opt(128, "width", ge=4, usual=(64, 2048), aliases=("n_embd",))
+    num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
+    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
+    d_ff: int = opt(512, "width inside a block's feed-forward part", ge=1)
+    dropout: float = opt(0.0, "share of activations dropped in training, in both towers", ge=0, le=0.9)
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.d_model % (4 * self.num_heads):
+            found.append(f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into parts that 4 "
+                         "divides: take another")
+        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
+            found.append(f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32; or "
+                         "take --stem patch")
+        return found
+
+
+@dataclass
+class Text:
+    """What reads the captions"""
+
+    units: str = opt("bpe", "bpe (pieces trained on the captions), chars, or PATH/tokenizer.json", path=UNITS)
+    vocab_size: int = opt(1024, "pieces of the bpe", ge=257, le=100000)
+    text_d_model: int = opt(128, "width", ge=2)
+    text_num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32)
+    text_layers: int = opt(2, "blocks", ge=1, le=48)
+    text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
+                          "run_train_lm.sh, a snapshot or a model folder", path=(), aliases=("thinker_ckpt",))
+
+    def problems(self) -> list[str]:
+        if self.text_d_model % (2 * self.text_num_heads):
+            return [f"--text_num_heads {self.text_num_heads} does not divide --text_d_model {self.text_d_model} into "
+                    "even parts: take another"]
+        return []
+
+
+@dataclass
+class Contrast:
+    """How they are compared"""
+
+    embed_dim: int = opt(128, "width of what is compared", ge=1)
+    loss: str = opt("softmax", "softmax: which caption of the batch, and which picture (CLIP); sigmoid: each with "
+                    "each, whether they belong together (SigLIP)", choices=LOSSES)
+
+
+@dataclass
+class Config(Options, Contrast, Text, Architecture, Augmentation, Pictures):
+    """The vision encoder's options."""
+
+    def problems(self) -> list[str]:
+        if self.image_size % self.patch_size:
+            return [f"--patch_size {self.patch_size} does not divide --image_size {self.image_size}: take a divisor"]
+        return []
+
+
+def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
+    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
+
+
+class Vision(Stage):
+    """Trains a vision encoder on pictures and captions, in the foreground. (./run/run_train_vision.sh: in the
+    background.)
+
+    `acc` is how often a picture's own caption is the nearest to it, in training of those of its batch, in an evaluation
+    of all there are.
+    """
+
+    name = "vision"
+    Config = Config
+    best = "eval/acc", "max"
+    divisible = False  # what a picture is told from is what is in its micro-batch
+    presets = {
+        "nano": shape(128, 4, 4, batch_size=64, lr=1e-3, crop=0.0, colour=0.0, max_steps=2000),
+        "tiny": shape(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
+        "small": shape(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
+                       text_layers=4, embed_dim=256, vocab_size=8192),
+        "medium": shape(768, 12, 12, image_size=224, lr=5e-4, batch_size=256, text_d_model=512,
+                        text_num_heads=8, text_layers=8, embed_dim=512, vocab_size=16384),
+    }
+
+    @classmethod
+    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
+        problems = pictures.check(cfg.dataset, group_by=cfg.group_by)
+        if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
+            problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
+        if not resumed and cfg.text_model:
+            problems += language_model_problems(cfg.text_model)
+        return problems
+
+    @classmethod
+    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Raises UserError where options of a tower of its own were typed beside a language model."""
+        if cfg.text_model and (own := [f"--{name}" for name in ("units", "vocab_size", *TEXT) if name in typed]):
+            raise UserError(f"{', '.join(own)}: for a tower of its own; leave out, or leave --text_model out")
+        return cfg, []
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        from data import pairs, picture_check
+
+        cfg = self.cfg
+        found = pictures.read(cfg.dataset, template=cfg.template, group_by=cfg.group_by,
+                              held_out=listed(cfg.held_out), share=cfg.valid_share)
+        self.pictures, self.resized, _ = picture_check.checked(
+            found, {split: self._stored(split) for split in found}, keep=cfg.cache_images)
+        self.register = pairs.registered(self.pictures, self.resized, longest=cfg.max_text_length)
+        numbers = {split: rows[:, 1].unique().tolist() for split, rows in self.register.rows.items()}
+        self._open_text([self.register.captions[number] for number in numbers["train"]])
+        self.ids = self.pieces(self.register.captions)
+        self._tell({split: len(each) for split, each in numbers.items()})
+
+    def _open_text(self, captions: list[str]) -> None:
+        """What cuts captions into pieces and, if one is named, the language model that reads them."""
+        from data.units import open_units
+
+        self.language: Any = None
+        self.language_model: Any = None
+        copied, own = self.folder / TEXT_MODEL, self.folder / "tokenizer.json"  # what a run that goes on began with
+        if named := str(copied) if copied.is_dir() else self.cfg.text_model:
+            kind = discover()["lm"]
+            self.language, self.language_model = pretrained.opened(pretrained.find(named, kind.name), kind, "cpu")
+            self.units: Tokenizer = self.language.tokenizer
+        else:
+            self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, captions)
+
+    def pieces(self, captions: Sequence[str]) -> "list[Tensor]":
+        """The ids of each caption, as many as are read."""
+        import torch
+
+        found = self.units.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
+        context = self.language_model.max_seq_len if self.language_model else None
+        if context and (cut := sum(len(ids) > context for ids in found)):
+            log.warning("%s captions have more than the %s pieces that the language model reads at a time: the rest of "
+                        "them is not read", f"{cut:,}", f"{context:,}")
+        return [torch.tensor(ids[:context].tolist(), dtype=torch.long) for ids in found]
+
+    def tokens(self, pieces: "Sequence[Tensor]") -> "dict[str, Tensor]":
+        """tokens (U, T) of ids as they come from `pieces`, and how many count (U,): lengths."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        return {"tokens": pad_sequence(list(pieces), batch_first=True),
+                "lengths": torch.tensor([len(ids) for ids in pieces])}
+
+    def _tell(self, different: Mapping[str, int]) -> None:
+        cfg = self.cfg
+        if different["train"] < 2:
+            raise UserError(f"--dataset {cfg.dataset}: all training pictures have the same caption, so there is "
+                            "nothing to tell apart")
+        log.info("Captions: %s; %s, %s pieces", ", ".join(f"{count:,} to {split}" for split, count in
+                                                          different.items()),
+                 self.units.name, f"{self.units.vocab_size:,}")
+        if cut := sum(len(each.text) > cfg.max_text_length for rows in self.pictures.values() for each in rows):
+            log.warning("%s captions are longer than %s characters: the rest of them is not read (--max_text_length)",
+                        f"{cut:,}", f"{cfg.max_text_length:,}")
+        more = (f". The {cfg.grad_accum_steps} micro-batches of an update are not told from each other: a larger "
+                "--batch_size, with --gradient_checkpointing, would be" if cfg.grad_accum_steps > 1 else "")
+        log.info("Contrast: each picture is told from the others of its micro-batch of %s, and each caption; those "
+                 "that share a picture or a caption are not%s", f"{cfg.batch_size:,}", more)
+
+    def _changes(self, split: str) -> "Changes":
+        from data.views import Augmentation as Changes
+
+        cfg = self.cfg
+        return Changes(crop=cfg.crop, flip=cfg.flip, colour=cfg.colour) if split == "train" else Changes()
+
+    def _frame(self) -> "Frame":
+        from data.resized import Frame
+
+        return Frame(self.cfg.image_size, self.cfg.image_size, self.cfg.fit)
+
+    def _stored(self, split: str) -> "Frame":
+        from data import views
+
+        return views.stored(self._frame(), self._changes(split))
+
+    def dataset(self, split: str) -> "Pairs":
+        from data.pairs import Pairs
+        from data.views import Views
+
+        limit = self.cfg.max_samples if split == "train" else 0
+        views = Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
+                      augmentation=self._changes(split), seed=self.cfg.seed)
+        return Pairs(views, self.register.rows[split])
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.pictures)
+
+    def order(self) -> "Order":
+        from data.loader import Order
+
+        cfg = self.cfg
+        return Order(len(self.dataset("train")), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, by_epoch=True)
+
+    def collate(self, samples: "list[Pair]") -> Batch:
+        """pixels (B, 3, H, W) uint8; numbers (B, 3) of picture, caption and class; tokens and lengths of the captions
+        that are different, and which of them each picture has (B,)."""
+        import torch
+
+        numbers = torch.stack([pair.numbers for pair in samples])
+        different, caption = numbers[:, 1].unique(return_inverse=True)
+        return {"pixels": torch.stack([pair.pixels for pair in samples]), "numbers": numbers, "caption": caption,
+                **self.tokens([self.ids[number] for number in different.tolist()])}
+
+    def fingerprint(self) -> str:
+        return "/".join(self.made_from().values())
+
+    def made_from(self) -> dict[str, str]:
+        rows = [[split, each.text, each.label] for split, part in self.pictures.items() for each in part]
+        seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
+        return {"pictures": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
+
+    def begin(self) -> None:
+        self._save_text(self.folder)
+
+    def _save_text(self, folder: Path) -> None:
+        self.units.save(folder)
+        if self.language:
+            (folder / TEXT_MODEL).mkdir(exist_ok=True)
+            self.language.export(self.language_model, folder / TEXT_MODEL)
+
+    def size(self, batch: Batch) -> dict[str, int]:
+        return {"images": len(batch["pixels"])}
+
+    # -- model --------------------------------------------------------------------------------------------------
+
+    def model(self) -> "DualEncoder":
+        from model.contrastive import DualEncoder
+        from model.vision_encoder import VisionEncoder
+
+        cfg = self.cfg
+        vision = VisionEncoder(**{name: getattr(cfg, name) for name in VISION}, dropout=cfg.dropout)
+        return DualEncoder(vision, self._text_tower(), cfg.embed_dim, cfg.loss)
+
+    def _text_tower(self) -> "nn.Module":
+        import copy
+
+        from model.text_tower import FrozenTextTower, TextTower
+
+        cfg = self.cfg
+        if self.language_model:
+            return FrozenTextTower(copy.deepcopy(self.language_model), cfg.embed_dim)
+        return TextTower(self.units.vocab_size, d_model=cfg.text_d_model, num_heads=cfg.text_num_heads,
+                         num_layers=cfg.text_layers, d_ff=4 * cfg.text_d_model, embed_dim=cfg.embed_dim,
+                         dropout=cfg.dropout)
+
+    def blocks(self, model: Any) -> list["nn.Module"]:
+        """Those of the vision encoder: what the text tower is given has another length each time."""
+        return list(model.vision.blocks)
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        from model.contrastive import LOSSES, alike, right_ones
+
+        logits, same = model.logits(*self._vectors(model, batch)), alike(*batch["numbers"].T[:2])
+        count = len(logits)
+        return Ratio(LOSSES[self.cfg.loss](logits, same), count), {
+            "acc": Ratio(right_ones(logits, same), count), "scale": Ratio(model.terms()[0].detach(), 1)}
+
+    def _vectors(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
+        """Of pictures and their captions, (B, E) each."""
+        return model.pictures(batch["pixels"]), model.captions(batch["tokens"], batch["lengths"])[batch["caption"]]
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        """Nothing: what is nearest depends on all there is, and a loss on who else is in a batch."""
+        return {}
+
+    def gather(self, model: Any, batch: Batch) -> "dict[str, Tensor]":
+        seen, read = self._vectors(model, batch)
+        return {"seen": seen, "read": read, "numbers": batch["numbers"],
+                "terms": model.terms().expand(len(seen), 2)}
+
+    def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, float]:
+        """The loss is that of batches as large as in training, their rows drawn at random: comparable with that of
+        training, whatever the order of the data."""
+        import torch
+
+        from model import contrastive, retrieval
+
+        seen, read, numbers = (gathered[name] for name in ("seen", "read", "numbers"))
+        order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(self.cfg.seed))
+        loss = sum(contrastive.LOSSES[self.cfg.loss](
+            contrastive.logits(seen[rows], read[rows], gathered["terms"][0]), contrastive.alike(*numbers[rows].T[:2]))
+            for rows in order.split(self.cfg.batch_size))
+        return {"loss": float(loss) / len(seen), **retrieval.figures(seen, read, numbers, at=AT, seed=self.cfg.seed)}
+
+    def samples(self, model: Any) -> "dict[str, Media]":
+        """Pictures with the nearest captions, where the model looks in them, and who is taken for whom."""
+        import torch
+
+        from training import media
+
+        rows = self.dataset("validation")
+        looked_at = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
+        own, nearest = self._nearest(model, looked_at)
+        shown = range(0, len(looked_at), -(-len(looked_at) // SHOWN))
+        pixels = torch.stack([looked_at[i].pixels for i in shown])
+        looks = model.attention(pixels.to(model.head.weight.device)).float().cpu().numpy()
+        captions = self.register.captions
+        below = [told(captions[own[i]], [captions[number] for number in nearest[i]]) for i in shown]
+        images = pixels.movedim(1, 3).numpy()
+        found: dict[str, Media] = {"text/captions": media.Text("\n\n".join(below)),
+                                   "picture/captions": media.gallery(images, below),
+                                   "picture/attention": media.gallery(images, below, looks)}
+        if 2 <= len(labels := self.register.labels) <= MOST_CLASSES:
+            class_of = {int(caption): int(label) for _, caption, label in self.register.rows["validation"]}
+            taken = [(class_of[mine], class_of[found[0]]) for mine, found in zip(own, nearest)]
+            found["picture/confusion"] = media.confusion([pair for pair in taken if min(pair) >= 0], labels)
+        return found
+
+    def _nearest(self, model: Any, looked_at: "list[Pair]") -> tuple[list[int], list[list[int]]]:
+        """The numbers of the caption of each picture, and of those of all that are nearest to it."""
+        import torch
+
+        from training import device as devices
+
+        parts = [devices.move(self.collate(looked_at[start:start + self.cfg.batch_size]), model.head.weight.device)
+                 for start in range(0, len(looked_at), self.cfg.batch_size)]
+        seen, read = (torch.cat(each) for each in zip(*(self._vectors(model, part) for part in parts)))
+        own = [int(pair.numbers[1]) for pair in looked_at]
+        captions = {number: place for place, number in enumerate(own)}
+        near = (seen @ read[list(captions.values())].T).argsort(1, descending=True)[:, :NEAREST]
+        return own, [[list(captions)[place] for place in places] for places in near.tolist()]
+
+    # -- out, and in again --------------------------------------------------------------------------------------
+
+    def export(self, model: Any, folder: Path) -> None:
+        """model.safetensors, config.json with the sizes, tokenizer.json with the pieces of captions; text_model/, where
+        a language model reads them."""
+        import safetensors.torch
+
+        weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()
+                   if not name.startswith(LANGUAGE_MODEL)}
+        files.write(folder / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
+        files.write_json(folder / "config.json", {
+            "model_type": "stoker_vision", **{name: getattr(self.cfg, name) for name in (*SHAPE, *TEXT)},
+            "vocab_size": self.units.vocab_size, "template": self.cfg.template, "labels": self.register.caption_of()})
+        self._save_text(folder)
+
+    def load(self, model: Any, folder: Path) -> None:
+        from model import weights
+
+        weights.load(model, folder, but=(LANGUAGE_MODEL,))
+
+    @classmethod
+    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+        """Shape, pieces of captions, language model."""
+        if not pretrained.options.keys() >= {*SHAPE, *TEXT, "text_model"}:
+            raise UserError(f"{pretrained} is of another program or version: this stage reads what run_train_vision.sh "
+                            "makes")
+        places = (pretrained.folder, *([pretrained.run.path] if pretrained.run else []))
+        place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+        if place is None:
+            raise UserError(f"{pretrained.folder} has no tokenizer.json, so its pieces of captions are not known: put "
+                            "it there")
+        if pretrained.options["text_model"]:
+            text = {"text_model": str(place / TEXT_MODEL)}
+        else:
+            text = {**{name: pretrained.options[name] for name in TEXT}, "units": str(place / "tokenizer.json")}
+        return {**{name: pretrained.options[name] for name in SHAPE}, **text}
+
+    def reopen(self) -> None:
+        self._open_text([])
+
+
+def told(own: str, nearest: Sequence[str]) -> str:
+    """What stands below a picture: its caption, and those found for it, right or wrong."""
+    import textwrap
+
+    lines = [("caption:", own), *(("=" if text == own else "-", text) for text in nearest)]
+    return "\n".join(textwrap.shorten(f"{sign} {text}", CHARACTERS) for sign, text in lines)
+
+
+def language_model_problems(named: str) -> list[str]:
+    """Why no language model of that name can read captions."""
+    try:
+        found = pretrained.find(named, "lm")
+    except UserError as error:
+        return [f"--text_model: {problem}" for problem in error.problems]
+    if found.stage not in ("", "lm"):
+        return [f"--text_model {named}: {found} is of stage {found.stage}, which reads no text: name a run of "
+                "run_train_lm.sh"]
+    return []
+
+
+if __name__ == "__main__":
+    from training.launch import main
+
+    main(Vision)

@@ -1,0 +1,58 @@
+"""What ./run/data.sh runs, in this process: which data are taken for pictures, and what is told of them."""
+
+from pathlib import Path
+
+import pytest
+
+import made_pictures
+from data import __main__ as commands
+from sounds import make_sound
+
+
+def ran(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    code = commands._main(argv)
+    return code, capsys.readouterr().out
+
+
+def test_check_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                           monkeypatch: pytest.MonkeyPatch) -> None:
+    name = str(made_pictures.write(tmp_path))
+    code, told = ran(capsys, "check", name)
+    train, validation, refused, shared, heights, _, labels = told.splitlines()
+    assert code == 0 and train.startswith("train: 38 of 38 rows, 4 different texts, 4 labels, the largest ")
+    assert validation.startswith("validation: 2 of 2 rows, ") and refused == "refused: none"
+    assert shared == "in training and judged by as well: 0 groups, 1 texts, 0 pictures"
+    assert heights == "heights in pixels: smallest 16, 50 % 16, 90 % 16, 99 % 16, largest 16"
+    assert labels == "labels: red 10, green 10, blue 10, yellow 10"
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:60])
+    (tmp_path / "4.png").write_bytes((tmp_path / "5.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    code, told = ran(capsys, "check", "pictures.csv", "--min_side", "17")
+    assert code == 1 and told.count("too small: 16 x 16 pixels, the shorter side must have 17") == 39
+    assert f"\t{tmp_path}/3.png\tunreadable: cannot be read as a picture (" in told
+    code, told = ran(capsys, "check", name, "--group_by", r"(\d)\d*\.png$", "--held_out", "7,8")
+    assert "validation: 2 of 2 rows, 2 groups" in told and "files with the same picture as another: 1" in told
+
+
+def test_which_data_are_pictures(tmp_path: Path) -> None:
+    made_pictures.write(tmp_path / "pictures")
+    make_sound(tmp_path / "sounds" / "a.wav")
+    (tmp_path / "sounds" / "a.csv").write_text("audio_path,transcription\na.wav,so\n")
+    (tmp_path / "sounds" / "b.csv").write_text("a.wav,so\n")
+    (tmp_path / "lines.csv").write_text("pictures/1.png,so\n")
+    (tmp_path / "annotations.json").write_text('{"images": [{"file_name": "1.JPG", "caption": "so"}]}')
+    for name in ("pictures", "pictures/pictures.csv", "lines.csv", "annotations.json"):
+        assert commands._of_pictures(str(tmp_path / name)), name
+    for name in ("sounds", "sounds/a.csv", "sounds/b.csv", "nowhere"):
+        assert not commands._of_pictures(str(tmp_path / name)), name
+    for name in ("scenes", "digits", "mjsynth", "a.tar.gz"):
+        assert commands._of_pictures(name), name
+    assert not commands._of_pictures("spoken") and not commands._of_pictures("librispeech-100")
+
+
+def test_lines_have_a_limit_and_descriptions_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_pictures.write(tmp_path)
+    (tmp_path / "lines.csv").write_text("".join(f"{i}.png,{'word ' * (i + 31)}\n" for i in range(40)))
+    assert ran(capsys, "check", str(tmp_path / "lines.csv"))[0] == 0
+    code, told = ran(capsys, "check", str(tmp_path / "lines.csv"), "--modality", "ocr")
+    assert code == 1 and told.count("--max_text_length is 256") == 19

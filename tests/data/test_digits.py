@@ -1,0 +1,44 @@
+"""The embedded digits: all of scikit-learn's, as they are, and no hand that is judged by in training."""
+
+import re
+
+import numpy as np
+import pytest
+
+from config import UserError
+from data import digits, images, pictures
+
+
+def test_all_of_them_as_they_are() -> None:
+    from sklearn.datasets import load_digits
+
+    known = load_digits()
+    splits = pictures.read("digits")
+    rows = sorted([*splits["train"], *splits["validation"]], key=lambda each: each.path)
+    assert len(rows) == 1797 and [int(row.label) for row in rows] == known.target.tolist()
+    for row, counts in zip(rows[::50], known.images[::50]):
+        grey = np.asarray(images.decode(row.path))[..., 0]
+        assert (np.rint((255 - grey.astype(int)) / 255 * 16) == counts).all()
+    words = "zero one two three four five six seven eight nine".split()
+    assert all(row.text == f"a handwritten {words[int(row.label)]}" for row in rows)
+
+
+def test_whole_sheets_are_judged_by() -> None:
+    """A sheet begins where the row of digits begins anew that everybody wrote: 5 5 6 5 0 9 8 9 is in it once."""
+    splits = pictures.read("digits")
+    sheets = {split: {row.group for row in rows} for split, rows in splits.items()}
+    assert (len(sheets["train"]), len(sheets["validation"])) == (11, 3) and not sheets["train"] & sheets["validation"]
+    assert len(splits["validation"]) == 1797 - 1415
+    rows = sorted([*splits["train"], *splits["validation"]], key=lambda each: each.path)
+    written = "".join(row.label for row in rows)
+    starts = [match.start() for match in re.finditer("55650989", written)]
+    assert len(starts) == len(digits.SHEETS) == 14
+    assert all(0 <= start - first <= 32 for start, first in zip(starts, digits.SHEETS))
+    assert len({rows[start].group for start in starts}) == 14
+    assert all(written[first:first + 10] in ("0123456789", "8123456789") for first in digits.SHEETS)
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="made with sklearn, which is not installed; install it: pip install scikit-l"):
+        digits.build()

@@ -1,0 +1,119 @@
+"""The data check: each kind of bad picture is named with its file and reason, and only those are refused."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from config import UserError
+from data import pictures
+from data.picture_check import Limits, checked, examined, percentiles, problem
+from data.pictures import Picture
+from data.resized import Fact, Frame
+from made_pictures import encoded, make_picture, pixels
+
+FRAMES = {split: Frame(8, 8) for split in ("train", "validation", "test")}
+
+
+def picture(path: Path, text: str = "a thing", label: str = "", group: str = "") -> Picture:
+    return Picture(str(path), text, label, group)
+
+
+def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fine = [picture(make_picture(tmp_path / f"fine{i}.png", i), label="good") for i in range(3)]
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "cut.png").write_bytes(encoded(Image.fromarray(pixels(8)))[:200])
+    Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(tmp_path / "blank.png")
+    (tmp_path / "again.webp").write_bytes(encoded(Image.fromarray(pixels(2)), "WEBP", lossless=True))
+    bad = {
+        picture(tmp_path / "text.png"): "unreadable: cannot be read as a picture (format not recognised)",
+        picture(tmp_path / "none.png"): "unreadable: there is no such file",
+        picture(tmp_path / "empty.jpg"): "unreadable: is empty",
+        picture(tmp_path / "cut.png"): "unreadable: cannot be read as a picture (image file is truncated)",
+        picture(tmp_path / "a.tar!b.png"): "unreadable: there is no such file",
+        picture(tmp_path / "blank.png"): "blank: all its 9 x 9 pixels are the same",
+        picture(make_picture(tmp_path / "said.png", 5), ""): "unlabelled: no text and no label",
+        picture(make_picture(tmp_path / "tiny.png", 6, height=7, width=90)):
+            "too small: 90 x 7 pixels, the shorter side must have 8",
+        picture(make_picture(tmp_path / "huge.png", 6, height=101, width=50)):
+            "too large: 50 x 101 pixels, the longer side may have 100",
+        picture(make_picture(tmp_path / "wide.png", 6, height=10, width=81)):
+            "too wide: 260 pixels at a height of 32, --max_width is 256",
+        picture(make_picture(tmp_path / "much.png", 7), "x" * 41): "long text: 41 characters, --max_text_length is 40",
+        picture(tmp_path / "again.webp"): "judged by: the same picture is in another split",
+    }
+    splits = {"train": [*fine[:2], *bad], "validation": [fine[2]]}
+    with caplog.at_level(logging.INFO):
+        used, resized, report = checked(splits, FRAMES, keep=True, limits=Limits(8, 100, 256, 32, 40))
+    assert used == {"train": fine[:2], "validation": [fine[2]]}
+    assert report.refused == [("train", row.path, why) for row, why in bad.items()]
+    assert (report.rows["train"], report.used["train"], report.labels["train"]) == (14, 2, Counter(good=2))
+    for row, why in bad.items():
+        assert f"train {row.path}: {why}" in caplog.text
+    assert "Data check: train: 2 of 14 rows, 1 different texts, 1 labels, the largest good (100.0%)" in caplog.text
+    assert ("refused: 5 unreadable, 1 blank, 1 unlabelled, 1 too small, 1 too large, 1 too wide, 1 long text, 1 judged "
+            "by") in caplog.text
+    kept = [resized[split].pixels(row.path) for split, rows in used.items() for row in rows]
+    assert all(each is not None and each.shape == (3, 8, 8) for each in kept)
+
+
+def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
+    def row(number: int, text: str, group: str) -> Picture:
+        return picture(make_picture(tmp_path / f"{number}.png", number), text, group=group)
+
+    splits = {"train": [row(0, "a", "x"), row(1, "b", "y"), row(2, "b", "y"), row(3, "c", "z"), row(4, "d", "")],
+              "validation": [row(5, "b", "y"), row(5, "e", "y")], "test": [row(6, "c", "w"), row(4, "f", "")]}
+    used, _, report = examined(splits, FRAMES, keep=False)
+    assert report.shared == {"groups": 1, "texts": 2, "pictures": 1} and len(used["train"]) == 4
+    assert report.groups == {"train": 3, "validation": 1, "test": 1}
+    assert report.texts == {"train": 3, "validation": 2, "test": 2}
+    assert "in training and judged by as well: 1 groups, 2 texts, 1 pictures" in list(report.lines())
+    assert report.repeated == 0, "one file in two splits is one file"
+    make_picture(tmp_path / "7.png", 0)
+    _, _, report = examined({"train": [*splits["train"], picture(tmp_path / "7.png")]}, FRAMES, keep=False)
+    assert report.repeated == 1 and "files with the same picture as another: 1" in list(report.lines())
+
+
+def test_labels_and_sizes_are_told(tmp_path: Path) -> None:
+    labels = "abcdefghijklmn" + 6 * "o"
+    rows = [picture(make_picture(tmp_path / f"{i}.png", i, height=10 + i, width=40), label=label)
+            for i, label in enumerate(labels)]
+    _, _, report = examined({"train": rows}, FRAMES, keep=False)
+    lines = list(report.lines())
+    assert lines[0] == "train: 20 of 20 rows, 1 different texts, 15 labels, the largest o (30.0%)"
+    assert "heights in pixels: smallest 10, 50 % 19, 90 % 27, 99 % 29, largest 29" in lines
+    assert "widths in pixels: smallest 40, 50 % 40, 90 % 40, 99 % 40, largest 40" in lines
+    assert lines[-1].startswith("labels: o 6, a 1, ") and lines[-1].endswith(" and 3 more")
+
+
+def test_percentiles() -> None:
+    values = list(range(1, 1001))
+    assert percentiles(values[::-1]) == "smallest 1, 50 % 500, 90 % 900, 99 % 990, largest 1,000"
+    assert [np.percentile(values, p, method="inverted_cdf") for p in (50, 90, 99)] == [500, 900, 990]
+    assert percentiles([5]) == "smallest 5, 50 % 5, 90 % 5, 99 % 5, largest 5"
+
+
+def test_pictures_without_texts_are_of_use_where_none_are_needed() -> None:
+    assert problem(Picture("x", ""), Fact("x", height=1, width=1, spread=9), Limits(labelled=False)) == ""
+
+
+def test_a_split_without_usable_rows_is_refused(tmp_path: Path) -> None:
+    good, gone = picture(make_picture(tmp_path / "a.png")), picture(tmp_path / "b.png")
+    with pytest.raises(UserError, match="none of the 1 validation pictures can be used: .*b.png is unreadable"):
+        checked({"train": [good], "validation": [gone]}, FRAMES, keep=False)
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the pictures are not at hand")
+def test_real_pictures_are_all_of_use_but_one_that_comes_twice() -> None:
+    splits = pictures.read(str(REAL / "images/clothing"))
+    _, _, report = examined(splits, FRAMES, keep=False)
+    assert not report.refused and report.labels["validation"].most_common(1) == [("t-shirt", 81)]
+    _, _, report = examined(pictures.read(str(REAL / "images/captions")), FRAMES, keep=False)
+    assert report.repeated == 1 and {why.partition(":")[0] for _, _, why in report.refused} <= {"judged by"}

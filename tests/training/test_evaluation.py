@@ -1,0 +1,68 @@
+"""Figures of a whole validation set that are no ratios of sums."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from daemon.journal import Journal
+from toys import Contrastive, new_run, train
+from training import estimate
+from training.evaluation import evaluate
+from training.stage import Batch, Ratio
+
+
+class Recall(Contrastive):
+    """How many of each kind are nearest to their own, among all of the set."""
+
+    name = "recall"
+    best = "eval/recall", "max"
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        return {}
+
+    def gather(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        assert not torch.is_grad_enabled() and not model.training
+        return {side: F.normalize(model[side](x), dim=1) for side, x in (("left", batch["x"]), ("right", -batch["x"]))}
+
+    def judge(self, gathered: Mapping[str, Tensor]) -> dict[str, float]:
+        near = (gathered["left"] @ gathered["right"].T).argmax(1)
+        return {"recall": float((near == torch.arange(len(near))).float().mean()), "rows": len(near)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
+def test_what_is_gathered_is_judged_whole_whatever_the_batches(tmp_path: Path, batch_size: int) -> None:
+    torch.manual_seed(0)
+    stage = Recall(Recall.Config(batch_size=batch_size, num_workers=0, precision="fp32"), tmp_path)
+    model, rows = stage.model(), stage.dataset("validation")
+    done = evaluate(stage, model, rows, stage.cfg, torch.device("cpu"), lambda: False)
+    with torch.no_grad():
+        x = torch.stack([rows[i] for i in range(len(rows))])
+        made = stage.gather(model, {"x": x})
+        left, right = made["left"], made["right"]
+    right_ones = [i for i in range(7) if all(left[i] @ right[i] >= left[i] @ right[j] for j in range(7))]
+    assert done and done.metrics == {"eval/recall": pytest.approx(len(right_ones) / 7), "eval/rows": 7}
+    assert done.size == {"samples": 7}
+
+
+def test_a_run_is_judged_by_it(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Recall)
+    trainer, ending = train(Recall, run, max_steps=40, lr=3e-3)
+    found = {row["step"]: row["eval/recall"] for row in Journal(run.metrics).rows() if "eval/recall" in row}
+    assert ending.state == "finished" and trainer.best == max(found.values()) == found[trainer.best_step]
+    assert found[40] > found[4]
+
+
+def test_the_estimate_counts_what_is_gathered(tmp_path: Path) -> None:
+    class Counted(Recall):
+        def gather(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+            sizes.append(len(batch["x"]))
+            return super().gather(model, batch)
+
+    sizes: list[int] = []
+    stage = Counted(Counted.Config(batch_size=4, precision="fp32"), tmp_path)
+    assert estimate.measure(stage, stage.cfg, torch.device("cpu")).scored_seconds > 0 and sizes == [4, 4]

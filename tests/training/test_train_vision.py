@@ -1,0 +1,246 @@
+"""The vision encoder's stage: what a batch holds, figures of the whole set, contrast, weights out and in again."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import config
+import made_pictures
+from config import UserError
+from test_stages import data_of
+from toys import new_run, session, train
+from training import pretrained
+from training.evaluation import evaluate
+from training.media import Picture, Text
+from training.stage import discover
+from training.train_vision import Config, Vision, told
+
+SMALL: dict[str, Any] = dict(image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=1, d_ff=64, dropout=0.0,
+                             text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=16, batch_size=8)
+
+
+def prepared(folder: Path, **options: Any) -> Any:
+    values = SMALL | options
+    if "dataset" not in values:
+        values["dataset"] = str(made_pictures.write(folder / "data"))
+    stage = Vision(replace(Config(), **values), folder)
+    stage.prepare()
+    return stage
+
+
+def captioned(folder: Path) -> Path:
+    """30 pictures with 10 captions; two of the captions are of the same picture, which has two files."""
+    folder.mkdir()
+    rows = ["image,text,split"]
+    for row in range(30):
+        made_pictures.make_picture(folder / f"{row}.png", seed=min(row, 28), height=16, width=16)
+        rows.append(f"{row}.png,caption {row % 10},{'validation' if row >= 20 else 'train'}")
+    (folder / "data.csv").write_text("\n".join(rows))
+    return folder / "data.csv"
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_what_is_seen_and_said(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, dataset=str(captioned(tmp_path / "data")))
+    rows = stage.dataset("train")
+    pairs = [rows[row] for row in (0, 13, 3, 10, 7)]
+    batch = stage.collate(pairs)
+    read = [stage.units.decode(ids[:length]) for ids, length in zip(batch["tokens"].tolist(), batch["lengths"])]
+    assert sorted(read) == ["caption 0", "caption 3", "caption 7"]
+    assert [read[place] for place in batch["caption"]] == [f"caption {row % 10}" for row in (0, 13, 3, 10, 7)]
+    assert batch["pixels"].shape == (5, 3, 16, 16) and batch["pixels"].dtype == torch.uint8
+    assert len(set(batch["numbers"][:, 0].tolist())) == 5 and set(batch["numbers"][:, 2].tolist()) == {-1}
+    assert stage.size(batch) == {"images": 5}
+
+
+def test_the_same_picture_and_the_same_class_have_one_number_in_all_the_data(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, dataset=str(captioned(tmp_path / "data")))
+    numbers = stage.register.rows["validation"]
+    assert numbers[-1, 0] == numbers[-2, 0] and len(numbers[:, 0].unique()) == 9
+    labelled = prepared(tmp_path / "labelled")
+    assert labelled.register.labels == sorted(made_pictures.COLOURS)
+    for split, rows in labelled.pictures.items():
+        names = [labelled.register.labels[number] for number in labelled.register.rows[split][:, 2]]
+        assert names == [each.label for each in rows]
+    assert labelled.register.caption_of() == {name: f"a photo of {name}" for name in made_pictures.COLOURS}
+
+
+def test_pictures_are_changed_by_epoch_in_training_only(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, crop=0.3, colour=0.3)
+    rows, order = stage.dataset("train"), stage.order()
+    first, later = (order.items(step)[0][0] for step in (0, 3 * order.steps_per_epoch))
+    assert first < len(rows) <= later
+    row = first % len(rows)
+    assert not torch.equal(rows[row].pixels, rows[row + len(rows)].pixels)
+    judged = stage.dataset("validation")
+    assert torch.equal(judged[0].pixels, judged[len(judged)].pixels)
+
+
+def test_a_caption_is_read_up_to_its_limit_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = captioned(tmp_path / "data")
+    data.write_text(re.sub(r"caption (\d)", r"caption \1 " + "and so on " * 9, data.read_text()))
+    with caplog.at_level("INFO"):
+        stage = prepared(tmp_path, dataset=str(data), max_text_length=12)
+    assert stage.register.captions[3] == "caption 3 an" and "30 captions are longer than 12 characters" in caplog.text
+    with pytest.raises(UserError, match="all training pictures have the same caption"):
+        prepared(tmp_path, dataset=str(data), max_text_length=8)
+
+
+@pytest.mark.parametrize("accum, part", [(1, "micro-batch of 8"), (4, "The 4 micro-batches of an update are not told")])
+def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFixture, accum: int, part: str) -> None:
+    with caplog.at_level("INFO"):
+        prepared(tmp_path, grad_accum_steps=accum)
+    assert part in caplog.text and not Vision.divisible
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["--patch_size", "12", "--stem", "patch"], "--patch_size 12 does not divide --image_size 64"),
+    (["--patch_size", "24"], "--patch_size 24: strided convolutions make patches of 2, 4, 8"),
+    (["--num_heads", "3"], "--num_heads 3 does not divide --d_model 128"),
+    (["--text_num_heads", "3"], "--text_num_heads 3 does not divide --text_d_model 128"),
+    (["--template", "a photo"], "--template 'a photo' has no {} in it"),
+    (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: there is no such file"),
+    (["--units", "words"], "--units: 'words' is none of bpe, chars"),
+    (["--text_model", "nowhere"], "--text_model: "), (["--loss", "hinge"], "--loss: 'hinge' is none of"),
+    (["--flip", "2"], "--flip must be"),
+])
+def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.parse(Config, Vision.presets, argv, lambda cfg: Vision.check(cfg, resumed=False))
+    assert any(part in problem for problem in caught.value.problems), caught.value.problems
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_figures_are_of_the_whole_set_whatever_the_batches(tmp_path: Path, loss: str) -> None:
+    """All but the loss, which is of batches as large as in training; each is what one batch of all gives."""
+    stage = prepared(tmp_path, dataset=str(captioned(tmp_path / "data")), loss=loss)
+    torch.manual_seed(0)
+    model = stage.model()
+    found = {}
+    for size in (1, 4, 10):
+        stage.cfg = replace(stage.cfg, batch_size=size, precision="fp32")
+        done = evaluate(stage, model, stage.dataset("validation"), stage.cfg, torch.device("cpu"), lambda: False)
+        assert done and done.size == {"images": 10}
+        found[size] = done.metrics
+    for size in (1, 4):
+        assert {name: value for name, value in found[size].items() if name != "eval/loss"} == pytest.approx(
+            {name: value for name, value in found[10].items() if name != "eval/loss"})
+    rows = stage.dataset("validation")
+    with torch.no_grad():
+        whole, extras = stage.loss(model.eval(), stage.collate([rows[row] for row in range(10)]), "main")
+    assert found[10]["eval/loss"] == pytest.approx(float(whole.total) / whole.count, rel=1e-5)
+    assert {"eval/acc", "eval/text_recall_5", "eval/image_recall_1", "eval/shuffled_acc"} < found[10].keys()
+
+
+def test_the_loss_of_an_evaluation_does_not_depend_on_the_order_of_the_data(tmp_path: Path) -> None:
+    """Pictures of one class, one after another, would have nothing to be told from."""
+    stage = prepared(tmp_path, batch_size=4, grad_accum_steps=1)
+    seen = torch.nn.functional.normalize(torch.randn(400, 16), dim=1)
+    numbers = torch.stack([torch.arange(400), torch.arange(400) // 100, torch.full((400,), -1)], 1)
+    gathered = {"seen": seen, "read": seen[numbers[:, 1]], "numbers": numbers,
+                "terms": torch.tensor([10.0, 0.0]).expand(400, 2)}
+    assert stage.judge(gathered)["loss"] > 1
+
+
+def test_a_run_learns_and_is_judged_by_accuracy(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Vision)
+    trainer, ending = train(Vision, run, **SMALL | dict(
+        dataset=str(made_pictures.write(tmp_path / "data", 200)), max_steps=60, grad_accum_steps=1, lr=5e-3,
+        eval_interval=60, crop=0.0, colour=0.0))
+    assert ending.state == "finished" and trainer.best >= 0.9
+    metrics = [json.loads(line) for line in run.metrics.read_text().splitlines()][-1]
+    assert metrics["eval/label_acc"] == metrics["eval/acc"] and metrics["train/acc"] > 0.8
+
+
+def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path) -> None:
+    """A run goes on, and a model folder works, when the language model's own run is gone."""
+    lm = session(discover()["lm"], new_run(tmp_path, discover()["lm"]), **data_of("lm", tmp_path) | {"max_steps": 2})
+    with lm.run.lock():
+        assert lm.train().state == "finished"
+    data, run = str(captioned(tmp_path / "pictures")), new_run(tmp_path, Vision)
+    sitting = session(Vision, run, **SMALL | dict(dataset=data, text_model=str(lm.run.path), max_steps=4))
+    with run.lock():
+        assert sitting.train().state == "finished"
+    theirs = pretrained.opened(pretrained.of_run(lm.run), discover()["lm"], "cpu")[1].state_dict()
+    lm.run.remove()
+    stage, model = pretrained.opened(pretrained.of_run(run), Vision, "cpu")
+    assert all(torch.equal(weight, theirs[name]) for name, weight in model.text.language_model.state_dict().items())
+    assert not (run.models / "best" / "model.safetensors").read_bytes().count(b"language_model")
+    batch = stage.tokens(stage.pieces(["caption 1", "caption 2"]))
+    assert model.captions(batch["tokens"], batch["lengths"]).shape == (2, 16)
+    more = session(Vision, run, resume=True, max_steps=6)
+    with run.lock():
+        trainer, snapshot = more.prepare()
+        assert trainer.fit(snapshot).state == "finished"
+
+
+# -- what is seen ---------------------------------------------------------------------------------------------------
+
+
+def test_samples_show_pictures_with_captions_and_who_is_taken_for_whom(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    with torch.no_grad():
+        made = stage.samples(stage.model().eval())
+    assert {"picture/captions", "picture/attention", "picture/confusion"} < made.keys()
+    shown = [media for name, media in made.items() if name.startswith("picture/")]
+    assert all(isinstance(media, Picture) and media.pixels.std() > 5 for media in shown)
+    text = made["text/captions"]
+    assert isinstance(text, Text) and text.content.startswith("caption: a photo of ")
+    other = prepared(tmp_path / "other", dataset=str(captioned(tmp_path / "captioned")))
+    with torch.no_grad():
+        assert "picture/confusion" not in other.samples(other.model().eval())
+
+
+def test_below_a_picture_stands_what_is_right_and_what_is_not() -> None:
+    assert told("a cat", ["a dog", "a cat"]) == "caption: a cat\n- a dog\n= a cat"
+
+
+# -- out, and in again ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units", ["bpe", "chars"])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_a_model_folder_sees_what_the_run_saw(tmp_path: Path, units: str, loss: str) -> None:
+    stage = prepared(tmp_path, units=units, loss=loss, vocab_size=280)
+    torch.manual_seed(0)
+    model, folder = stage.model().eval(), tmp_path / "model"
+    folder.mkdir()
+    stage.export(model, folder)
+    pretrained.note(folder, stage.name, 3, config.to_json(stage.cfg), {"eval/acc": 0.75})
+    again, loaded = pretrained.opened(pretrained.find(str(folder)), Vision, "cpu")
+    rows = stage.dataset("validation")
+    batch = stage.collate([rows[row] for row in range(len(rows))])
+    with torch.no_grad():
+        assert all(torch.equal(*both) for both in zip(stage._vectors(model, batch), again._vectors(loaded, batch)))
+        assert torch.equal(model.terms(), loaded.terms())
+    assert json.loads((folder / "config.json").read_text())["labels"]["red"] == "a photo of red"
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    stage, other = prepared(tmp_path), prepared(tmp_path, d_ff=128)
+    stage.export(stage.model(), tmp_path)
+    with pytest.raises(UserError, match=r"vision.blocks.0.mlp.up.weight is \(64, 32\) there and \(128, 32\) here"):
+        other.load(other.model(), tmp_path)
+    with pytest.raises(UserError, match="is of another program"):
+        Vision.taken_from(pretrained.find(str(tmp_path)))
+
+
+def test_other_pictures_are_other_data(tmp_path: Path) -> None:
+    one, same = prepared(tmp_path / "one"), prepared(tmp_path / "two")
+    assert one.made_from() == same.made_from()
+    path = Path(same.pictures["train"][0].path)
+    pixels = np.array(Image.open(path))
+    Image.fromarray(255 - pixels).save(path)
+    assert prepared(tmp_path / "two", dataset=same.cfg.dataset).made_from()["pictures"] != one.made_from()["pictures"]
