@@ -162,6 +162,7 @@ class Vision(Stage):
     name = "vision"
     Config = Config
     best = "eval/acc", "max"
+    target = 0.70
     divisible = False  # what a picture is told from is what is in its micro-batch
     presets = {
         "nano": shape(128, 4, 4, batch_size=64, lr=1e-3, crop=0.0, colour=0.0, max_steps=2000),
