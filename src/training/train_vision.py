@@ -165,7 +165,7 @@ class Vision(Stage):
     target = 0.70
     divisible = False  # what a picture is told from is what is in its micro-batch
     presets = {
-        "nano": shape(128, 4, 4, batch_size=64, lr=1e-3, crop=0.0, colour=0.0, max_steps=2000),
+        "nano": shape(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
         "tiny": shape(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
         "small": shape(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
                        text_layers=4, embed_dim=256, vocab_size=8192),
