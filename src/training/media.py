@@ -77,10 +77,12 @@ def confusion(pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> Picture
     side = 2 + 0.35 * len(names)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="magma", vmin=0, vmax=1)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    ax.imshow(shares, cmap="magma", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            ax.text(column, row, count, ha="center", va="center", color="gray", fontsize=7)
+            ink = "black" if shares[row, column] > 0.6 else "white"
+            ax.text(column, row, count, ha="center", va="center", color=ink, fontsize=7)
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set_xlabel("taken for")
