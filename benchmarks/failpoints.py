@@ -136,8 +136,8 @@ class Failpoints:
         sys.addaudithook(self.audit)
         fsync, opened = os.fsync, io.open
 
-        def synced(file: Any) -> None:
-            number = file if isinstance(file, int) else file.fileno()
+        def synced(fd: Any) -> None:
+            number = fd if isinstance(fd, int) else fd.fileno()
             self.file("fsync", os.readlink(f"/proc/self/fd/{number}"))
             fsync(number)
 

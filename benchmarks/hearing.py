@@ -59,7 +59,7 @@ def main() -> None:
     with rig.trainer(asked.preset, AudioEncoder, dataset=str(speech), device="cpu", precision="fp32") as trainer:
         rig.open_up(trainer, monitors=False)
         training(trainer, asked.steps)
-        stage = trainer.stage
+        stage: Any = trainer.stage
         rows = [stage.dataset("validation").samples(row) for row in range(SHORT)]
         long = np.resize(np.concatenate(rows), LONG * 16000)
         with TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from failpoints import PLACES
-from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator  # type: ignore  # untyped
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "src/training/train_lm.py"

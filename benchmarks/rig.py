@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -109,11 +110,12 @@ def products(model: nn.Module, *, backward: bool) -> Iterator[list[Callable[[], 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, Attention):
             B, T, D = inputs[0].shape
-            of, forward, sizes = of_attention, 2, (B * module.num_heads, T, D // module.num_heads)
+            factors = partial(of_attention, B * module.num_heads, T, D // module.num_heads)
         else:
-            of, forward, weight = of_layer, 1, module.weight
-            sizes = output.numel() // len(weight), weight[0].numel(), len(weight)
-        made.append(lambda: of(*sizes)[:None if backward else forward])
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            factors = partial(of_layer, output.numel() // len(weight), weight[0].numel(), len(weight))
+        forward = 2 if isinstance(module, Attention) else 1
+        made.append(lambda: factors()[:None if backward else forward])
 
     kinds = (nn.Linear, Attention, nn.Conv1d, nn.Conv2d)
     hooks = [module.register_forward_hook(note) for module in model.modules()

@@ -65,7 +65,7 @@ def loading(folder: Path, batch: int) -> None:
     photographs(folder / "photographs")
     rows = [each for _, each in pictures.listed(str(folder / "photographs"))]
     frame = Frame(SIDE, SIDE)
-    kept = resized.resize([each.path for each in rows], stored(frame, CHANGES), keep=True)
+    kept = resized.resize([each.path for each in rows], stored(frame, CHANGES))
     works: Mapping[str, Callable[[], None]] = {
         "kept on disk": ours(Views(rows, frame, resized=kept, augmentation=CHANGES), batch),
         "decoded": ours(Views(rows, frame, augmentation=CHANGES), batch),
@@ -103,7 +103,7 @@ def ours(views: Views, batch: int) -> Callable[[], None]:
 
 def theirs(folder: Path, batch: int) -> Callable[[], None]:
     torchvision = wheels.torchvision()
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # type: ignore[import-untyped]
 
     transform = v2.Compose([
         v2.PILToTensor(),

@@ -25,7 +25,8 @@ MEGABYTES = 10
 
 def made_up() -> list[str]:
     """Documents of words that are as unevenly frequent as those of a language."""
-    draw, documents = random.Random(0), []
+    draw = random.Random(0)
+    documents: list[str] = []
     words = ["".join(draw.choices("etaoinshrdlucmfwypvbgkjqxz", range(26, 0, -1), k=draw.randint(2, 9)))
              for _ in range(30_000)]
     shares = [1 / rank for rank in range(1, len(words) + 1)]

@@ -67,7 +67,7 @@ def plain_loop(cfg: Any) -> Callable[[], None]:
 
 def main() -> None:
     with rig.trainer("tiny", batch_size=BATCH, device="cpu", precision="fp32") as trainer:
-        cfg = trainer.cfg
+        cfg: Any = trainer.cfg
         for listeners in trainer.events.listeners.values():
             listeners.clear()
         rig.open_up(trainer)

@@ -29,7 +29,7 @@ if ((${#arguments[@]} == 0)); then
   arguments=(-n "$((cores < MOST_AT_ONCE ? cores : MOST_AT_ONCE))" --dist worksteal)
   "${VENV}/bin/python" -m flake8 src tests benchmarks
   "${VENV}/bin/python" -m isort --check --quiet src tests benchmarks
-  "${VENV}/bin/python" -m mypy src
+  "${VENV}/bin/python" -m mypy src benchmarks
   "${VENV}/bin/shellcheck" --external-sources run/*.sh .ci/run
   printf 'lint, types and shell are clean\n'
 fi

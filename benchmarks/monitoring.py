@@ -1,6 +1,6 @@
 """What each callback of a default run costs, as a share of the time that training takes.
 
-    python benchmarks/monitors.py
+    python benchmarks/monitoring.py
 
 Tiny preset, batch 8 x 256, on the CPU: 100 steps with one log step, which is the default. Each callback's time is
 taken in its own methods; on a CPU nothing of theirs is done elsewhere. Snapshots are left out; of an evaluation, of
