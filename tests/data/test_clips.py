@@ -11,7 +11,7 @@ import torch
 from config import UserError
 from data import audio, once
 from data.clips import KNOTS, Augmentation, Clips, coloured
-from data.decoded import decode
+from data.decoded import as_int16, decode
 from data.loader import LengthOrder, training_batches
 from data.speech import Utterance
 from sounds import make_sound
@@ -75,6 +75,20 @@ def test_the_facts_of_a_file(tmp_path: Path) -> None:
     assert none.facts[str(tmp_path / "none.wav")].problem == "there is no such file"
 
 
+def test_samples_are_kept_as_the_nearest_of_16_bits() -> None:
+    steps = np.array([0, 0.4, 0.6, -0.4, -0.6, 1000.6, -1000.6, 2**15 - 0.7, 2**15, -2**15], np.float32)
+    assert as_int16(steps / 2**15).tolist() == [0, 0, 1, 0, -1, 1001, -1001, 32767, 32767, -32768]
+
+
+def test_the_fingerprint_tells_which_sound_is_whose(rows: list[Utterance]) -> None:
+    paths = paths_of(rows)
+    before = decode(paths, keep=False).fingerprint()
+    first, second = (Path(path).read_bytes() for path in paths[:2])
+    Path(paths[0]).write_bytes(second)
+    Path(paths[1]).write_bytes(first)
+    assert decode(paths, keep=False).fingerprint() != before
+
+
 def test_with_processes_it_is_the_same(rows: list[Utterance], monkeypatch: pytest.MonkeyPatch) -> None:
     alone = decode(paths_of(rows), keep=False)
     monkeypatch.setattr(once, "WORTH_WORKERS", 1)
@@ -91,6 +105,8 @@ def test_what_is_changed_follows_from_seed_epoch_and_row(rows: list[Utterance]) 
     other_order = [clips[item].waveform.numpy() for item in (13, 2, 7)]
     assert all((a == heard(item)).all() for a, item in zip(other_order, (13, 2, 7)))
     assert (clips[13].epoch, clips[13].row, clips[13].text) == (2, 3, "text 3")
+    twice = Clips([rows[0], rows[0]], augmentation=LOUD, seed=1)
+    assert len({clip.waveform.numpy().tobytes() for clip in twice}) == 2, "one recording, two rows"
 
 
 def test_nothing_is_changed_unless_asked(rows: list[Utterance]) -> None:
@@ -113,6 +129,8 @@ def test_the_bounds_are_kept() -> None:
         assert waves == pytest.approx(200, abs=3)
     decibels = [20 * np.log10(np.abs(each).max() / 0.1) for each in changed(gain=6)]
     assert -6 <= min(decibels) < -4 and 4 < max(decibels) <= 6
+    loud = [Augmentation(gain=6)(9 * samples, np.random.default_rng(seed)) for seed in range(60)]
+    assert max(np.abs(each).max() for each in loud) == 1
     below = [10 * np.log10(np.mean(samples**2) / np.mean((each - samples) ** 2)) for each in changed(noise=20)
              if (each != samples).any()]
     assert 15 < len(below) < 45 and 19 < min(below) < 25 and max(below) < 41
@@ -136,8 +154,13 @@ def test_another_microphone() -> None:
     assert decibels(narrow, 3300) > decibels(samples, 3300) and decibels(narrow, 3500) < decibels(samples, 3500) - 30
     assert not coloured(0 * samples, gains, 3400).any()
     speech = samples.astype(np.float32)
-    cut = [decibels(Augmentation(narrow=0.5)(speech, np.random.default_rng(i)), 7500) < -20 for i in range(40)]
-    assert 10 < sum(cut) < 30
+
+    def cut(**more: float) -> list[bool]:
+        changed = Augmentation(narrow=0.3, **more)
+        return [decibels(changed(speech, np.random.default_rng(i)), 7500) < -20 for i in range(40)]
+
+    assert 5 < sum(cut()) < 20
+    assert cut() == cut(colour=0.1) == cut(gain=0.1), "whatever else is changed, the same rows"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

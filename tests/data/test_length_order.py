@@ -80,6 +80,7 @@ def test_smaller_parts_and_gaps_leave_the_steps_as_they_are() -> None:
         rows = sum(order.rows(step), [])
         assert sum(half.rows(step), []) == rows
         assert sum(holed.rows(step), []) == [row for row in rows if step < 2 or row != gone]
+    assert LengthOrder(40, 64, 1, 0, lengths=(2.0,) * 40, batch_seconds=30.0).halved(True).micro == 8, "half of 15"
     with pytest.raises(MemoryError, match="smaller ones are another loss"):
         order.halved(False)
 

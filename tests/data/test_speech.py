@@ -113,6 +113,19 @@ def test_where_speakers_are_not_known_whole_texts_are(tmp_path: Path) -> None:
     assert speech.read(name) == splits, "no random numbers"
 
 
+def test_where_some_speakers_are_not_known_whole_texts_are(tmp_path: Path) -> None:
+    """What would be left are speakers who say what others say as well."""
+    rows = [f"{i}.wav,text number {i % 100},{f'speaker {i // 10}' if i < 200 else ''}" for i in range(400)]
+    splits = speech.read(csv_of(tmp_path, "wav,text,speaker\n" + "\n".join(rows)))
+    assert len(splits["train"]) + len(splits["validation"]) == 400 and 20 <= len(splits["validation"]) <= 40
+
+
+def test_who_is_judged_by_never_changes(tmp_path: Path) -> None:
+    """A run is judged by the same rows in any process, and by those that older runs were judged by."""
+    splits = speech.read(manifest(tmp_path, 40, 10))
+    assert {row.speaker for row in splits["validation"]} == {"speaker 2", "speaker 15"}
+
+
 def test_a_speaker_can_be_held_out(tmp_path: Path) -> None:
     name = manifest(tmp_path, 5, 4)
     splits = speech.read(name, held_out=["speaker 1", "speaker 3"])
@@ -122,6 +135,21 @@ def test_a_speaker_can_be_held_out(tmp_path: Path) -> None:
         speech.read(name, held_out=["speker 1"])
     with pytest.raises(UserError, match="names all the speakers"):
         speech.read(name, held_out=[f"speaker {i}" for i in range(5)])
+
+
+def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
+    """Though the data name other rows to validate by."""
+    rows = [f"{s}{i}.wav,{s} {i},{s},{split}" for s, split in (("a", "train"), ("b", "train"), ("c", "validation"))
+            for i in range(4)]
+    splits = speech.read(csv_of(tmp_path, "wav,text,speaker,split\n" + "\n".join(rows)), held_out=["a"])
+    assert [row.text for row in splits["validation"]] == [f"a {i}" for i in range(4)]
+    assert [row.text for row in splits["train"]] == [f"{s} {i}" for s in "bc" for i in range(4)]
+
+
+def test_texts_of_the_test_part_are_left_out_of_training_too(tmp_path: Path) -> None:
+    rows = [f"{i}.wav,text {i},{split}" for i, split in enumerate(["train"] * 6 + ["dev"] * 2)]
+    name = csv_of(tmp_path, "wav,text,split\n" + "\n".join([*rows, "x.wav,Text 1,test", "y.wav,text 9,test"]))
+    assert [row.text for row in speech.read(name)["train"]] == ["text 0", "text 2", "text 3", "text 4", "text 5"]
 
 
 def test_texts_that_are_judged_by_are_left_out_of_training(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_what_is_played_faster_must_be_alignable_too() -> None:
     assert "5 frames" in problem(row, fact, Limits(labels=letters, frames=at_25, speed=0.1))
 
 
+def test_what_has_the_longest_length_is_of_use() -> None:
+    limits = Limits(max_mel_length=300, max_text_length=11)
+    assert problem(Utterance("x", "hello there"), Fact("x", count=300 * 160, peak=1.0), limits) == ""
+    assert problem(Utterance("x", "hello there"), Fact("x", count=300 * 160 + 1, peak=1.0), limits)
+    assert problem(Utterance("x", "hello theres"), Fact("x", count=300 * 160, peak=1.0), limits)
+
+
 def test_speech_without_texts_is_of_use_where_none_are_needed() -> None:
     assert problem(Utterance("x", ""), Fact("x", count=10, peak=1.0), Limits(labelled=False)) == ""
 
@@ -101,6 +108,8 @@ def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
               "validation": [row(3, "a", "bo")], "test": [row(4, "c", "bo"), row(5, "d", "")]}
     _, _, report = examined(splits, keep=False)
     assert report.shared == {"speakers": 1, "texts": 2, "recordings": 0}
+    used, _, other = examined(splits | {"test": [*splits["test"], row(1, "e", "")]}, keep=False)
+    assert other.shared["recordings"] == 1 and [each.text for each in used["train"]] == ["a", "c"]
     assert report.speakers == {"train": 3, "validation": 1, "test": 1}
     assert "in training and judged by as well: 1 speakers, 2 texts, 0 recordings" in list(report.lines())
 

@@ -121,6 +121,38 @@ def test_a_voice_says_it_the_same_again(name: str) -> None:
     assert len(espeak.say("the knife is under the bridge", Voice(name, 250))[0]) < 0.8 * len(first)
 
 
+def melody(voice: Voice) -> tuple[float, float]:
+    """Median and spread of the pitch in Hz, by autocorrelation."""
+    samples, rate = espeak.say("now we are all here in a row", voice)
+    lags, found = slice(rate // 400, rate // 60), []
+    for start in range(0, len(samples) - 2048, 512):
+        part = samples[start:start + 2048] - samples[start:start + 2048].mean()
+        if np.sqrt(np.mean(part**2)) > 1000:
+            alike = np.fft.irfft(np.abs(np.fft.rfft(part, 4096)) ** 2)[lags]
+            found.append(rate / (lags.start + alike.argmax()))
+    return float(np.median(found)), float(np.std(found))
+
+
+def test_a_voice_is_as_high_and_as_lively_as_asked() -> None:
+    low, high, dull, lively = (melody(Voice(rate=150, pitch=pitch, range=range))
+                               for pitch, range in ((25, 50), (75, 50), (50, 30), (50, 70)))
+    assert high[0] > 1.3 * low[0] and abs(high[1] - low[1]) < 2
+    assert lively[1] > 1.5 * dull[1] and lively[0] == pytest.approx(dull[0], rel=0.15)
+
+
+def test_the_loudest_voice_is_not_clipped() -> None:
+    samples, _ = espeak.say("the knife is under the bridge", Voice("en-us+iven", 150))
+    assert np.abs(samples.astype(int)).max() > 20000 and np.mean(np.abs(samples.astype(int)) > 32700) < 1e-4
+
+
+def test_what_is_said_lasts_as_long_at_16_khz() -> None:
+    samples, rate = espeak.say("the knife is under the bridge")
+    found = spoken.said("the knife is under the bridge", Voice())
+    assert len(found) / 16000 == pytest.approx(len(samples) / rate, abs=1e-4)
+    loudness = [np.sqrt(np.mean(np.square(each, dtype=float))) for each in (found, samples)]
+    assert loudness[0] == pytest.approx(loudness[1] / 2**15, rel=0.05)
+
+
 def test_a_voice_that_does_not_exist_is_told() -> None:
     with pytest.raises(ValueError, match="espeak-ng has no voice 'xx'"):
         espeak.say("hello", Voice("xx"))

@@ -36,6 +36,9 @@ def test_the_same_seed_is_the_same(words: list[Utterance], tmp_path: Path) -> No
     made = {name: strings.make(words, tmp_path / name, count=3, longest=3, pause=0.1, seed=seed).read_text()
             for name, seed in (("a", 0), ("b", 0), ("c", 1))}
     assert made["a"] == made["b"] != made["c"]
+    rows = list(csv.DictReader(made["a"].splitlines()))
+    texts = [[row["transcription"] for row in rows if row["speaker"] == name] for name in ("anna", "bo")]
+    assert texts[0] != texts[1], "each speaker says other strings"
 
 
 def test_mistakes(words: list[Utterance], tmp_path: Path) -> None:
