@@ -69,6 +69,16 @@ def test_the_order_of_what_is_heard_matters() -> None:
     assert not torch.allclose(model(mel, frames)[0], model(mel.flip(1), frames)[0].flip(1), atol=1e-2)
 
 
+@pytest.mark.parametrize("num_layers", [0, 1])
+@torch.no_grad()
+def test_it_forgets_in_training_alone(num_layers: int) -> None:
+    """What comes out of the front end too."""
+    model = SpeechEncoder(num_mels=20, d_model=32, num_heads=4, num_layers=num_layers, d_ff=64, downsample_time=4,
+                          dropout=0.5)
+    a, b, c, d = (model.train(training)(batch(), LENGTHS)[0] for training in (True, True, False, False))
+    assert not torch.equal(a, b) and torch.equal(c, d)
+
+
 # -- long recordings ------------------------------------------------------------------------------------------------
 
 
@@ -89,6 +99,19 @@ def test_windows_of_a_long_recording_are_joined_without_a_seam(samples: int, hea
     for window, overlap in ((1.0, 0.4), (2.0, 1.0), (0.77, 0.3)):
         joined = model.log_probs(waveform, window_seconds=window, overlap_seconds=overlap)
         assert joined.shape == whole.shape and torch.allclose(joined, whole, atol=1e-4)
+
+
+def test_windows_that_overlap_almost_whole_come_to_an_end() -> None:
+    model, waveform = recognizer(1), torch.randn(32000, generator=torch.Generator().manual_seed(2))
+    whole, read, count = model.log_probs(waveform, window_seconds=1000, overlap_seconds=1), model.mel.forward, [0]
+
+    def counted(*given: Tensor) -> tuple[Tensor, Tensor]:
+        count[0] += 1
+        assert count[0] <= 50, "a window begins where the last one began"
+        return read(*given)
+
+    model.mel.forward = counted  # type: ignore[method-assign]
+    assert torch.allclose(model.log_probs(waveform, window_seconds=1.04, overlap_seconds=1.03), whole, atol=1e-4)
 
 
 def test_without_an_overlap_there_are_seams() -> None:
