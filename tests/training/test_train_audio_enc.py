@@ -14,6 +14,7 @@ import config
 import made_speech
 from config import UserError
 from data import audio
+from data.clips import Augmentation
 from monitors.blanks import Blanks
 from training import pretrained
 from training.media import Picture, Sound, Text
@@ -109,8 +110,29 @@ def test_what_is_masked_is_a_function_of_seed_epoch_and_row(tmp_path: Path) -> N
     size, masks = len(rows), lambda *items: stage.collate([rows[item] for item in items])["masks"]
     assert torch.equal(masks(3, 5)[1], masks(5)[0]) and not torch.equal(masks(3)[0], masks(5)[0])
     assert not torch.equal(masks(5)[0], masks(5 + size)[0])
-    stage.cfg.seed += 1
-    assert not torch.equal(masks(5)[0], torch.zeros(0)) and 0 <= masks(5).min() and masks(5).max() < 1
+    before, stage.cfg.seed = masks(5), stage.cfg.seed + 1
+    assert not torch.equal(masks(5), before) and 0 <= masks(5).min() and masks(5).max() < 1
+
+
+def test_training_rows_are_changed_as_the_options_say_and_no_others(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, speed=0.2, gain=3.0, noise=25.0, colour=4.0, narrow=0.1, seed=5)
+    train, judged = stage.dataset("train"), stage.dataset("validation")
+    assert train.augmentation == Augmentation(speed=0.2, gain=3.0, noise=25.0, colour=4.0, narrow=0.1)
+    assert train.seed == 5 and judged.augmentation == Augmentation()
+    assert torch.equal(judged[0].waveform, judged[len(judged)].waveform)
+
+
+def test_max_samples_is_how_many_are_trained_on(tmp_path: Path) -> None:
+    few, everything = prepared(tmp_path, max_samples=5), prepared(tmp_path)
+    assert [clip.text for clip in few.dataset("train")] == [
+        each.text for each in everything.utterances["train"][:5]] and few.order().size == 5
+    assert len(few.dataset("validation")) == len(everything.dataset("validation"))
+
+
+def test_a_micro_batch_has_no_more_seconds_than_asked_for(tmp_path: Path) -> None:
+    order = prepared(tmp_path, batch_seconds=2.0).order()
+    parts = [part for step in range(order.steps_per_epoch) for part in order.rows(step)]
+    assert max(len(part) * max(order.lengths[row] for row in part) for part in parts) <= 2 < 8 * min(order.lengths)
 
 
 def test_evaluations_are_not_masked(tmp_path: Path) -> None:
@@ -124,7 +146,7 @@ def test_evaluations_are_not_masked(tmp_path: Path) -> None:
 
 
 def test_compiled_batches_are_all_of_one_length(tmp_path: Path) -> None:
-    stage = prepared(tmp_path, compile=True, max_mel_length=128, speed=0.3)
+    stage = prepared(tmp_path, compile=True, max_mel_length=90, speed=0.3)  # up to 84 frames, played slowly 120
     rows = stage.dataset("train")
     lengths = {stage.collate([rows[item]])["waveforms"].shape[1] for item in range(3 * len(rows))}
     assert len(lengths) == 1 and lengths.pop() >= max(len(rows[item].waveform) for item in range(3 * len(rows)))
@@ -181,10 +203,50 @@ def test_extra_data_are_trained_on_but_for_what_is_judged_by(tmp_path: Path) -> 
     assert judged not in {each.text for each in both.utterances["train"]}
 
 
+def test_of_extra_data_the_training_part_alone_is_trained_on(tmp_path: Path) -> None:
+    """Without what the test part says."""
+    path = made_speech.write(tmp_path / "data", 40)
+    rows = path.read_text().splitlines()
+    parts = ["split", *["train"] * 30, *["validation"] * 5, *["test"] * 5]
+    path.write_text("\n".join(f"{row},{part}" for row, part in zip(rows, parts)))
+    extra = tmp_path / "data" / "extra.csv"
+    extra.write_text("\n".join(["audio_path,transcription,split", *(
+        f"{row}.flac,{text},{part}" for row, text, part in
+        ((0, "bag", "train"), (1, made_speech.texts(40)[37], "train"), (2, "cab", "validation"), (3, "dab", "test")))]))
+    stage = prepared(tmp_path, dataset=str(path), extra_dataset=str(extra))
+    assert [each.text for each in stage.utterances["train"]] == [*made_speech.texts(40)[:30], "bag"]
+
+
 def test_held_out_speakers_are_validated_by(tmp_path: Path) -> None:
     stage = prepared(tmp_path, held_out="carla, david")
     assert {each.speaker for each in stage.utterances["validation"]} == {"carla", "david"}
     assert {each.speaker for each in stage.utterances["train"]} == {"anna", "boris"}
+
+
+def test_a_run_that_goes_on_keeps_its_units(tmp_path: Path) -> None:
+    """Though the file that they were taken from is gone."""
+    first = prepared(tmp_path, units="bpe", vocab_size=280)
+    first.begin()
+    gone = str(tmp_path / "gone.json")
+    assert prepared(tmp_path, units=gone).units.fingerprint == first.units.fingerprint
+    cfg = replace(Config(), dataset=str(tmp_path / "speech.csv"), units=gone)
+    assert AudioEncoder.check(cfg, resumed=True) == [] and "--units" in AudioEncoder.check(cfg, resumed=False)[0]
+
+
+def test_other_texts_and_other_sounds_are_other_data(tmp_path: Path) -> None:
+    one, same = (prepared(tmp_path, dataset=str(made_speech.write(tmp_path / name))) for name in "ab")
+    assert one.made_from() == same.made_from()
+    path, known = tmp_path / "b" / "speech.csv", one.made_from()["speech"]
+    text = same.utterances["train"][0].text
+    path.write_text(path.read_text().replace(f",{text},", f",{text[::-1]},"))
+    assert prepared(tmp_path, dataset=str(path)).made_from()["speech"] != known
+    audio.write(tmp_path / "a" / "0.flac", made_speech.said("gag"))
+    assert prepared(tmp_path, dataset=one.cfg.dataset).made_from()["speech"] != known
+
+
+def test_it_is_compiled_only_where_that_was_asked_for() -> None:
+    assert [AudioEncoder.settle(replace(Config(), compile=asked), ())[0].compile for asked in (None, False, True)] == [
+        False, False, True]
 
 
 @pytest.mark.parametrize("argv, part", [
@@ -227,11 +289,19 @@ def test_only_blanks_for_long_are_told_once_until_something_is_heard(tmp_path: P
         return len((tmp_path / "alerts.jsonl").read_text().splitlines()) if alert.alerts.exists() else 0
 
     assert told([1.0, 1.0, 1.0]) == 0 and told([0.9]) == 0, "each training begins so"
-    assert told([1.0, 1.0, 1.0]) == 0 and told([1.0, 1.0, 1.0]) == 1
-    again = Blanks(alert.alerts)
-    again.load_state_dict(alert.state_dict())
-    alert = again
+
+    def resumed() -> Blanks:
+        again = Blanks(alert.alerts)
+        again.load_state_dict(alert.state_dict())
+        return again
+
+    assert told([1.0, 1.0, 1.0]) == 0
+    alert = resumed()
+    assert told([1.0, 1.0, 1.0]) == 1
+    alert = resumed()
     assert told([1.0, 1.0]) == 0 and told([0.5, 1.0, 1.0, 1.0, 1.0]) == 1
+    trainer.steps = 500  # of a short run a tenth is less than it takes to begin
+    assert told([0.5, 1.0, 1.0]) == 0 and told([1.0]) == 1
 
 
 # -- out, and in again ----------------------------------------------------------------------------------------------
