@@ -4,16 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import made_speech
 from config import UserError
 from daemon import registry
 from daemon.rundir import PROJECT, RunDir
 from data import audio
+from data.units import open_units
 from inference import transcribe as script
+from inference.transcribe import Listener
 from toys import new_run, session
 from training.train_audio_enc import AudioEncoder
 
@@ -63,6 +70,51 @@ def test_times_are_those_of_the_sounds(run: RunDir, tmp_path: Path, how: list[st
     assert [first["word"], second["word"]] == ["abcd", "eg"]
     assert first["start"] <= 0.12 and 0.32 <= first["end"] <= 0.6 <= second["start"] + 0.12 and second["end"] <= 0.84
     assert all(0.5 < each["confidence"] <= 1 for each in (found, first, second))
+
+
+@pytest.fixture
+def listener() -> Any:
+    """Without a model: what is likely in each frame, 25 of them a second, is written down."""
+    made = Listener.__new__(Listener)
+    made.units, made.device = open_units("chars", 0, ["ab cd"]), "cpu"
+    return made
+
+
+def heard(listener: Any, frames: list[tuple[str, float]], **options: Any) -> dict[str, Any]:
+    """Frames: a character, "-" for the blank, and its probability; the rest of that is the blank's, or another's."""
+    V, blank = listener.units.vocab_size, listener.units.end_of_text
+    ids = [blank if unit == "-" else listener.units.encode_batch([unit])[0].tolist()[0] for unit, _ in frames]
+    probabilities = torch.full((len(frames), V), 1e-6)
+    for t, (unit, (_, likely)) in enumerate(zip(ids, frames)):
+        probabilities[t, 0 if unit == blank else blank], probabilities[t, unit] = 1 - likely, likely
+    asked: list[dict[str, float]] = []
+
+    def log_probs(waveform: torch.Tensor, **how: float) -> torch.Tensor:
+        asked.append(how)
+        return probabilities.log()
+
+    listener.model = SimpleNamespace(rate=25, log_probs=log_probs)
+    found: dict[str, Any] = listener.hear(np.zeros(16000, np.float32), replace(script.Config(), **options))
+    assert asked == [{"window_seconds": options.get("window_seconds", 10.0),
+                      "overlap_seconds": options.get("overlap_seconds", 2.0)}]
+    return found
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_times_and_confidences_are_those_of_the_frames(listener: Any, beam: int) -> None:
+    """By hand: 40 ms to a frame, from the first of a word to the end of its last."""
+    frames = [("-", 0.99), ("a", 0.9), ("a", 0.8), ("-", 0.99), ("b", 0.95), (" ", 0.9), ("-", 0.99), ("c", 0.75),
+              ("d", 0.99), ("d", 0.97), ("-", 0.99)]
+    assert heard(listener, frames, beam=beam, window_seconds=7.0, overlap_seconds=3.0) == {
+        "seconds": 1.0, "text": "ab cd", "confidence": pytest.approx((0.85 + 0.95 + 0.9 + 0.75 + 0.98) / 5, abs=1e-4),
+        "words": [{"word": "ab", "start": 0.04, "end": 0.2, "confidence": pytest.approx(0.9, abs=1e-4)},
+                  {"word": "cd", "start": 0.28, "end": 0.4, "confidence": pytest.approx(0.865, abs=1e-4)}]}
+
+
+def test_a_beam_finds_what_is_likelier_in_all_than_in_any_one_way(listener: Any) -> None:
+    """Nothing in two frames: 0.6 * 0.6; an "a" somewhere in them: 1 - 0.36."""
+    frames = [("b", 0.99), ("a", 0.4), ("a", 0.4)]
+    assert heard(listener, frames)["text"] == "b" and heard(listener, frames, beam=4)["text"] == "ba"
 
 
 def test_a_long_recording_is_heard_in_windows(run: RunDir, tmp_path: Path) -> None:
