@@ -132,7 +132,7 @@ class AudioEncoder(Stage):
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
         problems = speech.check(cfg.dataset)
         if cfg.extra_dataset:
-            problems += [line.replace("--dataset", "--extra_dataset") for line in speech.check(cfg.extra_dataset)]
+            problems += _of_extra(speech.check(cfg.extra_dataset))
         if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
             problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
         return problems
@@ -349,9 +349,17 @@ def _splits(cfg: Any) -> speech.Splits:
     found = speech.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
     if cfg.extra_dataset:
         judged = {each.text for split, rows in found.items() if split != "train" for each in rows}
-        extra = speech.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
+        try:
+            extra = speech.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
+        except UserError as error:
+            raise UserError(*_of_extra(error.problems)) from error
         found["train"] += [each for each in extra if cfg.shared_texts or each.text not in judged]
     return found
+
+
+def _of_extra(problems: Iterable[str]) -> list[str]:
+    """What is wrong with --extra_dataset; a command that a line names stays as it is."""
+    return [line.replace("--dataset", "--extra_dataset", 1) for line in problems]
 
 
 def error_rate(references: Iterable[Any], found: Iterable[Any]) -> Ratio:

@@ -217,6 +217,12 @@ def test_of_extra_data_the_training_part_alone_is_trained_on(tmp_path: Path) -> 
     assert [each.text for each in stage.utterances["train"]] == [*made_speech.texts(40)[:30], "bag"]
 
 
+def test_extra_data_that_are_of_no_use_are_told_by_their_option(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("audio_path,transcription\n")
+    with pytest.raises(UserError, match="^--extra_dataset .*empty.csv: names no sound files"):
+        prepared(tmp_path, extra_dataset=str(tmp_path / "empty.csv"))
+
+
 def test_held_out_speakers_are_validated_by(tmp_path: Path) -> None:
     stage = prepared(tmp_path, held_out="carla, david")
     assert {each.speaker for each in stage.utterances["validation"]} == {"carla", "david"}
@@ -254,6 +260,8 @@ def test_it_is_compiled_only_where_that_was_asked_for() -> None:
     (["--num_heads", "5"], "--num_heads 5 does not divide --d_model 192 into even parts"),
     (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: there is no such file"),
     (["--extra_dataset", "nowhere.csv"], "--extra_dataset nowhere.csv: there is no such file"),
+    (["--extra_dataset", "librispeech-100"], "--extra_dataset librispeech-100 is not on this machine: ./run/data.sh "
+     "download --dataset librispeech-100 fetches it"),
     (["--units", "words"], "--units: 'words' is none of chars, bpe"), (["--speed", "0.9"], "--speed must be"),
 ])
 def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -> None:
