@@ -345,15 +345,20 @@ class AudioEncoder(Stage):
 
 
 def _splits(cfg: Any) -> speech.Splits:
-    """What the options name; of the extra data the training part, without the texts that are judged by."""
+    """What the options name; of the extra data the training part, without the texts and speakers that are judged by."""
     found = speech.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
     if cfg.extra_dataset:
-        judged = {each.text for split, rows in found.items() if split != "train" for each in rows}
+        judged = [each for split, rows in found.items() if split != "train" for each in rows]
+        texts, speakers = {each.text for each in judged}, {each.speaker for each in judged} - {""}
         try:
             extra = speech.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
         except UserError as error:
             raise UserError(*_of_extra(error.problems)) from error
-        found["train"] += [each for each in extra if cfg.shared_texts or each.text not in judged]
+        used = [each for each in extra if each.speaker not in speakers
+                and (cfg.shared_texts or each.text not in texts)]
+        log.info("Of --extra_dataset %s: %s recordings; %s of texts or speakers that are judged by are left out",
+                 cfg.extra_dataset, f"{len(used):,}", f"{len(extra) - len(used):,}")
+        found["train"] += used
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 import config
 import made_speech
 from config import UserError
-from data import audio
+from data import audio, speech
 from data.clips import Augmentation
 from monitors.blanks import Blanks
 from training import pretrained
@@ -199,8 +199,18 @@ def test_extra_data_are_trained_on_but_for_what_is_judged_by(tmp_path: Path) -> 
         file.write(f"\n0.flac,{judged},anna")
     both = prepared(tmp_path, extra_dataset=str(extra))
     assert both.utterances["validation"] == alone.utterances["validation"]
-    assert len(both.utterances["train"]) > len(alone.utterances["train"]) + 40
+    assert len(both.utterances["train"]) >= len(alone.utterances["train"]) + 30
     assert judged not in {each.text for each in both.utterances["train"]}
+
+
+def test_who_is_judged_by_is_not_heard_in_extra_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    extra = made_speech.write(tmp_path / "extra", 60, seed=1)
+    heard = {each.speaker for each in speech.read(str(extra))["train"]}
+    stage = prepared(tmp_path, extra_dataset=str(extra), held_out="boris", shared_texts=True)
+    assert {each.speaker for each in stage.utterances["validation"]} == {"boris"}
+    assert "boris" not in {each.speaker for each in stage.utterances["train"]} and len(stage.utterances["train"]) > 40
+    assert "boris" in heard and "30 recordings; 15 of texts or speakers that are judged by are left out" in caplog.text
 
 
 def test_of_extra_data_the_training_part_alone_is_trained_on(tmp_path: Path) -> None:
