@@ -144,6 +144,15 @@ def test_the_order_of_words_matters() -> None:
 
 
 @torch.no_grad()
+def test_a_text_tower_forgets_in_training_alone() -> None:
+    """Without a block too: words are dropped."""
+    tower = TextTower(50, d_model=24, num_heads=2, num_layers=0, d_ff=48, embed_dim=16, dropout=0.5)
+    tokens, lengths = torch.randint(50, (1, 9)), torch.tensor([9])
+    a, b, c, d = (tower.train(training)(tokens, lengths) for training in (True, True, False, False))
+    assert not torch.equal(a, b) and torch.equal(c, d)
+
+
+@torch.no_grad()
 def test_attention_of_a_picture_adds_up_to_1() -> None:
     seen = model().attention(torch.randint(256, (2, 3, 32, 48), dtype=torch.uint8))
     assert seen.shape == (2, 4, 6) and torch.allclose(seen.sum((1, 2)), torch.ones(2))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from model.transformer import Attention, AttentionPool, line_angles, rotated
+from model.transformer import Attention, AttentionPool, Block, init_blocks, line_angles, rotated
 
 
 def test_rotary_positions_depend_on_distances_alone() -> None:
@@ -28,6 +28,33 @@ def test_attention_is_that_of_torch() -> None:
     x, valid = torch.randn(2, 7, 24), torch.arange(7) < torch.tensor([[7], [4]])
     assert torch.allclose(ours(x, None, None), theirs(x, x, x)[0], atol=1e-6)
     assert torch.allclose(ours(x, valid, None), theirs(x, x, x, key_padding_mask=~valid)[0], atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_attends_is_told_distances_alone() -> None:
+    """All places moved on by as many, nothing is changed; turned by no angle, it is."""
+    attention, x, angles = Attention(24, 3, 0.0), torch.randn(2, 7, 24), line_angles(40, 8, torch.device("cpu"))
+    assert torch.allclose(attention(x, None, angles[:7]), attention(x, None, angles[25:32]), atol=1e-5)
+    assert not torch.allclose(attention(x, None, angles[:7]), attention(x, None, None), atol=1e-3)
+
+
+def test_dropout_is_for_training() -> None:
+    attention, x = Attention(24, 3, 0.5), torch.randn(2, 7, 24)
+    a, b, c, d = (attention.train(training)(x, None, None) for training in (True, True, False, False))
+    assert not torch.equal(a, b) and torch.equal(c, d)
+
+
+@torch.no_grad()
+def test_many_blocks_add_as_much_at_first_as_few() -> None:
+    added = []
+    for count in (2, 16):
+        blocks, x = nn.ModuleList(Block(64, 4, 256, 0.0) for _ in range(count)), torch.randn(4, 10, 64)
+        init_blocks(blocks)
+        y = x
+        for block in blocks:
+            y = block(y, None, None)
+        added.append(float((y - x).var()))
+    assert 0.5 < added[1] / added[0] < 2
 
 
 @torch.no_grad()

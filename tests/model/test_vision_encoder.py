@@ -80,6 +80,15 @@ def test_rotary_positions_are_for_any_size_and_learned_ones_for_theirs() -> None
         encoder()(pictures(2, 3, 30, 32))
 
 
+@torch.no_grad()
+def test_it_forgets_in_training_alone() -> None:
+    """Without a block too: patches are dropped."""
+    model, pixels = VisionEncoder(patch_size=8, d_model=32, num_heads=4, num_layers=0, d_ff=64, stem="conv",
+                                  positions="rotary", image_size=32, dropout=0.5), pictures(1, 3, 32, 32)
+    a, b, c, d = (model.train(training)(pixels)[0] for training in (True, True, False, False))
+    assert not torch.equal(a, b) and torch.equal(c, d)
+
+
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 @torch.no_grad()
 def test_where_something_is_matters(positions: str) -> None:
