@@ -97,6 +97,13 @@ def test_percentiles() -> None:
     assert percentiles([5]) == "smallest 5, 50 % 5, 90 % 5, 99 % 5, largest 5"
 
 
+def test_what_has_the_smallest_or_largest_size_is_of_use() -> None:
+    row, limits = Picture("x", "four"), Limits(min_side=8, max_side=64, max_width=256, height=32, max_text_length=4)
+    assert problem(row, Fact("x", height=8, width=64, spread=9), limits) == ""
+    for height, width, text in ((7, 56, "four"), (9, 65, "four"), (8, 64, "fives")):
+        assert problem(Picture("x", text), Fact("x", height=height, width=width, spread=9), limits)
+
+
 def test_pictures_without_texts_are_of_use_where_none_are_needed() -> None:
     assert problem(Picture("x", ""), Fact("x", height=1, width=1, spread=9), Limits(labelled=False)) == ""
 

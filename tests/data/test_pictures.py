@@ -159,6 +159,20 @@ def test_whole_groups_are_judged_by(tmp_path: Path) -> None:
         pictures.read(name, group_by="receipt")
 
 
+def test_where_some_groups_are_not_known_whole_files_are(tmp_path: Path) -> None:
+    rows = [f"{i}.png,text {i},{f'group {i // 10}' if i < 50 else ''}" for i in range(100)]
+    assert len(pictures.read(csv_of(tmp_path, "image,text,group\n" + "\n".join(rows)))["validation"]) == 5
+
+
+def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
+    """Though the data name other rows to validate by."""
+    rows = [f"{g}{i}.png,{g} {i},{g},{split}" for g, split in (("a", "train"), ("b", "train"), ("c", "validation"))
+            for i in range(4)]
+    splits = pictures.read(csv_of(tmp_path, "image,text,group,split\n" + "\n".join(rows)), held_out=["a"])
+    assert [each.text for each in splits["validation"]] == [f"a {i}" for i in range(4)]
+    assert [each.text for each in splits["train"]] == [f"{g} {i}" for g in "bc" for i in range(4)]
+
+
 def test_a_picture_is_not_parted_from_itself(tmp_path: Path) -> None:
     """Five captions of each."""
     name = csv_of(tmp_path, "image,text\n" + "\n".join(f"{i // 5}.png,caption {i}" for i in range(500)))

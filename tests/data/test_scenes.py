@@ -28,6 +28,8 @@ def test_the_same_seed_is_the_same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert first != again and first.read_text() == again.read_text() and contents(first) == contents(again)
     other = scenes.build(sizes=FEW, seed=1)
     assert other.read_text() != first.read_text() and not set(contents(other)) & set(contents(first))
+    repeated = {"train": 0, "validation": 130, "test": 10}  # of 100 captions some come again, in other pictures
+    assert len(set(contents(scenes.build(sizes=repeated)))) == 140
 
 
 def test_they_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:

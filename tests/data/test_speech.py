@@ -18,7 +18,8 @@ def found(name: str) -> list[tuple[str, str, str]]:
     return [(split, Path(each.path).name, each.text) for split, each in speech.listed(name)]
 
 
-HEADERS = ["audio_path,transcription\n", "wav,text\n", "", "# made by hand\nwav,text\n", "Audio_Path , Transcription\n"]
+HEADERS = ["audio_path,transcription\n", "wav,text\n", "", "# made by hand\nwav,text\n", "Audio_Path , Transcription\n",
+           "\ufeffaudio,sentence\n"]
 
 
 @pytest.mark.parametrize("header", HEADERS)

@@ -97,6 +97,18 @@ def test_the_facts_of_a_file(tmp_path: Path, rows: list[Picture]) -> None:
     assert facts[str(tmp_path / "none.png")].problem == "there is no such file"
     (tmp_path / "again.webp").write_bytes(encoded(Image.fromarray(pixels(0, *SIZES[0])), "WEBP", lossless=True))
     assert resize([str(tmp_path / "again.webp")]).facts[str(tmp_path / "again.webp")].digest == found[0].digest
+    for name, shape in (("high.png", (8, 6, 3)), ("wide.png", (6, 8, 3))):
+        Image.fromarray(np.arange(144, dtype=np.uint8).reshape(shape)).save(tmp_path / name)
+    high, wide = resize([str(tmp_path / "high.png"), str(tmp_path / "wide.png")]).facts.values()
+    assert high.digest != wide.digest, "the same values, another picture"
+
+
+def test_the_fingerprint_tells_which_picture_is_whose(rows: list[Picture]) -> None:
+    before = resize(paths_of(rows)).fingerprint()
+    first, second = (Path(row.path).read_bytes() for row in rows[:2])
+    Path(rows[0].path).write_bytes(second)
+    Path(rows[1].path).write_bytes(first)
+    assert resize(paths_of(rows)).fingerprint() != before
 
 
 def test_with_processes_it_is_the_same(rows: list[Picture], monkeypatch: pytest.MonkeyPatch,
@@ -179,6 +191,8 @@ def test_what_is_changed_follows_from_seed_epoch_and_row(rows: list[Picture]) ->
     other_order = [views[item].pixels for item in (13, 2, 7)]
     assert all(torch.equal(a, seen(item)) for a, item in zip(other_order, (13, 2, 7)))
     assert views[13][1:] == ("text 3", "label 3", 3, 2)
+    twice = Views([rows[0], rows[0]], SQUARE, augmentation=MUCH, seed=1)
+    assert not torch.equal(twice[0].pixels, twice[1].pixels), "one picture, two rows"
 
 
 def test_it_leaves_the_global_random_state_alone(rows: list[Picture]) -> None:
