@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from PIL import Image
 import config
 import made_pictures
 from config import UserError
+from data.pairs import NO_CLASS, Register
+from data.resized import Frame, opened
+from data.views import Augmentation
 from test_stages import data_of
 from toys import new_run, session, train
 from training import pretrained
@@ -83,6 +87,70 @@ def test_pictures_are_changed_by_epoch_in_training_only(tmp_path: Path) -> None:
     assert not torch.equal(rows[row].pixels, rows[row + len(rows)].pixels)
     judged = stage.dataset("validation")
     assert torch.equal(judged[0].pixels, judged[len(judged)].pixels)
+
+
+def test_training_rows_are_changed_as_the_options_say(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, crop=0.3, flip=0.2, colour=0.4, seed=5)
+    views = stage.dataset("train").views
+    assert (views.augmentation, views.seed) == (Augmentation(crop=0.3, flip=0.2, colour=0.4), 5)
+
+
+def test_max_samples_is_how_many_are_trained_on(tmp_path: Path) -> None:
+    few, everything = prepared(tmp_path, max_samples=1), prepared(tmp_path / "other", valid_share=0.25)
+    assert len(few.dataset("train")) == few.order().size == 1 < len(few.dataset("validation"))
+    assert len(everything.dataset("validation")) == 10 and everything.order().size == 30
+
+
+def test_pictures_fit_as_asked(tmp_path: Path) -> None:
+    wide = made_pictures.make_picture(tmp_path / "data" / "0.png", 0, height=10, width=40)
+    made_pictures.make_picture(tmp_path / "data" / "1.png", 1, height=10, width=40)
+    (tmp_path / "data" / "a.csv").write_text("image,text,split\n0.png,a,validation\n" + "".join(
+        f"{row}.png,text {row},train\n" for row in (1, 2)))
+    made_pictures.make_picture(tmp_path / "data" / "2.png", 2, height=10, width=40)
+    for fit in ("crop", "pad", "stretch"):
+        stage = prepared(tmp_path, dataset=str(tmp_path / "data" / "a.csv"), fit=fit)
+        assert torch.equal(stage.dataset("validation")[0].pixels, Frame(16, 16, fit)(opened(str(wide))))
+
+
+def test_groups_are_held_out_by_their_names(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, group_by=r"(\d)\d*\.png$", held_out="2, 3")
+    groups = {split: {each.group for each in rows} for split, rows in stage.pictures.items()}
+    assert groups == {"train": set("1456789") | {"0"}, "validation": {"2", "3"}}
+
+
+def test_a_run_that_goes_on_keeps_its_pieces(tmp_path: Path) -> None:
+    """Though the file that they were taken from is gone, and the language model."""
+    first = prepared(tmp_path, units="chars")
+    first.begin()
+    gone = str(tmp_path / "gone.json")
+    assert prepared(tmp_path, units=gone).units.fingerprint == first.units.fingerprint
+    cfg = replace(Config(), dataset=first.cfg.dataset, units=gone, text_model=str(tmp_path / "gone"))
+    assert Vision.check(cfg, resumed=True) == []
+    assert [problem.partition(":")[0] for problem in Vision.check(cfg, resumed=False)] == ["--units", "--text_model"]
+
+
+def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> None:
+    cfg = replace(Config(), text_model="some")
+    assert Vision.settle(cfg, {"dataset", "lr"}) == (cfg, []) == Vision.settle(cfg, set())
+    assert Vision.settle(Config(), {"units", "text_layers"}) == (Config(), [])
+    with pytest.raises(UserError, match="--vocab_size, --text_layers: for a tower of its own; leave out"):
+        Vision.settle(cfg, {"vocab_size", "text_layers", "lr"})
+
+
+def test_a_language_model_reads_as_much_as_it_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stage = prepared(tmp_path, units="chars")
+    stage.language_model = SimpleNamespace(max_seq_len=8)
+    with caplog.at_level("WARNING"):
+        found = stage.pieces(["a photo of red", "a photo"])
+    assert [stage.units.decode(ids.tolist()) for ids in found] == ["a photo ", "a photo"]
+    assert "1 captions have more than the 8 pieces" in caplog.text
+
+
+def test_the_caption_of_a_class_is_that_of_most_of_its_pictures() -> None:
+    rows = torch.tensor([[0, 0, 0], [1, 1, 0], [2, 1, 0], [3, 2, 1], [4, 3, NO_CLASS]])
+    register = Register(["a cat", "cats", "a dog", "a house"], ["cat", "dog"],
+                        {"train": rows, "validation": torch.tensor([[5, 0, 0]] * 3)})
+    assert register.caption_of() == {"cat": "cats", "dog": "a dog"}
 
 
 def test_a_caption_is_read_up_to_its_limit_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -244,3 +312,10 @@ def test_other_pictures_are_other_data(tmp_path: Path) -> None:
     pixels = np.array(Image.open(path))
     Image.fromarray(255 - pixels).save(path)
     assert prepared(tmp_path / "two", dataset=same.cfg.dataset).made_from()["pictures"] != one.made_from()["pictures"]
+
+
+def test_other_captions_are_other_data(tmp_path: Path) -> None:
+    one = prepared(tmp_path)
+    table = Path(one.cfg.dataset)
+    table.write_text(table.read_text().replace("\n8.png,red", "\n8.png,blue"))
+    assert prepared(tmp_path, dataset=one.cfg.dataset).made_from()["pictures"] != one.made_from()["pictures"]
