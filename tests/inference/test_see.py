@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import config
@@ -18,8 +20,12 @@ import made_pictures
 from config import UserError
 from daemon import registry
 from daemon.rundir import PROJECT, RunDir
+from data.resized import Frame, opened
 from inference import see as script
+from inference import trained
+from inference.see import Viewer
 from toys import new_run, session
+from training import pretrained
 from training.train_vision import Vision
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 230), "yellow": (230, 220, 40)}
@@ -97,7 +103,10 @@ def test_the_caption_of_a_class_is_as_in_training_unless_told_otherwise(see: See
     assert cosines[0] == cosines[1] != cosines[2]
 
 
-def test_folders_and_several_files_are_a_line_each(see: Seen, tmp_path: Path) -> None:
+def test_folders_and_several_files_are_a_line_each(see: Seen, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time."""
+    monkeypatch.setattr(script, "AT_ONCE", 2)
     for name, colour in (("b.jpg", "green"), ("a.png", "yellow"), ("deeper/c.bmp", "red")):
         square(tmp_path / name, colour)
     lines = [line.split("\t")[:2] for line in see(tmp_path)[1].splitlines()]
@@ -128,6 +137,38 @@ def test_a_mistake_is_one_line(see: Seen, tmp_path: Path, argv: list[str], part:
     path = str(square(tmp_path / "a.png", "red"))
     code, out, told = see(*[path if word == "FILE" else word for word in argv])
     assert (code, out, told.count("\n")) == (2, "", 1) and part in told, told
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    """A model folder."""
+    data = str(made_pictures.write(tmp_path / "data"))
+    stage = Vision(replace(Vision.Config(), dataset=data, image_size=16, patch_size=8, d_model=16, num_heads=2,
+                           num_layers=1, d_ff=16, text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=8,
+                           units="chars", fit="pad"), tmp_path)
+    stage.prepare()
+    (tmp_path / "model").mkdir()
+    stage.export(stage.model(), tmp_path / "model")
+    pretrained.note(tmp_path / "model", "vision", 1, config.to_json(stage.cfg), {})
+    return tmp_path / "model"
+
+
+def test_pictures_fit_as_in_training(untrained: Path, tmp_path: Path) -> None:
+    viewer = Viewer(pretrained.find(str(untrained)), "cpu", {"a": "a", "b": "b"})
+    wide = made_pictures.make_picture(tmp_path / "wide.png", height=10, width=40)
+    assert torch.equal(viewer.read(str(wide)), Frame(16, 16, "pad")(opened(str(wide))))
+
+
+def test_a_caption_that_says_nothing_to_the_model_is_refused(untrained: Path) -> None:
+    """It was trained on letters of `a photo of red` and the like."""
+    with pytest.raises(UserError, match="'7' has nothing in it that this model can read"):
+        Viewer(pretrained.find(str(untrained)), "cpu", {"red": "red", "seven": "7"})
+
+
+def test_a_model_of_another_kind_is_refused(untrained: Path) -> None:
+    assert trained.found(str(untrained), "vision", "sees").stage == "vision"
+    with pytest.raises(UserError, match="is of stage vision, not of audio_enc, which hears"):
+        trained.found(str(untrained), "audio_enc", "hears")
 
 
 def test_a_model_without_classes_says_that_it_needs_some(run: RunDir, see: Seen, tmp_path: Path) -> None:
