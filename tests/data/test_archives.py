@@ -62,6 +62,14 @@ def test_a_compressed_one_is_unpacked_once(folder: Path, own_home: Path, monkeyp
     assert archives.read(str(path), "x") == b"another" and copy.exists()
 
 
+def test_another_of_the_same_size_is_read_anew(tmp_path: Path) -> None:
+    for name, content in (("x", b"one"), ("y", b"two")):
+        with open(tmp_path / "a.tar", "wb") as file:
+            archives.write(file, [(name, content)])
+        os.utime(tmp_path / "a.tar", ns=(0, ord(name)))
+        assert archives.members(tmp_path / "a.tar") == [name] and archives.read(f"{tmp_path}/a.tar", name) == content
+
+
 def test_what_is_written_is_what_tarfile_reads(tmp_path: Path) -> None:
     for name in ("a.tar", "b.tar"):
         with open(tmp_path / name, "wb") as file:
