@@ -110,11 +110,10 @@ def products(model: nn.Module, *, backward: bool) -> Iterator[list[Callable[[], 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, Attention):
             B, T, D = inputs[0].shape
-            factors = partial(of_attention, B * module.num_heads, T, D // module.num_heads)
+            factors, forward = partial(of_attention, B * module.num_heads, T, D // module.num_heads), 2
         else:
             weight: Tensor = module.weight  # type: ignore[assignment]
-            factors = partial(of_layer, output.numel() // len(weight), weight[0].numel(), len(weight))
-        forward = 2 if isinstance(module, Attention) else 1
+            factors, forward = partial(of_layer, output.numel() // len(weight), weight[0].numel(), len(weight)), 1
         made.append(lambda: factors()[:None if backward else forward])
 
     kinds = (nn.Linear, Attention, nn.Conv1d, nn.Conv2d)
