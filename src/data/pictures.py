@@ -23,7 +23,7 @@ from data import splits as parting
 from data import tables
 from data.splits import SPLITS
 
-MADE = ("scenes", "digits")
+MADE = ("scenes", "digits", "lines")
 PUBLISHED = ("coco-captions", "mjsynth")
 NAMES = (*MADE, *PUBLISHED)
 WHAT_TO_GIVE = ("give a CSV file (image,label or image,text), an annotations.json, a folder or TAR archive of pictures "
@@ -170,6 +170,10 @@ def _made(name: str) -> Path:
         from data import digits
 
         return digits.build()
+    if name == "lines":
+        from data import lines
+
+        return lines.build()
     from data import published
 
     return published.manifest(name)
