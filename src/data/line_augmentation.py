@@ -36,7 +36,7 @@ class LineAugmentation:
             filters = ImageFilter.MinFilter(3) if weight > 0 else ImageFilter.MaxFilter(3)
             image = Image.blend(image, image.filter(filters), self.weight * abs(weight))
         if self.blur and blur > 0.5:
-            image = image.filter(ImageFilter.GaussianBlur(self.blur * (2 * blur - 1)))
+            image = image.filter(ImageFilter.GaussianBlur(float(self.blur * (2 * blur - 1))))
         seen = np.asarray(image, np.float32)
         if self.contrast:
             middle = seen.mean(dtype=np.float64)

@@ -132,8 +132,8 @@ def greedy(model: Writer, kept: Kept, limits: Tensor, *, ends: int) -> list[Writ
 
 @torch.no_grad()
 def beam_search(model: Writer, kept: Kept, limits: Tensor, *, ends: int, width: int) -> list[Written]:
-    """As `greedy`, but of `width` texts of each row that are gone on with at a time the likeliest. With as many as there
-    are texts it is exact, with one it is `greedy`."""
+    """As `greedy`, but of `width` texts of each row that are gone on with at a time the likeliest. With as many as
+    there are texts it is exact, with one it is `greedy`."""
     B, K = len(limits), width
     rows = torch.arange(B, device=limits.device)[:, None]  # (B, 1)
     kept.select(rows.expand(B, K).flatten())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.transformer import Block, halved, init_blocks, init_linear, line_angles, line_sines, valid_places
+from model.transformer import Block, halved, init_blocks, init_linear, line_angles, sines, valid_places
 
 STRIDES = (2, 2), (2, 2), (2, 1), (2, 1)  # of rows, of columns
 COLUMNS, ROWS = 4, 16  # pixels to one state, and to one row of what the convolutions leave
@@ -37,7 +37,7 @@ class LineEncoder(nn.Module):
         """uint8 (B, 1, image_height, W), how many columns of each count (B,) -> (B, T, D), how many of T count (B,)."""
         x, lengths = self.stem(normalized(pixels, widths), widths)
         valid, (T, D) = valid_places(lengths, x.shape[1]), x.shape[1:]
-        x = self.dropout(x + line_sines(T, D, x.device).to(x.dtype))
+        x = self.dropout(x + sines(torch.arange(T, device=x.device), D).to(x.dtype))
         angles = line_angles(T, D // self.num_heads, x.device)
         for block in self.blocks:
             x = block(x, valid, angles)

@@ -6,6 +6,7 @@ Axes: B batch, T units of text, S states of a line, D width, V units.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from model.gpt import Attention as CausalAttention
 from model.kv_cache import KVCache, LayerCache
 from model.line_encoder import LineEncoder
-from model.transformer import MLP, CrossAttention, init_blocks, init_linear, line_sines, valid_places
+from model.transformer import MLP, CrossAttention, init_blocks, init_linear, sines, valid_places
 
 Pair = tuple[Tensor, Tensor]
 
@@ -65,7 +66,7 @@ class TextDecoder(nn.Module):
         memory holds, and are added to it."""
         start, (T, D) = memory.length, (tokens.shape[1], self.embedding.embedding_dim)
         x = self.embedding(tokens) * math.sqrt(D)
-        x = self.dropout(x + line_sines(start + T, D, tokens.device)[start:].to(x.dtype))
+        x = self.dropout(x + sines(torch.arange(start, start + T, device=tokens.device), D).to(x.dtype))
         for block, (states, text) in zip(self.blocks, memory.layers()):
             # .forward: a block compiled for training is not compiled anew for each length of the text
             x = block.forward(x, *states, memory.valid, text) if text else block(x, *states, memory.valid)
@@ -94,10 +95,42 @@ class DecoderBlock(nn.Module):
         return x + self.mlp(self.norm3(x))  # type: ignore[no-any-return]
 
 
+class Seen(NamedTuple):
+    """Lines as an encoder sees them."""
+
+    states: Tensor  # (B, S, D)
+    lengths: Tensor  # (B,), how many of S count
+    logits: Tensor  # (B, S, V) of CTC
+
+
 class Reader(nn.Module):
-    def __init__(self, encoder: LineEncoder, decoder: TextDecoder):
+    """The `blank` of CTC is the unit that ends a text, too."""
+
+    def __init__(self, encoder: LineEncoder, decoder: TextDecoder, blank: int):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.blank = encoder, decoder, blank
         V, D = decoder.embedding.weight.shape
-        self.head = nn.Linear(D, V)  # of CTC
+        self.head = nn.Linear(D, V)
         init_linear(self.head)
+
+    def forward(self, pixels: Tensor, widths: Tensor) -> Seen:
+        """uint8 (B, 1, H, W), how many columns of each count (B,)."""
+        states, lengths = self.encoder(pixels, widths)
+        return Seen(states, lengths, self.head(states))
+
+    def memory(self, seen: Seen, capacity: int = 0) -> Memory:
+        """What the decoder looks at: the states, and at each how many units have begun up to it, so that it need not
+        learn to count columns to find the next one: in the first minutes of training it errs half as often."""
+        places = sines(begun(seen.logits.detach(), self.blank), seen.states.shape[2])
+        return self.decoder.memory(seen.states + places.to(seen.states.dtype), seen.lengths, capacity)
+
+
+def begun(logits: Tensor, blank: int) -> Tensor:
+    """How many units begin in the first states, up to each (B, S), in the mean over all alignments of (B, S, V): where
+    it is not the unit of the state before."""
+    found = logits.float().softmax(-1)
+    found = torch.cat([found[..., :blank], found[..., blank + 1:]], -1)
+    fresh = found.sum(-1)
+    fresh = torch.cat([fresh[:, :1], fresh[:, 1:] - (found[:, 1:] * found[:, :-1]).sum(-1)], 1)
+    S = fresh.shape[1]
+    return fresh @ torch.ones(S, S, device=fresh.device).triu()  # cumsum has no fixed order on a GPU

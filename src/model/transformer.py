@@ -139,9 +139,10 @@ def line_angles(T: int, C: int, device: torch.device, slowest: float = SLOWEST) 
     return angles
 
 
-def line_sines(T: int, D: int, device: torch.device) -> Tensor:
-    """(T, D), to be added: a wave for each pair of numbers, of all lengths (Vaswani et al. 2017, arXiv:1706.03762)."""
-    angles = line_angles(T, D, device)
+def sines(places: Tensor, D: int) -> Tensor:
+    """Places (...) -> (..., D), to be added to what is there: waves of all lengths (Vaswani et al. 2017,
+    arXiv:1706.03762). A place may lie between two."""
+    angles = places[..., None] * SLOWEST ** (-torch.arange(0, D, 2, device=places.device) / D)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 

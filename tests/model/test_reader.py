@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from model.decoding import Written, beam_search, greedy
 from model.line_encoder import LineEncoder, states_of
-from model.reader import Memory, TextDecoder
-from model.transformer import line_sines
+from model.reader import Memory, TextDecoder, begun
+from model.transformer import sines
 
 V, END = 5, 4
 WIDTHS = torch.tensor([37, 8, 24, 1])
@@ -109,7 +109,7 @@ def test_it_is_the_decoder_of_torch(decoder: TextDecoder) -> None:
     theirs.load_state_dict(weights)
 
     tokens = torch.randint(V, (4, 7), generator=torch.Generator().manual_seed(3))
-    embedded = decoder.embedding(tokens) * 4 + line_sines(7, 16, tokens.device)
+    embedded = decoder.embedding(tokens) * 4 + sines(torch.arange(7), 16)
     beyond = torch.arange(10) >= LENGTHS[:, None]
     expected = theirs(embedded, states(), tgt_mask=nn.Transformer.generate_square_subsequent_mask(7),
                       tgt_is_causal=True, memory_key_padding_mask=beyond)
@@ -121,7 +121,7 @@ def test_positions_are_those_of_the_paper() -> None:
     """sin and cos of place / 10000^(2i / D), all sines before all cosines."""
     expected = [[math.sin(place / 10000**(2 * i / 8)) for i in range(4)]
                 + [math.cos(place / 10000**(2 * i / 8)) for i in range(4)] for place in range(6)]
-    torch.testing.assert_close(line_sines(6, 8, torch.device("cpu")), torch.tensor(expected))
+    torch.testing.assert_close(sines(torch.arange(6), 8), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("lengths", [[1] * 8, [8], [3, 1, 4]])
@@ -146,6 +146,19 @@ def test_what_is_beyond_a_line_and_later_in_a_text_does_not_matter(decoder: Text
     b = decoder.hidden(later, decoder.memory(changed, LENGTHS))
     torch.testing.assert_close(a[:, :5], b[:, :5], rtol=1e-5, atol=1e-5)
     assert (a[:, 5:] - b[:, 5:]).abs().amax() > 0.1
+
+
+def test_units_that_have_begun_are_counted() -> None:
+    """The mean over all alignments, each told unit by unit."""
+    logits = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(5))
+    odds, expected = logits.softmax(-1)[0], torch.zeros(4)
+    for alignment in itertools.product(range(3), repeat=4):
+        likely = math.prod(float(odds[place, unit]) for place, unit in enumerate(alignment))
+        count = 0
+        for place, unit in enumerate(alignment):
+            count += unit != 1 and (not place or alignment[place - 1] != unit)
+            expected[place] += likely * count
+    torch.testing.assert_close(begun(logits, blank=1)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 # -- whole texts ----------------------------------------------------------------------------------------------------
