@@ -58,6 +58,10 @@ class Frame:
         return functional.pad(found, [left, top, self.width - size[1] - left,  # type: ignore[no-any-return]
                                       self.height - size[0] - top], fill=WHITE)
 
+    def width_of(self, height: int, width: int) -> int:
+        """Of a picture of this size, in the frame."""
+        return self.width or self._inner(height, width)[1]
+
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """What a picture of this size is resized to, before it is cropped or padded."""
         if self.fit == "stretch" and self.width:

@@ -112,8 +112,8 @@ class Views(Dataset[View]):
         return View(pixels, self.pictures[row].text, self.pictures[row].label, row, epoch)
 
     def pixels(self, row: int) -> Tensor:
-        """(channels, H, W) uint8, in the frame they are stored in. Raises UserError where the file has changed since the
-        data were checked."""
+        """(channels, H, W) uint8, in the frame they are stored in. Raises UserError where the file has changed since
+        the data were checked."""
         path = self.pictures[row].path
         if self.resized and (kept := self.resized.pixels(path)) is not None:
             return kept

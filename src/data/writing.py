@@ -20,12 +20,13 @@ class Words:
     def __init__(self, documents: Sequence[str]):
         plain = [text for document in documents for line in document.splitlines()
                  if (text := " ".join(line.split())) and text.isascii() and text.isprintable()]
-        self.lines = [line for line in plain if len(line) > 20]
+        self.lines: list[str] = [line for line in plain if len(line) > 20]
         self.words = sorted({word for line in self.lines for word in line.split() if len(word) < 20})
-        self.names = sorted({name for line in self.lines for name in IDENTIFIER.findall(line) if len(name) < 40})
+        self.names: list[str] = sorted({name for line in self.lines for name in IDENTIFIER.findall(line)
+                                        if len(name) < 40})
 
     def phrase(self, draw: random.Random) -> str:
-        words: list[str] = draw.choice(self.lines).split()
+        words = draw.choice(self.lines).split()
         first = draw.randrange(len(words))
         return " ".join(words[first:first + draw.randint(2, 7)])
 
@@ -40,32 +41,33 @@ class Words:
 # -- what receipts hold ---------------------------------------------------------------------------------------------
 
 CURRENCIES = ("", "", "", "", "$", "$ ", "RM", "RM ", "EUR ", "USD ", "Rs.", "CHF ")
-FIELDS = """Total|Sub Total|Subtotal|Grand Total|Net Total|Cash|Change|Change Due|Tax|Tax Invoice|VAT|GST|Service Charge|
-    Discount|Rounding|Rounding Adj|Amount|Amount Due|Balance|Deposit|Tender|Qty|Quantity|Price|Unit Price|Item|Items|
-    Item Count|No. of Items|Description|Date|Time|Receipt|Receipt No|Invoice|Invoice No|Bill No|Order|Order No|Doc No|
-    Table|Table No|Room No|Guests|Pax|Server|Cashier|Counter|Terminal|Store|Branch|Member|Points|Customer|Address|Tel|
-    Phone|Fax|Mobile|Email|Ref|Ref No|Reg No|Tax ID|Card|Card No|Visa|Debit|Approval Code|Trace No|Batch|Thank You|
-    Thank you, come again|Please come again|No refund|No exchange without receipt|Goods sold are not returnable|
-    Have a nice day|Customer copy|Duplicate|Welcome|Open daily|Summary|Including tax|Round Amt|Payment|Page 1 of 1|
-    Keep this receipt|Signature|Exchange within 7 days|Take away|Dine in|Promo|Nett|Gross|Less|Paid|Due|Code|Type"""
+FIELDS = """Total|Sub Total|Subtotal|Grand Total|Net Total|Cash|Change|Change Due|Tax|Tax Invoice|VAT|GST|
+    Service Charge|Discount|Rounding|Rounding Adj|Amount|Amount Due|Balance|Deposit|Tender|Qty|Quantity|Price|
+    Unit Price|Item|Items|Item Count|No. of Items|Description|Date|Time|Receipt|Receipt No|Invoice|Invoice No|Bill No|
+    Order|Order No|Doc No|Table|Table No|Room No|Guests|Pax|Server|Cashier|Counter|Terminal|Store|Branch|Member|
+    Points|Customer|Address|Tel|Phone|Fax|Mobile|Email|Ref|Ref No|Reg No|Tax ID|Card|Card No|Visa|Debit|Approval Code|
+    Trace No|Batch|Thank You|Thank you, come again|Please come again|No refund|No exchange without receipt|
+    Goods sold are not returnable|Have a nice day|Customer copy|Duplicate|Welcome|Open daily|Summary|Including tax|
+    Round Amt|Payment|Page 1 of 1|Keep this receipt|Signature|Exchange within 7 days|Take away|Dine in|Promo|Nett|
+    Gross|Less|Paid|Due|Code|Type"""
 LABELS = tuple(" ".join(label.split()) for label in FIELDS.split("|"))
 GOODS = """Coffee|Black Tea|Milk|Bread|Butter|Rice|Noodle Soup|Fried Chicken|Fish Fillet|Orange Juice|Apple|Banana|
     Mineral Water|Ice Cream|Sugar|Salt|Eggs|Cheese|Sandwich|Burger|Salad|Cake|Chocolate|Cookies|Shampoo|Soap|
-    Toothpaste|Battery|Light Bulb|Paint|Brush|Screw|Hammer|Cable|Plug|Glue|Tape|Paper|Pen|Marker|Folder|Envelope|
-    Box|Bag|Towel|Cup|Plate|Bottle|Knife|Hook|Rope|Lock|Hinge|Nail|Pipe|Wire|Bucket|Broom|Mop|Candle|Toy|Card|Label"""
+    Toothpaste|Battery|Light Bulb|Paint|Brush|Screw|Hammer|Cable|Plug|Glue|Tape|Paper|Pen|Marker|Folder|Envelope|Box|
+    Bag|Towel|Cup|Plate|Bottle|Knife|Hook|Rope|Lock|Hinge|Nail|Pipe|Wire|Bucket|Broom|Mop|Candle|Toy|Card|Label"""
 THINGS = tuple(" ".join(thing.split()) for thing in GOODS.split("|"))
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 DATES = ("{d:02}/{m:02}/{y}", "{d:02}-{m:02}-{y}", "{d}.{m}.{y}", "{y}-{m:02}-{d:02}", "{d:02}/{m:02}/{s:02}",
          "{m:02}/{d:02}/{y}", "{d:02} {n} {y}", "{d:02}-{n}-{s:02}", "{n} {d}, {y}", "{d:02}{m:02}{y}")
 TIMES = ("{h:02}:{i:02}", "{h:02}:{i:02}:{k:02}", "{t}:{i:02} {p}", "{t}:{i:02}:{k:02} {p}", "{t:02}:{i:02}{p}")
-AROUND = (*zip("([*#-=<{\"'~|`!/", ")]*#-=>}\"'~|`!/"),)
+AROUND = (*zip("([*#-=<{\"~|!/", ")]*#-=>}\"~|!/"),)
 
 
 def price(draw: random.Random) -> str:
     whole = draw.choice((draw.randint(0, 9), draw.randint(0, 99), draw.randint(0, 999), draw.randint(0, 99_999)))
     amount = f"{whole:,}.{draw.randint(0, 99):02}" if draw.random() < 0.5 else f"{whole}.{draw.randint(0, 19) * 5:02}"
     sign = draw.choice(("", "", "", "", "", "", "-", "+"))
-    after = draw.choice(("", "", "", "", "", "", "", "%", " %", "*", "-", " SR", " Z", " A"))
+    after = draw.choice(("", "", "", "", "", "", "", "%", " %", "*", "-", " T", " Z", " A"))
     return sign + draw.choice(CURRENCIES) + amount + after
 
 

@@ -42,7 +42,7 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
         picture(make_picture(tmp_path / "huge.png", 6, height=101, width=50)):
             "too large: 50 x 101 pixels, the longer side may have 100",
         picture(make_picture(tmp_path / "wide.png", 6, height=10, width=81)):
-            "too wide: 260 pixels at a height of 32, --max_width is 256",
+            "too wide: 259 pixels at a height of 32, --max_width is 256",
         picture(make_picture(tmp_path / "much.png", 7), "x" * 41): "long text: 41 characters, --max_text_length is 40",
         picture(tmp_path / "again.webp"): "judged by: the same picture is in another split",
     }
