@@ -58,7 +58,8 @@ class TextDecoder(nn.Module):
 
     def memory(self, states: Tensor, lengths: Tensor, capacity: int = 0) -> Memory:
         """(B, S, D) and how many of S count (B,). To read a text bit by bit it needs a capacity, of as many units."""
-        pairs = [block.cross_attention.keys_and_values(states) for block in self.blocks]
+        pairs = [block.cross_attention.keys_and_values(states) for block in self.blocks
+                 if isinstance(block, DecoderBlock)]
         return Memory(pairs, valid_places(lengths, states.shape[1]), capacity)
 
     def hidden(self, tokens: Tensor, memory: Memory) -> Tensor:

@@ -191,7 +191,8 @@ class OCR(Stage):
     def _width(self, split: str, picture: pictures.Picture) -> int:
         """Columns of pixels, in the frame."""
         fact = self.resized[split].facts[picture.path]
-        return max(1, round(fact.width * self.cfg.image_height / fact.height))
+        width: int = round(fact.width * self.cfg.image_height / fact.height)
+        return max(1, width)
 
     def dataset(self, split: str) -> "Views":
         from data.views import Views
@@ -340,7 +341,7 @@ class OCR(Stage):
         from training.error_rates import error_rate
 
         wrong, length = error_rate([self._judged(pair[0].text)], [self._judged(pair[1])])
-        return wrong / max(1, length)
+        return float(wrong / max(1, length))
 
     # -- out, and in again --------------------------------------------------------------------------------------
 
