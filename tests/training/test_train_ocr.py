@@ -40,7 +40,7 @@ def scribbling(stage: Any) -> Any:
     torch.manual_seed(0)
     model = stage.model().eval()
     for weight in model.parameters():
-        weight.data += 0.15 * torch.randn_like(weight)
+        weight.data += 0.3 * torch.randn_like(weight)
     return model
 
 
@@ -173,22 +173,32 @@ def test_compiled_batches_are_all_of_one_shape(tmp_path: Path) -> None:
     assert batches[0]["pixels"].shape[3] >= max(view.pixels.shape[2] for view in views)
 
 
-def test_lines_that_cannot_be_aligned_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ctc_weight", [0.3, 0.0])
+def test_lines_that_cannot_be_aligned_are_not_trained_on(tmp_path: Path, ctc_weight: float) -> None:
+    """Where nothing is to be aligned they may stay."""
     made_lines.write(tmp_path, lines=60)
-    table = (tmp_path / "lines.csv").read_text()
     with open(tmp_path / "lines.csv", "a", newline="", encoding="utf-8") as file:
-        made_lines.drawn("i").save(tmp_path / "narrow.png")
-        csv.writer(file).writerow(["narrow.png", "far more than can stand there"])
-    dataset = str(tmp_path / "lines.csv")
-    kept = prepared(tmp_path / "a", dataset=dataset)
-    assert sum(map(len, kept.pictures.values())) == len(table.splitlines()) - 1
+        made_lines.drawn("i").save(tmp_path / "99_60.png")
+        csv.writer(file).writerow(["99_60.png", "far more than can stand there"])
+    stage = prepared(tmp_path, dataset=str(tmp_path / "lines.csv"), group_by="([^/]*)_[^/]*$", held_out="3",
+                     ctc_weight=ctc_weight)
+    assert len(stage.pictures["train"]) == 57 - bool(ctc_weight)
+
+
+def test_what_is_judged_by_but_cannot_be_aligned_has_errors_and_no_ctc_loss(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    rows = views(stage)[:1]
+    narrow = rows[0]._replace(pixels=rows[0].pixels[:, :, :5])
+    loss, wrong, written = (totals(stage, scribbling(stage), [narrow])[name] for name in ("loss", "cer", "text_loss"))
+    assert 0 < loss[0] < float("inf") and wrong[1] == len(narrow.text)
+    assert loss[0] == pytest.approx(0.7 * written[0])
 
 
 def test_mistakes_are_told_before_anything_is_started() -> None:
     with pytest.raises(UserError) as told:
-        config.parse(OCR.Config, OCR.presets, ["--image_height", "30", "--d_model", "30", "--ctc_weight", "1"])
+        config.parse(OCR.Config, OCR.presets, ["--image_height", "30", "--d_model", "30"])
     text = str(told.value)
-    assert "--image_height 30 is no multiple of 16" in text and "--num_heads 4" in text and "ctc_weight" in text
+    assert "--image_height 30 is no multiple of 16" in text and "--num_heads 4" in text
     assert OCR.check(replace(Config(), dataset="nowhere.csv", units="chrs"), resumed=False)[1].startswith("--units")
 
 
