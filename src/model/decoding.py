@@ -143,8 +143,7 @@ def beam_search(model: Writer, kept: Kept, limits: Tensor, *, ends: int, width: 
     tokens, ended = torch.full((B, K), ends, device=limits.device), limits[:, None].expand(B, K) < 1
     while not ended[:, 0].all():  # the first is the likeliest, and the others only become less likely
         log_probs = _log_probs(model, tokens.flatten(), kept).unflatten(0, (B, K))  # (B, K, V)
-        log_probs[ended] = -torch.inf
-        log_probs[..., ends].masked_fill_(ended, 0)
+        log_probs[..., ends].masked_fill_(ended, 0)  # what else may come after an end is less likely, and never first
         scores, best = (scores[..., None] + log_probs).flatten(1).topk(K)  # (B, K)
         before, tokens = best // log_probs.shape[2], best % log_probs.shape[2]
         texts = torch.cat([texts[rows, before], tokens[..., None]], 2)

@@ -219,6 +219,26 @@ def test_greedy_is_what_is_likeliest_without_a_cache(decoder: TextDecoder) -> No
             assert float(costs[place]) >= max(others) - 1e-5
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_narrow_beam_keeps_what_it_should(decoder: TextDecoder, seed: int, width: int) -> None:
+    """Against the same search text by text, without tensors and caches."""
+    torch.manual_seed(seed)
+    for weight in decoder.parameters():
+        nn.init.normal_(weight, std=0.5)
+    found = beam_search(decoder, memory(decoder), torch.full((4,), 6), ends=END, width=width)
+    for row in range(4):
+        beams = [((), 0.0, False)]
+        for _ in range(6):
+            grown = [each for each in beams if each[2]]
+            for text, cost, _ in (each for each in beams if not each[2]):
+                grown += [((*text, unit), cost + float(log_probs(decoder, row, (*text, unit))[len(text)]), False)
+                          for unit in range(V - 1)]
+                grown.append((text, cost + float(log_probs(decoder, row, text)[-1]), True))
+            beams = sorted(grown, key=lambda each: -each[1])[:width]
+        assert tuple(found[row].tokens) == beams[0][0] and found[row].log_prob == pytest.approx(beams[0][1], abs=1e-4)
+
+
 @pytest.mark.parametrize("width", [0, 3])
 def test_the_other_lines_of_a_batch_do_not_matter(decoder: TextDecoder, width: int) -> None:
     def read(rows: slice) -> list[Written]:
