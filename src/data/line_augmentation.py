@@ -13,11 +13,11 @@ from data.resized import Frame
 
 @dataclass(frozen=True)
 class LineAugmentation:
-    """What is changed, within which bounds; 0: not. The height stays, the width follows the stretch."""
+    """What is changed, within which bounds; 0: not. The height stays, the width follows."""
 
     stretch: float = 0.0  # wider or narrower, by up to this share
     slant: float = 0.0  # the head beside the foot, to the left or right, by up to this share of the height
-    shift: float = 0.0  # up or down, and larger or smaller, by up to this share of the height
+    shift: float = 0.0  # up or down, and higher or lower, by up to this share of the height
     weight: float = 0.0  # bolder or thinner, by up to this share of a pixel on either side
     contrast: float = 0.0  # more or less of it, and brighter or darker, by up to this share
     blur: float = 0.0  # pixels, at most; half the rows stay as they are
@@ -51,14 +51,15 @@ class LineAugmentation:
 
 
 def moved(image: Image.Image, *, stretch: float, slant: float, shift: float, zoom: float) -> Image.Image:
-    """As high as it was, `stretch` times as wide; `slant` and `shift` in heights. What comes in at the edges is as the
-    edges are."""
+    """As high as it was, `stretch` times as wide, and wider where it leans: nothing is lost at the ends. `slant` and
+    `shift` in heights; `zoom` makes what stands there higher. What comes in at the edges is as the edges are."""
     width, height = image.size
-    wide = max(1, round(width * stretch))
-    across, down = width / wide / zoom, 1 / zoom
-    edge = 2 + math.ceil(max(abs(slant) * height * across, abs(shift) * height, abs(1 - down) * max(width, height) / 2))
+    wide = max(1, round(width * stretch + abs(slant) * height))
+    across, down = 1 / stretch, 1 / zoom
+    lean = slant * height * across
+    edge = 2 + math.ceil(abs(lean) + across + abs(shift) * height + abs(1 - down) * height / 2)
     edged = Image.fromarray(np.pad(np.asarray(image), edge, "edge"))
-    left = edge + width / 2 - across * wide / 2 - slant * height * across / 2
+    left = edge + width / 2 - across * wide / 2 - lean / 2
     top = edge + height / 2 - down * height / 2 + shift * height
     return edged.transform((wide, height), Image.Transform.AFFINE, (across, slant * across, left, 0, down, top),
                            Image.Resampling.BILINEAR)
