@@ -25,6 +25,7 @@ from training import pretrained
 from training.train_ocr import OCR
 
 ROUNDS = 5
+SIZES = {"train": 2000, "validation": 200, "test": 50}
 
 
 def training(trainer: Any, steps: int) -> None:
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--preset", default="nano", choices=OCR.presets)
     parser.add_argument("--steps", default=40, type=int)
     asked = parser.parse_args()
-    data = str(lines.build())
+    data = str(lines.build(sizes=SIZES))
     print(f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}, {asked.preset}")
     with rig.trainer(asked.preset, OCR, dataset=data, device="cpu", precision="fp32") as trainer:
         rig.open_up(trainer, monitors=False)

@@ -128,7 +128,7 @@ class OCR(Stage):
     best = "eval/cer", "min"
     target = 0.10
     presets = {
-        "nano": shape(128, 4, 3, lr=2e-3, epochs=8, batch_width=12000),
+        "nano": shape(128, 4, 3, lr=2e-3, warmup_steps=200, epochs=6, batch_width=12000),
         "tiny": shape(256, 4, 4, stem_width=64, lr=1e-3, batch_size=64, batch_width=24000),
         "small": shape(384, 6, 8, stem_width=64, decoder_layers=4, dropout=0.1, lr=1e-3, batch_size=128,
                        batch_width=48000),
