@@ -5,8 +5,8 @@
 Lines of the set `lines`, printed here. A step is the trainer's own, its data read, augmented and padded, without
 monitors; the products are those of the linear layers, the strided convolutions and the encoder's attention of the very
 same batches, forward and backward, into memory that is there already, nothing between them. Step and products in turn.
-Reading is that of read.sh, of lines in memory, by a model that has learned nothing: so it writes texts as long as may
-be, and these are the slowest there are; against the products of the forward passes.
+Reading is that of read.sh, of lines in memory, by a model that has learned nothing and is made to write 32 units on
+each line; against the products of the forward passes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from inference.read import AT_ONCE, LineReader
 from training import pretrained
 from training.train_ocr import OCR
 
-ROUNDS = 5
+ROUNDS, LENGTH = 5, 32
 SIZES = {"train": 2000, "validation": 200, "test": 50}
 
 
@@ -61,6 +61,9 @@ def main() -> None:
             stage.export(trainer.model, Path(folder))
             pretrained.note(Path(folder), stage.name, 0, vars(trainer.cfg), {})
             reader = LineReader(pretrained.find(folder, stage.name), torch.device("cpu"))
+        reader.stage.cfg.max_text_length = LENGTH
+        with torch.no_grad():
+            reader.model.decoder.embedding.weight[reader.stage.units.end_of_text] = 0  # never the likeliest
         rows = stage.dataset("validation")
         middle = len(rows) // 2  # they stand in the order of their widths
         pixels = [rows[row].pixels for row in range(middle, min(middle + AT_ONCE, len(rows)))]
