@@ -16,6 +16,7 @@ from config import UserError
 from data import audio
 from monitors.blanks import Blanks
 from training import pretrained
+from training.error_rates import error_rate
 from training.media import Picture, Sound, Text
 from training.train_audio_enc import AudioEncoder, Config
 
