@@ -30,7 +30,7 @@ import wheels
 from data import pictures, resized, scenes
 from data.loader import Order, training_batches
 from data.resized import Frame
-from data.views import WIDEST, Augmentation, View, Views, stored
+from data.views import WIDEST, Augmentation, View, Views
 from inference.see import AT_ONCE, Viewer
 from training import pretrained
 from training.train_vision import Vision
@@ -65,7 +65,7 @@ def loading(folder: Path, batch: int) -> None:
     photographs(folder / "photographs")
     rows = [each for _, each in pictures.listed(str(folder / "photographs"))]
     frame = Frame(SIDE, SIDE)
-    kept = resized.resize([each.path for each in rows], stored(frame, CHANGES))
+    kept = resized.resize([each.path for each in rows], CHANGES.stored(frame))
     works: Mapping[str, Callable[[], None]] = {
         "kept on disk": ours(Views(rows, frame, resized=kept, augmentation=CHANGES), batch),
         "decoded": ours(Views(rows, frame, augmentation=CHANGES), batch),

@@ -9,13 +9,13 @@
 #   DATA   speech: a CSV file (audio_path,transcription or wav,text), a folder of sound files with their texts, or
 #          spoken, spoken-digits, spoken-pydocs, librispeech-100, librispeech-460, librispeech-960
 #          pictures: a CSV file (image,label or image,text), an annotations.json, a folder or TAR archive of pictures by
-#          class, or scenes, digits, coco-captions, mjsynth
+#          class or with a text file each, or scenes, digits, lines, coco-captions, mjsynth
 #
 # check decodes every file and names the rows that cannot be trained on: unreadable, silent or blank, without text, too
-# long or too large, or too short for their text; tells sizes, and what training and validation share. Exit code 1 where
-# a row is refused.
+# long or too large, or too short for their text; tells sizes, and what training and validation share; of lines to read
+# (--modality ocr) which characters are judged by and never trained on. Exit code 1 where a row is refused.
 #
-#   --modality NAME        audio_asr, image or ocr, where the files do not show it
+#   --modality NAME        audio_asr, image or ocr, where the files do not show it (a picture with a text: image)
 #   --held_out A,B         speakers, or groups of pictures, to validate by
 #   --valid_share X        pictures: share to validate by where no split is named (default 0.05)
 #   --group_by REGEX       pictures: what it, or its first group, matches in a path is a group, such as a document
@@ -26,6 +26,8 @@
 #   --head_frames N        frames of the model's head to one of the model (default 2)
 #   --min_side N           fewest pixels of a picture's shorter side (default 2)
 #   --max_side N           most pixels of a picture's longer side (default: any)
+#   --image_height N       lines: pixels that one is high to a reader (default 32)
+#   --max_width N          lines: widest one, in pixels at that height (default 1024)
 #
 # mel_lengths tells percentiles of the lengths in frames, and which --max_mel_length they recommend.
 #

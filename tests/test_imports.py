@@ -14,7 +14,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 BASE = {"config", "files", "progress", "wheels"}
 CORE = {f"training.{name}" for name in ("callback", "stage", "options", "signals", "optim", "rng", "device", "manifest",
                                         "snapshots", "pretrained", "receipt", "totals", "media", "blocks", "estimate",
-                                        "evaluation", "events", "incident", "saver", "trainer")}
+                                        "error_rates", "evaluation", "events", "incident", "saver", "trainer")}
 ASSEMBLY = {"training.session", "training.hand_out", "training.eval_only", "training.pages", "training.launch"}
 
 # Who may import what of ours; a package stands for all that is in it. The first line that fits a module counts.

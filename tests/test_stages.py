@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import config
+import made_lines
 import made_pictures
 import made_speech
 from config import UserError
@@ -28,11 +29,15 @@ DATA: dict[str, dict[str, Any]] = {
     "audio_enc": dict(d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.1, downsample_time=4, num_mels=20,
                       batch_seconds=4.0, noise=20.0),
     "lm": dict(tokenizer="bytes", d_model=32, num_heads=2, num_layers=2, d_ff=64, max_seq_len=32, dropout=0.1),
+    "ocr": dict(stem_width=4, d_model=32, num_heads=2, num_layers=2, decoder_layers=1, d_ff=64, dropout=0.1,
+                batch_width=400),
     "vision": dict(image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.1, flip=0.5,
                    text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=16),
 }
 # The same rows in each epoch: what is changed in them is not learned by heart.
 STILL: dict[str, dict[str, Any]] = {"audio_enc": dict(speed=0.0, gain=0.0, noise=0.0, mask_bands=0, mask_time=0.0),
+                                    "ocr": dict.fromkeys(("stretch", "slant", "shift", "weight", "contrast", "blur",
+                                                          "noise", "invert"), 0.0),
                                     "vision": dict(crop=0.0, flip=0.0, colour=0.0)}
 OPTIONS: dict[str, Any] = dict(batch_size=2, grad_accum_steps=2, max_steps=12, log_interval=5, eval_interval=6,
                                max_samples=30, gradient_monitor_interval=3, weight_monitor_interval=3)
@@ -40,7 +45,8 @@ OPTIONS: dict[str, Any] = dict(batch_size=2, grad_accum_steps=2, max_steps=12, l
 
 def data_of(stage: str, folder: Path) -> dict[str, Any]:
     """Options that point a stage at small data made here."""
-    made = {"audio_enc": made_speech.write, "lm": text_of, "vision": made_pictures.write}[stage](folder)
+    made = {"audio_enc": made_speech.write, "lm": text_of, "ocr": made_lines.write,
+            "vision": made_pictures.write}[stage](folder)
     return DATA[stage] | {"dataset": str(made)}
 
 
@@ -57,7 +63,7 @@ def stage_with(stage: type[Stage], *callbacks: Callback) -> type[Stage]:
 
 
 def test_there_are_stages() -> None:
-    assert {"lm", "audio_enc", "vision"} <= set(STAGES) and set(DATA) == set(STAGES)
+    assert {"lm", "audio_enc", "ocr", "vision"} <= set(STAGES) and set(DATA) == set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -14,6 +14,7 @@ from data import archives, hub, images, pictures, speech, splits
 DONE, REFUSED_ROWS = 0, 1
 DOWNLOADS = {"text": "wikitext", "audio_asr": "librispeech-100", "image": "coco-captions", "ocr": "mjsynth"}
 NAMES = (*speech.PUBLISHED, *pictures.PUBLISHED, *hub.CONFIGS)
+PIXELS_A_COLUMN = 4  # of a reader's output
 LONGEST = 256  # characters that are spoken, or written on a picture; a description may be longer
 MODALITIES = ("text", "audio_asr", "audio_tts", "image", "ocr")
 
@@ -33,6 +34,8 @@ class Check:
     head_frames: int = opt(2, "frames of the model's head to one of the model", ge=1)
     min_side: int = opt(2, "fewest pixels of a picture's shorter side", ge=1)
     max_side: int = opt(0, "most pixels of a picture's longer side; 0: any", ge=0)
+    image_height: int = opt(32, "pixels that a line is high to a reader", ge=16, le=256)
+    max_width: int = opt(1024, "widest line, in pixels at that height", ge=16)
 
 
 @dataclass
@@ -111,11 +114,18 @@ def _check_speech(cfg: Check, data: str) -> int:
 def _check_pictures(cfg: Check, data: str, modality: str) -> int:
     from data.picture_check import Limits, examined
 
-    longest = cfg.max_text_length or (LONGEST if modality == "ocr" else 0)
+    limits = Limits(cfg.min_side, cfg.max_side, max_text_length=cfg.max_text_length or 0)
+    if modality == "ocr":
+        limits = Limits(cfg.min_side, cfg.max_side, cfg.max_width, cfg.image_height, cfg.max_text_length or LONGEST,
+                        lines=True, labels=lambda text: [ord(letter) for letter in text],
+                        columns=lambda width: -(-width // PIXELS_A_COLUMN))
     found = pictures.read(data, group_by=cfg.group_by, held_out=config.listed(cfg.held_out), share=cfg.valid_share,
                           shared_texts=cfg.shared_texts is not False)
-    _, _, report = examined(found, {}, keep=False, limits=Limits(cfg.min_side, cfg.max_side, max_text_length=longest))
+    _, _, report = examined(found, {}, keep=False, limits=limits)
     print("\n".join(report.lines()))
+    if modality == "ocr":
+        print(f"CTC is asked to put a character in {PIXELS_A_COLUMN} columns of pixels (--image_height "
+              f"{cfg.image_height})")
     return _rows_told(report.refused, bool(report.refused))
 
 

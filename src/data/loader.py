@@ -82,15 +82,15 @@ class Order:
 @dataclass(frozen=True)
 class LengthOrder(Order):
     """Batches of rows of like length, so that little of them is padding: at most `batch` rows, and at most
-    `batch_seconds` when each is padded to the longest; a row that is longer is a batch by itself.
+    `batch_length` when each is padded to the longest; a row that is longer is a batch by itself.
 
     Rows that are nearly as long make a bucket. Each epoch shuffles the rows of each bucket, cuts them into batches, and
     shuffles the batches: other batches each time, and always as many.
     """
 
     by_epoch: bool = True
-    lengths: tuple[float, ...] = ()  # seconds, by row
-    batch_seconds: float = 0.0  # 0: no limit
+    lengths: tuple[float, ...] = ()  # by row: seconds of sound, columns of pixels
+    batch_length: float = 0.0  # 0: no limit
 
     @property
     def steps_per_epoch(self) -> int:
@@ -112,7 +112,7 @@ class LengthOrder(Order):
         falling, found, start = -lengths[rows], [], 0
         while start < self.size:
             longest = -falling[start]
-            fitting = self.batch_seconds // longest if self.batch_seconds and longest else self.batch
+            fitting = self.batch_length // longest if self.batch_length and longest else self.batch
             count = max(1, min(self.batch, int(fitting)))
             alike = int(np.searchsorted(falling, -LIKE * longest, side="right")) - start
             end = start + max(count, alike - alike % count)

@@ -3,12 +3,13 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from config import UserError
 from data.pictures import Picture, Splits
 from data.resized import Fact, Frame, Resized, resize
+from data.units import aligned_length
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,12 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model can be given. 0: whatever there is."""
+    """What a model can be given. 0 or None: whatever there is.
+
+    `lines`: texts are what is written there, in a single line. `labels` gives a text's label ids and `columns` how many
+    columns a model's output has for so many pixels of width: with both, rows that CTC cannot align are refused.
+    `stretch` is by how much narrower a row may come in training.
+    """
 
     min_side: int = 0  # pixels, of the file
     max_side: int = 0
@@ -27,6 +33,28 @@ class Limits:
     height: int = 0
     max_text_length: int = 0
     labelled: bool = True  # a row without a text is of no use
+    lines: bool = False
+    labels: Callable[[str], Sequence[int]] | None = None
+    columns: Callable[[int], int] | None = None
+    stretch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Written:
+    """What stands on lines that are used."""
+
+    widths: list[int]  # pixels, at the height that a model is given
+    lengths: list[int]  # characters
+    characters: int  # that differ, in training
+    unseen: Mapping[str, int]  # characters that are judged by and never trained on, and how often
+
+    def lines(self) -> Iterator[str]:
+        for what, values in (("widths in pixels at the model's height", self.widths),
+                             ("lengths in characters", self.lengths)):
+            if values:
+                yield f"{what}: {percentiles(values)}"
+        yield f"characters to train on: {self.characters:,}; judged by alone: " + (", ".join(
+            f"{character!r} {count:,}" for character, count in self.unseen.items()) or "none")
 
 
 @dataclass(frozen=True)
@@ -42,6 +70,7 @@ class Report:
     shared: Mapping[str, int]  # groups, texts, pictures that are in training and in what is judged by
     repeated: int  # files whose picture another file has too, all splits together
     sizes: list[tuple[int, int]]  # height and width of every readable file
+    written: Written | None = None
 
     def lines(self) -> Iterator[str]:
         """For a person, without the refused rows."""
@@ -61,6 +90,8 @@ class Report:
         for number, what in enumerate(("heights", "widths")):
             if self.sizes:
                 yield f"{what} in pixels: {percentiles([size[number] for size in self.sizes])}"
+        if self.written:
+            yield from self.written.lines()
         total = sum(self.labels.values(), Counter[str]())
         if total:
             more = f" and {len(total) - SHOWN:,} more" if len(total) > SHOWN else ""
@@ -95,17 +126,19 @@ def examined(splits: Splits, frames: Mapping[str, Frame], *, keep: bool,
     resized = {split: resize([each.path for each in rows], frames[split] if keep else None)
                for split, rows in splits.items()}
     judged = {fact.digest for split, found in resized.items() if split != "train" for fact in found.facts.values()}
+    judging = replace(limits, labels=None)  # what is hard to align is judged by
     used: Splits = {}
     refused = []
     for split, rows in splits.items():
         used[split] = []
         for row in rows:
             fact = resized[split].facts[row.path]
-            if why := problem(row, fact, limits) or _leak(split, fact, judged):
+            if why := problem(row, fact, limits if split == "train" else judging) or _leak(split, fact, judged):
                 refused.append((split, row.path, why))
             else:
                 used[split].append(row)
-    return used, resized, _report(splits, used, resized, refused)
+    report = _report(splits, used, resized, refused)
+    return used, resized, replace(report, written=_written(used, resized, limits)) if limits.lines else report
 
 
 def problem(row: Picture, fact: Fact, limits: Limits) -> str:
@@ -121,11 +154,22 @@ def problem(row: Picture, fact: Fact, limits: Limits) -> str:
         return f"too small: {sides}, the shorter side must have {limits.min_side:,}"
     if limits.max_side and max(fact.height, fact.width) > limits.max_side:
         return f"too large: {sides}, the longer side may have {limits.max_side:,}"
-    if limits.max_width and (width := math.ceil(fact.width * limits.height / fact.height)) > limits.max_width:
+    width = Frame(limits.height).width_of(fact.height, fact.width)
+    if limits.max_width and width > limits.max_width:
         return f"too wide: {width:,} pixels at a height of {limits.height:,}, --max_width is {limits.max_width:,}"
     if limits.max_text_length and len(row.text) > limits.max_text_length:
         return f"long text: {len(row.text):,} characters, --max_text_length is {limits.max_text_length:,}"
-    return ""
+    if limits.lines and len(lines := row.text.splitlines()) > 1:
+        return f"several lines: {len(lines)} are written there, cut the picture into them"
+    return _unaligned(row, width, limits)
+
+
+def _unaligned(row: Picture, width: int, limits: Limits) -> str:
+    if limits.labels is None or limits.columns is None:
+        return ""
+    labels = limits.labels(row.text)
+    columns, needed = limits.columns(math.floor(width / (1 + limits.stretch))), aligned_length(labels)
+    return f"not alignable: {columns} columns, its {len(labels)} labels need {needed}" if columns < needed else ""
 
 
 def _leak(split: str, fact: Fact, judged: set[str]) -> str:
@@ -152,9 +196,22 @@ def _report(splits: Splits, used: Splits, resized: Mapping[str, Resized],
                   sizes=[(fact.height, fact.width) for fact in readable.values()])
 
 
+def _written(used: Splits, resized: Mapping[str, Resized], limits: Limits) -> Written:
+    facts = [(row, resized[split].facts[row.path]) for split, rows in used.items() for row in rows]
+    known = set[str]().union(*(row.text for row in used.get("train", [])))
+    judged = Counter("".join(row.text for split, rows in used.items() if split != "train" for row in rows))
+    frame = Frame(limits.height)
+    return Written(widths=[frame.width_of(fact.height, fact.width) for _, fact in facts] if limits.height else [],
+                   lengths=[len(row.text) for row, _ in facts], characters=len(known),
+                   unseen={each: count for each, count in judged.most_common() if each not in known})
+
+
 def _tell(report: Report) -> None:
     for line in report.lines():
         log.info("Data check: %s", line)
+    if report.written and report.written.unseen:
+        log.warning("%s characters are judged by and never trained on: they cannot be read",
+                    f"{len(report.written.unseen):,}")
     for split, path, why in report.refused[:NAMED]:
         log.warning("%s %s: %s", split, path, why)
     if (more := len(report.refused) - NAMED) > 0:

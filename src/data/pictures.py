@@ -13,7 +13,7 @@ Texts are kept as they stand. Standard library only, so that a mistake in `--dat
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from data import splits as parting
 from data import tables
 from data.splits import SPLITS
 
-MADE = ("scenes", "digits")
+MADE = ("scenes", "digits", "lines")
 PUBLISHED = ("coco-captions", "mjsynth")
 NAMES = (*MADE, *PUBLISHED)
 WHAT_TO_GIVE = ("give a CSV file (image,label or image,text), an annotations.json, a folder or TAR archive of pictures "
-                "by class, or one of " + ", ".join(NAMES))
+                "by class or with a text file each, or one of " + ", ".join(NAMES))
 COLUMNS = {
     "path": ("image", "image_path", "file_name", "filename", "path", "file"),
     "text": ("text", "caption", "transcription", "sentence"),
@@ -170,6 +170,10 @@ def _made(name: str) -> Path:
         from data import digits
 
         return digits.build()
+    if name == "lines":
+        from data import lines
+
+        return lines.build()
     from data import published
 
     return published.manifest(name)
@@ -192,7 +196,8 @@ def _file(path: Path) -> Iterator[tuple[str, Picture]]:
         names = list(filter(_is_picture, archives.members(path)))
         if not names:
             raise _none_in(path)
-        yield from ((split, Picture(f"{path}!{name}", "", label)) for name, split, label in _by_class(names))
+        texts = {name for name in archives.members(path) if name.endswith(".txt")}
+        yield from _pictures(names, f"{path}!", texts, lambda name: archives.read(str(path), name))
     elif path.suffix == ".json":
         yield from _annotations(path)
     else:
@@ -241,10 +246,23 @@ def _folder(folder: Path) -> Iterator[tuple[str, Picture]]:
     names = [path.relative_to(folder).as_posix() for path in tables.files_below(folder, images.SUFFIXES)]
     if not names:
         raise _none_in(folder)
+    texts = {path.relative_to(folder).as_posix() for path in tables.files_below(folder, [".txt"])}
+    yield from _pictures(names, f"{folder}/", texts, lambda name: (folder / name).read_bytes())
+
+
+def _pictures(names: Sequence[str], around: str, texts: Collection[str],
+              read: Callable[[str], bytes]) -> Iterator[tuple[str, Picture]]:
+    """Those with a text file beside them, of `texts`, have what stands in it; the others their class. Raises
+    UserError."""
     for name, split, label in _by_class(names):
-        beside = (folder / name).with_suffix(".txt")
-        text = beside.read_text(encoding="utf-8", errors="replace").strip() if beside.is_file() else ""
-        yield split, Picture(str(folder / name), text, "" if text else label)
+        beside = f"{name.rpartition('.')[0]}.txt"
+        if beside not in texts:
+            yield split, Picture(around + name, "", label)
+            continue
+        try:
+            yield split, Picture(around + name, read(beside).decode("utf-8-sig").strip())
+        except UnicodeDecodeError as error:
+            raise UserError(f"--dataset {around}{beside}: is not UTF-8 text ({error.reason})") from error
 
 
 def _by_class(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -24,12 +24,17 @@ class Frame:
     """The size that a model is given pictures in, and how one of another shape is brought to it.
 
     `fit`: crop keeps the middle, pad keeps all and adds white, stretch gives up the shape. With a width of 0 a picture
-    is as wide as it comes at that height.
+    is as wide as it comes at that height. `grey`: of the three channels one is made, their luminance (ITU-R BT.601).
     """
 
     height: int
     width: int = 0
     fit: str = "crop"
+    grey: bool = False
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.grey else 3
 
     def larger(self, share: float) -> "Frame":
         """So large that when this share of a picture's area is cut away, what is left has a pixel for each of ours."""
@@ -37,10 +42,12 @@ class Frame:
         return replace(self, height=math.ceil(self.height * times), width=math.ceil(self.width * times))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(3, H, W) uint8 -> (3, height, width) uint8: bilinear, over as many pixels as become one."""
+        """(3, H, W) uint8 -> (channels, height, width) uint8: bilinear, over as many pixels as become one."""
         wheels.torchvision()
         from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
+        if self.grey:
+            pixels = luminance(pixels)
         size = self._inner(*pixels.shape[1:])
         found: Tensor = functional.resize(pixels, list(size), antialias=True)
         if not self.width or size == (self.height, self.width):
@@ -50,6 +57,10 @@ class Frame:
         top, left = (self.height - size[0]) // 2, (self.width - size[1]) // 2
         return functional.pad(found, [left, top, self.width - size[1] - left,  # type: ignore[no-any-return]
                                       self.height - size[0] - top], fill=WHITE)
+
+    def width_of(self, height: int, width: int) -> int:
+        """Of a picture of this size, in the frame."""
+        return self.width or self._inner(height, width)[1]
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """What a picture of this size is resized to, before it is cropped or padded."""
@@ -72,10 +83,11 @@ class Fact:
     spread: int = 0  # between the darkest and the brightest value: 0 is a blank
     kept_height: int = 0
     kept_width: int = 0
+    kept_channels: int = 3
 
     @property
     def count(self) -> int:
-        return 3 * self.kept_height * self.kept_width
+        return self.kept_channels * self.kept_height * self.kept_width
 
 
 class Resized:
@@ -85,12 +97,12 @@ class Resized:
         self.facts, self._found = found.facts, found
 
     def pixels(self, path: str) -> Tensor | None:
-        """(3, H, W) uint8, in the frame; None where they are not kept."""
+        """(channels, H, W) uint8, in the frame; None where they are not kept."""
         kept = self._found.numbers(path)
         if kept is None:
             return None
         fact = self.facts[path]
-        return torch.from_numpy(kept.reshape(3, fact.kept_height, fact.kept_width).copy())  # its own, to be changed
+        return torch.from_numpy(kept.reshape(-1, fact.kept_height, fact.kept_width).copy())  # its own, to be changed
 
     def fingerprint(self) -> str:
         """Of the pictures alone: where the files lie makes no difference."""
@@ -107,6 +119,13 @@ def resize(paths: Sequence[str], frame: Frame | None = None) -> Resized:
     key = [FORMAT, asdict(frame) if frame else None, *map(images.identity, paths)]
     return Resized(once.read(_Files(paths, frame), Fact, files.home() / "pictures", key=key, dtype=np.uint8,
                              keep=frame is not None, what="Reading pictures", otherwise="--no_cache_images"))
+
+
+def luminance(pixels: Tensor) -> Tensor:
+    """(3, H, W) uint8 -> (1, H, W) uint8, in whole numbers, as Pillow has it."""
+    red, green, blue = pixels.to(torch.int32)
+    found: Tensor = ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
+    return found[None]
 
 
 def opened(source: bytes | str) -> Tensor:
@@ -131,7 +150,8 @@ class _Files(Dataset[tuple[Fact, np.ndarray]]):
         if not self.frame:
             return found, np.zeros(0, np.uint8)
         fitted = self.frame(pixels)
-        return replace(found, kept_height=fitted.shape[1], kept_width=fitted.shape[2]), fitted.numpy()
+        channels, height, width = fitted.shape
+        return replace(found, kept_channels=channels, kept_height=height, kept_width=width), fitted.numpy()
 
 
 def _digest(pixels: Tensor) -> str:

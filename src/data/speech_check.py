@@ -10,6 +10,7 @@ from config import UserError
 from data import audio
 from data.decoded import Decoded, Fact, decode
 from data.speech import Splits, Utterance
+from data.units import aligned_length
 
 log = logging.getLogger(__name__)
 
@@ -134,11 +135,10 @@ def mel_lengths(seconds: Sequence[float], rate: float = FRAMES_A_SECOND) -> str:
 
 
 def _unaligned(row: Utterance, fact: Fact, limits: Limits) -> str:
-    """CTC puts a frame under each label, and a blank between two that are the same (Graves et al. 2006)."""
     if limits.labels is None or limits.frames is None:
         return ""
     labels = limits.labels(row.text)
-    needed = len(labels) + sum(a == b for a, b in zip(labels, labels[1:]))
+    needed = aligned_length(labels)
     frames = limits.frames(int(fact.count / (1 + limits.speed)))
     return f"not alignable: {frames} frames, its {len(labels)} labels need {needed}" if frames < needed else ""
 

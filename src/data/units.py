@@ -32,6 +32,12 @@ def _characters(texts: Sequence[str]) -> str:
     return library.to_str(pretty=True)
 
 
+def aligned_length(labels: Sequence[int]) -> int:
+    """The fewest frames, or columns, to which CTC can put labels: one for each, and one for a blank between two that
+    are the same (Graves et al. 2006)."""
+    return len(labels) + sum(a == b for a, b in zip(labels, labels[1:]))
+
+
 def words(tokenizer: Tokenizer, units: Sequence[tuple[int, T]]) -> Iterator[tuple[str, list[T]]]:
     """Ids with something about each -> the words they spell, with what belongs to the ids of each.
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -22,11 +22,22 @@ WIDEST = 4 / 3  # to one, what is cut out has at most; RandomResizedCrop's
 class View(NamedTuple):
     """A row. `epoch` and `row` say which, for what a model changes in it further on."""
 
-    pixels: Tensor  # (3, H, W) uint8
+    pixels: Tensor  # (channels, H, W) uint8
     text: str
     label: str
     row: int
     epoch: int
+
+
+class Changes(Protocol):
+    """How a row is changed: a function of its pixels and of what is drawn. Made without arguments, it changes nothing.
+    """
+
+    def __call__(self, pixels: Tensor, frame: Frame, draw: np.random.Generator) -> Tensor:
+        """(channels, H, W) uint8, as `stored` has it -> the same, in the frame."""
+
+    def stored(self, frame: Frame) -> Frame:
+        """The frame in which pictures are kept that are to be changed so."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,9 @@ class Augmentation:
                     pixels = change(pixels, 1 + self.colour * (2 * amount - 1))
         return pixels.contiguous()
 
+    def stored(self, frame: Frame) -> Frame:
+        return frame.larger(self.crop)
+
 
 def _box(area: float, ratio: float, top: float, left: float, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of a part with this share of the area; as much wider or higher as fits."""
@@ -76,9 +90,10 @@ class Views(Dataset[View]):
     """
 
     def __init__(self, pictures: Sequence[Picture], frame: Frame, *, resized: Resized | None = None,
-                 augmentation: Augmentation = Augmentation(), seed: int = 0):
+                 augmentation: Changes = Augmentation(), seed: int = 0):
         self.pictures, self.frame, self.resized = list(pictures), frame, resized
         self.augmentation, self.seed = augmentation, seed
+        self.changed = augmentation != augmentation.__class__()
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -92,22 +107,17 @@ class Views(Dataset[View]):
             raise IndexError(f"row {index}")
         epoch, row = divmod(index, len(self.pictures))
         pixels = self.pixels(row)
-        if self.augmentation != Augmentation():
+        if self.changed:
             pixels = self.augmentation(pixels, self.frame, np.random.default_rng((self.seed, epoch, row)))
         return View(pixels, self.pictures[row].text, self.pictures[row].label, row, epoch)
 
     def pixels(self, row: int) -> Tensor:
-        """(3, H, W) uint8, in the frame they are stored in. Raises UserError where the file has changed since the data
-        were checked."""
+        """(channels, H, W) uint8, in the frame they are stored in. Raises UserError where the file has changed since
+        the data were checked."""
         path = self.pictures[row].path
         if self.resized and (kept := self.resized.pixels(path)) is not None:
             return kept
         try:
-            return stored(self.frame, self.augmentation)(opened(path))
+            return self.augmentation.stored(self.frame)(opened(path))
         except images.ImageError as error:
             raise UserError(f"{path} {error}; it was all right when the data were checked") from error
-
-
-def stored(frame: Frame, augmentation: Augmentation) -> Frame:
-    """The frame in which pictures are kept that are to be changed so."""
-    return frame.larger(augmentation.crop)

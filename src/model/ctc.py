@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.mel import valid_frames
+from model.transformer import valid_places
 
 IMPOSSIBLE = -math.inf
 
@@ -35,7 +35,7 @@ def needed_frames(labels: Sequence[int]) -> int:
 
 def blanks(logits: Tensor, lengths: Tensor, *, blank: int) -> Tensor:
     """In how many of the frames that count the blank is likeliest."""
-    return ((logits.argmax(-1) == blank) & valid_frames(lengths, logits.shape[1])).sum()
+    return ((logits.argmax(-1) == blank) & valid_places(lengths, logits.shape[1])).sum()
 
 
 def greedy(logits: Tensor, lengths: Tensor, *, blank: int) -> list[list[int]]:

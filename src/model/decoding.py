@@ -1,11 +1,12 @@
-"""Next tokens from a decoder: greedy, or drawn with temperature, top-k and top-p.
+"""Next tokens from a decoder: drawn with temperature, top-k and top-p; or a whole text, the likeliest that greedy or
+beam search finds.
 
-Axes: B batch, T time, V vocabulary, K tokens that may be drawn.
+Axes: B batch, T time, V vocabulary, K tokens that may be drawn, or texts of a beam.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -84,3 +85,83 @@ def generate(model: Decoder, prompt: Tensor, sampling: Sampling, *, max_new_toke
             return
         unread = tokens[:, None].to(device)
         context = torch.cat([context, unread], 1)
+
+
+# -- whole texts ----------------------------------------------------------------------------------------------------
+
+
+class Kept(Protocol):
+    """What a decoder keeps of what it has read, and looks at."""
+
+    def select(self, rows: Tensor) -> None: ...
+
+
+class Writer(Protocol):
+    """What writes texts: a causal model whose `hidden` reads on from what is kept."""
+
+    def hidden(self, tokens: Tensor, kept: Any, /) -> Tensor: ...
+    def logits(self, hidden: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text, and the log probability of each of its tokens and, unless it was cut short, of its end."""
+
+    tokens: list[int]
+    log_probs: list[float]
+
+    @property
+    def log_prob(self) -> float:
+        return sum(self.log_probs)
+
+
+@torch.no_grad()
+def greedy(model: Writer, kept: Kept, limits: Tensor, *, ends: int) -> list[Written]:
+    """For each row the text each of whose tokens is the likeliest, of `limits` (B,) tokens at most. The token `ends`
+    stands before each text and after it. The model is in eval mode; `kept` has read nothing yet, and is used up."""
+    tokens, ended = torch.full_like(limits, ends), limits < 1
+    texts, costs = (torch.zeros(len(limits), 0, dtype=kind, device=limits.device) for kind in (torch.long, torch.float))
+    while not ended.all():
+        best, tokens = _log_probs(model, tokens, kept).max(-1)  # (B,)
+        tokens = tokens.masked_fill(ended, ends)
+        texts = torch.cat([texts, tokens[:, None]], 1)
+        costs = torch.cat([costs, best.masked_fill(ended, 0)[:, None]], 1)
+        ended = ended | (tokens == ends) | (texts.shape[1] >= limits)
+    return _written(texts, costs, limits, ends)
+
+
+@torch.no_grad()
+def beam_search(model: Writer, kept: Kept, limits: Tensor, *, ends: int, width: int) -> list[Written]:
+    """As `greedy`, but of `width` texts of each row that are gone on with at a time the likeliest. With as many as
+    there are texts it is exact, with one it is `greedy`."""
+    B, K = len(limits), width
+    rows = torch.arange(B, device=limits.device)[:, None]  # (B, 1)
+    kept.select(rows.expand(B, K).flatten())
+    scores = torch.full((B, K), -torch.inf, device=limits.device)
+    scores[:, 0] = 0  # at first all are the same one
+    texts, costs = (torch.zeros(B, K, 0, dtype=kind, device=limits.device) for kind in (torch.long, torch.float))
+    tokens, ended = torch.full((B, K), ends, device=limits.device), limits[:, None].expand(B, K) < 1
+    while not ended[:, 0].all():  # the first is the likeliest, and the others only become less likely
+        log_probs = _log_probs(model, tokens.flatten(), kept).unflatten(0, (B, K))  # (B, K, V)
+        log_probs[..., ends].masked_fill_(ended, 0)  # what else may come after an end is less likely, and never first
+        scores, best = (scores[..., None] + log_probs).flatten(1).topk(K)  # (B, K)
+        before, tokens = best // log_probs.shape[2], best % log_probs.shape[2]
+        texts = torch.cat([texts[rows, before], tokens[..., None]], 2)
+        costs = torch.cat([costs[rows, before], log_probs[rows, before, tokens][..., None]], 2)
+        ended = ended[rows, before] | (tokens == ends) | (texts.shape[2] >= limits[:, None])
+        kept.select((rows * K + before).flatten())
+    return _written(texts[:, 0], costs[:, 0], limits, ends)
+
+
+def _log_probs(model: Writer, tokens: Tensor, kept: Kept) -> Tensor:
+    """Of what comes after tokens (B,) -> (B, V)."""
+    return model.logits(model.hidden(tokens[:, None], kept)[:, -1]).float().log_softmax(-1)
+
+
+def _written(texts: Tensor, costs: Tensor, limits: Tensor, ends: int) -> list[Written]:
+    """(B, T) each, up to the first `ends` of each row; a text that is as long as it may be has no end of its own."""
+    found = []
+    for tokens, log_probs, limit in zip(texts.tolist(), costs.tolist(), limits.tolist()):
+        length = tokens.index(ends) if ends in tokens else len(tokens)
+        found.append(Written(tokens[:length], log_probs[:min(length + 1, limit)]))
+    return found

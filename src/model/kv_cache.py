@@ -25,6 +25,11 @@ class LayerCache:
         self._values[:, :, start:self.length] = values
         return self._keys[:, :, :self.length], self._values[:, :, :self.length]
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (B',) of the batch, in this order; one may come more than once."""
+        if self.length:
+            self._keys, self._values = self._keys[rows], self._values[rows]
+
 
 class KVCache:
     """A `LayerCache` for each layer."""
@@ -36,3 +41,8 @@ class KVCache:
     def length(self) -> int:
         """How many positions have been read."""
         return self.layers[-1].length
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (B',) of the batch, in this order; one may come more than once."""
+        for layer in self.layers:
+            layer.select(rows)

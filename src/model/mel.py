@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import wheels
+from model.transformer import valid_places
 
 SAMPLE_RATE, N_FFT, HOP_LENGTH = 16000, 400, 160  # a window of 25 ms each 10 ms
 FRAME_RATE = SAMPLE_RATE // HOP_LENGTH
@@ -34,14 +35,14 @@ class LogMel(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):
             powers = self.log_powers(waveforms.float(), lengths)
         frames = num_frames(lengths)
-        valid = valid_frames(frames, powers.shape[1])[..., None]
+        valid = valid_places(frames, powers.shape[1])[..., None]
         loudest = powers.masked_fill(~valid, -torch.inf).amax((1, 2), keepdim=True)
         level = (powers - loudest).clamp(min=-RANGE) / (RANGE / 2) + 1
         return level.masked_fill(~valid, 0), frames
 
     def log_powers(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """(B, N) -> (B, T, M), log10 of the power in each mel band, as it is; what is beyond `lengths` is silence."""
-        waveforms = waveforms.masked_fill(~valid_frames(lengths, waveforms.shape[1]), 0)
+        waveforms = waveforms.masked_fill(~valid_places(lengths, waveforms.shape[1]), 0)
         powers = wheels.torchaudio().functional.spectrogram(
             waveforms, pad=0, window=self.window, n_fft=N_FFT, hop_length=HOP_LENGTH, win_length=N_FFT, power=2.0,
             normalized=False, pad_mode="constant")  # before and after the sound there is silence
@@ -51,11 +52,6 @@ class LogMel(nn.Module):
 
 def num_frames(samples: Tensor) -> Tensor:
     return samples // HOP_LENGTH
-
-
-def valid_frames(lengths: Tensor, longest: int) -> Tensor:
-    """Lengths (B,) -> (B, longest), whether a place is within its row's length."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 def spec_augment(mel: Tensor, frames: Tensor, draws: Tensor, *, widest_band: int, longest_time: float) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel, valid_frames
-from model.transformer import MLP, Attention, init_blocks, init_linear, line_angles
+from model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel
+from model.transformer import MLP, Attention, halved, init_blocks, init_linear, line_angles, valid_places
 
 KERNEL, NEAR = 3, 15  # of the front end; of a block
 FEATURE_RATE = 12.5  # a second: what an omni model reads, whatever the rate of the CTC head
@@ -40,8 +40,8 @@ class SpeechEncoder(nn.Module):
         for convolution in self.convolutions:
             lengths = halved(lengths)
             x = F.gelu(convolution(x))
-            x = x * valid_frames(lengths, x.shape[2])[:, None]
-        valid = valid_frames(lengths, x.shape[2])
+            x = x * valid_places(lengths, x.shape[2])[:, None]
+        valid = valid_places(lengths, x.shape[2])
         x = self.dropout(x.transpose(1, 2))
         angles = line_angles(x.shape[1], x.shape[2] // self.num_heads, x.device)
         for block in self.blocks:
@@ -53,13 +53,8 @@ class SpeechEncoder(nn.Module):
         x, lengths = self(mel, frames)
         group = 8 // self.downsample_time
         x = F.pad(x, (0, 0, 0, -x.shape[1] % group)).unflatten(1, (-1, group))
-        counted = valid_frames(lengths, x.shape[1] * group).unflatten(1, (-1, group)).sum(2, keepdim=True)
+        counted = valid_places(lengths, x.shape[1] * group).unflatten(1, (-1, group)).sum(2, keepdim=True)
         return x.sum(2) / counted.clamp(min=1), -(-lengths // group)
-
-
-def halved(lengths: Tensor) -> Tensor:
-    """Places left after a convolution of stride 2."""
-    return (lengths + 1) // 2
 
 
 class Block(nn.Module):

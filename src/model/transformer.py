@@ -1,6 +1,8 @@
-"""What the encoders are made of: pre-norm transformer blocks in which every place looks at every other.
+"""What the encoders are made of: pre-norm transformer blocks in which every place looks at every other; and how a
+decoder looks at what was encoded.
 
-Axes: B batch, T places (of time, of text, of a picture), D width, H heads, C numbers of a head.
+Axes: B batch, T places (of time, of text, of a picture), S places that are looked at, D width, H heads, C numbers of a
+head.
 """
 
 import torch
@@ -46,6 +48,29 @@ class Attention(nn.Module):
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
 
 
+class CrossAttention(nn.Module):
+    """What places of one kind read from those of another: all, or those of `valid` (B, S)."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(d_model, d_model)
+        self.kv = nn.Linear(d_model, 2 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what is looked at, once for all that will look: (B, S, D) -> (B, H, S, C) each."""
+        keys, values = self.kv(states).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return keys, values
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None) -> Tensor:
+        q = self.query(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, C)
+        mask = None if valid is None else valid[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, keys, values, mask, dropout_p=self.dropout.p if self.training else 0.0)
+        return self.dropout(self.out(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
 class MLP(nn.Module):
     def __init__(self, d_model: int, d_ff: int, dropout: float):
         super().__init__()
@@ -86,7 +111,17 @@ class AttentionPool(nn.Module):
         return scores.float().softmax(-1).to(keys.dtype)  # type: ignore[no-any-return]
 
 
-# -- positions ------------------------------------------------------------------------------------------------------
+# -- places ---------------------------------------------------------------------------------------------------------
+
+
+def valid_places(lengths: Tensor, longest: int) -> Tensor:
+    """Lengths (B,) -> (B, longest), whether a place is within its row's length."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def halved(lengths: Tensor) -> Tensor:
+    """Places left after a convolution of stride 2."""
+    return (lengths + 1) // 2
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -104,6 +139,13 @@ def line_angles(T: int, C: int, device: torch.device, slowest: float = SLOWEST) 
     return angles
 
 
+def sines(places: Tensor, D: int) -> Tensor:
+    """Places (...) -> (..., D), to be added to what is there: waves of all lengths (Vaswani et al. 2017,
+    arXiv:1706.03762). A place may lie between two."""
+    angles = places[..., None] * SLOWEST ** (-torch.arange(0, D, 2, device=places.device) / D)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
 # -- first weights --------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +158,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 def init_blocks(blocks: nn.ModuleList) -> None:
-    """The layers of blocks, smaller where they end: each block adds to the residual twice."""
+    """The layers of blocks, smaller where they end: each block adds to the residual twice, or three times."""
     blocks.apply(init_linear)
     for name, weight in blocks.named_parameters():
         if name.endswith(("attention.out.weight", "mlp.down.weight")):

@@ -62,7 +62,21 @@ def gallery(pictures: "np.ndarray", captions: Sequence[str], over: "np.ndarray |
             ax.imshow(pictures[i], extent=(0, width, height, 0))
             if over is not None:
                 ax.imshow(over[i], extent=(0, width, height, 0), cmap="magma", alpha=0.6)
-            ax.set_title(captions[i], y=-0.02, va="top", fontsize=8)
+            ax.set_title(captions[i], y=-0.02, va="top", fontsize=8, parse_math=False)
+    return _drawn(figure)
+
+
+def strips(pictures: "Sequence[np.ndarray]", captions: Sequence[str]) -> Picture:
+    """(h, w) uint8 each, grey and wider than high: one below the other, each with its caption below."""
+    from matplotlib.figure import Figure
+
+    widest = max(picture.shape[1] / picture.shape[0] for picture in pictures)
+    figure = Figure(figsize=(8, len(pictures) * (0.6 + 8 / max(widest, 16))), layout="constrained")
+    for ax, picture, caption in zip(figure.subplots(len(pictures), squeeze=False)[:, 0], pictures, captions):
+        ax.axis("off")
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        ax.set(xlim=(0, widest * picture.shape[0]), anchor="W")
+        ax.set_title(caption, y=-0.05, va="top", loc="left", fontsize=8, family="monospace", parse_math=False)
     return _drawn(figure)
 
 

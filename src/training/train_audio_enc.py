@@ -194,7 +194,7 @@ class AudioEncoder(Stage):
 
         cfg, rows = self.cfg, self.dataset("train").utterances
         return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
-                           lengths=tuple(each.seconds for each in rows), batch_seconds=cfg.batch_seconds)
+                           lengths=tuple(each.seconds for each in rows), batch_length=cfg.batch_seconds)
 
     def collate(self, samples: "list[Clip]") -> Batch:
         """waveforms (B, N) float32, samples (B,) of each; labels one utterance after the other, label_lengths (B,);
@@ -275,6 +275,8 @@ class AudioEncoder(Stage):
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the loss, word and character error rates: edit distances over the lengths of the references. What
         has no alignment has no loss, but its errors count."""
+        from training.error_rates import error_rate
+
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
         found, said = [text.split() for text in self._heard(logits, lengths)], [text.split() for text in batch["texts"]]
@@ -365,15 +367,6 @@ def _splits(cfg: Any) -> speech.Splits:
 def _of_extra(problems: Iterable[str]) -> list[str]:
     """What is wrong with --extra_dataset; a command that a line names stays as it is."""
     return [line.replace("--dataset", "--extra_dataset", 1) for line in problems]
-
-
-def error_rate(references: Iterable[Any], found: Iterable[Any]) -> Ratio:
-    """Insertions, deletions and substitutions of words or characters, and how many there should be."""
-    import wheels
-
-    distance = wheels.torchaudio().functional.edit_distance
-    pairs = list(zip(references, found, strict=True))
-    return Ratio(sum(distance(reference, heard) for reference, heard in pairs), sum(len(pair[0]) for pair in pairs))
 
 
 if __name__ == "__main__":

@@ -266,9 +266,7 @@ class Vision(Stage):
         return Frame(self.cfg.image_size, self.cfg.image_size, self.cfg.fit)
 
     def _stored(self, split: str) -> "Frame":
-        from data import views
-
-        return views.stored(self._frame(), self._changes(split))
+        return self._changes(split).stored(self._frame())
 
     def dataset(self, split: str) -> "Pairs":
         from data.pairs import Pairs

@@ -165,7 +165,7 @@ def test_another_microphone() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_that_goes_on_hears_what_it_would_have_heard(rows: list[Utterance], workers: int) -> None:
-    order = LengthOrder(5, 2, 1, 7, lengths=tuple(row.seconds for row in rows), batch_seconds=1.5)
+    order = LengthOrder(5, 2, 1, 7, lengths=tuple(row.seconds for row in rows), batch_length=1.5)
     clips = Clips(rows, augmentation=LOUD, seed=7)
     whole = list(training_batches(clips, list, order, 0, 9, 0))
     rest = list(training_batches(clips, list, order, 4, 9, workers))

@@ -45,7 +45,7 @@ def test_which_data_are_pictures(tmp_path: Path) -> None:
         assert commands._of_pictures(str(tmp_path / name)), name
     for name in ("sounds", "sounds/a.csv", "sounds/b.csv", "nowhere"):
         assert not commands._of_pictures(str(tmp_path / name)), name
-    for name in ("scenes", "digits", "mjsynth", "a.tar.gz"):
+    for name in ("scenes", "digits", "lines", "mjsynth", "a.tar.gz"):
         assert commands._of_pictures(name), name
     assert not commands._of_pictures("spoken") and not commands._of_pictures("librispeech-100")
 
@@ -56,3 +56,7 @@ def test_lines_have_a_limit_and_descriptions_none(tmp_path: Path, capsys: pytest
     assert ran(capsys, "check", str(tmp_path / "lines.csv"))[0] == 0
     code, told = ran(capsys, "check", str(tmp_path / "lines.csv"), "--modality", "ocr")
     assert code == 1 and told.count("--max_text_length is 256") == 19
+    assert "CTC is asked to put a character in 4 columns of pixels (--image_height 32)" in told
+    assert told.count("not alignable: 8 columns") >= 19
+    code, told = ran(capsys, "check", str(tmp_path / "lines.csv"), "--modality", "ocr", "--max_width", "31")
+    assert told.count("too wide: 32 pixels at a height of 32, --max_width is 31") == 40

@@ -12,7 +12,7 @@ LIMITS = [(400, 16, 1, 30.0), (400, 16, 3, 0.0), (37, 4, 2, 8.0), (5, 2, 1, 1.0)
 def made(size: int, batch: int, accum: int, limit: float, seed: int = 1) -> LengthOrder:
     draw = random.Random(size)
     lengths = tuple(draw.choice((1.0, 2.5, round(draw.uniform(0.3, 12), 2))) for _ in range(size))
-    return LengthOrder(size, batch, accum, seed, lengths=lengths, batch_seconds=limit)
+    return LengthOrder(size, batch, accum, seed, lengths=lengths, batch_length=limit)
 
 
 def epoch(order: LengthOrder, number: int) -> list[list[list[int]]]:
@@ -75,12 +75,12 @@ def test_smaller_parts_and_gaps_leave_the_steps_as_they_are() -> None:
     assert half.halved(True).micro == 4
     assert max(len(part) for step in range(30) for part in half.rows(step)) == 8
     gone = order.rows(3)[0][0]
-    holed = LengthOrder(400, 16, 2, 1, {gone: 2}, lengths=order.lengths, batch_seconds=30.0)
+    holed = LengthOrder(400, 16, 2, 1, {gone: 2}, lengths=order.lengths, batch_length=30.0)
     for step in range(60):
         rows = sum(order.rows(step), [])
         assert sum(half.rows(step), []) == rows
         assert sum(holed.rows(step), []) == [row for row in rows if step < 2 or row != gone]
-    assert LengthOrder(40, 64, 1, 0, lengths=(2.0,) * 40, batch_seconds=30.0).halved(True).micro == 8, "half of 15"
+    assert LengthOrder(40, 64, 1, 0, lengths=(2.0,) * 40, batch_length=30.0).halved(True).micro == 8, "half of 15"
     with pytest.raises(MemoryError, match="smaller ones are another loss"):
         order.halved(False)
 

@@ -42,7 +42,7 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
         picture(make_picture(tmp_path / "huge.png", 6, height=101, width=50)):
             "too large: 50 x 101 pixels, the longer side may have 100",
         picture(make_picture(tmp_path / "wide.png", 6, height=10, width=81)):
-            "too wide: 260 pixels at a height of 32, --max_width is 256",
+            "too wide: 259 pixels at a height of 32, --max_width is 256",
         picture(make_picture(tmp_path / "much.png", 7), "x" * 41): "long text: 41 characters, --max_text_length is 40",
         picture(tmp_path / "again.webp"): "judged by: the same picture is in another split",
     }
@@ -59,6 +59,37 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
             "by") in caplog.text
     kept = [resized[split].pixels(row.path) for split, rows in used.items() for row in rows]
     assert all(each is not None and each.shape == (3, 8, 8) for each in kept)
+
+
+def test_lines_that_cannot_be_read(tmp_path: Path) -> None:
+    """CTC needs a column for each unit and a blank between two that are alike; a row may come narrower in training."""
+    def line(number: int, width: int, text: str) -> Picture:
+        return picture(make_picture(tmp_path / f"{number}.png", number, height=16, width=width), text)
+
+    limits = Limits(height=32, lines=True, labels=lambda text: [ord(letter) for letter in text],
+                    columns=lambda width: width // 4, stretch=0.25)
+    fine = [line(0, 10, "abcd"), line(1, 13, "aab"), line(2, 15, "aab")]  # 20, 26, 30 pixels, or 16, 20, 24
+    bad = {line(3, 9, "abcd"): "not alignable: 3 columns, its 4 labels need 4",
+           line(4, 10, "aab!"): "not alignable: 4 columns, its 4 labels need 5",
+           line(5, 90, "one\ntwo"): "several lines: 2 are written there, cut the picture into them",
+           line(6, 90, ""): "unlabelled: no text and no label"}
+    judged = [line(7, 9, "abcd"), line(8, 90, "ab zzy"), line(9, 90, "z\u00e9")]
+    used, _, report = examined({"train": [*fine, *bad], "validation": judged}, {}, keep=False, limits=limits)
+    assert used == {"train": fine, "validation": judged}, "what is hard to align is judged by"
+    assert report.refused == [("train", row.path, why) for row, why in bad.items()]
+    assert list(report.lines())[-3:] == [
+        "widths in pixels at the model's height: smallest 18, 50 % 26, 90 % 180, 99 % 180, largest 180",
+        "lengths in characters: smallest 2, 50 % 3, 90 % 6, 99 % 6, largest 6",
+        "characters to train on: 4; judged by alone: 'z' 3, ' ' 1, 'y' 1, '\u00e9' 1"]
+
+
+def test_characters_that_training_lacks_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [picture(make_picture(tmp_path / f"{i}.png", i), text) for i, text in enumerate(("ab", "ba", "abc"))]
+    checked({"train": rows[:2], "validation": rows[2:]}, FRAMES, keep=False, limits=Limits(height=32, lines=True))
+    assert "1 characters are judged by and never trained on: they cannot be read" in caplog.text
+    caplog.clear()
+    checked({"train": rows[2:], "validation": rows[:2]}, FRAMES, keep=False, limits=Limits(height=32, lines=True))
+    assert "never trained on" not in caplog.text
 
 
 def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:

@@ -125,6 +125,33 @@ def test_texts_lie_beside_pictures(tmp_path: Path) -> None:
     assert found(str(tmp_path)) == [("train", "a.jpg", "A line.", ""), ("train", "b.jpg", "", "in")]
 
 
+def test_texts_lie_beside_pictures_of_archives_too(tmp_path: Path) -> None:
+    """As they stand, but for blanks around them; what is empty has no class instead, so that the data check tells."""
+    texts = {"in/a.txt": "A  \u00a3 line.\r\n", "in/b.c.txt": "", "in/e.txt": "of nothing", "f.txt": "\ufeffTwo\nlines"}
+    for name, text in texts.items():
+        (touch(tmp_path / "data", name) / name).write_bytes(text.encode())
+    names = ["f.png", "in/a.jpg", "in/b.c.jpg", "in/d.jpg"]
+    touch(tmp_path / "data", *names)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name in sorted([*names, *texts]):
+            tar.add(tmp_path / "data" / name, arcname=name)
+    expected = [("f.png", "Two\nlines", ""), ("a.jpg", "A  \u00a3 line.", ""), ("b.c.jpg", "", ""), ("d.jpg", "", "in")]
+    for where in ("data", "a.tar.gz"):
+        rows = [(each.path.rpartition("!")[2].rpartition("/")[2], each.text, each.label)
+                for _, each in pictures.listed(str(tmp_path / where))]
+        assert rows == expected, where
+    assert [each.path for _, each in pictures.listed(str(tmp_path / "data"))] == [
+        str(tmp_path / "data" / name) for name in names]
+    assert [each.path for _, each in pictures.listed(str(tmp_path / "a.tar.gz"))] == [
+        f"{tmp_path}/a.tar.gz!{name}" for name in names]
+
+
+def test_a_text_file_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
+    (touch(tmp_path, "a.png") / "a.txt").write_bytes("10 \u00a3".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt: is not UTF-8 text \(invalid start byte\)"):
+        found(str(tmp_path))
+
+
 def test_a_folder_with_a_table_for_each_split(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         csv_of(tmp_path, f"image,label\n{split}/1.jpg,dress\n", f"{split}.csv")

@@ -16,7 +16,7 @@ from data import archives, images, once
 from data.loader import Order, training_batches
 from data.pictures import Picture
 from data.resized import Frame, resize
-from data.views import Augmentation, Views, stored
+from data.views import Augmentation, Views
 from made_pictures import encoded, make_picture, pixels
 
 SQUARE = Frame(16, 16)
@@ -44,7 +44,7 @@ def paths_of(rows: list[Picture]) -> list[str]:
 
 def test_kept_or_not_the_pixels_are_the_same(rows: list[Picture]) -> None:
     for augmentation in (Augmentation(), MUCH):
-        kept = resize(paths_of(rows), stored(SQUARE, augmentation))
+        kept = resize(paths_of(rows), augmentation.stored(SQUARE))
         from_disk = Views(rows, SQUARE, resized=kept, augmentation=augmentation, seed=3)
         from_files = Views(rows, SQUARE, augmentation=augmentation, seed=3)
         for a, b in zip(from_disk, from_files, strict=True):
@@ -166,17 +166,17 @@ def test_stretch_gives_up_the_shape() -> None:
 def test_lines_are_as_wide_as_they_come(height: int, width: int, wide: int) -> None:
     found = Frame(32)(marked(height, width))
     assert found.shape == (3, 32, wide)
-    kept = stored(Frame(32), Augmentation(crop=0.3))(marked(height, width))
+    kept = Augmentation(crop=0.3).stored(Frame(32))(marked(height, width))
     seen = Augmentation(crop=0.3)(kept, Frame(32), np.random.default_rng(0))
     assert kept.shape[1] == 39 and seen.shape[1] == 32 and abs(seen.shape[2] - wide) <= 1
 
 
 def test_what_is_cut_away_costs_no_sharpness() -> None:
     for crop in (0.1, 0.36, 0.75):
-        larger = stored(Frame(64, 48), Augmentation(crop=crop))
+        larger = Augmentation(crop=crop).stored(Frame(64, 48))
         part = (1 - crop) * larger.height * larger.width
         assert 64 * 48 <= part < 1.1 * 64 * 48
-    assert stored(SQUARE, Augmentation(flip=1, colour=1)) == SQUARE
+    assert Augmentation(flip=1, colour=1).stored(SQUARE) == SQUARE
 
 
 # -- what is changed

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.mel import HOP_LENGTH, valid_frames
+from model.mel import HOP_LENGTH
 from model.speech_encoder import Recognizer, SpeechEncoder
+from model.transformer import valid_places
 
 LENGTHS = torch.tensor([61, 1, 40, 9])
 
@@ -23,7 +24,7 @@ def encoder(downsample_time: int = 4, num_layers: int = 2) -> SpeechEncoder:
 
 def batch() -> Tensor:
     mel = torch.randn(len(LENGTHS), 61, 20, generator=torch.Generator().manual_seed(1))
-    return mel * valid_frames(LENGTHS, 61)[..., None]
+    return mel * valid_places(LENGTHS, 61)[..., None]
 
 
 @pytest.mark.parametrize("downsample_time", [2, 4, 8])

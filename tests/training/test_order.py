@@ -42,7 +42,7 @@ class Batched(Buffers):
     def order(self) -> Order:
         lengths = tuple(1.0 + row % 5 for row in range(self.cfg.rows))
         cfg = self.cfg
-        return LengthOrder(cfg.rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed, lengths=lengths, batch_seconds=12)
+        return LengthOrder(cfg.rows, cfg.batch_size, cfg.grad_accum_steps, cfg.seed, lengths=lengths, batch_length=12)
 
 
 def outcome(run: RunDir) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from data import audio, speech
 from data.clips import Augmentation
 from monitors.blanks import Blanks
 from training import pretrained
+from training.error_rates import error_rate
 from training.media import Picture, Sound, Text
-from training.train_audio_enc import AudioEncoder, Config, error_rate
+from training.train_audio_enc import AudioEncoder, Config
 
 SMALL: dict[str, Any] = dict(d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.0, num_mels=40, batch_size=8,
                              mask_bands=6)

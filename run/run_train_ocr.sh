@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Train a reader of lines of text in pictures, in the background; close the terminal, it goes on.
+#
+#   ./run/run_train_ocr.sh [OPTIONS] [-- any option of src/training/train_ocr.py]
+#
+#   --preset NAME               nano, tiny, small or medium (default: none, see train_ocr.py --help)
+#   --dataset NAME              lines (printed here in many typefaces), mjsynth, a CSV file of image,text, or a folder or
+#                               TAR archive of pictures with a manifest (default lines)
+#   --init_from RUN             begin with the weights and the units of a run of this stage
+#   --ignore_case               score without case
+#   --epochs N                  passes through the data (default 20)
+#   --batch_size N              lines in a batch (default 32)
+#   --batch_width W             most columns of pixels in a batch, 0: as many as there are (default 0)
+#   --lr RATE                   peak learning rate (default 3e-4)
+#   --warmup STEPS              steps of warm-up (default 1000, at most a tenth of the run)
+#   --snapshot N                steps between snapshots, 0: each epoch and every 10 minutes only (default 10000)
+#   --monitor_interval N        steps between looks at gradients and weights (default 100)
+#   --sanity_check_interval N   steps between checks for NaN and Inf, 0: off (default 10000)
+#   --resume [RUN]              go on with a run; alone: the newest unfinished one
+#   --yes                       do not ask before going on
+#   --foreground                train in this terminal
+#   --help                      this page
+#
+# Intervals that were not typed are cut so that each fires at least 20 times in the run.
+# Prints run, PID, log, and how to follow, check, stop and view; returns when training has begun, or has failed.
+# All options:  .venv/bin/python src/training/train_ocr.py --help
+
+# shellcheck source=run/lib.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
+
+train train_ocr.py "$@"

@@ -1,0 +1,151 @@
+"""Reads lines of text in pictures. Standard output carries the texts and nothing else."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import config
+from config import UserError, opt
+from data import images
+from inference import trained
+from training import pretrained
+from training.options import device_problems
+from training.pretrained import Pretrained
+from training.stage import discover
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from model.decoding import Written
+
+STAGE = "ocr"
+AT_ONCE = 32  # lines, those of like width together
+INK, HIGH = 0.3, 0.2  # of the contrast of a picture, of its height: a line of text has so much at least
+USAGE = """usage: read.sh PICTURE... [OPTIONS]
+
+Reads what is written in pictures of any kind and size, one line of text in each: in files, in all those of a folder,
+or, for -, in one that comes from standard input."""
+
+
+@dataclass
+class Config:
+    """How"""
+
+    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest unit at each place)",
+                    ge=1, le=1000)
+    json: bool = opt(False, "a line of JSON for each picture: text, confidence, and words with theirs")
+    model: str = opt("newest", "a run of run_train_ocr.sh, also one that still trains, a snapshot or a model folder; "
+                     "newest: the newest finished run")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps")
+
+    def problems(self) -> list[str]:
+        return device_problems(self.device)
+
+
+def _main(argv: Sequence[str]) -> int:
+    return trained.command(Config, USAGE, argv, _work)
+
+
+def _work(cfg: Config, words: list[str], only_check: bool) -> int:
+    if not words:
+        raise UserError("which picture? give files, folders, or - for standard input")
+    paths = list(trained.files(words, images.SUFFIXES, "picture"))
+    source = trained.found(cfg.model, STAGE, "reads")
+    return 0 if only_check else _read(cfg, source, paths)
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
+    """Exit code 1 where some of the pictures could not be read; each is told."""
+    trained.require_torch("read.sh")
+    from training import device as devices
+
+    reader = LineReader(source, devices.choose(cfg.device))
+    print(f"{source}; {trained.scored(source, ('cer', 'wer', 'exact'))}", file=sys.stderr, flush=True)
+    unread = 0
+    for part in (paths[start:start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)):
+        lines: list[tuple[str, Tensor]] = []
+        for path in part:
+            try:
+                lines.append((path, reader.open(path)))
+            except images.ImageError as error:
+                print(f"{config.program()}: {path} {error}", file=sys.stderr)
+                unread += 1
+        for (path, _), found in zip(lines, reader.read([pixels for _, pixels in lines], cfg.beam)):
+            if cfg.json:
+                trained.tell(json.dumps({"file": path, **found}, ensure_ascii=False))
+            else:
+                before = [path] if len(paths) > 1 else []
+                trained.tell("\t".join([*before, found["text"], f"{found['confidence']:.1%}"]))
+    return 1 if unread else 0
+
+
+class LineReader:
+    """A trained model, and what it reads."""
+
+    def __init__(self, source: Pretrained, device: Any):
+        from data.resized import Frame
+
+        self.stage, self.model = pretrained.opened(source, discover()[STAGE], device)
+        self.device, self.frame = device, Frame(self.stage.cfg.image_height, grey=True)
+        self.widest = int(source.options.get("max_width", self.stage.cfg.max_width))
+
+    def open(self, path: str) -> "Tensor":
+        """(1, H, W) uint8, in the model's frame; tells what will hardly be read. Raises images.ImageError."""
+        from data import resized
+
+        pixels = self.frame(resized.opened(sys.stdin.buffer.read() if path == "-" else path))
+        if (count := text_lines(pixels[0].numpy())) > 1:
+            print(f"{config.program()}: {path} seems to have {count} lines of text and is read as if it had one: cut "
+                  "it into lines", file=sys.stderr)
+        if pixels.shape[2] > self.widest:
+            print(f"{config.program()}: {path} is {pixels.shape[2]:,} pixels wide at a height of {pixels.shape[1]}, "
+                  f"the model was trained on up to {self.widest:,}: cut it into shorter lines", file=sys.stderr)
+        return pixels
+
+    def read(self, lines: "Sequence[Tensor]", beam: int = 1) -> Iterator[dict[str, Any]]:
+        """For each {"text", "confidence", "words": [{"word", "confidence"}]}: how likely the model has it that this,
+        and nothing else, stands there."""
+        import torch
+        from torch.nn.functional import pad
+
+        if not lines:
+            return
+        widths = torch.tensor([line.shape[2] for line in lines], device=self.device)
+        pixels = torch.stack([pad(line, (0, int(widths.max()) - line.shape[2])) for line in lines]).to(self.device)
+        with torch.no_grad():
+            for written in self.stage.written(self.model, self.model(pixels, widths), beam):
+                yield self._told(written)
+
+    def _told(self, written: "Written") -> dict[str, Any]:
+        from data.units import words
+
+        units = self.stage.units
+        found = [{"word": word, "confidence": _likely(costs)}
+                 for word, costs in words(units, list(zip(written.tokens, written.log_probs)))]
+        return {"text": units.decode(written.tokens).strip(), "confidence": _likely(written.log_probs), "words": found}
+
+
+def _likely(log_probs: Sequence[float]) -> float:
+    return round(math.exp(sum(log_probs)), 4)
+
+
+def text_lines(pixels: "np.ndarray") -> int:
+    """How many lines of text a picture (H, W) seems to have: stretches of rows with ink in them, high enough to be more
+    than the dot of an i, with rows without any between."""
+    import numpy as np
+
+    contrast = pixels.max(1).astype(int) - pixels.min(1)
+    inked = np.flatnonzero(contrast > INK * contrast.max()) if contrast.max() else np.zeros(0, int)
+    stretches = np.split(inked, np.flatnonzero(np.diff(inked) > 1) + 1)
+    return max(1, sum(len(stretch) >= HIGH * len(pixels) for stretch in stretches))
+
+
+if __name__ == "__main__":
+    sys.exit(config.answered(_main))

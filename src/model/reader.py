@@ -1,0 +1,137 @@
+"""Reader: an encoder of lines, a decoder that writes down their text while it looks at them (Vaswani et al. 2017,
+arXiv:1706.03762), and a CTC head on the encoder, by which it learns sooner what stands where (Watanabe et al. 2017,
+doi:10.1109/JSTSP.2017.2763455).
+
+Axes: B batch, T units of text, S states of a line, D width, V units.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.gpt import Attention as CausalAttention
+from model.kv_cache import KVCache, LayerCache
+from model.line_encoder import LineEncoder
+from model.transformer import MLP, CrossAttention, init_blocks, init_linear, sines, valid_places
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Memory:
+    """What a decoder keeps of lines: for each layer keys and values (B, H, S, C) of their states, and which of these
+    count (B, S); and, with a `capacity`, the same of the text read so far."""
+
+    def __init__(self, states: list[Pair], valid: Tensor, capacity: int = 0):
+        self.states, self.valid = states, valid
+        self.text = KVCache(len(states), capacity) if capacity else None
+
+    def layers(self) -> list[tuple[Pair, LayerCache | None]]:
+        return list(zip(self.states, self.text.layers if self.text else [None] * len(self.states)))
+
+    @property
+    def length(self) -> int:
+        """How much of the text has been read."""
+        return self.text.length if self.text else 0
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (B',) of the batch, in this order; one may come more than once."""
+        self.states = [(keys[rows], values[rows]) for keys, values in self.states]
+        self.valid = self.valid[rows]
+        if self.text:
+            self.text.select(rows)
+
+
+class TextDecoder(nn.Module):
+    """Next units of a text about a line, of any length; head tied."""
+
+    def __init__(self, vocab_size: int, *, d_model: int, num_heads: int, num_layers: int, d_ff: int,
+                 dropout: float = 0.0):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
+        self.final_norm = nn.LayerNorm(d_model)
+        init_blocks(self.blocks)
+        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
+
+    def memory(self, states: Tensor, lengths: Tensor, capacity: int = 0) -> Memory:
+        """(B, S, D) and how many of S count (B,). To read a text bit by bit it needs a capacity, of as many units."""
+        pairs = [block.cross_attention.keys_and_values(states) for block in self.blocks
+                 if isinstance(block, DecoderBlock)]
+        return Memory(pairs, valid_places(lengths, states.shape[1]), capacity)
+
+    def hidden(self, tokens: Tensor, memory: Memory) -> Tensor:
+        """(B, T) of int64 -> (B, T, D), the states from which the head predicts; the tokens come after those that the
+        memory holds, and are added to it."""
+        start, (T, D) = memory.length, (tokens.shape[1], self.embedding.embedding_dim)
+        x = self.embedding(tokens) * math.sqrt(D)
+        x = self.dropout(x + sines(torch.arange(start, start + T, device=tokens.device), D).to(x.dtype))
+        for block, (states, text) in zip(self.blocks, memory.layers()):
+            # .forward: a block compiled for training is not compiled anew for each length of the text
+            x = block.forward(x, *states, memory.valid, text) if text else block(x, *states, memory.valid)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return nn.functional.linear(hidden, self.embedding.weight)
+
+
+class DecoderBlock(nn.Module):
+    """What was written, what is seen, what is here: two attentions and two layers, each added to what came in."""
+
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = CausalAttention(d_model, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.cross_attention = CrossAttention(d_model, num_heads, dropout)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.mlp = MLP(d_model, d_ff, dropout)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, valid: Tensor, text: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), text)
+        x = x + self.cross_attention(self.norm2(x), keys, values, valid)
+        return x + self.mlp(self.norm3(x))  # type: ignore[no-any-return]
+
+
+class Seen(NamedTuple):
+    """Lines as an encoder sees them."""
+
+    states: Tensor  # (B, S, D)
+    lengths: Tensor  # (B,), how many of S count
+    logits: Tensor  # (B, S, V) of CTC
+
+
+class Reader(nn.Module):
+    """The `blank` of CTC is the unit that ends a text, too."""
+
+    def __init__(self, encoder: LineEncoder, decoder: TextDecoder, blank: int):
+        super().__init__()
+        self.encoder, self.decoder, self.blank = encoder, decoder, blank
+        V, D = decoder.embedding.weight.shape
+        self.head = nn.Linear(D, V)
+        init_linear(self.head)
+
+    def forward(self, pixels: Tensor, widths: Tensor) -> Seen:
+        """uint8 (B, 1, H, W), how many columns of each count (B,)."""
+        states, lengths = self.encoder(pixels, widths)
+        return Seen(states, lengths, self.head(states))
+
+    def memory(self, seen: Seen, capacity: int = 0) -> Memory:
+        """What the decoder looks at: the states, and at each how many units have begun up to it, so that it need not
+        learn to count columns to find the next one: in the first minutes of training it errs half as often."""
+        places = sines(begun(seen.logits.detach(), self.blank), seen.states.shape[2])
+        return self.decoder.memory(seen.states + places.to(seen.states.dtype), seen.lengths, capacity)
+
+
+def begun(logits: Tensor, blank: int) -> Tensor:
+    """How many units begin in the first states, up to each (B, S), in the mean over all alignments of (B, S, V): where
+    it is not the unit of the state before."""
+    found = logits.float().softmax(-1)
+    found = torch.cat([found[..., :blank], found[..., blank + 1:]], -1)
+    fresh = found.sum(-1)
+    fresh = torch.cat([fresh[:, :1], fresh[:, 1:] - (found[:, 1:] * found[:, :-1]).sum(-1)], 1)
+    S = fresh.shape[1]
+    return fresh @ torch.ones(S, S, device=fresh.device).triu()  # cumsum has no fixed order on a GPU

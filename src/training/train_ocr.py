@@ -1,0 +1,386 @@
+"""Reading: lines of text in pictures, by an encoder of any width and a decoder that looks at what it saw."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
+    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+
+import files
+from config import UserError, listed, opt
+from data import pictures, splits
+from training.options import Options
+from training.stage import Batch, Ratio, Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from data.line_augmentation import LineAugmentation
+    from data.loader import Order
+    from data.resized import Frame
+    from data.tokenizers import Tokenizer
+    from data.views import View, Views
+    from model.decoding import Written
+    from model.reader import Reader, Seen
+    from training.media import Media
+    from training.pretrained import Pretrained
+
+log = logging.getLogger(__name__)
+
+UNITS = ("chars", "bpe")
+CHANGES = ("stretch", "slant", "shift", "weight", "contrast", "blur", "noise", "invert")
+ENCODER = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff")
+SHAPE = (*ENCODER, "decoder_layers")
+LOOKED_AT, SHOWN = 256, 10  # lines that are read for samples, and the worst of them
+
+
+@dataclass
+class Lines:
+    """What lines"""
+
+    dataset: str = opt("lines", "lines (printed here in many typefaces), mjsynth, a CSV file (image,text), or a folder "
+                       "or TAR archive of pictures with a manifest", path=pictures.NAMES, aliases=("data_path", "csv"))
+    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same, such as those of a "
+                        "page, are never parted between training and validation")
+    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
+                        "--valid_share of the groups or pictures)")
+    valid_share: float = opt(splits.SHARE, "how much is set aside to validate by where the data name no split", gt=0,
+                             le=0.5)
+    image_height: int = opt(32, "pixels that a line is high; its width follows", ge=16, le=256)
+    max_width: int = opt(1024, "widest line, in pixels at that height; wider ones are left out", ge=16)
+    max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
+    ignore_case: bool = opt(False, "score without case: for labels that do not keep it")
+    cache_images: bool = opt(True, "keep all lines on disk, decoded and resized, instead of decoding them in each "
+                             "epoch", may_change=True)
+    batch_width: int = opt(0, "most columns of pixels in a micro-batch, padding included (0: --batch_size decides "
+                           "alone)", ge=0)
+
+
+@dataclass
+class Augmentation:
+    """How the training lines are changed, anew in each epoch (0: not)"""
+
+    stretch: float = opt(0.15, "wider or narrower by up to this share", ge=0, le=0.5)
+    slant: float = opt(0.15, "the head beside the foot by up to this share of the height", ge=0, le=1)
+    shift: float = opt(0.06, "up or down, larger or smaller by up to this share of the height", ge=0, le=0.3)
+    weight: float = opt(0.4, "bolder or thinner by up to this share of a pixel on either side", ge=0, le=1)
+    contrast: float = opt(0.3, "contrast and brightness, more or less by up to this share", ge=0, le=0.9)
+    blur: float = opt(0.7, "up to so many pixels, in half the rows", ge=0, le=5)
+    noise: float = opt(12.0, "up to so many grey levels, in half the rows", ge=0, le=100)
+    invert: float = opt(0.02, "share of the lines whose light and dark change places", ge=0, le=1)
+
+
+@dataclass
+class Architecture:
+    """What model"""
+
+    units: str = opt("chars", "what is written: chars (those of the training texts), bpe (pieces trained on them), or "
+                     "PATH/tokenizer.json", path=UNITS)
+    vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
+    stem_width: int = opt(32, "channels of the first convolution; the others have 2, 3 and 4 times as many", ge=1,
+                          usual=(8, 128))
+    d_model: int = opt(128, "width", ge=2, usual=(64, 2048), aliases=("n_embd",))
+    num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32,
+                         aliases=("n_head", "n_heads"))
+    num_layers: int = opt(3, "blocks of the encoder", ge=1, le=48, aliases=("n_layer", "n_layers"))
+    decoder_layers: int = opt(2, "blocks of the decoder", ge=1, le=48)
+    d_ff: int = opt(512, "width inside a block's feed-forward part", ge=1)
+    dropout: float = opt(0.0, "share of activations dropped in training", ge=0, le=0.9)
+    ctc_weight: float = opt(0.3, "share of the CTC loss in the whole: what stands where is learned sooner by it (0: "
+                            "the decoder's loss alone)", ge=0, lt=1)
+
+    def problems(self) -> list[str]:
+        if self.d_model % (2 * self.num_heads):
+            return [f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into even parts: take "
+                    "another"]
+        return []
+
+
+@dataclass
+class Config(Options, Architecture, Augmentation, Lines):
+    """The reader's options."""
+
+    def problems(self) -> list[str]:
+        if self.image_height % 16:
+            return [f"--image_height {self.image_height} is no multiple of 16: take 32, 48 or 64"]
+        return []
+
+
+def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
+    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
+
+
+class OCR(Stage):
+    """Trains a reader of lines of text, in the foreground. (./run/run_train_ocr.sh: in the background.)
+
+    `loss` is -log of the probability of the text, for each of its units; with --ctc_weight W it is 1 - W parts of the
+    decoder's, `text_loss`, and W of the encoder's, `ctc_loss`.
+    """
+
+    name = "ocr"
+    Config = Config
+    best = "eval/cer", "min"
+    target = 0.10
+    presets = {
+        "nano": shape(128, 4, 3, lr=2e-3, warmup_steps=200, epochs=6, batch_width=12000),
+        "tiny": shape(256, 4, 4, stem_width=64, lr=1e-3, batch_size=64, batch_width=24000),
+        "small": shape(384, 6, 8, stem_width=64, decoder_layers=4, dropout=0.1, lr=1e-3, batch_size=128,
+                       batch_width=48000),
+        "medium": shape(512, 8, 12, stem_width=96, decoder_layers=6, dropout=0.1, lr=5e-4, batch_size=128,
+                        batch_width=48000),
+    }
+
+    @classmethod
+    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
+        problems = pictures.check(cfg.dataset, group_by=cfg.group_by)
+        if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
+            problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
+        return problems
+
+    @classmethod
+    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Compiled only where that was asked for: it wants every line padded to the same width."""
+        return replace(cfg, compile=bool(cfg.compile)), []
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        from data import picture_check
+        from data.picture_check import Limits
+        from data.units import open_units
+        from model.line_encoder import states_of
+
+        cfg = self.cfg
+        found = pictures.read(cfg.dataset, group_by=cfg.group_by, held_out=listed(cfg.held_out),
+                              share=cfg.valid_share)
+        own = self.folder / "tokenizer.json"  # a run that goes on keeps the units it began with
+        kind = str(own) if own.exists() else cfg.units
+        self.units: Tokenizer = open_units(kind, cfg.vocab_size, [each.text.strip() for each in found["train"]])
+        limits = Limits(max_width=cfg.max_width, height=cfg.image_height, max_text_length=cfg.max_text_length,
+                        lines=True, labels=self.labels if cfg.ctc_weight else None, columns=states_of,
+                        stretch=cfg.stretch)
+        used, self.resized, _ = picture_check.checked(found, dict.fromkeys(found, self._frame()), keep=cfg.cache_images,
+                                                      limits=limits)
+        # lines of like width are evaluated together
+        self.pictures = {split: rows if split == "train" else sorted(rows, key=lambda each: self._width(split, each))
+                         for split, rows in used.items()}
+        log.info("Units: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
+                 self.units.name, f"{self.units.vocab_size - 1:,}")
+
+    def labels(self, text: str) -> list[int]:
+        return self.units.encode_batch([text.strip()])[0].tolist()  # type: ignore[no-any-return]
+
+    def _frame(self) -> "Frame":
+        from data.resized import Frame
+
+        return Frame(self.cfg.image_height, grey=True)
+
+    def _changes(self, split: str) -> "LineAugmentation":
+        from data.line_augmentation import LineAugmentation
+
+        if split != "train":
+            return LineAugmentation()
+        return LineAugmentation(**{name: getattr(self.cfg, name) for name in CHANGES})
+
+    def _width(self, split: str, picture: pictures.Picture) -> int:
+        """Columns of pixels, in the frame."""
+        fact = self.resized[split].facts[picture.path]
+        width: int = round(fact.width * self.cfg.image_height / fact.height)
+        return max(1, width)
+
+    def dataset(self, split: str) -> "Views":
+        from data.views import Views
+
+        limit = self.cfg.max_samples if split == "train" else 0
+        return Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
+                     augmentation=self._changes(split), seed=self.cfg.seed)
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.pictures)
+
+    def order(self) -> "Order":
+        from data.loader import LengthOrder
+
+        cfg, rows = self.cfg, self.dataset("train").pictures
+        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
+                           lengths=tuple(self._width("train", each) for each in rows), batch_length=cfg.batch_width)
+
+    def collate(self, samples: "list[View]") -> Batch:
+        """pixels (B, 1, H, W) uint8 and the columns that count (B,): widths; tokens (B, T), each text after an end;
+        targets (N,), all texts one after the other, each before an end, and their places (N,) among all B * T; labels,
+        the texts one after the other, label_lengths (B,); texts as they are."""
+        import torch
+        from torch.nn.functional import pad
+        from torch.nn.utils.rnn import pad_sequence
+
+        end = torch.tensor([self.units.end_of_text])
+        labels = [torch.tensor(self.labels(view.text), dtype=torch.long) for view in samples]
+        widths, lengths = ([len(each) for each in part] for part in ([view.pixels[0, 0] for view in samples], labels))
+        columns, units = self._longest() if self.cfg.compile else (max(widths), max(lengths) + 1)
+        tokens = pad_sequence([torch.cat([end, ids]) for ids in labels], batch_first=True, padding_value=int(end))
+        return {"pixels": torch.stack([pad(view.pixels, (0, columns - width)) for view, width in zip(samples, widths)]),
+                "widths": torch.tensor(widths), "tokens": pad(tokens, (0, units - tokens.shape[1]), value=int(end)),
+                "targets": torch.cat([part for ids in labels for part in (ids, end)]),
+                "places": torch.cat([torch.arange(length + 1) + row * units for row, length in enumerate(lengths)]),
+                "labels": torch.cat(labels), "label_lengths": torch.tensor(lengths),
+                "texts": [view.text for view in samples]}
+
+    def _longest(self) -> tuple[int, int]:
+        """Columns of pixels and units, with an end, of the longest line that can come."""
+        return round(self.cfg.max_width * (1 + self.cfg.stretch)) + 1, self.cfg.max_text_length + 1
+
+    def fingerprint(self) -> str:
+        return "/".join(self.made_from().values())
+
+    def made_from(self) -> dict[str, str]:
+        rows = [[split, each.text] for split, part in self.pictures.items() for each in part]
+        seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
+        return {"lines": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
+
+    def begin(self) -> None:
+        self.units.save(self.folder)
+
+    def size(self, batch: Batch) -> dict[str, int]:
+        return {"lines": len(batch["texts"])}
+
+    # -- model --------------------------------------------------------------------------------------------------
+
+    def model(self) -> "Reader":
+        from model.line_encoder import LineEncoder
+        from model.reader import Reader, TextDecoder
+
+        cfg = self.cfg
+        encoder = LineEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
+        decoder = TextDecoder(self.units.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads,
+                              num_layers=cfg.decoder_layers, d_ff=cfg.d_ff, dropout=cfg.dropout)
+        return Reader(encoder, decoder, self.units.end_of_text)
+
+    def blocks(self, model: Any) -> list["nn.Module"]:
+        return [*model.encoder.blocks, *model.decoder.blocks]
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        return self._figures(model, batch, model(batch["pixels"], batch["widths"]))
+
+    def _figures(self, model: Any, batch: Batch, seen: "Seen") -> tuple[Ratio, dict[str, Ratio]]:
+        from model import ctc
+        from model.cross_entropy import linear_cross_entropy
+
+        decoder, weight = model.decoder, self.cfg.ctc_weight
+        hidden = decoder.hidden(batch["tokens"], model.memory(seen)).flatten(0, 1)
+        written = linear_cross_entropy(hidden[batch["places"]], decoder.embedding.weight, batch["targets"])
+        count = len(batch["targets"])
+        if not weight:
+            return Ratio(written, count), {}
+        losses = ctc.ctc_loss(seen.logits, seen.lengths, batch["labels"], batch["label_lengths"],
+                              blank=self.units.end_of_text)
+        if not model.training:  # what cannot be aligned has no such loss, but its errors count
+            losses = losses[~losses.isposinf()]
+        aligned = losses.sum()
+        return Ratio((1 - weight) * written + weight * aligned, count), {
+            "text_loss": Ratio(written.detach(), count), "ctc_loss": Ratio(aligned.detach(), count)}
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        """Beside the losses the errors of what is read: edit distances over the lengths of the references, and which
+        lines are wholly right. `ctc_cer` is what the encoder reads by itself."""
+        from model import ctc
+        from training.error_rates import error_rate
+
+        seen = model(batch["pixels"], batch["widths"])
+        loss, extras = self._figures(model, batch, seen)
+        said, found = ([self._judged(text) for text in texts] for texts in (
+            batch["texts"], self.texts(self.written(model, seen))))
+        if self.cfg.ctc_weight:
+            heads = ctc.greedy(seen.logits, seen.lengths, blank=self.units.end_of_text)
+            extras["ctc_cer"] = error_rate(said, [self._judged(self.units.decode(ids)) for ids in heads])
+        return {"loss": loss, **extras, "cer": error_rate(said, found),
+                "wer": error_rate(*([text.split() for text in texts] for texts in (said, found))),
+                "exact": Ratio(sum(map(str.__eq__, said, found)), len(said))}
+
+    def _judged(self, text: str) -> str:
+        """Blanks before and after it are not seen."""
+        return text.strip().lower() if self.cfg.ignore_case else text.strip()
+
+    def written(self, model: Any, seen: "Seen", beam: int = 1) -> "list[Written]":
+        """What the decoder writes: of each line at most a unit for every state, and max_text_length."""
+        from model import decoding
+
+        limits = seen.lengths.clamp(max=self.cfg.max_text_length)
+        memory = model.memory(seen, int(limits.max()))
+        if beam == 1:
+            return decoding.greedy(model.decoder, memory, limits, ends=self.units.end_of_text)
+        return decoding.beam_search(model.decoder, memory, limits, ends=self.units.end_of_text, width=beam)
+
+    def texts(self, written: "Sequence[Written]") -> list[str]:
+        return [self.units.decode(each.tokens) for each in written]
+
+    def samples(self, model: Any) -> "dict[str, Media]":
+        """The worst of some lines, evenly taken: what stands there, and what was read."""
+        from training import device as devices
+        from training import media
+
+        rows = self.dataset("validation")
+        views = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
+        found = list[str]()
+        for start in range(0, len(views), self.cfg.batch_size):
+            batch = devices.move(self.collate(views[start:start + self.cfg.batch_size]), model.head.weight.device)
+            found += self.texts(self.written(model, model(batch["pixels"], batch["widths"])))
+        worst = sorted(zip(views, found), key=self._errors, reverse=True)[:SHOWN]
+        below = [f"says  {view.text}\nread  {text}" for view, text in worst]
+        return {"text/worst": media.Text("\n".join(below)),
+                "picture/worst": media.strips([view.pixels[0].numpy() for view, _ in worst], below)}
+
+    def _errors(self, pair: "tuple[View, str]") -> float:
+        from training.error_rates import error_rate
+
+        wrong, length = error_rate([self._judged(pair[0].text)], [self._judged(pair[1])])
+        return float(wrong / max(1, length))
+
+    # -- out, and in again --------------------------------------------------------------------------------------
+
+    def export(self, model: Any, folder: Path) -> None:
+        """model.safetensors, config.json with the sizes, tokenizer.json with the units."""
+        import safetensors.torch
+
+        weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+        files.write(folder / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
+        files.write_json(folder / "config.json", {
+            "model_type": "stoker_ocr", **{name: getattr(self.cfg, name) for name in SHAPE},
+            "vocab_size": self.units.vocab_size, "end": self.units.end_of_text})
+        self.units.save(folder)
+
+    def load(self, model: Any, folder: Path) -> None:
+        from model import weights
+
+        weights.load(model, folder)
+
+    @classmethod
+    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+        """Shape and units."""
+        if not pretrained.options.keys() >= set(SHAPE):
+            raise UserError(f"{pretrained} is of another program or version: this stage reads what run_train_ocr.sh "
+                            "makes")
+        places = (pretrained.folder, *([pretrained.run.path] if pretrained.run else []))
+        units = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
+        if units is None:
+            raise UserError(f"{pretrained.folder} has no tokenizer.json, so its units are not known: put it there")
+        return {**{name: pretrained.options[name] for name in SHAPE}, "units": str(units)}
+
+    def reopen(self) -> None:
+        from data.units import open_units
+
+        own = self.folder / "tokenizer.json"
+        self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, [])
+
+
+if __name__ == "__main__":
+    from training.launch import main
+
+    main(OCR)

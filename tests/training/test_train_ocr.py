@@ -1,0 +1,241 @@
+"""The reader's stage: rates against jiwer, what a batch holds, padding and order, weights out and in again."""
+
+import csv
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import pytest
+import torch
+
+import config
+import made_lines
+from config import Parsed, UserError
+from data.views import View
+from training import pretrained
+from training.media import Picture, Text
+from training.train_ocr import OCR, Config
+
+SMALL: dict[str, Any] = dict(stem_width=4, d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64,
+                             batch_size=4)
+
+
+def prepared(folder: Path, **options: Any) -> Any:
+    if "dataset" not in options:
+        options["dataset"] = str(made_lines.write(folder, lines=60))
+    stage = OCR(replace(Config(), **SMALL | options), folder)
+    stage.prepare()
+    return stage
+
+
+def views(stage: Any, split: str = "validation") -> list[View]:
+    rows = stage.dataset(split)
+    return [rows[row] for row in range(len(rows))]
+
+
+def scribbling(stage: Any) -> Any:
+    """A model that reads something, and something else of each line."""
+    torch.manual_seed(0)
+    model = stage.model().eval()
+    for weight in model.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    return model
+
+
+def totals(stage: Any, model: Any, *batches: list[View]) -> dict[str, list[float]]:
+    sums: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for batch in batches:
+            for name, ratio in stage.score(model, stage.collate(batch)).items():
+                before = sums.get(name, [0.0, 0.0])
+                sums[name] = [before[0] + float(ratio.total), before[1] + float(ratio.count)]
+    return sums
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ignore_case", [False, True])
+def test_rates_are_those_of_jiwer_on_the_whole_set(tmp_path: Path, ignore_case: bool,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lines read wrongly in all ways that there are, over uneven batches."""
+    stage = prepared(tmp_path, ignore_case=ignore_case, valid_share=0.3)
+    rows = views(stage)
+    wrong = [lambda text: text, str.upper, lambda text: text[1:], lambda text: f" {text} x", lambda text: "",
+             lambda text: text.replace(" ", ""), lambda text: text.replace(" ", "  ")]
+    read = {row.text: wrong[number % len(wrong)](row.text) for number, row in enumerate(rows)}
+    batches = [rows[:5], rows[5:]]
+    queue = iter(batches)
+    monkeypatch.setattr(stage, "texts", lambda written: [read[row.text] for row in next(queue)])
+    sums = totals(stage, scribbling(stage), *batches)
+    said, found = ([text.lower() if ignore_case else text for text in texts] for texts in (read.keys(), read.values()))
+    rate = {name: total / count for name, (total, count) in sums.items()}
+    assert rate["cer"] == pytest.approx(jiwer.cer(said, found), abs=1e-12) and 0 < rate["cer"] < 1
+    assert rate["wer"] == pytest.approx(jiwer.wer(said, found), abs=1e-12)
+    assert rate["exact"] == sum(a == b.strip() for a, b in zip(said, found)) / len(said) > 0
+
+
+def test_padding_and_the_order_of_batches_change_no_figure(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, valid_share=0.3)
+    model, rows = scribbling(stage), views(stage)
+    together = totals(stage, model, rows)
+    for other in ([[row] for row in rows], [rows[::-1][:7], rows[::-1][7:]]):
+        found = totals(stage, model, *other)
+        assert found.keys() == together.keys() == {"loss", "text_loss", "ctc_loss", "ctc_cer", "cer", "wer", "exact"}
+        for name, sums in together.items():
+            assert found[name] == pytest.approx(sums, rel=1e-4), name
+    with torch.no_grad():
+        read = stage.texts(stage.written(model, model(*(stage.collate(rows)[name] for name in ("pixels", "widths")))))
+    assert len(set(read)) > 3, "the lines make a difference"
+
+
+def test_the_loss_is_that_of_torch(tmp_path: Path) -> None:
+    """Cross-entropy over all logits and CTC by torch, line by line and without padding; each line's end counts too."""
+    stage = prepared(tmp_path, ctc_weight=0.25)
+    model, rows, end = scribbling(stage), views(stage), stage.units.end_of_text
+    expected = units = 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor(stage.labels(row.text))
+            seen = model(row.pixels[None], torch.tensor([row.pixels.shape[2]]))
+            tokens = torch.cat([torch.tensor([end]), ids])[None]
+            logits = model.decoder.logits(model.decoder.hidden(tokens, model.memory(seen)))[0]
+            written = torch.nn.functional.cross_entropy(logits, torch.cat([ids, torch.tensor([end])]), reduction="sum")
+            aligned = torch.nn.functional.ctc_loss(seen.logits.log_softmax(-1).transpose(0, 1), ids[None],
+                                                   seen.lengths, torch.tensor([len(ids)]), end, reduction="sum")
+            expected, units = expected + float(0.75 * written + 0.25 * aligned), units + len(ids) + 1
+        loss, _ = stage.loss(model, stage.collate(rows), "main")
+    assert float(loss.total) == pytest.approx(expected, rel=1e-4) and loss.count == units
+
+
+def test_without_ctc_the_decoder_alone_is_trained(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, ctc_weight=0.0)
+    model = stage.model()
+    loss, extras = stage.loss(model, stage.collate(views(stage)), "main")
+    loss.total.backward()
+    assert not extras and model.head.weight.grad is None and model.encoder.stem.linear.weight.grad.abs().sum() > 0
+    assert "ctc_cer" not in totals(stage, model.eval(), views(stage))
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_what_its_rows_hold(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    rows, end = views(stage, "train")[:4], stage.units.end_of_text
+    batch = stage.collate(rows)
+    for row, view in enumerate(rows):
+        width, ids = view.pixels.shape[2], stage.labels(view.text)
+        assert torch.equal(batch["pixels"][row, :, :, :width], view.pixels) and batch["widths"][row] == width
+        assert batch["tokens"][row, :len(ids) + 1].tolist() == [end, *ids] and stage.units.decode(ids) == view.text
+    # what follows each token, in place
+    T = batch["tokens"].shape[1]
+    for place, target in zip(batch["places"].tolist(), batch["targets"].tolist()):
+        row, at = divmod(place, T)
+        assert target == [*stage.labels(rows[row].text), end][at]
+    assert len(batch["places"]) == sum(len(stage.labels(view.text)) + 1 for view in rows)
+    assert stage.size(batch) == {"lines": 4}
+
+
+def test_batches_are_of_like_width(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, batch_width=500)
+    order, rows = stage.order(), stage.dataset("train")
+    dealt = [part for step in range(order.steps_per_epoch) for part in order.rows(step)]
+    assert Counter(row for part in dealt for row in part) == Counter(range(len(rows)))
+    for part in dealt:
+        widths = [rows.pixels(row).shape[2] for row in part]
+        assert len(part) == 1 or max(widths) * len(part) <= 500
+    assert order.by_epoch, "each epoch shows a line otherwise"
+
+
+def test_what_is_judged_by_is_as_it_is(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    for split, changes in (("validation", False), ("train", True)):
+        rows = stage.dataset(split)
+        assert any(not torch.equal(rows[row].pixels, rows[row + len(rows)].pixels)
+                   for row in range(len(rows))) == changes, split
+
+
+def test_pages_are_not_parted(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, group_by="([^/]*)_[^/]*$", held_out="3,4")
+    pages = {split: {Path(each.path).stem.partition("_")[0] for each in rows} for split, rows in stage.pictures.items()}
+    assert pages["validation"] == {"3", "4"} and not pages["train"] & pages["validation"]
+
+
+def test_compiled_batches_are_all_of_one_shape(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, compile=True, max_width=256, max_text_length=32, stretch=0.3)
+    rows = stage.dataset("train")
+    views = [rows[item] for item in range(2 * len(rows))]
+    batches = [stage.collate([view]) for view in views]
+    assert len({(batch["pixels"].shape, batch["tokens"].shape) for batch in batches}) == 1
+    assert batches[0]["pixels"].shape[3] >= max(view.pixels.shape[2] for view in views)
+
+
+@pytest.mark.parametrize("ctc_weight", [0.3, 0.0])
+def test_lines_that_cannot_be_aligned_are_not_trained_on(tmp_path: Path, ctc_weight: float) -> None:
+    """Where nothing is to be aligned they may stay."""
+    made_lines.write(tmp_path, lines=60)
+    with open(tmp_path / "lines.csv", "a", newline="", encoding="utf-8") as file:
+        made_lines.drawn("i").save(tmp_path / "99_60.png")
+        csv.writer(file).writerow(["99_60.png", "far more than can stand there"])
+    stage = prepared(tmp_path, dataset=str(tmp_path / "lines.csv"), group_by="([^/]*)_[^/]*$", held_out="3",
+                     ctc_weight=ctc_weight)
+    assert len(stage.pictures["train"]) == 57 - bool(ctc_weight)
+
+
+def test_what_is_judged_by_but_cannot_be_aligned_has_errors_and_no_ctc_loss(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    rows = views(stage)[:1]
+    narrow = rows[0]._replace(pixels=rows[0].pixels[:, :, :5])
+    loss, wrong, written = (totals(stage, scribbling(stage), [narrow])[name] for name in ("loss", "cer", "text_loss"))
+    assert 0 < loss[0] < float("inf") and wrong[1] == len(narrow.text)
+    assert loss[0] == pytest.approx(0.7 * written[0])
+
+
+def test_mistakes_are_told_before_anything_is_started() -> None:
+    with pytest.raises(UserError) as told:
+        config.parse(OCR.Config, OCR.presets, ["--image_height", "30", "--d_model", "30"])
+    text = str(told.value)
+    assert "--image_height 30 is no multiple of 16" in text and "--num_heads 4" in text
+    assert OCR.check(replace(Config(), dataset="nowhere.csv", units="chrs"), resumed=False)[1].startswith("--units")
+
+
+# -- out, and in again ----------------------------------------------------------------------------------------------
+
+
+def test_weights_go_out_and_in_again(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    model, folder = scribbling(stage), tmp_path / "model"
+    folder.mkdir()
+    stage.export(model, folder)
+    pretrained.note(folder, "ocr", 3, vars(stage.cfg), {})
+    again, loaded = pretrained.opened(pretrained.find(str(folder)), OCR, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    assert again.units.fingerprint == stage.units.fingerprint
+
+
+def test_other_data_are_gone_on_with_by_the_units_of_the_first(tmp_path: Path) -> None:
+    stage = prepared(tmp_path / "a")
+    stage.export(stage.model(), tmp_path / "a")
+    pretrained.note(tmp_path / "a", "ocr", 3, vars(stage.cfg), {})
+    source = pretrained.find(str(tmp_path / "a"))
+    cfg = pretrained.taken(OCR, Parsed(Config(), frozenset(), ""), source).config
+    assert (cfg.d_model, cfg.decoder_layers, cfg.units) == (32, 1, str(tmp_path / "a" / "tokenizer.json"))
+    with pytest.raises(UserError, match="--stem_width 8 differs from the 4"):
+        pretrained.taken(OCR, Parsed(replace(Config(), stem_width=8), frozenset({"stem_width"}), ""), source)
+
+
+def test_the_worst_lines_are_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = prepared(tmp_path, valid_share=0.3)
+    rows = views(stage)
+    read = [row.text if number % 3 else "$?$" for number, row in enumerate(rows)]
+    parts = iter([read[start:start + 4] for start in range(0, len(read), 4)])
+    monkeypatch.setattr(stage, "texts", lambda written: next(parts))
+    shown = stage.samples(scribbling(stage))
+    text, picture = shown["text/worst"], shown["picture/worst"]
+    assert isinstance(text, Text) and isinstance(picture, Picture) and picture.pixels.std() > 0
+    wrong = sum(each == "$?$" for each in read)
+    lines = text.content.splitlines()
+    assert [line == "read  $?$" for line in lines[1::2]] == [number < wrong for number in range(len(lines) // 2)]
