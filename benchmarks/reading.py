@@ -64,7 +64,8 @@ def main() -> None:
             reader = LineReader(pretrained.find(folder, stage.name), torch.device("cpu"))
         reader.stage.cfg.max_text_length = LENGTH
         with torch.no_grad():
-            reader.model.decoder.embedding.weight[reader.stage.units.end_of_text] = 0  # never the likeliest
+            end = reader.stage.units.end_of_text  # never the likeliest
+            reader.model.decoder.embedding.weight[end], reader.model.head.bias[end] = 0, -100
         rows = stage.dataset("validation")
         middle = len(rows) // 2  # they stand in the order of their widths
         pixels = [rows[row].pixels for row in range(middle, min(middle + AT_ONCE, len(rows)))]

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (Graves et al. 2006): the loss, what was said, and when.
+"""Connectionist temporal classification (Graves et al. 2006): the loss, what was said, when, and what may come next.
 
 Axes: B batch, T frames, V units, one of them the blank; L labels of an utterance.
 """
@@ -26,11 +26,6 @@ def ctc_loss(logits: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Ten
     log_probs = logits.float().log_softmax(-1).transpose(0, 1).cpu()  # (T, B, V)
     loss = F.ctc_loss(log_probs, labels.cpu(), lengths.cpu(), label_lengths.cpu(), blank=blank, reduction="none")
     return loss.to(logits.device)
-
-
-def needed_frames(labels: Sequence[int]) -> int:
-    """The fewest frames in which labels can be said: one each, and a blank between two that are the same."""
-    return len(labels) + sum(a == b for a, b in zip(labels, labels[1:]))
 
 
 def blanks(logits: Tensor, lengths: Tensor, *, blank: int) -> Tensor:
@@ -130,8 +125,6 @@ def align(log_probs: np.ndarray, labels: Sequence[int], *, blank: int) -> list[S
 
     Raises ValueError where there are too few frames for them.
     """
-    if len(log_probs) < needed_frames(labels):
-        raise ValueError(f"{len(labels)} labels need {needed_frames(labels)} frames, there are {len(log_probs)}")
     states = _likeliest_states(log_probs, labels, blank)
     spans = []
     for place, label in enumerate(labels):
@@ -142,7 +135,8 @@ def align(log_probs: np.ndarray, labels: Sequence[int], *, blank: int) -> list[S
 
 
 def _likeliest_states(log_probs: np.ndarray, labels: Sequence[int], blank: int) -> np.ndarray:
-    """(T,): which of the 2 L + 1 states each frame is in. Label i is state 2 i + 1, blanks stand around the labels."""
+    """(T,): which of the 2 L + 1 states each frame is in. Label i is state 2 i + 1, blanks stand around the labels.
+    Raises ValueError where there are too few frames."""
     units = np.full(2 * len(labels) + 1, blank)
     units[1::2] = labels
     skips = np.zeros(len(units), dtype=bool)  # whether a state may follow the one before the last: no blank needed
@@ -157,9 +151,85 @@ def _likeliest_states(log_probs: np.ndarray, labels: Sequence[int], blank: int) 
         before = np.stack([score, one, two])
         steps[t] = before.argmax(0)
         score = before.max(0) + frame[units]
+    if score[-2:].max() == IMPOSSIBLE:
+        raise ValueError(f"{len(labels)} labels cannot be aligned with {len(log_probs)} frames")
     states = np.empty(len(log_probs), dtype=int)
     state = len(units) - 1 if not labels or score[-1] >= score[-2] else len(units) - 2
     for t in range(len(log_probs) - 1, -1, -1):
         states[t] = state
         state -= int(steps[t, state])
     return states
+
+
+# -- beside a decoder -----------------------------------------------------------------------------------------------
+
+class PrefixScores:
+    """How likely texts that are written unit by unit go on with each unit, or end there, in the sum over all alignments
+    (Watanabe et al. 2017, doi:10.1109/JSTSP.2017.2763455, algorithm 2).
+
+    K texts of each line are written side by side. What is kept of a text is how likely the first 0 to T frames are
+    aligned with all of it, apart for alignments whose last frame is a blank, and a unit (B, K, T + 1). Computed on the
+    CPU: a GPU's cumulated sums have no fixed order.
+    """
+
+    def __init__(self, logits: Tensor, lengths: Tensor, *, blank: int):
+        """Of (B, T, V), how many frames count (B,); nothing is written yet, K is 1."""
+        log_probs = logits.detach().cpu().double().log_softmax(-1)
+        valid = valid_places(lengths.cpu(), logits.shape[1])[..., None]
+        self.log_probs, self.probs = log_probs * valid, log_probs.exp() * valid  # beyond its length a line only goes on
+        self.beyond, self.blank, self.device = ~valid.mT, blank, logits.device
+        self.in_blank = F.pad(self.log_probs[..., blank].cumsum(1), (1, 0))[:, None]
+        self.in_unit = torch.full_like(self.in_blank, IMPOSSIBLE)
+        self.last = torch.full((len(logits), 1), blank)
+        self.so_far = torch.zeros(len(logits), 1, dtype=torch.double)
+        self.going_on = self._going_on()
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these of the B * K texts (B * K',); those of a line stay together, and in its place."""
+        B = len(self.log_probs)
+        for name in ("in_blank", "in_unit", "last", "so_far", "going_on"):
+            setattr(self, name, getattr(self, name).flatten(0, 1)[rows.cpu()].unflatten(0, (B, -1)))
+
+    def following(self, tokens: Tensor) -> Tensor:
+        """Write tokens (B * K,), and none where one is the blank; then log of the probability (B * K, V) of each unit
+        to come next, the blank for the end. Together they are 1."""
+        tokens = tokens.cpu().unflatten(0, self.last.shape)
+        written = (tokens != self.blank)[..., None]
+        before = self.in_blank.where((tokens == self.last)[..., None], self._either())  # as the last: after a blank
+        in_unit = _arrived(before, self._of(tokens))
+        in_unit[..., 1:].masked_fill_(self.beyond, IMPOSSIBLE)
+        in_blank = _arrived(in_unit, self._of(torch.full_like(tokens[:, :1], self.blank)))
+        self.so_far = self.so_far.where(~written[..., 0], self.going_on.gather(2, tokens[..., None])[..., 0])
+        self.in_unit, self.in_blank = in_unit.where(written, self.in_unit), in_blank.where(written, self.in_blank)
+        self.last = tokens.where(written[..., 0], self.last)
+        self.going_on = self._going_on()
+        found = self.going_on - self.so_far[..., None]
+        found = found.masked_fill(self.so_far.isneginf()[..., None], IMPOSSIBLE)  # what is impossible has no next
+        return found.flatten(0, 1).float().to(self.device)
+
+    def _of(self, tokens: Tensor) -> Tensor:
+        """(B, K) -> (B, K, T), how likely each is in each frame."""
+        return self.log_probs.gather(2, tokens[:, None].expand(-1, self.log_probs.shape[1], -1)).mT
+
+    def _either(self) -> Tensor:
+        return torch.logaddexp(self.in_blank, self.in_unit)
+
+    def _going_on(self) -> Tensor:
+        """(B, K, V): log of the probability of all texts that begin with what is written and that unit; for the blank,
+        of what is written and no more."""
+        either = self._either()
+        top = either.amax(2, keepdim=True)
+        top = top.masked_fill(top.isneginf(), 0)
+        found = ((either[..., :-1] - top).exp() @ self.probs).log() + top
+        again = (self.in_blank[..., :-1] + self._of(self.last)).masked_fill(self.beyond, IMPOSSIBLE)
+        found.scatter_(2, self.last[..., None], again.logsumexp(2, keepdim=True))
+        found[..., self.blank] = either[..., -1]
+        return found
+
+
+def _arrived(before: Tensor, log_probs: Tensor) -> Tensor:
+    """How likely what can begin after each frame (B, K, T + 1) has gone on as a unit up to each later one, that unit as
+    likely in each frame as log_probs (B, K, T)."""
+    stays = F.pad(log_probs.cumsum(2), (1, 0))
+    arrived = stays[..., 1:] + (before[..., :-1] - stays[..., :-1]).logcumsumexp(2)
+    return F.pad(arrived, (1, 0), value=IMPOSSIBLE)

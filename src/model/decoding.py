@@ -97,10 +97,10 @@ class Kept(Protocol):
 
 
 class Writer(Protocol):
-    """What writes texts: a causal model whose `hidden` reads on from what is kept."""
+    """What writes texts: a causal model that reads on from what is kept."""
 
-    def hidden(self, tokens: Tensor, kept: Any, /) -> Tensor: ...
-    def logits(self, hidden: Tensor, /) -> Tensor: ...
+    def log_probs(self, tokens: Tensor, kept: Any, /) -> Tensor:
+        """Of what comes after tokens (B,) -> (B, V)."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def greedy(model: Writer, kept: Kept, limits: Tensor, *, ends: int) -> list[Writ
     tokens, ended = torch.full_like(limits, ends), limits < 1
     texts, costs = (torch.zeros(len(limits), 0, dtype=kind, device=limits.device) for kind in (torch.long, torch.float))
     while not ended.all():
-        best, tokens = _log_probs(model, tokens, kept).max(-1)  # (B,)
+        best, tokens = model.log_probs(tokens, kept).max(-1)  # (B,)
         tokens = tokens.masked_fill(ended, ends)
         texts = torch.cat([texts, tokens[:, None]], 1)
         costs = torch.cat([costs, best.masked_fill(ended, 0)[:, None]], 1)
@@ -142,7 +142,7 @@ def beam_search(model: Writer, kept: Kept, limits: Tensor, *, ends: int, width: 
     texts, costs = (torch.zeros(B, K, 0, dtype=kind, device=limits.device) for kind in (torch.long, torch.float))
     tokens, ended = torch.full((B, K), ends, device=limits.device), limits[:, None].expand(B, K) < 1
     while not ended[:, 0].all():  # the first is the likeliest, and the others only become less likely
-        log_probs = _log_probs(model, tokens.flatten(), kept).unflatten(0, (B, K))  # (B, K, V)
+        log_probs = model.log_probs(tokens.flatten(), kept).unflatten(0, (B, K))  # (B, K, V)
         log_probs[..., ends].masked_fill_(ended, 0)  # what else may come after an end is less likely, and never first
         scores, best = (scores[..., None] + log_probs).flatten(1).topk(K)  # (B, K)
         before, tokens = best // log_probs.shape[2], best % log_probs.shape[2]
@@ -151,11 +151,6 @@ def beam_search(model: Writer, kept: Kept, limits: Tensor, *, ends: int, width: 
         ended = ended[rows, before] | (tokens == ends) | (texts.shape[2] >= limits[:, None])
         kept.select((rows * K + before).flatten())
     return _written(texts[:, 0], costs[:, 0], limits, ends)
-
-
-def _log_probs(model: Writer, tokens: Tensor, kept: Kept) -> Tensor:
-    """Of what comes after tokens (B,) -> (B, V)."""
-    return model.logits(model.hidden(tokens[:, None], kept)[:, -1]).float().log_softmax(-1)
 
 
 def _written(texts: Tensor, costs: Tensor, limits: Tensor, ends: int) -> list[Written]:

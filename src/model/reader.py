@@ -1,6 +1,6 @@
 """Reader: an encoder of lines, a decoder that writes down their text while it looks at them (Vaswani et al. 2017,
-arXiv:1706.03762), and a CTC head on the encoder, by which it learns sooner what stands where (Watanabe et al. 2017,
-doi:10.1109/JSTSP.2017.2763455).
+arXiv:1706.03762), and a CTC head on the encoder, by which it learns sooner what stands where, and which has a say in
+what is written (Watanabe et al. 2017, doi:10.1109/JSTSP.2017.2763455).
 
 Axes: B batch, T units of text, S states of a line, D width, V units.
 """
@@ -11,21 +11,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.ctc import PrefixScores
 from model.gpt import Attention as CausalAttention
 from model.kv_cache import KVCache, LayerCache
 from model.line_encoder import LineEncoder
 from model.transformer import MLP, CrossAttention, init_blocks, init_linear, sines, valid_places
 
 Pair = tuple[Tensor, Tensor]
+SAY = 0.5  # of the CTC head
 
 
 class Memory:
-    """What a decoder keeps of lines: for each layer keys and values (B, H, S, C) of their states, and which of these
-    count (B, S); and, with a `capacity`, the same of the text read so far."""
+    """What is kept of lines: for each layer of the decoder keys and values (B, H, S, C) of their states, and which of
+    these count (B, S); with a `capacity`, the same of the text read so far; and what CTC has to say of it."""
 
     def __init__(self, states: list[Pair], valid: Tensor, capacity: int = 0):
         self.states, self.valid = states, valid
         self.text = KVCache(len(states), capacity) if capacity else None
+        self.aligned: PrefixScores | None = None
+        self._lines = torch.arange(len(valid), device=valid.device)  # which one each row is
 
     def layers(self) -> list[tuple[Pair, LayerCache | None]]:
         return list(zip(self.states, self.text.layers if self.text else [None] * len(self.states)))
@@ -36,11 +40,16 @@ class Memory:
         return self.text.length if self.text else 0
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows (B',) of the batch, in this order; one may come more than once."""
-        self.states = [(keys[rows], values[rows]) for keys, values in self.states]
-        self.valid = self.valid[rows]
+        """Go on with these rows (B',) of the batch, in this order; one may come more than once. With CTC those of a
+        line stay together, and in its place."""
+        lines = self._lines[rows]
+        if not torch.equal(lines, self._lines):
+            self.states = [(keys[rows], values[rows]) for keys, values in self.states]
+            self.valid, self._lines = self.valid[rows], lines
         if self.text:
             self.text.select(rows)
+        if self.aligned:
+            self.aligned.select(rows)
 
 
 class TextDecoder(nn.Module):
@@ -77,6 +86,10 @@ class TextDecoder(nn.Module):
         """(..., D) -> (..., V)."""
         return nn.functional.linear(hidden, self.embedding.weight)
 
+    def log_probs(self, tokens: Tensor, memory: Memory) -> Tensor:
+        """Of what comes after tokens (B,) -> (B, V)."""
+        return self.logits(self.hidden(tokens[:, None], memory)[:, 0]).float().log_softmax(-1)
+
 
 class DecoderBlock(nn.Module):
     """What was written, what is seen, what is here: two attentions and two layers, each added to what came in."""
@@ -105,11 +118,11 @@ class Seen(NamedTuple):
 
 
 class Reader(nn.Module):
-    """The `blank` of CTC is the unit that ends a text, too."""
+    """The `blank` of CTC is the unit that ends a text, too. `joint`: the CTC head is trained, so it has a say."""
 
-    def __init__(self, encoder: LineEncoder, decoder: TextDecoder, blank: int):
+    def __init__(self, encoder: LineEncoder, decoder: TextDecoder, blank: int, *, joint: bool = True):
         super().__init__()
-        self.encoder, self.decoder, self.blank = encoder, decoder, blank
+        self.encoder, self.decoder, self.blank, self.joint = encoder, decoder, blank, joint
         V, D = decoder.embedding.weight.shape
         self.head = nn.Linear(D, V)
         init_linear(self.head)
@@ -123,7 +136,19 @@ class Reader(nn.Module):
         """What the decoder looks at: the states, and at each how many units have begun up to it, so that it need not
         learn to count columns to find the next one: in the first minutes of training it errs half as often."""
         places = sines(begun(seen.logits.detach(), self.blank), seen.states.shape[2])
-        return self.decoder.memory(seen.states + places.to(seen.states.dtype), seen.lengths, capacity)
+        memory = self.decoder.memory(seen.states + places.to(seen.states.dtype), seen.lengths, capacity)
+        if capacity and self.joint:
+            memory.aligned = PrefixScores(seen.logits, seen.lengths, blank=self.blank)
+        return memory
+
+    def log_probs(self, tokens: Tensor, memory: Memory) -> Tensor:
+        """Of what comes after tokens (B,) -> (B, V): in proportion to the geometric mean of how likely decoder and CTC
+        head have it. The decoder alone loses its place where much looks alike, and repeats itself up to the end of the
+        line; the head alone knows no words."""
+        found = self.decoder.log_probs(tokens, memory)
+        if memory.aligned is None:
+            return found
+        return ((1 - SAY) * found + SAY * memory.aligned.following(tokens)).log_softmax(-1)
 
 
 def begun(logits: Tensor, blank: int) -> Tensor:

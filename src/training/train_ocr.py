@@ -191,8 +191,7 @@ class OCR(Stage):
     def _width(self, split: str, picture: pictures.Picture) -> int:
         """Columns of pixels, in the frame."""
         fact = self.resized[split].facts[picture.path]
-        width: int = round(fact.width * self.cfg.image_height / fact.height)
-        return max(1, width)
+        return self._frame().width_of(fact.height, fact.width)
 
     def dataset(self, split: str) -> "Views":
         from data.views import Views
@@ -259,7 +258,7 @@ class OCR(Stage):
         encoder = LineEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
         decoder = TextDecoder(self.units.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads,
                               num_layers=cfg.decoder_layers, d_ff=cfg.d_ff, dropout=cfg.dropout)
-        return Reader(encoder, decoder, self.units.end_of_text)
+        return Reader(encoder, decoder, self.units.end_of_text, joint=cfg.ctc_weight > 0)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return [*model.encoder.blocks, *model.decoder.blocks]
@@ -315,8 +314,8 @@ class OCR(Stage):
         limits = seen.lengths.clamp(max=self.cfg.max_text_length)
         memory = model.memory(seen, int(limits.max()))
         if beam == 1:
-            return decoding.greedy(model.decoder, memory, limits, ends=self.units.end_of_text)
-        return decoding.beam_search(model.decoder, memory, limits, ends=self.units.end_of_text, width=beam)
+            return decoding.greedy(model, memory, limits, ends=self.units.end_of_text)
+        return decoding.beam_search(model, memory, limits, ends=self.units.end_of_text, width=beam)
 
     def texts(self, written: "Sequence[Written]") -> list[str]:
         return [self.units.decode(each.tokens) for each in written]

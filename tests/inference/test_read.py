@@ -79,7 +79,8 @@ def test_files_folders_and_standard_input(read: Read, line: Path) -> None:
 
 
 def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: RunDir) -> None:
-    """And of words that of their units, blanks not counted; against the decoder without a cache."""
+    """And of words that of their units, blanks not counted; against the decoder without a cache, and CTC."""
+    from model.ctc import PrefixScores
     from training import pretrained
 
     _, out, _ = read(line, "--json")
@@ -90,7 +91,10 @@ def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: 
     with torch.no_grad():
         seen = model(pixels[None], torch.tensor([pixels.shape[2]]))
         hidden = model.decoder.hidden(torch.tensor([[end, *ids]]), model.memory(seen))
-        table = model.decoder.logits(hidden)[0].softmax(-1).gather(1, torch.tensor([*ids, end])[:, None])[:, 0]
+        scores = PrefixScores(seen.logits, seen.lengths, blank=end)
+        aligned = torch.cat([scores.following(torch.tensor([unit])) for unit in (end, *ids)])
+        odds = model.decoder.logits(hidden)[0].log_softmax(-1).exp() * aligned.exp()
+        table = (odds.sqrt() / odds.sqrt().sum(1, keepdim=True)).gather(1, torch.tensor([*ids, end])[:, None])[:, 0]
     assert found["file"] == str(line) and found["text"] == TEXT
     assert found["confidence"] == pytest.approx(float(table.prod()), abs=2e-4)
     assert [each["word"] for each in found["words"]] == TEXT.split()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.units import aligned_length
 from model import ctc
 
 BLANK = 2
@@ -64,7 +65,7 @@ def test_labels_are_feasible_where_there_is_an_alignment(T: int, V: int, seed: i
     units = [unit for unit in range(V) if unit != BLANK]
     for size in range(T + 2):
         for labels in itertools.product(units, repeat=size):
-            assert (ctc.needed_frames(labels) <= T) == (labels in possible)
+            assert (aligned_length(labels) <= T) == (labels in possible)
 
 
 def test_the_loss_of_what_is_not_feasible_is_infinite() -> None:
@@ -113,7 +114,7 @@ def test_an_alignment_is_the_likeliest_of_all(T: int, V: int, seed: int) -> None
 
 
 def test_labels_that_do_not_fit_cannot_be_aligned() -> None:
-    with pytest.raises(ValueError, match="2 labels need 3 frames, there are 2"):
+    with pytest.raises(ValueError, match="2 labels cannot be aligned with 2 frames"):
         ctc.align(np.zeros((2, 3)), [1, 1], blank=BLANK)
 
 
@@ -132,3 +133,55 @@ def test_a_long_alignment_is_found_too() -> None:
     spans = ctc.align(log_probs, labels, blank=BLANK)
     assert [(span.start, span.end) for span in spans] == [(3 * i + 1, 3 * i + 3) for i in range(500)]
     assert ctc.beam_search(log_probs, blank=BLANK, width=4)[0][0] == labels
+
+
+@pytest.mark.parametrize("T, V, seed", CASES)
+def test_what_comes_next_is_told_by_all_alignments_of_all_texts(T: int, V: int, seed: int) -> None:
+    """Beside a longer line; each text goes on in all ways, among them those for which no room is left."""
+    log_probs = some_log_probs(T, V, seed)
+    both = torch.stack([torch.cat([log_probs, torch.full((2, V), 3.0)]), some_log_probs(T + 2, V, 9)])
+    scores = ctc.PrefixScores(both, torch.tensor([T, T + 2]), blank=BLANK)
+    units = [unit for unit in range(V) if unit != BLANK]
+    odds = {labels: math.exp(total(found)) for labels, found in enumerated(log_probs).items()}
+
+    def beginning(text: tuple[int, ...]) -> float:
+        return sum(likely for labels, likely in odds.items() if labels[:len(text)] == text)
+
+    texts: list[tuple[int, ...]] = [()]
+    following = scores.following(torch.full((2,), BLANK))
+    for _ in range(min(T, 3) + 1):
+        for text, found in zip(texts, following):  # the rows of the first line come first
+            expected = [beginning((*text, unit)) for unit in range(V)]
+            expected[BLANK] = odds.get(text, 0.0)
+            so_far = beginning(text)
+            assert sum(expected) == pytest.approx(so_far)
+            assert found.exp().tolist() == pytest.approx([each / so_far if so_far else 0.0 for each in expected],
+                                                         abs=1e-6), text
+        rows = torch.arange(2 * len(texts)).repeat_interleave(len(units))
+        scores.select(rows)
+        texts = [(*text, unit) for text in texts for unit in units]
+        following = scores.following(torch.tensor(units).repeat(len(rows) // len(units)))
+
+
+def test_a_text_that_has_ended_stays_as_it_is() -> None:
+    logits = torch.randn(2, 6, 4)
+    scores = ctc.PrefixScores(logits, torch.tensor([6, 4]), blank=BLANK)
+    scores.following(torch.tensor([BLANK, BLANK]))
+    before = scores.following(torch.tensor([1, 3]))
+    assert torch.equal(scores.following(torch.tensor([BLANK, BLANK])), before)
+    assert not torch.equal(scores.following(torch.tensor([BLANK, 0]))[1], before[1])
+
+
+def test_lines_of_thousands_of_frames_are_told_too() -> None:
+    """Where the probabilities of whole texts are far below the smallest number there is."""
+    logits = 5 * torch.randn(1, 3000, 40)
+    scores = ctc.PrefixScores(logits, torch.tensor([3000]), blank=BLANK)
+    tokens, so_far = torch.tensor([BLANK]), 0.0
+    labels = [unit for unit in torch.randint(40, (200,)).tolist() if unit != BLANK]
+    for unit in labels:
+        so_far += float(scores.following(tokens)[0, unit])
+        tokens = torch.tensor([unit])
+    so_far += float(scores.following(tokens)[0, BLANK])
+    loss = ctc.ctc_loss(logits.double(), torch.tensor([3000]), torch.tensor(labels), torch.tensor([len(labels)]),
+                        blank=BLANK)
+    assert so_far == pytest.approx(-float(loss), rel=1e-4)

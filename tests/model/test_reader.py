@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.decoding import Written, beam_search, greedy
 from model.line_encoder import LineEncoder, states_of
-from model.reader import Memory, TextDecoder, begun
+from model.reader import Memory, Reader, Seen, TextDecoder, begun
 from model.transformer import sines
 
 V, END = 5, 4
@@ -256,3 +256,53 @@ def test_a_text_of_no_length_is_empty(decoder: TextDecoder) -> None:
     for found in (greedy(decoder, memory(decoder), none, ends=END),
                   beam_search(decoder, memory(decoder), none, ends=END, width=2)):
         assert [each.tokens for each in found] == [[]] * 4 and all(each.log_prob == 0 for each in found)
+
+
+# -- both together --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reader() -> Reader:
+    encoder = LineEncoder(image_height=32, stem_width=4, d_model=16, num_heads=2, num_layers=1, d_ff=32)
+    made = weighted(Reader(encoder, TextDecoder(V, d_model=16, num_heads=2, num_layers=1, d_ff=32), END))
+    assert isinstance(made, Reader)
+    return made
+
+
+@pytest.mark.parametrize("row", range(3))
+@torch.no_grad()
+def test_the_likeliest_text_is_that_of_decoder_and_ctc(reader: Reader, row: int) -> None:
+    """Of all texts for which three states have room: the decoder's part without any cache, CTC's from torch's loss."""
+    seen = reader(pixels(3, 1, 32, 12), torch.tensor([12, 9, 11]))
+    alone = Seen(*(part[row:row + 1] for part in seen))
+    texts = [text for length in range(4) for text in itertools.product(range(V - 1), repeat=length)]
+    odds = {text: math.exp(-float(nn.functional.ctc_loss(
+        alone.logits[0].log_softmax(-1), torch.tensor(text, dtype=torch.long), alone.lengths[0],
+        torch.tensor(len(text)), END, reduction="sum"))) for text in texts}
+
+    def following(text: tuple[int, ...]) -> Tensor:
+        """(V,), of the unit that comes next."""
+        hidden = reader.decoder.hidden(torch.tensor([[END, *text]]), reader.memory(alone))
+        aligned = [sum(odds[each] for each in texts if each[:len(text) + 1] == (*text, unit)) for unit in range(V)]
+        aligned[END] = odds[text]
+        return (reader.decoder.logits(hidden)[0, -1].softmax(-1) * torch.tensor(aligned)).sqrt().log()
+
+    def likelihood(text: tuple[int, ...]) -> float:
+        return sum(float(following(text[:place]).log_softmax(-1)[unit]) for place, unit in enumerate((*text, END)))
+
+    every = {text: likelihood(text) for text in texts if odds[text]}
+    best, limits = max(every, key=lambda text: every[text]), torch.full((3,), 4)
+    found = beam_search(reader, reader.memory(seen, 4), limits, ends=END, width=85)[row]
+    assert tuple(found.tokens) == best and found.log_prob == pytest.approx(every[best], abs=1e-4)
+    for each in (greedy(reader, reader.memory(seen, 4), limits, ends=END)[row],
+                 beam_search(reader, reader.memory(seen, 4), limits, ends=END, width=3)[row]):
+        assert each.log_prob == pytest.approx(every[tuple(each.tokens)], abs=1e-4)
+
+
+@torch.no_grad()
+def test_a_head_that_was_not_trained_has_no_say(reader: Reader) -> None:
+    seen, limits = reader(pixels(3, 1, 32, 12), torch.tensor([12, 9, 11])), torch.full((3,), 4)
+    both = greedy(reader, reader.memory(seen, 4), limits, ends=END)
+    reader.joint = False
+    alone = greedy(reader, reader.memory(seen, 4), limits, ends=END)
+    assert alone == greedy(reader.decoder, reader.memory(seen, 4), limits, ends=END) != both
