@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
 COLUMNS = 4  # of a gallery
+BELOW: dict[str, Any] = dict(y=0, pad=-3, va="top", fontsize=8, parse_math=False)  # of a title
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def gallery(pictures: "np.ndarray", captions: Sequence[str], over: "np.ndarray |
             ax.imshow(pictures[i], extent=(0, width, height, 0))
             if over is not None:
                 ax.imshow(over[i], extent=(0, width, height, 0), cmap="magma", alpha=0.6)
-            ax.set_title(captions[i], y=-0.02, va="top", fontsize=8, parse_math=False)
+            ax.set_title(captions[i], **BELOW)
     return _drawn(figure)
 
 
@@ -76,7 +77,7 @@ def strips(pictures: "Sequence[np.ndarray]", captions: Sequence[str]) -> Picture
         ax.axis("off")
         ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
         ax.set(xlim=(0, widest * picture.shape[0]), anchor="W")
-        ax.set_title(caption, y=-0.05, va="top", loc="left", fontsize=8, family="monospace", parse_math=False)
+        ax.set_title(caption, **BELOW, loc="left", family="monospace")
     return _drawn(figure)
 
 
