@@ -64,6 +64,10 @@ class Order:
                               "--precision bf16, shorter samples or a smaller preset take less")
         return replace(self, micro=(before + 1) // 2)
 
+    def typical(self, count: int) -> list[int]:
+        """So many rows, by which it can be told how long rows take; those there are come again where there are fewer."""
+        return [row % self.size for row in range(count)]
+
     def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
         """The items of the micro-batches of steps `first` to `end` - 1, one after the other."""
         for step in range(first, end):
@@ -95,6 +99,11 @@ class LengthOrder(Order):
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(sum(math.ceil(len(rows) / count) for rows, count in self._buckets) / self.accum)
+
+    def typical(self, count: int) -> list[int]:
+        """Those that are nearest to the mean length: any others would be padded to the longest of them."""
+        nearest = np.argsort(np.abs(np.array(self.lengths) - np.mean(self.lengths)), kind="stable")
+        return np.resize(nearest, count).tolist()
 
     def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
         batches = self._batches(epoch)[offset * self.accum:][:self.accum]

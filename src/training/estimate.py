@@ -196,12 +196,13 @@ class _Trial:
     def __init__(self, stage: Stage, cfg: Options, device: torch.device):
         self.stage, self.cfg, self.device = stage, cfg, device
         self.rows: Any = stage.dataset("train")
+        self.order = stage.order()
         self.model = stage.model().to(device).train()
         blocks.shape(stage, self.model, cfg)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def batch(self, size: int) -> Batch:
-        samples = [self.rows[i % len(self.rows)] for i in range(size)]
+        samples = [self.rows[row] for row in self.order.typical(size)]
         return devices.move(self.stage.collate(samples), self.device)
 
     def step(self, size: int) -> float:

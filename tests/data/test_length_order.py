@@ -89,3 +89,14 @@ def test_only_one_batch_has_a_rest() -> None:
     """What does not fill a batch goes with the next shorter rows."""
     lengths = tuple(length for length in (1.0, 0.7, 0.45, 0.3) for _ in range(5))
     assert LengthOrder(20, 4, 1, 0, lengths=lengths).steps_per_epoch == 5
+
+
+def test_typical_rows_are_as_long_as_rows_are_in_the_mean() -> None:
+    order = made(400, 16, 1, 30.0)
+    mean = sum(order.lengths) / 400
+    for count in (1, 2, 16):
+        rows = order.typical(count)
+        assert len(set(rows)) == count
+        nearest = sorted(abs(length - mean) for length in order.lengths)[:count]
+        assert sorted(abs(order.lengths[row] - mean) for row in rows) == nearest
+    assert made(5, 2, 1, 1.0).typical(12)[5:10] == made(5, 2, 1, 1.0).typical(5)
