@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIKE = 0.8  # times as long as the longest: what is shorter is batched with others
+EXAMPLES = 1 / 8, 3 / 8, 5 / 8, 7 / 8  # shares of the rows, each in the middle of a quarter
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ class Order:
                               "--precision bf16, shorter samples or a smaller preset take less")
         return replace(self, micro=(before + 1) // 2)
 
-    def typical(self, count: int) -> list[int]:
-        """So many rows, by which it can be told how long rows take; those there are come again where there are fewer."""
-        return [row % self.size for row in range(count)]
+    def examples(self, count: int) -> list[list[int]]:
+        """Micro-batches of at most so many rows, by which it can be told how long all take: each stands for as many. A
+        row comes more than once where there are few."""
+        return [[row % self.size for row in range(count)]]
 
     def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
         """The items of the micro-batches of steps `first` to `end` - 1, one after the other."""
@@ -100,10 +102,12 @@ class LengthOrder(Order):
     def steps_per_epoch(self) -> int:
         return math.ceil(sum(math.ceil(len(rows) / count) for rows, count in self._buckets) / self.accum)
 
-    def typical(self, count: int) -> list[int]:
-        """Those that are nearest to the mean length: any others would be padded to the longest of them."""
-        nearest = np.argsort(np.abs(np.array(self.lengths) - np.mean(self.lengths)), kind="stable")
-        return np.resize(nearest, count).tolist()
+    def examples(self, count: int) -> list[list[int]]:
+        """Of buckets over all lengths, the longest first."""
+        ends = np.cumsum([len(rows) for rows, _ in self._buckets])
+        chosen = [self._buckets[int(np.searchsorted(ends, share * self.size, "right"))] for share in EXAMPLES]
+        return [rows[np.linspace(0, len(rows) - 1, min(count, most, len(rows))).round().astype(int)].tolist()
+                for rows, most in chosen]
 
     def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
         batches = self._batches(epoch)[offset * self.accum:][:self.accum]

@@ -201,14 +201,19 @@ class _Trial:
         blocks.shape(stage, self.model, cfg)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
-    def batch(self, size: int) -> Batch:
-        samples = [self.rows[row] for row in self.order.typical(size)]
-        return devices.move(self.stage.collate(samples), self.device)
+    def batches(self, size: int) -> list[tuple[int, Batch]]:
+        """Micro-batches of at most so many samples, of all lengths that there are, and how many each has."""
+        parts = [[self.rows[row] for row in rows] for rows in self.order.examples(size)]
+        return [(len(part), devices.move(self.stage.collate(part), self.device)) for part in parts]
 
     def step(self, size: int) -> float:
-        """Seconds of forward and backward."""
-        batch = self.batch(size)
-        return _timed(lambda: self._passes(batch), self.device)
+        """Seconds of forward and backward of so many samples."""
+        return self._seconds(self._passes, size)
+
+    def _seconds(self, work: Callable[[Batch], Any], size: int) -> float:
+        took = [_timed(lambda batch=batch: work(batch), self.device) / count  # type: ignore[misc]
+                for count, batch in self.batches(size)]
+        return size * sum(took) / len(took)
 
     def _passes(self, batch: Batch) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -236,21 +241,25 @@ class _Trial:
         return size, min(seconds, self.step(size))  # the first pass of a size is slower
 
     def scoring(self, size: int) -> float:
-        batch = self.batch(size)
+        def work(batch: Batch) -> None:
+            self.stage.score(self.model, batch)
+            self.stage.gather(self.model, batch)
+
         self.model.eval()
         with torch.no_grad(), devices.autocast(self.device, self.cfg.precision):
-            seconds = min(_timed(lambda: (self.stage.score(self.model, batch), self.stage.gather(self.model, batch)),
-                                 self.device) for _ in range(2))
+            seconds = min(self._seconds(work, size) for _ in range(2))
         self.model.train()
         return seconds
 
     def flops(self) -> float:
         """Floating-point operations of a sample, those that checkpointing does a second time left out."""
         self.model.eval()
+        batches = self.batches(1)
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-            self._passes(self.batch(1))
+            for _, batch in batches:
+                self._passes(batch)
         self.model.train()
-        return float(counter.get_total_flops())
+        return float(counter.get_total_flops() / len(batches))
 
     def kept(self) -> tuple[int, int]:
         """Bytes that autograd keeps from the forward to the backward pass: fixed, and for each sample."""
@@ -278,7 +287,7 @@ class _Trial:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._passes(self.batch(size))
+            self._passes(self.batches(size)[0][1])
         return sum(kept.values())
 
 

@@ -91,12 +91,15 @@ def test_only_one_batch_has_a_rest() -> None:
     assert LengthOrder(20, 4, 1, 0, lengths=lengths).steps_per_epoch == 5
 
 
-def test_typical_rows_are_as_long_as_rows_are_in_the_mean() -> None:
+def test_examples_stand_for_all_rows() -> None:
+    """As long as rows are in the mean, the longest first, and no batch that the run would not make."""
     order = made(400, 16, 1, 30.0)
-    mean = sum(order.lengths) / 400
-    for count in (1, 2, 16):
-        rows = order.typical(count)
-        assert len(set(rows)) == count
-        nearest = sorted(abs(length - mean) for length in order.lengths)[:count]
-        assert sorted(abs(order.lengths[row] - mean) for row in rows) == nearest
-    assert made(5, 2, 1, 1.0).typical(12)[5:10] == made(5, 2, 1, 1.0).typical(5)
+    found = order.examples(8)
+    longest = [max(order.lengths[row] for row in rows) for rows in found]
+    assert longest == sorted(longest, reverse=True) and len(found) == 4
+    for rows, most in zip(found, longest):
+        assert len(set(rows)) == len(rows) == min(8, int(30.0 // most)) or len(rows) == 1
+        assert min(order.lengths[row] for row in rows) > 0.5 * most
+    means = [sum(order.lengths[row] for row in rows) / len(rows) for rows in found]
+    assert sum(means) / 4 == pytest.approx(sum(order.lengths) / 400, rel=0.15)
+    assert made(5, 2, 1, 1.0).examples(64) and made(1, 8, 2, 100.0).examples(2) == [[0]] * 4
