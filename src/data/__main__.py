@@ -119,7 +119,8 @@ def _check_pictures(cfg: Check, data: str, modality: str) -> int:
         limits = Limits(cfg.min_side, cfg.max_side, cfg.max_width, cfg.image_height, cfg.max_text_length or LONGEST,
                         lines=True, labels=lambda text: [ord(letter) for letter in text],
                         columns=lambda width: -(-width // PIXELS_A_COLUMN))
-    found = pictures.read(data, group_by=cfg.group_by, held_out=config.listed(cfg.held_out), share=cfg.valid_share,
+    found = pictures.read(data, template="" if modality == "ocr" else "{}", group_by=cfg.group_by,
+                          held_out=config.listed(cfg.held_out), share=cfg.valid_share,
                           shared_texts=cfg.shared_texts is not False)
     _, _, report = examined(found, {}, keep=False, limits=limits)
     print("\n".join(report.lines()))

@@ -149,7 +149,8 @@ def problem(row: Picture, fact: Fact, limits: Limits) -> str:
     if not fact.spread:
         return f"blank: all its {sides} are the same"
     if limits.labelled and not row.text:
-        return "unlabelled: no text and no label"
+        return ("without text: it takes a column `text`, or a.txt beside a.png" if limits.lines else
+                "unlabelled: no text and no label")
     if min(fact.height, fact.width) < limits.min_side:
         return f"too small: {sides}, the shorter side must have {limits.min_side:,}"
     if limits.max_side and max(fact.height, fact.width) > limits.max_side:

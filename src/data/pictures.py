@@ -79,14 +79,15 @@ def read(name: str, *, template: str = "{}", group_by: str = "", held_out: Colle
     whole groups where they are known, else whole files. `held_out` names the groups to validate by instead. `group_by`
     is a regular expression: what it, or the first group in it, matches in a path is the picture's group, as in
     `([^/]*)_[^/]*$`: all before the last underscore of a file's name. Where there is only a label, the text is
-    `template` with it in place of {}. Unless `shared_texts`, training leaves out the texts that are judged by.
+    `template` with it in place of {}; with an empty one there is none. Unless `shared_texts`, training leaves out the
+    texts that are judged by.
     Raises UserError where nothing is left.
     """
     if problems := check(name, group_by=group_by):
         raise UserError(*problems)
     found: Splits = {split: [] for split in SPLITS}
     for split, each in listed(name):
-        text = each.text or (captioned(each.label, template) if each.label else "")
+        text = each.text or (captioned(each.label, template) if each.label and template else "")
         found[split].append(Picture(each.path, text, each.label, _group(each, group_by) if group_by else each.group))
     splits = {split: rows for split, rows in found.items() if rows}
     if not splits:

@@ -13,25 +13,42 @@ def rows(path: Path, columns: Mapping[str, Sequence[str]], advice: str) -> Itera
     """What stands in each row, by what it is; '' where nothing does.
 
     `columns`: what -> the names that its column may have. A first row that names a "path" and one more of them is a
-    header; without one, a row is a "path" and a "text". Lines that begin with # are skipped, `advice` is what to do
-    about mistakes. Raises UserError.
+    header; without one, a row is a "path" and a "text". A row is one line; those that begin with # are skipped.
+    `advice` is what to do about mistakes. Raises UserError.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would part at more than line ends
     except UnicodeDecodeError as error:
         raise UserError(f"--dataset {path}: is not UTF-8 text ({error.reason}); {advice}") from error
-    kept = (line for line in lines if line.strip() and not line.startswith("#"))
-    table = csv.reader(kept, delimiter="\t" if path.suffix == ".tsv" else ",")
-    first = next(table, None)
-    if first is None:
+    table = ((number, _cells(path, number, line)) for number, line in enumerate(lines, 1)
+             if line.strip() and not line.startswith("#"))
+    begin = next(table, None)
+    if begin is None:
         raise UserError(f"--dataset {path}: has no rows; {advice}")
+    first = begin[1]
     places = _header(first, columns)
     if not places and len(first) < 2:
         raise UserError(f"--dataset {path}: a row is `file,text`, the first is {','.join(first)!r}; {advice}")
-    for row in table if places else [first, *table]:
+    most = len(first) if places else 2
+    for number, row in table if places else [begin, *table]:
+        if len(row) > most:
+            raise UserError(f"--dataset {path}: line {number} has {len(row)} cells instead of {most}: put a text that "
+                            'has a comma in quotes, "1,234.50"')
         cells = {what: row[place].strip() for what, place in (places or {"path": 0, "text": 1}).items()
                  if place < len(row)}
         yield {what: cells.get(what, "") for what in columns}
+
+
+def _cells(path: Path, number: int, line: str) -> list[str]:
+    """Of a line, without empty ones at its end. Raises UserError."""
+    try:
+        found = next(csv.reader([line.rstrip("\r")], delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+    except csv.Error as error:
+        raise UserError(f"--dataset {path}: line {number} has a cell that begins with a quote and does not end with "
+                        f'one ({error}): write a quote in a quoted cell twice, "5"" x 7"""') from error
+    while found and not found[-1].strip():
+        found.pop()
+    return found
 
 
 def _header(row: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from model.decoding import Written
 
 STAGE = "ocr"
-AT_ONCE = 32  # lines, those of like width together
+AT_ONCE = 32  # lines
+LIKE = 1.25  # times as wide as the narrowest: lines that are read together
 INK, HIGH = 0.3, 0.2  # of the contrast of a picture, of its height: a line of text has so much at least
 USAGE = """usage: read.sh PICTURE... [OPTIONS]
 
@@ -94,34 +95,43 @@ class LineReader:
 
         self.stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.device, self.frame = device, Frame(self.stage.cfg.image_height, grey=True)
-        self.widest = int(source.options.get("max_width", self.stage.cfg.max_width))
+        for name in ("max_width", "max_text_length"):
+            setattr(self.stage.cfg, name, source.options.get(name, getattr(self.stage.cfg, name)))
 
     def open(self, path: str) -> "Tensor":
         """(1, H, W) uint8, in the model's frame; tells what will hardly be read. Raises images.ImageError."""
         from data import resized
 
         pixels = self.frame(resized.opened(sys.stdin.buffer.read() if path == "-" else path))
+        if pixels.min() == pixels.max():
+            raise images.ImageError("is blank: nothing is written there")
         if (count := text_lines(pixels[0].numpy())) > 1:
             print(f"{config.program()}: {path} seems to have {count} lines of text and is read as if it had one: cut "
                   "it into lines", file=sys.stderr)
-        if pixels.shape[2] > self.widest:
+        if pixels.shape[2] > self.stage.cfg.max_width:
             print(f"{config.program()}: {path} is {pixels.shape[2]:,} pixels wide at a height of {pixels.shape[1]}, "
-                  f"the model was trained on up to {self.widest:,}: cut it into shorter lines", file=sys.stderr)
+                  f"the model was trained on up to {self.stage.cfg.max_width:,}: cut it into shorter lines",
+                  file=sys.stderr)
         return pixels
 
     def read(self, lines: "Sequence[Tensor]", beam: int = 1) -> Iterator[dict[str, Any]]:
         """For each {"text", "confidence", "words": [{"word", "confidence"}]}: how likely the model has it that this,
         and nothing else, stands there."""
+        found = dict[int, dict[str, Any]]()
+        for rows in _alike([line.shape[2] for line in lines]):
+            for row, written in zip(rows, self._written([lines[row] for row in rows], beam)):
+                found[row] = self._told(written)
+        yield from (found[row] for row in range(len(lines)))
+
+    def _written(self, lines: "Sequence[Tensor]", beam: int) -> "list[Written]":
         import torch
         from torch.nn.functional import pad
 
-        if not lines:
-            return
         widths = torch.tensor([line.shape[2] for line in lines], device=self.device)
         pixels = torch.stack([pad(line, (0, int(widths.max()) - line.shape[2])) for line in lines]).to(self.device)
         with torch.no_grad():
-            for written in self.stage.written(self.model, self.model(pixels, widths), beam):
-                yield self._told(written)
+            found: list[Written] = self.stage.written(self.model, self.model(pixels, widths), beam)
+        return found
 
     def _told(self, written: "Written") -> dict[str, Any]:
         from data.units import words
@@ -130,6 +140,18 @@ class LineReader:
         found = [{"word": word, "confidence": _likely(costs)}
                  for word, costs in words(units, list(zip(written.tokens, written.log_probs)))]
         return {"text": units.decode(written.tokens).strip(), "confidence": _likely(written.log_probs), "words": found}
+
+
+def _alike(widths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows in groups of like width: one that is far wider would make all others of its group as wide."""
+    group = list[int]()
+    for row in sorted(range(len(widths)), key=lambda row: widths[row]):
+        if group and widths[row] > LIKE * widths[group[0]]:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
 def _likely(log_probs: Sequence[float]) -> float:

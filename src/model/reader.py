@@ -118,13 +118,13 @@ class Seen(NamedTuple):
 
 
 class Reader(nn.Module):
-    """The `blank` of CTC is the unit that ends a text, too. `joint`: the CTC head is trained, so it has a say."""
+    """The `blank` of CTC is the unit that ends a text, too. Unless `joint`, the CTC head is never trained nor asked."""
 
     def __init__(self, encoder: LineEncoder, decoder: TextDecoder, blank: int, *, joint: bool = True):
         super().__init__()
         self.encoder, self.decoder, self.blank, self.joint = encoder, decoder, blank, joint
         V, D = decoder.embedding.weight.shape
-        self.head = nn.Linear(D, V)
+        self.head = nn.Linear(D, V).requires_grad_(joint)
         init_linear(self.head)
 
     def forward(self, pixels: Tensor, widths: Tensor) -> Seen:
@@ -135,9 +135,11 @@ class Reader(nn.Module):
     def memory(self, seen: Seen, capacity: int = 0) -> Memory:
         """What the decoder looks at: the states, and at each how many units have begun up to it, so that it need not
         learn to count columns to find the next one: in the first minutes of training it errs half as often."""
+        if not self.joint:
+            return self.decoder.memory(seen.states, seen.lengths, capacity)
         places = sines(begun(seen.logits.detach(), self.blank), seen.states.shape[2])
         memory = self.decoder.memory(seen.states + places.to(seen.states.dtype), seen.lengths, capacity)
-        if capacity and self.joint:
+        if capacity:
             memory.aligned = PrefixScores(seen.logits, seen.lengths, blank=self.blank)
         return memory
 
@@ -148,7 +150,8 @@ class Reader(nn.Module):
         found = self.decoder.log_probs(tokens, memory)
         if memory.aligned is None:
             return found
-        return ((1 - SAY) * found + SAY * memory.aligned.following(tokens)).log_softmax(-1)
+        found = ((1 - SAY) * found + SAY * memory.aligned.following(tokens)).log_softmax(-1)
+        return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # what CTC has as impossible has no next
 
 
 def begun(logits: Tensor, blank: int) -> Tensor:
@@ -159,4 +162,5 @@ def begun(logits: Tensor, blank: int) -> Tensor:
     fresh = found.sum(-1)
     fresh = torch.cat([fresh[:, :1], fresh[:, 1:] - (found[:, 1:] * found[:, :-1]).sum(-1)], 1)
     S = fresh.shape[1]
-    return fresh @ torch.ones(S, S, device=fresh.device).triu()  # cumsum has no fixed order on a GPU
+    with torch.autocast(fresh.device.type, enabled=False):  # in half precision there are whole units only
+        return fresh @ torch.ones(S, S, device=fresh.device).triu()  # cumsum has no fixed order on a GPU

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +60,8 @@ class Lines:
     ignore_case: bool = opt(False, "score without case: for labels that do not keep it")
     cache_images: bool = opt(True, "keep all lines on disk, decoded and resized, instead of decoding them in each "
                              "epoch", may_change=True)
-    batch_width: int = opt(0, "most columns of pixels in a micro-batch, padding included (0: --batch_size decides "
-                           "alone)", ge=0)
+    batch_width: int = opt(0, "most columns of pixels in a micro-batch, padding included, before the lines are "
+                           "changed (0: --batch_size decides alone)", ge=0)
 
 
 @dataclass
@@ -157,7 +159,7 @@ class OCR(Stage):
         from model.line_encoder import states_of
 
         cfg = self.cfg
-        found = pictures.read(cfg.dataset, group_by=cfg.group_by, held_out=listed(cfg.held_out),
+        found = pictures.read(cfg.dataset, template="", group_by=cfg.group_by, held_out=listed(cfg.held_out),
                               share=cfg.valid_share)
         own = self.folder / "tokenizer.json"  # a run that goes on keeps the units it began with
         kind = str(own) if own.exists() else cfg.units
@@ -172,6 +174,14 @@ class OCR(Stage):
                          for split, rows in used.items()}
         log.info("Units: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
                  self.units.name, f"{self.units.vocab_size - 1:,}")
+        if unknown := self._unknown():
+            log.warning("%s characters of the texts are not among the units, so they are not learned, and are errors "
+                        "where they are judged by: %s", len(unknown), " ".join(unknown))
+
+    def _unknown(self) -> list[str]:
+        """Characters of the texts that the units cannot spell."""
+        known = set().union(*(each.text for rows in self.pictures.values() for each in rows))
+        return [each for each in sorted(known) if each.strip() and self.units.decode(self.labels(each)) != each]
 
     def labels(self, text: str) -> list[int]:
         return self.units.encode_batch([text.strip()])[0].tolist()  # type: ignore[no-any-return]
@@ -221,7 +231,7 @@ class OCR(Stage):
         end = torch.tensor([self.units.end_of_text])
         labels = [torch.tensor(self.labels(view.text), dtype=torch.long) for view in samples]
         widths, lengths = ([len(each) for each in part] for part in ([view.pixels[0, 0] for view in samples], labels))
-        columns, units = self._longest() if self.cfg.compile else (max(widths), max(lengths) + 1)
+        columns, units = self._longest if self.cfg.compile else (max(widths), max(lengths) + 1)
         tokens = pad_sequence([torch.cat([end, ids]) for ids in labels], batch_first=True, padding_value=int(end))
         return {"pixels": torch.stack([pad(view.pixels, (0, columns - width)) for view, width in zip(samples, widths)]),
                 "widths": torch.tensor(widths), "tokens": pad(tokens, (0, units - tokens.shape[1]), value=int(end)),
@@ -230,9 +240,13 @@ class OCR(Stage):
                 "labels": torch.cat(labels), "label_lengths": torch.tensor(lengths),
                 "texts": [view.text for view in samples]}
 
+    @cached_property
     def _longest(self) -> tuple[int, int]:
         """Columns of pixels and units, with an end, of the longest line that can come."""
-        return round(self.cfg.max_width * (1 + self.cfg.stretch)) + 1, self.cfg.max_text_length + 1
+        cfg, rows = self.cfg, [(split, each) for split, rows in self.pictures.items() for each in rows]
+        widest = max(self._width(split, each) for split, each in rows)
+        return (math.ceil(widest * (1 + cfg.stretch) + cfg.slant * cfg.image_height),
+                max(len(self.labels(each.text)) for _, each in rows) + 1)
 
     def fingerprint(self) -> str:
         return "/".join(self.made_from().values())
@@ -307,11 +321,18 @@ class OCR(Stage):
         """Blanks before and after it are not seen."""
         return text.strip().lower() if self.cfg.ignore_case else text.strip()
 
+    @cached_property
+    def _most_units(self) -> int:
+        """Of a text of --max_text_length: where units are not characters they may be bytes, up to four to one."""
+        spelled = [self.units.decode([unit]) for unit in range(self.units.vocab_size) if unit != self.units.end_of_text]
+        most: int = self.cfg.max_text_length
+        return most if all(len(each) == 1 and each != "\ufffd" for each in spelled) else 4 * most
+
     def written(self, model: Any, seen: "Seen", beam: int = 1) -> "list[Written]":
         """What the decoder writes: of each line at most a unit for every state, and max_text_length."""
         from model import decoding
 
-        limits = seen.lengths.clamp(max=self.cfg.max_text_length)
+        limits = seen.lengths.clamp(max=self._most_units)
         memory = model.memory(seen, int(limits.max()))
         if beam == 1:
             return decoding.greedy(model, memory, limits, ends=self.units.end_of_text)
@@ -362,7 +383,7 @@ class OCR(Stage):
 
     @classmethod
     def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Shape and units."""
+        """Shape and units; and that there is no CTC head, where there is none."""
         if not pretrained.options.keys() >= set(SHAPE):
             raise UserError(f"{pretrained} is of another program or version: this stage reads what run_train_ocr.sh "
                             "makes")
@@ -370,7 +391,8 @@ class OCR(Stage):
         units = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
         if units is None:
             raise UserError(f"{pretrained.folder} has no tokenizer.json, so its units are not known: put it there")
-        return {**{name: pretrained.options[name] for name in SHAPE}, "units": str(units)}
+        return {**{name: pretrained.options[name] for name in SHAPE}, "units": str(units),
+                **({} if pretrained.options.get("ctc_weight", 1) else {"ctc_weight": 0.0})}
 
     def reopen(self) -> None:
         from data.units import open_units

@@ -72,7 +72,7 @@ def test_lines_that_cannot_be_read(tmp_path: Path) -> None:
     bad = {line(3, 9, "abcd"): "not alignable: 3 columns, its 4 labels need 4",
            line(4, 10, "aab!"): "not alignable: 4 columns, its 4 labels need 5",
            line(5, 90, "one\ntwo"): "several lines: 2 are written there, cut the picture into them",
-           line(6, 90, ""): "unlabelled: no text and no label"}
+           line(6, 90, ""): "without text: it takes a column `text`, or a.txt beside a.png"}
     judged = [line(7, 9, "abcd"), line(8, 90, "ab zzy"), line(9, 90, "z\u00e9")]
     used, _, report = examined({"train": [*fine, *bad], "validation": judged}, {}, keep=False, limits=limits)
     assert used == {"train": fine, "validation": judged}, "what is hard to align is judged by"

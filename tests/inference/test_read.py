@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         sitting = session(OCR, new_run(folder, OCR), dataset=str(folder / "data" / "lines.csv"), stem_width=8,
                           d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64, batch_size=2,
                           grad_accum_steps=1, max_steps=120, lr=5e-3, warmup_steps=10, log_interval=50,
-                          eval_interval=120, snapshot_interval=0, max_width=200, **dict.fromkeys(CHANGES, 0.0))
+                          eval_interval=120, snapshot_interval=0, max_width=200, max_text_length=40,
+                          **dict.fromkeys(CHANGES, 0.0))
         with sitting.run.lock():
             assert sitting.train().state == "finished"
     return sitting.run
@@ -127,9 +129,41 @@ def test_what_is_wider_than_trained_on_is_told(read: Read, tmp_path: Path) -> No
 
 def test_what_cannot_be_read_is_told_and_the_rest_read(read: Read, line: Path) -> None:
     (line.parent / "broken.png").write_bytes(line.read_bytes()[:60])
-    Image.new("L", (1, 200), 9).save(line.parent / "thin.png")
+    Image.new("L", (40, 20), 9).save(line.parent / "blank.png")
+    Image.linear_gradient("L").resize((1, 200)).save(line.parent / "thin.png")
     code, out, told = read(line.parent)
-    assert code == 1 and "broken.png cannot be read as a picture" in told and len(out.splitlines()) == 2
+    assert code == 1 and "broken.png cannot be read as a picture" in told
+    assert "blank.png is blank: nothing is written there" in told
+    assert [Path(row.split("\t")[0]).name for row in out.splitlines()] == ["line.png", "thin.png"]
+
+
+def test_many_pictures_of_all_widths_come_in_their_order(read: Read, tmp_path: Path) -> None:
+    texts = [("tea", TEXT, "Milk tea sugar bread")[number % 3] for number in range(35)]
+    for number, text in enumerate(texts):
+        made_lines.drawn(text).save(tmp_path / f"{number:02}.png")
+    rows = [row.split("\t") for row in read(tmp_path)[1].splitlines()]
+    assert [Path(row[0]).stem for row in rows] == [f"{number:02}" for number in range(35)]
+    assert all(row[1] == text for row, text in zip(rows, texts) if text in ("tea", TEXT))
+
+
+def test_lines_are_read_with_others_of_like_width() -> None:
+    draw = random.Random(0)
+    widths = [draw.randint(1, 900) for _ in range(200)]
+    groups = list(script._alike(widths))
+    assert sorted(row for group in groups for row in group) == list(range(200)) and 5 < len(groups) < 40
+    for group in groups:
+        assert max(widths[row] for row in group) <= 1.25 * min(widths[row] for row in group)
+
+
+def test_the_beam_and_the_limits_of_training_are_those_of_reading(read: Read, line: Path, run: RunDir,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, int]]()
+    written = OCR.written
+    monkeypatch.setattr(OCR, "written", lambda self, model, seen, beam: (
+        asked.append((beam, self.cfg.max_text_length)) or written(self, model, seen, beam)))
+    read(line)
+    read(line, "--beam", "7")
+    assert asked == [(1, 40), (7, 40)]
 
 
 @pytest.mark.parametrize("argv, told", [

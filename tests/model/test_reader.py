@@ -306,3 +306,29 @@ def test_a_head_that_was_not_trained_has_no_say(reader: Reader) -> None:
     reader.joint = False
     alone = greedy(reader, reader.memory(seen, 4), limits, ends=END)
     assert alone == greedy(reader.decoder, reader.memory(seen, 4), limits, ends=END) != both
+
+
+@torch.no_grad()
+def test_what_the_head_counts_is_told_to_the_decoder(reader: Reader) -> None:
+    """And to whole units it is not rounded, in whatever precision the rest is."""
+    seen = reader(pixels(3, 1, 32, 12), torch.tensor([12, 9, 11]))
+    other = seen._replace(logits=10 * seen.logits.flip(2))
+    tokens = torch.tensor([[END, 1, 2]] * 3)
+    a, b = (reader.decoder.hidden(tokens, reader.memory(each)) for each in (seen, other))
+    assert (a - b).abs().max() > 0.01
+    long = 5 * torch.randn(1, 700, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = begun(long, blank=3)
+    assert found.dtype == torch.float32 and found[0, -1] > 200
+    torch.testing.assert_close(found, begun(long, blank=3))
+
+
+@torch.no_grad()
+def test_a_beam_of_more_texts_than_a_line_has_room_for(reader: Reader) -> None:
+    """Beside a line that has room for them."""
+    widths, limits = torch.tensor([4, 24]), torch.tensor([1, 6])
+    seen = reader(pixels(2, 1, 32, 24), widths)
+    together = beam_search(reader, reader.memory(seen, 6), limits + 1, ends=END, width=40)
+    alone = reader(pixels(2, 1, 32, 24)[:1, :, :, :4], widths[:1])
+    assert same(together[0], beam_search(reader, reader.memory(alone, 6), limits[:1] + 1, ends=END, width=40)[0])
+    assert all(math.isfinite(each.log_prob) for each in together)

@@ -14,6 +14,7 @@ import config
 import made_lines
 from config import Parsed, UserError
 from data.views import View
+from model import ctc
 from training import pretrained
 from training.media import Picture, Text
 from training.train_ocr import OCR, Config
@@ -69,10 +70,16 @@ def test_rates_are_those_of_jiwer_on_the_whole_set(tmp_path: Path, ignore_case: 
     batches = [rows[:5], rows[5:]]
     queue = iter(batches)
     monkeypatch.setattr(stage, "texts", lambda written: [read[row.text] for row in next(queue)])
-    sums = totals(stage, scribbling(stage), *batches)
+    model = scribbling(stage)
+    with torch.no_grad():
+        heads = [[stage.units.decode(ids) for ids in ctc.greedy(seen.logits, seen.lengths, blank=model.blank)]
+                 for batch in map(stage.collate, batches) for seen in [model(batch["pixels"], batch["widths"])]]
+    sums = totals(stage, model, *batches)
     said, found = ([text.lower() if ignore_case else text for text in texts] for texts in (read.keys(), read.values()))
     rate = {name: total / count for name, (total, count) in sums.items()}
     assert rate["cer"] == pytest.approx(jiwer.cer(said, found), abs=1e-12) and 0 < rate["cer"] < 1
+    heard = [stage._judged(text) for texts in heads for text in texts]
+    assert rate["ctc_cer"] == pytest.approx(jiwer.cer(said, heard), abs=1e-12) and rate["ctc_cer"] > 0.5
     assert rate["wer"] == pytest.approx(jiwer.wer(said, found), abs=1e-12)
     assert rate["exact"] == sum(a == b.strip() for a, b in zip(said, found)) / len(said) > 0
 
@@ -115,7 +122,8 @@ def test_without_ctc_the_decoder_alone_is_trained(tmp_path: Path) -> None:
     model = stage.model()
     loss, extras = stage.loss(model, stage.collate(views(stage)), "main")
     loss.total.backward()
-    assert not extras and model.head.weight.grad is None and model.encoder.stem.linear.weight.grad.abs().sum() > 0
+    assert not extras and not model.head.weight.requires_grad and model.head.weight.grad is None
+    assert model.encoder.stem.linear.weight.grad.abs().sum() > 0
     assert "ctc_cer" not in totals(stage, model.eval(), views(stage))
 
 
@@ -165,12 +173,15 @@ def test_pages_are_not_parted(tmp_path: Path) -> None:
 
 
 def test_compiled_batches_are_all_of_one_shape(tmp_path: Path) -> None:
-    stage = prepared(tmp_path, compile=True, max_width=256, max_text_length=32, stretch=0.3)
+    """Also the widest line, stretched and leaning."""
+    stage = prepared(tmp_path, compile=True, stretch=0.3, slant=1.0)
     rows = stage.dataset("train")
-    views = [rows[item] for item in range(2 * len(rows))]
+    views = [rows[item] for item in range(20 * len(rows))]
     batches = [stage.collate([view]) for view in views]
     assert len({(batch["pixels"].shape, batch["tokens"].shape) for batch in batches}) == 1
-    assert batches[0]["pixels"].shape[3] >= max(view.pixels.shape[2] for view in views)
+    columns, widest = batches[0]["pixels"].shape[3], max(view.pixels.shape[2] for view in views)
+    assert 0.9 * columns < widest <= columns
+    assert batches[0]["tokens"].shape[1] == max(len(view.text) for view in views) + 1
 
 
 @pytest.mark.parametrize("ctc_weight", [0.3, 0.0])
@@ -202,6 +213,59 @@ def test_mistakes_are_told_before_anything_is_started() -> None:
     assert OCR.check(replace(Config(), dataset="nowhere.csv", units="chrs"), resumed=False)[1].startswith("--units")
 
 
+def test_labels_are_no_texts(tmp_path: Path) -> None:
+    """The name of a class, or of a folder, does not stand in the picture."""
+    (tmp_path / "data").mkdir()
+    table = made_lines.write(tmp_path / "data" / "receipts", lines=12)
+    for name, text in csv.reader(table.read_text().splitlines()[1:-1]):
+        (table.parent / name).with_suffix(".txt").write_text(text)
+    table.unlink()
+    stage = prepared(tmp_path, dataset=str(tmp_path / "data"), valid_share=0.3)
+    assert sum(map(len, stage.pictures.values())) == 11, "one has no text"
+
+
+def test_characters_that_are_not_among_the_units_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = prepared(tmp_path)
+    first.begin()
+    made_lines.write(tmp_path / "other", lines=20)
+    table = tmp_path / "other" / "lines.csv"
+    table.write_text(table.read_text().replace("tea", "t\u00ea\u00e0").replace("salt", "\u015d"))
+    prepared(tmp_path, dataset=str(table))
+    assert "3 characters of the texts are not among the units" in caplog.text and "\u00e0 \u00ea \u015d" in caplog.text
+    caplog.clear()
+    prepared(tmp_path / "new", dataset=str(table))
+    assert "not among the units" not in caplog.text
+
+
+@pytest.mark.parametrize("beam", [1, 5])
+def test_a_text_has_no_more_units_than_it_may(tmp_path: Path, beam: int) -> None:
+    stage = prepared(tmp_path, max_text_length=30)
+    model, batch = scribbling(stage), stage.collate(views(stage, "train")[:8])
+    model.head.bias.data[stage.units.end_of_text] -= 50  # CTC finds a unit in each state
+    model.decoder.embedding.weight.data[stage.units.end_of_text] = 0
+    with torch.no_grad():
+        seen = model(batch["pixels"], batch["widths"])
+        free = [len(each.tokens) for each in stage.written(model, seen, beam)]
+        stage.cfg.max_text_length = 3
+        del stage._most_units
+        cut = [len(each.tokens) for each in stage.written(model, seen, beam)]
+    assert all(0 < length <= states for length, states in zip(free, seen.lengths.tolist())) and set(cut) == {3}
+
+
+def test_a_beam_searches(tmp_path: Path) -> None:
+    stage = prepared(tmp_path)
+    model, batch = scribbling(stage), stage.collate(views(stage, "train")[:8])
+    with torch.no_grad():
+        seen = model(batch["pixels"], batch["widths"])
+        one, many = (stage.written(model, seen, beam) for beam in (1, 6))
+    assert any(a.tokens != b.tokens and a.log_prob < b.log_prob for a, b in zip(one, many))
+
+
+def test_bytes_are_given_the_room_of_characters(tmp_path: Path) -> None:
+    assert prepared(tmp_path / "a", max_text_length=30)._most_units == 30
+    assert prepared(tmp_path / "b", max_text_length=30, units="bpe", vocab_size=300)._most_units == 120
+
+
 # -- out, and in again ----------------------------------------------------------------------------------------------
 
 
@@ -214,6 +278,20 @@ def test_weights_go_out_and_in_again(tmp_path: Path) -> None:
     again, loaded = pretrained.opened(pretrained.find(str(folder)), OCR, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
     assert again.units.fingerprint == stage.units.fingerprint
+
+
+def test_without_ctc_a_model_is_read_without_it(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, ctc_weight=0.0)
+    model, folder, rows = scribbling(stage), tmp_path / "model", views(stage)
+    folder.mkdir()
+    stage.export(model, folder)
+    pretrained.note(folder, "ocr", 3, vars(stage.cfg), {})
+    again, loaded = pretrained.opened(pretrained.find(str(folder)), OCR, "cpu")
+    batch = stage.collate(rows)
+    with torch.no_grad():
+        seen = model(batch["pixels"], batch["widths"])
+        assert again.written(loaded, loaded(batch["pixels"], batch["widths"])) == stage.written(model, seen)
+    assert not loaded.joint and prepared(tmp_path).model().joint
 
 
 def test_other_data_are_gone_on_with_by_the_units_of_the_first(tmp_path: Path) -> None:
