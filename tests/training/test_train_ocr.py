@@ -196,6 +196,19 @@ def test_lines_that_cannot_be_aligned_are_not_trained_on(tmp_path: Path, ctc_wei
     assert len(stage.pictures["train"]) == 57 - bool(ctc_weight)
 
 
+def test_lines_that_could_come_too_narrow_are_not_trained_on(tmp_path: Path) -> None:
+    """As wide as their text needs, and in training now and then narrower."""
+    made_lines.write(tmp_path, lines=60)
+    with open(tmp_path / "lines.csv", "a", newline="", encoding="utf-8") as file:
+        made_lines.drawn("x").resize((48, 32)).save(tmp_path / "99_60.png")  # 12 states
+        csv.writer(file).writerow(["99_60.png", "abcdefghijkl"])
+    for stretch, rows in ((0.0, 57), (0.2, 56)):
+        stage = prepared(tmp_path, dataset=str(tmp_path / "lines.csv"), group_by="([^/]*)_[^/]*$", held_out="3",
+                         stretch=stretch)
+        assert len(stage.pictures["train"]) == rows
+    assert len(prepared(tmp_path, dataset=str(tmp_path / "lines.csv"), max_samples=7).dataset("train")) == 7
+
+
 def test_what_is_judged_by_but_cannot_be_aligned_has_errors_and_no_ctc_loss(tmp_path: Path) -> None:
     stage = prepared(tmp_path)
     rows = views(stage)[:1]
