@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,10 @@ from training.session import Session
 from training.signals import Signals
 from training.stage import Batch, Ratio, Stage
 from training.trainer import Ending, Trainer
+
+# A file of events is named by second, process and a counter, and read in the order of the names: sittings of the same
+# second in one process, as only tests have them, keep their order where the counter keeps its digits.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 
 @dataclass
