@@ -8,6 +8,7 @@
     sha256     of a file's bytes
     identity   what tells whether a file is still the same
     home       where caches and the list of runs are kept
+    results    where runs are kept unless they are given a place
 
 A reader never meets half a file: what exists under its final name is whole.
 """
@@ -30,6 +31,11 @@ HIDDEN = re.compile(r"\..+\.(\d+)(\.tmp)?")  # as here, or a link to be moved in
 def home() -> Path:
     """Caches and the list of runs: `$STOKER_HOME`, or `~/.cache/stoker`. Safe to delete."""
     return Path(os.environ.get("STOKER_HOME") or Path.home() / ".cache" / "stoker")
+
+
+def results() -> Path:
+    """The folder of runs started without `--result_dir`: `$STOKER_RESULTS`, or `result/` of the project."""
+    return Path(os.environ.get("STOKER_RESULTS") or Path(__file__).parents[1] / "result").resolve()
 
 
 def write(path: Path, content: bytes | memoryview | str | Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:

@@ -1,6 +1,8 @@
 """What all tests share: caches and runs of their own."""
 
+import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,15 @@ wheels.torchvision()
 # a shell without job control lets what it starts in the background ignore Ctrl-C, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Fixtures of a module or of the session run before any test's own: they too must not see the user's runs and caches.
+_shared = tempfile.TemporaryDirectory(prefix="stoker-tests-")
+os.environ |= {"STOKER_HOME": f"{_shared.name}/home", "STOKER_RESULTS": f"{_shared.name}/result"}
+
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing that a test does reaches the user's caches or list of runs."""
+    """No test sees the caches, the list of runs or the result folder of the user, or of another test."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("STOKER_HOME", str(home))
+    monkeypatch.setenv("STOKER_RESULTS", str(home.with_name(f"{home.name}-result")))
     return home

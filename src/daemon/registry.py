@@ -5,7 +5,7 @@ from pathlib import Path
 
 import files
 from config import UserError
-from daemon.rundir import MANIFEST, PROJECT, RunDir, Status
+from daemon.rundir import MANIFEST, RunDir, Status
 
 
 def runs() -> list[RunDir]:
@@ -21,7 +21,7 @@ def find(which: str) -> RunDir:
         raise UserError("which run? give its name, the beginning of it, its PID or its folder; ./run/ps.sh lists them")
     known = runs()
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
-    for path in (Path(which), PROJECT / "result" / which, *of_snapshot):
+    for path in (Path(which), files.results() / which, *of_snapshot):
         if _status(there := RunDir(path.resolve())) is not None:
             return there
     if exact := [run for run in known if run.name == which]:
@@ -94,7 +94,7 @@ def _of_process(pid: int, known: list[RunDir]) -> RunDir:
 
 
 def _candidates() -> Iterator[RunDir]:
-    for folder in (PROJECT / "result", files.home() / "runs"):
+    for folder in (files.results(), files.home() / "runs"):
         if folder.is_dir():
             yield from (RunDir(path.resolve()) for path in folder.iterdir() if not path.name.startswith("."))
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+import files
 import progress
 from config import Parsed, UserError
 from daemon import deaths, logs, process, pulse, registry, rundir
@@ -228,7 +229,7 @@ def _given_anew(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: St
 
 
 def _result_dir(cfg: Options) -> Path:
-    return Path(cfg.result_dir).resolve() if cfg.result_dir else rundir.PROJECT / "result"
+    return Path(cfg.result_dir).resolve() if cfg.result_dir else files.results()
 
 
 def _confirm(run: RunDir) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import registry, rundir
+from daemon import rundir
 from daemon.rundir import RunDir, Status
 
 SOURCE = Path(rundir.__file__).parents[1]
@@ -28,10 +28,10 @@ Hold = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of its own: the runs in the real one's result folder are none of a test's."""
-    monkeypatch.setattr(registry, "PROJECT", tmp_path / "project")
-    return tmp_path / "project"
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of runs started without --result_dir."""
+    monkeypatch.setenv("STOKER_RESULTS", str(tmp_path / "project/result"))
+    return tmp_path / "project/result"
 
 
 @pytest.fixture

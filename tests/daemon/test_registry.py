@@ -11,7 +11,7 @@ import pytest
 import files
 from config import UserError
 from daemon import registry
-from daemon.rundir import RunDir
+from daemon.rundir import PROJECT, RunDir
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]
@@ -22,6 +22,11 @@ def refused(which: str) -> str:
         registry.find(which)
     assert len(caught.value.problems) == 1
     return caught.value.problems[0]
+
+
+def test_without_the_variable_runs_stand_in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STOKER_RESULTS")
+    assert files.results() == PROJECT / "result"
 
 
 def test_runs_of_every_result_folder_oldest_first(make: Make) -> None:
@@ -94,19 +99,18 @@ def test_a_name_of_digits_is_a_name(make: Make) -> None:
     assert registry.find(make("4711").name).name == "4711"
 
 
-def test_what_is_no_run_is_passed_over(make: Make, project: Path) -> None:
+def test_what_is_no_run_is_passed_over(make: Make, results: Path) -> None:
     run, gone = make("run"), make("gone")
     shutil.rmtree(gone.path)
     assert any(not link.exists() for link in (files.home() / "runs").iterdir()), "a dangling link is to be there"
-    strange = project / "result"
     for name, text in (("broken", "{"), ("other", '{"step": 1}'), ("list", "[]"), ("newer", '{"colour": "red"}')):
-        (strange / name).mkdir(parents=True)
-        (strange / name / "status.json").write_text(text)
-    (strange / ".gitignore").touch()
-    os.symlink("nowhere", strange / "lm_corpus")
+        (results / name).mkdir(parents=True)
+        (results / name / "status.json").write_text(text)
+    (results / ".gitignore").touch()
+    os.symlink("nowhere", results / "lm_corpus")
     assert registry.runs() == [run]
     assert "no run 'broken'" in refused("broken")
-    assert "no run" in refused(str(strange / "other"))
+    assert "no run" in refused(str(results / "other"))
 
 
 # -- --resume alone -------------------------------------------------------------------------------------------------
