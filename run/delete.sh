@@ -9,8 +9,9 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-if (($# == 0)) || among --help "$@" || among -h "$@"; then
+if among --help "$@" || among -h "$@"; then
   usage
 else
+  [[ -n "${1:-}" ]] || die "which run? ./run/ps.sh lists them"
   daemon delete "$@"
 fi

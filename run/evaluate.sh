@@ -12,18 +12,19 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-if (($# == 0)) || among --help "$@" || among -h "$@"; then
+if among --help "$@" || among -h "$@"; then
   usage
 else
-  run="$1" options=()
-  [[ "${run}" != -* ]] || die "which run? it comes first; ./run/ps.sh lists them"
+  run="${1:-}" options=()
+  [[ -n "${run}" && "${run}" != -* ]] || die "which run? it comes first; ./run/ps.sh lists them"
   for option in "${@:2}"; do
     [[ "${option}" == -- ]] || options+=("${option}")
   done
   place="$(daemon tell "${run}" resume)"
   script="${ROOT}/src/training/$(daemon tell "${run}" script)"
   options=(--eval_only --resume "${place}" "${options[@]}")
-  "$(any_python)" -P "${script}" --check "${options[@]}"
+  python="$(any_python)"
+  "${python}" -P "${script}" --check "${options[@]}"
   setup
   exec "${VENV}/bin/python" -P "${script}" "${options[@]}"
 fi

@@ -1,13 +1,18 @@
 # Shared by the scripts of run/; sourced, never executed.
 #
-# The shell owns processes: it sets up .venv, starts, follows and stops. What a run's files are called and
-# whether a run lives is asked of `python -m daemon`, which needs nothing installed.
+# The shell owns processes: it starts, follows and stops. What a run's files are called and whether a run lives is
+# asked of `python -m daemon`; `python -m environment` sets up .venv. Neither needs anything installed.
 # shellcheck shell=bash
 
 set -euo pipefail
 
+# A closed standard stream would become the next file that somebody opens.
+[[ -e /proc/$$/fd/0 ]] || exec </dev/null
+[[ -e /proc/$$/fd/1 ]] || exec >/dev/null
+[[ -e /proc/$$/fd/2 ]] || exec 2>/dev/null
+
 ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
-VENV="${ROOT}/.venv"
+VENV="${STOKER_VENV:-${ROOT}/.venv}"
 export PYTHONPATH="${ROOT}/src"
 export STOKER_SCRIPT="${0##*/}"
 
@@ -31,39 +36,29 @@ among() {
   return 1
 }
 
-# The Python that answers before anything is set up: that of .venv, or the system's.
+# The Python that answers before anything is set up: that of .venv, or the system's. The bounds are those of setup.cfg.
 any_python() {
-  local python
-  for python in "${VENV}/bin/python" python3; do
-    if "${python}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  local python found=none
+  for python in "${VENV}/bin/python" python3 python3.1{4,3,2,1}; do
+    if "${python}" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
       printf '%s\n' "${python}"
       return
     fi
   done
-  die "needs Python 3.11 or newer as python3; found: $(python3 --version 2>&1 || true)"
+  ! command -v python3 >/dev/null || found="$(python3 --version 2>&1 | head -n 1)"
+  die "needs Python 3.11 to 3.14, as python3 or python3.14 and so on; found: ${found}"
 }
 
-# Make .venv hold what setup.cfg asks for.  Argument: an extra, or nothing.
-# Two at the same time: the second waits for the first and finds the work done.
+# Make .venv hold the packages of run/lock/, or the newest that setup.cfg admits (STOKER_VERSIONS=newest).
+# Argument: an extra, or nothing.
 setup() {
-  local extra="${1:-}" digest stamp
-  digest="$(sha256sum <"${ROOT}/setup.cfg" | cut -c1-16)"
-  stamp="${VENV}/.ready${extra:+-${extra}}-${digest}"
-  [[ -e "${stamp}" ]] && return
-  (
-    flock 9
-    [[ -e "${stamp}" ]] && exit
-    printf 'Setting up %s (once; a minute or a few)\n' "${VENV}" >&2
-    if ! "${VENV}/bin/python" -m pip --version >/dev/null 2>&1; then
-      rm -rf "${VENV}" # half made, or its Python is gone
-      python="$(any_python)"
-      "${python}" -m venv "${VENV}" >&2 || die "python3 cannot make a virtual environment; on Debian: apt install python3-venv"
-    fi
-    "${VENV}/bin/python" -m pip install --disable-pip-version-check --editable "${ROOT}${extra:+[${extra}]}" >&2 ||
-      die "set-up failed, see above; the same command tries again"
-    rm -f "${VENV}"/.ready-* # of older versions of setup.cfg
-    touch "${stamp}" "${VENV}/.ready-${digest}" # an extra brings all the rest with it
-  ) 9<"${ROOT}/setup.cfg"
+  local extra="${1:-}" versions="${STOKER_VERSIONS:-locked}" digest stamp python
+  among "${versions}" locked newest || die "STOKER_VERSIONS must be locked or newest, is ${versions}"
+  digest="$(cat "${ROOT}/setup.cfg" "${ROOT}"/run/lock/*.txt | sha256sum | cut -c1-16)"
+  stamp="${VENV}/.ready-${versions}-${digest}${extra:+-${extra}}"
+  [[ -e "${stamp}" && -x "${VENV}/bin/python" ]] && return
+  python="$(any_python)"
+  "${python}" -P -m environment "${stamp}" ${extra:+"${extra}"}
 }
 
 # Start a stage's script, in the background unless --foreground is given.  Arguments: SCRIPT, then its options.
@@ -100,7 +95,8 @@ train() {
 start_in_background() {
   local python="$1" output pid code=0
   shift
-  output="$(mktemp "${TMPDIR:-/tmp}/stoker.XXXXXX" 2>/dev/null || mktemp "${ROOT}/result/.start.XXXXXX")"
+  output="$(mktemp "${TMPDIR:-/tmp}/stoker.XXXXXX" 2>/dev/null || mktemp "${ROOT}/result/.start.XXXXXX" 2>/dev/null)" ||
+    die "no file can be written in ${TMPDIR:-/tmp} nor in ${ROOT}/result; name a folder in TMPDIR"
   # setsid: a session of its own, so that no terminal's end reaches it; nohup alone is undone by any SIGHUP handler.
   STOKER_BACKGROUND=1 nohup setsid "${python}" -P "$@" --yes </dev/null >"${output}" 2>&1 &
   pid=$!
@@ -115,12 +111,13 @@ start_in_background() {
 
 # Run a module of src/ in this terminal; mistakes are told before anything is set up.  Arguments: MODULE, then its own.
 in_foreground() {
-  local module="$1"
+  local module="$1" python
   shift
-  if (($# == 0)) || among --help "$@" || among -h "$@"; then
+  if among --help "$@" || among -h "$@"; then
     usage
   else
-    "$(any_python)" -P -m "${module}" --check "$@"
+    python="$(any_python)"
+    "${python}" -P -m "${module}" --check "$@"
     setup
     exec "${VENV}/bin/python" -P -m "${module}" "$@"
   fi
@@ -128,5 +125,7 @@ in_foreground() {
 
 # Ask about runs.  Arguments: those of `python -m daemon`.
 daemon() {
-  "$(any_python)" -P -m daemon "$@"
+  local python
+  python="$(any_python)"
+  "${python}" -P -m daemon "$@"
 }

@@ -9,9 +9,10 @@
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
 
-if (($# == 0)) || among --help "$@" || among -h "$@"; then
+if among --help "$@" || among -h "$@"; then
   usage
 else
+  [[ -n "${1:-}" ]] || die "which run? ./run/ps.sh lists them"
   run="" options=()
   for option in "$@"; do
     if [[ -z "${run}" && "${option}" != -* ]]; then run="${option}"; else options+=("${option}"); fi

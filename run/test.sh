@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Set up what is missing, then check everything: lint, types, shell, tests.
 #
-#   ./run/test.sh [--all] [pytest arguments]
+#   ./run/test.sh [--all] [--newest] [pytest arguments]
 #
-#   --all   the slow proofs too
+#   --all      the slow proofs too
+#   --newest   with the newest packages that setup.cfg admits instead of those of run/lock/; they are installed in
+#              .venv-newest
 #
 # The tests run side by side, one on each core. With pytest arguments only tests run, one after the other, unless
 # those say -n: ./run/test.sh tests/training -k resume
@@ -17,6 +19,10 @@ arguments=() all=()
 for option in "$@"; do
   case "${option}" in
     -h | --help) usage && exit ;;
+    --newest)
+      export STOKER_VERSIONS=newest STOKER_VENV="${ROOT}/.venv-newest" # for the scripts that the tests call, too
+      VENV="${STOKER_VENV}"
+      ;;
     --all) all=(-m "slow or not slow") ;;
     *) arguments+=("${option}") ;;
   esac
@@ -27,8 +33,7 @@ cd "${ROOT}"
 if ((${#arguments[@]} == 0)); then
   cores="$(nproc)"
   arguments=(-n "$((cores < MOST_AT_ONCE ? cores : MOST_AT_ONCE))" --dist worksteal)
-  "${VENV}/bin/python" -m flake8 src tests benchmarks
-  "${VENV}/bin/python" -m isort --check --quiet src tests benchmarks
+  "${VENV}/bin/ruff" check --quiet src tests benchmarks
   "${VENV}/bin/python" -m mypy src benchmarks
   "${VENV}/bin/shellcheck" --external-sources run/*.sh .ci/run
   printf 'lint, types and shell are clean\n'

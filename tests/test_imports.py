@@ -21,12 +21,13 @@ ASSEMBLY = {"training.session", "training.hand_out", "training.eval_only", "trai
 RULE: list[tuple[set[str], set[str]]] = [
     (BASE, set()),
     ({"daemon"}, {"config", "files", "daemon"}),
+    ({"environment"}, {"config", "daemon.rundir", "environment"}),
     ({"model"}, {"config", "wheels", "model"}),
     ({"data"}, BASE | {"data"}),
     (CORE, BASE | {"daemon", "data.loader"} | CORE),
     ({"training.callbacks"}, {"config", "files", "daemon", "training.callbacks"} | CORE),
     ({"monitors"}, {"config", "files", "daemon", "monitors", "data.network"} | CORE),
-    (ASSEMBLY, BASE | {"daemon", "data.loader", "training.callbacks", "monitors"} | CORE | ASSEMBLY),
+    (ASSEMBLY, BASE | {"daemon", "environment", "data.loader", "training.callbacks", "monitors"} | CORE | ASSEMBLY),
     ({"inference"}, BASE | {"daemon", "model", "data", "inference"} | CORE),
 ]
 LATE = {("progress", "tqdm"), ("wheels", "torch")}  # what the ground floor imports where it is needed
@@ -108,7 +109,7 @@ def test_packages_import_nothing_by_themselves() -> None:
             assert not list(imports(path)), path
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if within(name, BASE | {"daemon"})])
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, BASE | {"daemon", "environment"})])
 def test_the_ground_floor_needs_the_standard_library_only(module: str) -> None:
     for found in imports(MODULES[module]):
         top = found.module.partition(".")[0]
@@ -130,7 +131,7 @@ def test_files_stay_readable() -> None:
 
 def test_nothing_installed_is_loaded_by_the_ground_floor_nor_by_a_stage() -> None:
     """In a Python without installed packages, so that an import of one would fail."""
-    modules = [name for name in MODULES if within(name, BASE | {"daemon"}) or name.startswith(STAGE_FILES)]
+    modules = [name for name in MODULES if within(name, BASE | {"daemon", "environment"}) or name.startswith(STAGE_FILES)]
     assert "daemon.__main__" in modules and "training.train_lm" in modules
     subprocess.run([sys.executable, "-S", "-c", f"import {', '.join([*modules, 'training.launch'])}"], check=True,
                    env={"PYTHONPATH": str(SOURCE)})

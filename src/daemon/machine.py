@@ -65,6 +65,11 @@ def hardware(root: Path = Path("/")) -> str:
     return "high" if megabytes >= 10_000 else "mid" if megabytes else "low"
 
 
+def has_nvidia_gpu() -> bool:
+    """Whether the driver's own program lists a GPU."""
+    return bool(_nvidia())
+
+
 def processor(root: Path = Path("/")) -> str:
     """The CPU's model, as far as the kernel tells it."""
     told = (line.partition(":") for line in (root / "proc/cpuinfo").read_text().splitlines())

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import UserError
-from data import archives, images
+from data import archives, images, tables
 from data import splits as parting
-from data import tables
 from data.splits import SPLITS
 
 MADE = ("scenes", "digits", "lines")

@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import UserError
-from data import audio
+from data import audio, tables
 from data import splits as parting
-from data import tables
 from data.splits import SPLITS
 
 SPOKEN = ("spoken", "spoken-digits", "spoken-pydocs")

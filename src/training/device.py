@@ -1,6 +1,7 @@
 """The device of a run, its precision, and the settings that make its results repeatable."""
 
 import ctypes
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import torch
 
 from config import UserError
+from daemon import machine
 from training.stage import Batch
+
+log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,12 +22,25 @@ def choose(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises UserError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cpu" and machine.has_nvidia_gpu():
+            log.warning("This machine has an NVIDIA GPU that torch %s cannot use, so the CPU computes: %s Update the "
+                        "driver, or install another build of torch: docs/operations.md, Setting up",
+                        torch.__version__, _why_no_cuda())
     kind, _, number = name.partition(":")
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if int(number or 0) >= there:
         raise UserError(f"--device {name}: this machine has {there} such device{'s' * (there != 1)}; "
                         "leave --device out to take what there is")
     return torch.device(name)
+
+
+def _why_no_cuda() -> str:
+    """torch's own words, as far as the first sentence."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # without CUDA; the driver is too old, or does not answer
+        return str(error).splitlines()[0].partition(". ")[0].rstrip(".") + "."
+    return "it says no reason."
 
 
 def describe(device: torch.device) -> str:

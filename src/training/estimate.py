@@ -17,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 import progress
 from config import UserError
 from daemon.table import duration
-from training import blocks
+from training import blocks, optim, rng
 from training import device as devices
-from training import optim, rng
 from training.options import Options
 from training.stage import Batch, Stage
 

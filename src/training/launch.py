@@ -33,6 +33,7 @@ from daemon.process import Process
 from daemon.rundir import RunDir, Status
 from daemon.supervisor import SUPERVISOR, Supervisor
 from daemon.table import duration
+from environment import venv
 from training import pages, pretrained
 from training.options import Options
 from training.pretrained import Pretrained
@@ -79,10 +80,14 @@ def main(stage: type[Stage]) -> None:
 
 def _main(stage: type[Stage], argv: list[str]) -> int:
     if page := pages.asked(stage, argv):
+        if "--info" in argv:
+            _go_on_with_torch()
         print(page(), flush=True)
         return FINISHED
     only_check = "--check" in argv
     job = decide(stage, [arg for arg in argv if arg != "--check"])
+    if not only_check:
+        _go_on_with_torch()
     if job.run and job.asks:
         _confirm(job.run)
     if only_check:
@@ -322,10 +327,16 @@ def _evaluate(job: Job) -> int:
     return FINISHED
 
 
+def _go_on_with_torch() -> None:
+    """Replace this process by one in .venv, where this Python has no torch and .venv has been set up."""
+    if importlib.util.find_spec("torch") is None:
+        venv.go_on_inside()
+
+
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}): use .venv/bin/python, which the "
-                        "scripts of run/ set up")
+        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {venv.folder()} is not set up: "
+                        "start with a script of run/, which sets it up")
 
 
 def _new_run(job: Job) -> RunDir:

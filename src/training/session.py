@@ -34,9 +34,8 @@ from monitors.system import System
 from monitors.tensorboard import TensorBoard
 from monitors.wandb import WandB
 from monitors.weights import Weights
-from training import blocks
+from training import blocks, estimate, incident, manifest, pretrained, receipt
 from training import device as devices
-from training import estimate, incident, manifest, pretrained, receipt
 from training.callback import Callback
 from training.callbacks.begin import Begin
 from training.callbacks.blocks import Blocks

@@ -25,8 +25,11 @@ TEXTS = [
     "def f(x: int) -> dict:\n\treturn {'a': [x ** 2, -1.5e-3]}  # why\n\n\nclass A(B):\n    pass\n",
     "https://example.org/a/b?c=d&e=%20 //// ==== ---- !!!!! ...../\n/\r/",
     "CamelCaseWords, ALLCAPS and miXeD mcDonald's",
-    "naïve café ÀÉÎ straße İstanbul ǅ ǈ ʰ ª", "日本語の文章と中文和한국어 हिन्दी العربية עברית", "e\u0301 \u0301x a\u0300\u0301b",
-    "👩‍👩‍👧‍👦 🇫🇷 👍🏽 ✌️ x👍y", "½ ² Ⅷ ٣٤٥ 一二三 1,234.56 10¹⁰", "\ufeffx \u200b \u2028 \x00 \x1b[0m", "a<|endofprompt|>",
+    "naïve café ÀÉÎ straße İstanbul ǅ ǈ ʰ ª",
+    "日本語の文章と中文和한국어 हिन्दी العربية עברית",
+    "e\u0301 \u0301x a\u0300\u0301b",
+    "👩‍👩‍👧‍👦 🇫🇷 👍🏽 ✌️ x👍y", "½ ² Ⅷ ٣٤٥ 一二三 1,234.56 10¹⁰",
+    "\ufeffx \u200b \u2028 \x00 \x1b[0m", "a<|endofprompt|>",
 ]
 
 

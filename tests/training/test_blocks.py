@@ -12,9 +12,8 @@ from config import UserError
 from daemon.journal import Journal
 from model.gpt import GPT
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
-from training import blocks
+from training import blocks, optim
 from training import device as devices
-from training import optim
 from training.stage import Batch, Ratio
 
 # what torch imports to compile warns of torch's own age

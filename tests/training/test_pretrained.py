@@ -17,9 +17,8 @@ from daemon import rundir
 from daemon.journal import Journal
 from daemon.rundir import RunDir, Status
 from desk import TINY
-from toys import Regression, StopAt, assert_same, new_run
+from toys import Regression, StopAt, assert_same, new_run, with_callbacks
 from toys import session as toy_session
-from toys import with_callbacks
 from training import eval_only, launch, manifest, pretrained
 from training.callback import Callback
 from training.session import Session

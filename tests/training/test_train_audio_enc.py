@@ -12,6 +12,7 @@ import torch
 
 import config
 import made_speech
+import wheels
 from config import UserError
 from data import audio, speech
 from data.clips import Augmentation
@@ -44,6 +45,17 @@ def test_error_rates_are_those_of_jiwer() -> None:
     word, character = error_rate(map(str.split, said), map(str.split, heard)), error_rate(said, heard)
     assert word.total / word.count == pytest.approx(jiwer.wer(said, heard), abs=1e-12)
     assert character.total / character.count == pytest.approx(jiwer.cer(said, heard), abs=1e-12)
+
+
+def test_error_rates_are_those_of_torchaudio() -> None:
+    """jiwer counts with the same library; this is a plain loop, and takes empty sentences too."""
+    distance, draw = wheels.torchaudio().functional.edit_distance, random.Random(1)
+    said = ["".join(draw.choices("ab \u00e4\u0301\U0001f642", k=draw.randint(0, 12))) for _ in range(100)]
+    heard = ["".join(draw.choices("ab \u00e4\u0301\U0001f642", k=draw.randint(0, 12))) for _ in range(100)]
+    for known, found in ((said, heard), ([text.split() for text in said], [text.split() for text in heard])):
+        assert error_rate(known, found) == (sum(map(distance, known, found)), sum(map(len, known)))
+    with pytest.raises(ValueError):
+        error_rate(said, heard[:-1])
 
 
 def test_the_score_is_that_of_the_whole_set(tmp_path: Path) -> None:
