@@ -27,7 +27,8 @@ from typing import IO, Any
 
 import files
 from config import UserError
-from daemon import process
+from daemon import process, records
+from daemon.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ MANIFEST = "manifest.json"  # of a snapshot: written last, so a folder that has 
 ACTIVE = ("preparing", "training", "evaluating")
 RESTARTING = "restarting"  # its trainer died, its supervisor will start another
 SECONDS_TO_LOCK = 2.0
+NAME = re.compile(r"\w[\w.+=@,-]*")
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,54 @@ class RunDir:
     # -- status -----------------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Raises OSError, ValueError or TypeError where there is no readable status of this version."""
-        return Status(**json.loads(self.status_file.read_text()))
+        """As written last; where a power cut has left nothing of it, what the config and the newest snapshot say.
+        Raises OSError or ValueError where there is no readable status of this version."""
+        try:
+            return records.read(self.status_file, Status)
+        except (FileNotFoundError, ValueError):
+            if rebuilt := self._rebuilt_status():
+                return rebuilt
+            raise
 
-    def write_status(self, status: Status, *, sync: bool = False) -> None:
-        """Replace the status, so that a reader sees the old one or the new one, never half of one."""
+    def _rebuilt_status(self) -> Status | None:
+        """None where there is no snapshot, or no config."""
+        try:
+            path, newest = max(self.manifests(), key=lambda found: int(found[1]["step"]))
+            config, made_by = records.load(self.config_file), newest["made_by"]
+            return records.build(Status, {
+                "stage": made_by["stage"], "script": f"train_{made_by['stage']}.py", "dataset": config["dataset"],
+                "preset": "", "state": "training", "step": newest["step"], "of": config["max_steps"],
+                "reason": f"{self.status_file.name} was lost, as in a power cut: this is what {path.parent.name} says",
+                "created": self.config_file.stat().st_mtime, "heartbeat": path.stat().st_mtime,
+                "device": made_by["device"]})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Path and content of each snapshot's manifest that can be read. They are not verified."""
+        for path in self.snapshots.glob(f"snapshot_*/{MANIFEST}"):
+            with suppress(OSError, ValueError):  # damaged: whoever goes on from it will say so
+                manifest = records.load(path)
+                if isinstance(manifest, dict) and isinstance(manifest.get("step"), int):
+                    yield path, manifest
+
+    def write_status(self, status: Status) -> None:
+        """Replace the status, so that a reader sees the old one or the new one, never half of one. Synced where the
+        state is another than before: what became of a run is to outlive a power cut."""
         now = replace(status, heartbeat=time.time(), awake=time.monotonic())
         content = json.dumps(asdict(now), indent=2) + "\n"
         try:
-            files.write(self.status_file, content, sync=sync)
+            files.write(self.status_file, content, sync=now.state != self._written_state())
         except OSError as error:
             if not (files.may_pass(error) and self.status_file.exists()):
                 raise
             files.overwrite(self.status_file, content)  # on a full disk there is no room for a second file
+
+    def _written_state(self) -> str:
+        try:
+            return records.read(self.status_file, Status).state
+        except (OSError, ValueError):
+            return ""
 
     def state(self) -> str:
         """The state now: "died", "paused" and "stalled" are never written, they are seen from outside."""
@@ -136,11 +173,29 @@ class RunDir:
         with suppress(OSError):
             os.utime(self.lock_file)
 
-    def supervisor(self) -> process.Process | None:
+    def supervisor(self) -> Process | None:
         """The process that watches the trainer of now, or of last, if it lives."""
         noted = self.status().supervisor
-        watching = process.Process(**noted) if noted else None
+        watching = records.build(Process, noted) if noted else None
         return watching if watching and process.find(watching.pid) == watching else None
+
+    def doubt(self, found: Process) -> str:
+        """Why a process must not be signalled as the trainer or the supervisor of this run; '' where it may be.
+
+        What stands in the files proves nothing: they may have been written in another container, whose PIDs mean other
+        processes here, or by somebody who wants a process of yours to end. A trainer and a supervisor both have the
+        lock file open, and are the owner's.
+        """
+        if process.find(found.pid) != found:
+            return (f"its files name process {found.pid}, which is not to be seen here: stop it in the container, or "
+                    "on the machine, where it was started")
+        if process.owner(found.pid) != self.path.stat().st_uid:
+            return (f"its files name process {found.pid}, which is not of the user who owns {self.path}: see "
+                    f"ps -p {found.pid}")
+        if not process.has_open(found.pid, self.lock_file):
+            return (f"its files name process {found.pid}, which does not have {self.lock_file} open, so it is another "
+                    f"program: see ps -p {found.pid}")
+        return ""
 
     # -- lock -------------------------------------------------------------------------------------------------------
 
@@ -176,29 +231,25 @@ class RunDir:
             log.warning("%s is on a file system without locks: see to it that nobody else trains this run", self.path)
             return True
 
-    def holder(self) -> process.Process | None:
-        """The process that trains this run now."""
+    def holder(self) -> Process | None:
+        """The process that trains this run now. Raises OSError where its lock cannot be read."""
         try:
-            with open(self.lock_file) as file:
-                return self._holder(file)
-        except (FileNotFoundError, TypeError, ValueError):  # no run yet, or its lock taken this very moment
+            with files.opened(self.lock_file) as file:
+                if _try_lock(file, fcntl.LOCK_SH):
+                    return None
+        except FileNotFoundError:
             return None
+        except _NoLocks:  # then what is written there must do: that process, if it lives
+            written = self.last_holder()
+            return written if written and process.find(written.pid) == written else None
+        return self.last_holder()
 
     def last_holder(self) -> process.Process | None:
         """The process that trains this run now, or did last, alive or not."""
         try:
-            return process.Process(**json.loads(self.lock_file.read_text()))
-        except (FileNotFoundError, TypeError, ValueError):
+            return records.read(self.lock_file, Process)
+        except (FileNotFoundError, ValueError):  # no run yet, or its lock taken this very moment
             return None
-
-    def _holder(self, file: IO[str]) -> process.Process | None:
-        try:
-            if _try_lock(file, fcntl.LOCK_SH):
-                return None
-            return process.Process(**json.loads(file.read() or "{}"))
-        except _NoLocks:  # then what is written there must do: that process, if it lives
-            written = process.Process(**json.loads(file.read() or "{}"))
-            return written if process.find(written.pid) == written else None
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -228,7 +279,7 @@ class RunDir:
     def remove(self) -> None:
         """Delete the run and every link to it."""
         for link in [*self.path.parent.glob("*"), *(files.home() / "runs").glob("*")]:
-            if link.is_symlink() and link.resolve() == self.path.resolve():
+            if link.is_symlink() and os.path.realpath(link) == os.path.realpath(self.path):
                 link.unlink()
         shutil.rmtree(self.path)
 
@@ -240,7 +291,7 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) 
     It gets its name last, so no run is ever met without its status. Raises UserError if it cannot be written; then
     nothing is left of it.
     """
-    hidden = RunDir(result_dir / f".{name}.{uuid.uuid4().hex}")
+    hidden = RunDir(result_dir / f".{name}.{uuid.uuid4().hex}.stoker-tmp")
     try:
         result_dir.mkdir(parents=True, exist_ok=True)
         for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents"):
@@ -267,6 +318,15 @@ def _unwritable(what: str, error: OSError) -> UserError:
 
 def run_name(stage: str, dataset: str, preset: str) -> str:
     return "_".join(part for part in (stage, slug(dataset), preset, time.strftime("%Y%m%d-%H%M%S")) if part)
+
+
+def name_problem(name: str) -> str:
+    """Why a run cannot have this name, or ''. With one that it can have every command of run/ finds it, as it is typed:
+    none takes it for an option, a PID, a path or several words, and no terminal for a command."""
+    if name.isdigit() or name == "newest":
+        return "means a PID" if name.isdigit() else "means the newest run"
+    return "" if NAME.fullmatch(name) else ("must begin with a letter, a digit or '_', and hold only these and any of "
+                                            ". + = @ , -")
 
 
 def slug(dataset: str) -> str:
@@ -299,7 +359,7 @@ def _unused(folder: Path, stem: str, ending: str = "") -> Path:
 
 def _link(link: Path, target: str) -> None:
     """Point a symbolic link at `target`, replacing an older one in one move."""
-    hidden = link.with_name(f".{link.name}.{os.getpid()}")
+    hidden = files.hidden(link)
     hidden.unlink(missing_ok=True)
     hidden.symlink_to(target)
     hidden.replace(link)
@@ -334,7 +394,7 @@ class _NoLocks(Exception):
     """The file system has no working locks (some network file systems)."""
 
 
-def _try_lock(file: IO[str], kind: int) -> bool:
+def _try_lock(file: IO[Any], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
         return True

@@ -1,10 +1,12 @@
 """The table of runs that `ps.sh` prints."""
 
+import math
 import time
 from typing import Any
 
+from config import printable
 from daemon import deaths
-from daemon.rundir import ACTIVE, RESTARTING, RunDir
+from daemon.rundir import ACTIVE, RESTARTING, RunDir, name_problem
 
 COLUMNS = ("RUN", "STATE", "PID", "STEP", "LOSS", "BEST", "SPEED", "ETA", "HEARTBEAT", "NOTE")
 
@@ -19,7 +21,7 @@ def row(run: RunDir) -> dict[str, Any]:
         "loss": status.loss, "best": status.best, "speed": status.speed if holder else "",
         "eta_seconds": status.eta_seconds if holder else None,
         "busy_seconds": round(status.busy_seconds, 1), "expected_seconds": status.expected_seconds,
-        "heartbeat_seconds": round(time.time() - status.heartbeat, 1), "reason": status.reason,
+        "heartbeat_seconds": round(max(0.0, time.time() - status.heartbeat), 1), "reason": status.reason,
         "phase": status.phase if holder else "", "budget_seconds": status.budget,
         "stalled_seconds": round(run.silent_seconds(status), 1) if state == "stalled" else None,
         "supervisor": watching.pid if watching else None,
@@ -30,14 +32,15 @@ def row(run: RunDir) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [COLUMNS, *(_words(row) for row in rows)]
+    lines = [COLUMNS, *(tuple(map(printable, _words(row))) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
 def _words(run: dict[str, Any]) -> tuple[str, ...]:
+    name = run["folder"] if name_problem(run["run"]) else run["run"]  # as the commands find it
     return (
-        run["run"], run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
+        name, run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
         _number(run["best"]), run["speed"] or "-", duration(run["eta_seconds"]),
         f"{duration(run['heartbeat_seconds'])} ago", _note(run),
     )
@@ -62,8 +65,8 @@ def _number(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`45s`, `12m05s`, `1h02m`, `3d04h`; `-` for None."""
-    if seconds is None:
+    """`45s`, `12m05s`, `1h02m`, `3d04h`; `-` for None and what is not finite."""
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     whole = round(seconds)
     if whole < 60:

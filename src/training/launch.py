@@ -10,7 +10,6 @@ Nothing here imports torch until the run is about to begin, so mistakes are told
 
 import faulthandler
 import importlib.util
-import json
 import logging
 import os
 import signal
@@ -28,7 +27,7 @@ import config
 import files
 import progress
 from config import Parsed, UserError
-from daemon import deaths, logs, process, pulse, registry, rundir
+from daemon import deaths, logs, process, pulse, records, registry, rundir
 from daemon.process import Process
 from daemon.rundir import RunDir, Status
 from daemon.supervisor import SUPERVISOR, Supervisor
@@ -149,6 +148,8 @@ def _run_name_problems(cfg: Options) -> list[str]:
         return [f"--run_name {cfg.run_name!r} must be a name, not a path; --result_dir says where"]
     if len(cfg.run_name.encode()) > LONGEST_NAME:
         return [f"--run_name is {len(cfg.run_name.encode())} bytes long: at most {LONGEST_NAME}"]
+    if cfg.run_name and not _named_run(cfg) and (why := rundir.name_problem(cfg.run_name)):
+        return [f"--run_name {cfg.run_name!r} {why}: choose another name"]
     if cfg.run_name and (_result_dir(cfg) / cfg.run_name).is_symlink():
         return [f"--run_name {cfg.run_name} is the link to the newest run of its kind: choose another name"]
     if cfg.run_name and (_result_dir(cfg) / cfg.run_name).exists() and not _named_run(cfg):
@@ -209,8 +210,8 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
 
 def _written_config(run: RunDir) -> dict[str, Any]:
     try:
-        return dict(json.loads(run.config_file.read_text()))
-    except (OSError, ValueError) as error:
+        return dict(records.load(run.config_file))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"run {run.name} cannot go on: {run.config_file} cannot be read ({error})") from error
 
 
@@ -377,12 +378,12 @@ def _undo(job: Job, run: RunDir, before: Status, new_log: Path) -> None:
     if job.run is None:
         run.remove()
     else:
-        run.write_status(before, sync=True)
+        run.write_status(before)
         run.remove_log(new_log)
 
 
 def _end(run: RunDir, state: str, reason: str, code: int) -> int:
-    run.write_status(replace(run.status(), state=state, reason=reason, eta_seconds=None), sync=True)
+    run.write_status(replace(run.status(), state=state, reason=reason, eta_seconds=None))
     log.info("%s: %s", {"finished": "Training completed"}.get(state, f"Training {state}"), reason)
     if state == "finished" and (expected := run.status().expected_seconds):
         log.info("Trained for %s in all; the estimate was %s", duration(run.status().busy_seconds), duration(expected))
