@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -18,10 +19,11 @@ from config import UserError, complain, printable
 from daemon import process, registry
 from daemon.journal import plain
 from daemon.process import Process
-from daemon.rundir import RunDir
+from daemon.rundir import PROJECT, RunDir
 from daemon.table import row, table
 
 SECONDS_BETWEEN_LOOKS = 0.2
+SCRIPT = re.compile(r"(train|sft)_\w+\.py")  # of a stage
 
 
 def main() -> int:
@@ -151,12 +153,27 @@ def _until(holds: "object", seconds: float) -> bool:
 
 def _delete(which: str, sure: bool) -> int:
     run = registry.find(which)
+    if problem := _not_deletable(run, [Path(which), files.results() / which]):
+        raise UserError(f"nothing was deleted: {problem}")
     if not sure and not _yes(f"Delete {run.path} ({run.state()}, step {run.status().step})? [y/N] "):
         raise UserError("nothing was deleted")
     with run.lock():  # whoever does not hold it never deletes a run
         run.remove()
     _say(f"Deleted {run.path}")
     return 0
+
+
+def _not_deletable(run: RunDir, named: list[Path]) -> str:
+    """Why a run must not be deleted, or ''. `named`: the folders that were meant by its name."""
+    links = [path for path in named if path.is_symlink() and os.path.realpath(path) == str(run.path)]
+    if elsewhere := [link for link in links if link.parent.resolve() != run.path.parent]:
+        return f"{elsewhere[0]} is a link to {run.path}, which is elsewhere: name that folder if you mean it"
+    if lacking := [file.name for file in (run.lock_file, run.config_file) if not file.is_file() or file.is_symlink()]:
+        return f"{run.path} has no {lacking[0]}, so it may not be a run: delete it by hand if you are sure"
+    if watching := run.supervisor():
+        return (f"run {run.name} is watched by process {watching.pid}, which starts it again; stop it first: "
+                f"./run/stop.sh {run.name}")
+    return ""
 
 
 def _yes(question: str) -> bool:
@@ -174,9 +191,11 @@ def _yes(question: str) -> bool:
 def _tell(which: str, what: str) -> int:
     """For scripts, so as it is; `pid` only where that process is to be seen from here."""
     run = registry.find(which)
-    holder = run.holder()
-    print({"name": run.name, "script": run.status().script, "log": run.latest_log,
-           "pid": holder.pid if holder else "", "folder": run.path,
+    holder, script = run.holder(), run.status().script
+    if what == "script" and not (SCRIPT.fullmatch(script) and (PROJECT / "src" / "training" / script).is_file()):
+        raise UserError(f"{run.status_file} names {script!r} as its script, which is none of src/training: mend it")
+    print({"name": run.name, "script": script, "log": run.latest_log,
+           "pid": holder.pid if holder and process.find(holder.pid) == holder else "", "folder": run.path,
            "resume": registry.snapshot(which) or run.path}[what])
     return 0
 

@@ -71,9 +71,14 @@ class Status:
     typed: dict[str, Any] = field(default_factory=dict)  # the options given at the start, before any was adjusted
 
 
+class Gone(BaseException):
+    """The folder of a run is not in its place any more while it is trained. No Exception, since it is nothing that a
+    monitor may fail of by itself."""
+
+
 @dataclass(frozen=True)
 class RunDir:
-    path: Path
+    path: Path  # without links in it
 
     @property
     def name(self) -> str:
@@ -202,7 +207,7 @@ class RunDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the one trainer of this run while the block runs. Raises UserError if another is."""
-        with open(self.lock_file, "a+") as file:
+        with open(str(self.lock_file), "a+") as file:
             self._acquire(file)
             try:
                 file.truncate(0)
@@ -244,8 +249,17 @@ class RunDir:
             return written if written and process.find(written.pid) == written else None
         return self.last_holder()
 
-    def last_holder(self) -> process.Process | None:
-        """The process that trains this run now, or did last, alive or not."""
+    def where_now(self) -> "RunDir | None":
+        """To the process that holds the lock: this run, or where its folder was moved to; None where it, or its lock
+        file, was deleted or replaced."""
+        for file in _closed_in_children:
+            if file.name == str(self.lock_file) and not _is_still(file, self.lock_file):
+                there = RunDir(Path(os.readlink(f"/proc/self/fd/{file.fileno()}")).parent)
+                return there if _is_still(file, there.lock_file) else None
+        return self
+
+    def last_holder(self) -> Process | None:
+        """The process that trains this run now, or did last, alive or not. Raises OSError as `holder` does."""
         try:
             return records.read(self.lock_file, Process)
         except (FileNotFoundError, ValueError):  # no run yet, or its lock taken this very moment
@@ -276,6 +290,20 @@ class RunDir:
         elif link != self.path:
             log.warning("%s is a run of that name, so no link of that name can point at this run", link)
 
+    @property
+    def _entry(self) -> Path:
+        """In the machine's list. Two runs of one name in two result folders are two: hence the digits of the path."""
+        return files.home() / "runs" / f"{self.name}-{hashlib.sha256(bytes(self.path)).hexdigest()[:8]}"
+
+    def list_here(self) -> None:
+        """Note the run in the machine's list, so that it is found whatever its --result_dir."""
+        self._entry.parent.mkdir(parents=True, exist_ok=True)
+        _link(self._entry, str(self.path))
+
+    def is_made_here(self) -> bool:
+        """Whether this user has made it, with this list of runs, where it is now."""
+        return os.path.realpath(self._entry) == str(self.path) and self.path.stat().st_uid == os.geteuid()
+
     def remove(self) -> None:
         """Delete the run and every link to it."""
         for link in [*self.path.parent.glob("*"), *(files.home() / "runs").glob("*")]:
@@ -297,6 +325,7 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) 
         for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents"):
             (hidden.path / folder).mkdir(parents=True)
         files.write_json(hidden.config_file, status.typed)
+        hidden.lock_file.touch()
         hidden.write_status(replace(status, created=time.time(), pid=os.getpid()))
         run = RunDir(_named(hidden.path, name, exact).resolve())
     except BaseException as error:
@@ -305,7 +334,7 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) 
             raise
         raise _unwritable(f"--result_dir {result_dir}", error) from error
     try:
-        _register(run)
+        run.list_here()
     except OSError as error:
         run.remove()
         raise _unwritable(f"STOKER_HOME {files.home()}", error) from error
@@ -365,16 +394,6 @@ def _link(link: Path, target: str) -> None:
     hidden.replace(link)
 
 
-def _register(run: RunDir) -> None:
-    """Note the run in the machine's list, so that it is found whatever its --result_dir.
-
-    Two runs of one name in two result folders are two: hence the digits of the path.
-    """
-    folder = files.home() / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    _link(folder / f"{run.name}-{hashlib.sha256(bytes(run.path)).hexdigest()[:8]}", str(run.path))
-
-
 # -- the kernel's lock ----------------------------------------------------------------------------------------------
 
 _closed_in_children: list[IO[str]] = []
@@ -388,6 +407,15 @@ def _close_inherited() -> None:
 
 
 os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _is_still(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a network file system that does not answer this time
+        return True
 
 
 class _NoLocks(Exception):
