@@ -63,6 +63,8 @@ class Status:
     of: int = 0
     loss: float | None = None
     best: float | None = None
+    best_metric: str = ""  # of what that is the best: "wer"
+    best_mode: str = ""  # "min" or "max"
     speed: str = ""
     eta_seconds: float | None = None
     device: str = ""
