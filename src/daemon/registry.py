@@ -47,7 +47,7 @@ def find(which: str) -> RunDir:
     known = runs()
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
     for path in (Path(which), files.results() / which, *of_snapshot):
-        if _status(there := _at(path)):
+        if there := at(path):
             return there
     if exact := [run for run in known if run.name == which]:
         return exact[-1]
@@ -60,6 +60,12 @@ def find(which: str) -> RunDir:
         raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are, and the folder of "
                         "any other will do")
     raise UserError(f"{which!r} is the beginning of {len(matching)} runs: " + ", ".join(run.name for run in matching))
+
+
+def at(path: Path) -> RunDir | None:
+    """The run whose folder this is; None where it is none. Raises UserError where it cannot be read."""
+    run = _at(path)
+    return run if _status(run) else None
 
 
 def snapshot(named: str) -> Path | None:

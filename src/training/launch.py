@@ -111,8 +111,7 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
 
 def _named_run(cfg: Options) -> RunDir | None:
     """The run that --run_name names, where there is one."""
-    named = RunDir((_result_dir(cfg) / cfg.run_name).resolve())
-    return named if cfg.run_name and named.status_file.exists() else None
+    return registry.at(_result_dir(cfg) / cfg.run_name) if cfg.run_name else None
 
 
 def _problems(stage: type[Stage], cfg: Options) -> list[str]:
@@ -166,8 +165,8 @@ def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | N
         dataset = cfg.dataset if "dataset" in parsed.typed else None
         return registry.newest_unfinished(stage.name, dataset, parsed.preset or None), None
     if snapshot := registry.snapshot(cfg.resume):
-        run = RunDir(snapshot.parents[1])
-        if not run.status_file.exists():
+        run = registry.at(snapshot.parents[1])
+        if run is None:
             raise UserError(f"--resume {cfg.resume} is a snapshot, but not within a run; start a new run with its "
                             f"weights: --checkpoint_file {cfg.resume}")
         return run, snapshot

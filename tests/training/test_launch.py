@@ -106,6 +106,16 @@ def test_a_broken_config_is_told(tmp_path: Path, text: Path) -> None:
         launch.decide(LanguageModel, ["--resume", run.name])
 
 
+def test_a_status_that_cannot_be_read_is_told(tmp_path: Path, text: Path) -> None:
+    """However the run is named, as long as there is no snapshot to read the status from."""
+    argv = ["--dataset", "text.txt", *SMALL, "--run_name", "mine"]
+    run = begun(tmp_path, *argv)
+    run.status_file.write_text("{")
+    for again in ([*argv, "--result_dir", str(tmp_path / "runs")], ["--resume", "mine"], ["--resume", str(run.path)]):
+        with pytest.raises(UserError, match="status.json cannot be read: it is not JSON"):
+            launch.decide(LanguageModel, again)
+
+
 def test_finished_runs_do_not_go_on(tmp_path: Path, text: Path) -> None:
     run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
     run.write_status(replace(run.status(), state="finished"))
