@@ -87,7 +87,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _ps(which: str, as_json: bool, watch: bool) -> int:
     while True:
-        runs, unreadable = ([registry.find(which)], []) if which else registry.look()
+        runs, broken = ([registry.find(which)], {}) if which else registry.look()
+        unreadable = [*broken.values()]
         rows = list(_rows(runs, unreadable))
         page = "".join(json.dumps(plain(row)) + "\n" for row in rows) if as_json else table(rows) + "\n"
         if watch and sys.stdout.isatty():

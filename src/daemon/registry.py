@@ -18,8 +18,8 @@ def runs() -> list[RunDir]:
     return look()[0]
 
 
-def look() -> tuple[list[RunDir], list[str]]:
-    """Those runs, and a line for each entry there that cannot be read."""
+def look() -> tuple[list[RunDir], dict[RunDir, str]]:
+    """Those runs, and a line for each other entry that cannot be read."""
     created: dict[RunDir, float] = {}
     unreadable: dict[RunDir, str] = {}
     for folder in (files.results(), files.home() / "runs"):
@@ -36,7 +36,7 @@ def look() -> tuple[list[RunDir], list[str]]:
                     created[run] = status.created
             except UserError as error:
                 unreadable[run] = str(error)
-    return sorted(created, key=lambda run: (created[run], run.name)), list(unreadable.values())
+    return sorted(created, key=lambda run: (created[run], run.name)), unreadable
 
 
 def find(which: str) -> RunDir:
@@ -44,7 +44,7 @@ def find(which: str) -> RunDir:
     it. Raises UserError."""
     if not which:
         raise UserError("which run? give its name, the beginning of it, its PID or its folder; ./run/ps.sh lists them")
-    known = runs()
+    known, unreadable = look()
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
     for path in (Path(which), files.results() / which, *of_snapshot):
         if there := at(path):
@@ -56,6 +56,8 @@ def find(which: str) -> RunDir:
     matching = [run for run in known if run.name.startswith(which)]
     if len(matching) == 1:
         return matching[0]
+    if broken := [line for run, line in unreadable.items() if run.name == which]:
+        raise UserError(*broken)
     if not matching:
         raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are, and the folder of "
                         "any other will do")

@@ -111,7 +111,8 @@ def test_what_is_no_run_is_passed_over(make: Make, results: Path) -> None:
     os.symlink("nowhere", results / "lm_corpus")
     assert registry.runs() == [run]
     assert "no run 'lm_corpus'" in refused("lm_corpus") and "no run" in refused(str(results / ".gitignore"))
-    known, unreadable = registry.look()
+    known, broken = registry.look()
+    unreadable = broken.values()
     assert known == [run] and sorted(line.split(" cannot be read: ")[0] for line in unreadable) == [
         str(results / name / "status.json") for name in ("broken", "list", "newer", "other")]
     assert refused("broken") in unreadable and refused(str(results / "other")) in unreadable
