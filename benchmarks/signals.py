@@ -64,7 +64,7 @@ def in_state(state: str, step: int = 0) -> Callable[[RunDir], bool]:
 
 
 def writing_tokens(run: RunDir) -> list[Path]:
-    return list((run.path.parent / "home" / "tokens").glob(".*.tmp"))
+    return list((run.path.parent / "home" / "tokens").glob(".*.stoker-tmp"))
 
 
 def compiler_runs(run: RunDir) -> bool:

@@ -21,9 +21,16 @@ done
 [[ -n "${run}" ]] || die "which run? ./run/ps.sh lists them"
 
 log="$(daemon tell "${run}" log)"
-[[ -e "${log}" ]] || die "${run} has no log yet"
+[[ -f "${log}" ]] || die "${run} has no log yet"
+
+# Print without control characters: what a library wrote may hold commands to the terminal.
+plainly() {
+  LC_ALL=C sed -u -e 's/\r\(.\)/\n\1/g' -e 's/\xc2[\x80-\x9f]/?/g' -e 's/[\x00-\x08\x0b-\x1f\x7f]/?/g'
+}
+
 if [[ "${follow}" == no ]]; then
-  exec cat "${log}"
+  plainly <"${log}"
+  exit
 fi
 pid="$(daemon tell "${run}" pid)"
-exec tail -n 20 ${pid:+--pid="${pid}" -f} "${log}"
+tail -n 20 ${pid:+--pid="${pid}" -f} -- "${log}" | plainly

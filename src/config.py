@@ -13,12 +13,15 @@ import re
 import sys
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 C = TypeVar("C")
+
+HARMLESS = "\t\u200c\u200d"  # the last two join letters, or keep them apart, in many scripts and in emoji
 
 
 class UserError(Exception):
@@ -390,10 +393,17 @@ def program() -> str:
     return os.environ.get("STOKER_SCRIPT") or Path(sys.argv[0]).name
 
 
-def complain(problems: Sequence[str]) -> None:
-    """Print mistakes as a program does, one a line, on standard error."""
+def printable(text: str) -> str:
+    """A line for a terminal: control characters and others that cannot be seen are spelled out (`\\n`, `\\x1b`), since
+    a name from elsewhere may hold commands to the terminal. Tabs, spaces of any width and joiners stay."""
+    return "".join(letter if letter.isprintable() or letter in HARMLESS or unicodedata.category(letter) == "Zs"
+                   else ascii(letter)[1:-1] for letter in text)
+
+
+def complain(problems: Sequence[str], file: TextIO | None = None) -> None:
+    """Print mistakes as a program does, one a line, on standard error or to `file`."""
     for problem in problems:
-        print(f"{program()}: {problem}", file=sys.stderr)
+        print(printable(f"{program()}: {problem}"), file=file or sys.stderr)
 
 
 def answered(command: Callable[[Sequence[str]], int], interrupted: str = "") -> int:

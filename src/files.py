@@ -5,6 +5,8 @@
     append     lines at the end of a file: all of them or none
     overwrite  a small file in the room it has, where a full disk has none for a new one
     may_pass   whether it is worth trying again
+    opened     a regular file, to be read: nothing that waits for ever or never ends
+    read       its bytes, no more than so many
     sha256     of a file's bytes
     identity   what tells whether a file is still the same
     home       where caches and the list of runs are kept
@@ -19,13 +21,15 @@ import hashlib
 import json
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-HIDDEN = re.compile(r"\..+\.(\d+)(\.tmp)?")  # as here, or a link to be moved into place; the number is its writer's
+HIDDEN = re.compile(r"\..+\.(\d+)\.stoker-tmp", re.DOTALL)  # the number is its writer's, see `hidden`
+OLDER = re.compile(r"\.(?:(?:status|run_config|estimate)\.json|[0-9a-f]{16,32}\.\w+)\.(\d+)\.tmp|\.latest\.log\.(\d+)")
 
 
 def home() -> Path:
@@ -46,9 +50,9 @@ def write(path: Path, content: bytes | memoryview | str | Callable[[IO[bytes]], 
     `sync=False` leaves out the fsync, for files worth nothing after a power cut.
     Raises OSError as the system gave it; then `path` is as it was before.
     """
-    hidden = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")  # two threads may write one file
+    half = hidden(path)
     try:
-        with open(hidden, "wb") as file:
+        with open(half, "wb") as file:
             if callable(content):
                 content(file)
             else:
@@ -56,12 +60,18 @@ def write(path: Path, content: bytes | memoryview | str | Callable[[IO[bytes]], 
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        os.replace(hidden, path)
+        os.replace(half, path)
     except BaseException:
-        hidden.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def hidden(path: Path) -> Path:
+    """The name beside `path` under which this thread prepares what it then moves there. `tidy` knows it by its ending,
+    which no other program uses, and by the number whether its writer lives."""
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.stoker-tmp")  # two threads may write one file
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
@@ -100,10 +110,14 @@ def may_pass(error: BaseException) -> bool:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a writer that was killed left under a hidden name, in a folder and those in it."""
-    for hidden in folder.rglob(".*"):
-        if (left := HIDDEN.fullmatch(hidden.name)) and not Path("/proc", left[1]).exists():
-            hidden.unlink(missing_ok=True)
+    """Remove the files and links that a writer which was killed left under a hidden name, in a folder and those in it.
+
+    Of the names that older versions used, only those that begin with the name of one of our own files.
+    """
+    for path in folder.rglob(".*"):
+        left = HIDDEN.fullmatch(path.name) or OLDER.fullmatch(path.name)
+        if left and (path.is_symlink() or path.is_file()) and not Path("/proc", left[left.lastindex or 1]).exists():
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:
@@ -113,6 +127,33 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def opened(path: str | Path) -> IO[bytes]:
+    """A regular file, open for reading. Raises OSError, also for a folder, for a pipe, socket or device, from which a
+    reader may wait for ever or read without end, and for a name that no file can have."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have such a name", repr(path)) from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is a pipe, a socket or a device instead of a regular file", str(path))
+
+
+def read(path: str | Path, *, most: int, start: int = 0, size: int | None = None) -> bytes:
+    """The bytes of a regular file, or `size` of them from `start` on; as many as it had when it was opened. Raises
+    OSError, also where that is more than `most`."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size if size is None else size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {most:,}", str(path))
+        file.seek(start)
+        return file.read(size)
 
 
 def sha256(path: Path) -> str:

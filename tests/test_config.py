@@ -394,3 +394,13 @@ def test_what_is_printed_is_read_back_the_same(tmp_path: Path, text: str) -> Non
     assert "//text" in first, "no comment, though it looks like one"
     assert printed("--config", written(tmp_path, first)) == first
     assert not math.isclose(json.loads(first)["lr"], LanguageModel.presets["nano"]["lr"])
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("a\x1b[2J\n", "a\\x1b[2J\\n"), ("\x00\r\x7f\x9b", "\\x00\\r\\x7f\\x9b"), ("\u202eevil", "\\u202eevil"),
+    ("\udcff", "\\udcff"), ("\U000e0001", "\\U000e0001"), ("ü 本\u3000👩\u200d🚀 e\u0301\t\\n", None)])
+def test_a_terminal_gets_no_commands(text: str, shown: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.printable(text) == (text if shown is None else shown)
+    config.complain([text, "second"])
+    assert capsys.readouterr().err.splitlines() == [
+        f"{config.program()}: {shown or text}", f"{config.program()}: second"]

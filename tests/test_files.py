@@ -16,6 +16,7 @@ from typing import IO
 import pytest
 
 import files
+from daemon import rundir
 
 SOURCE = str(Path(files.__file__).parent)
 
@@ -36,12 +37,49 @@ def test_what_a_killed_writer_left_is_tidied_away_and_nothing_else(old: Path) ->
     killed = "import files, os, pathlib; files.write(pathlib.Path('there'), lambda file: os.kill(os.getpid(), 9))"
     assert subprocess.run([sys.executable, "-c", killed], cwd=old.parent, env={"PYTHONPATH": SOURCE}).returncode == -9
     assert len(os.listdir(old.parent)) == 2
-    kept = {"there", f".there.{os.getpid()}.tmp", ".hidden", ".hidden.tmp", "999999999.tmp"}
+    kept = {"there", f".there.{os.getpid()}.stoker-tmp", ".hidden", ".hidden.tmp", "999999999.tmp",
+            ".notes.2024", ".backup.999999999.tmp", ".thesis.999999999", ".my.status.json.999999999.tmp",
+            "a.999999999.stoker-tmp", ".999999999.stoker-tmp", ".half.stoker-tmp"}
     for name in kept - {"there"}:
         (old.parent / name).touch()
-    (old.parent / ".latest.log.999999999").symlink_to("there")
+    for name in (folders := {".folder.999999999", ".folder.999999999.tmp", ".folder.999999999.stoker-tmp"}):
+        (old.parent / name).mkdir()
+        (old.parent / name / "file").touch()
+    (old.parent / ".link.999999999").symlink_to("there")
+    for name in (".latest.log.999999999.stoker-tmp", ".latest.log.999999999"):  # the second as older versions did
+        (old.parent / name).symlink_to("there")
+    for name in (".status.json.999999999.tmp", f".{'0af' * 8}.bin.999999999.tmp", ".two\nlines.999999999.stoker-tmp"):
+        (old.parent / name).touch()
     files.tidy(old.parent.parent)
-    assert set(os.listdir(old.parent)) == kept and old.read_text() == "old"
+    assert set(os.listdir(old.parent)) == kept | folders | {".link.999999999"} and old.read_text() == "old"
+    assert all(os.listdir(old.parent / name) == ["file"] for name in folders)
+
+
+def test_a_link_is_moved_into_place_under_a_name_that_is_tidied(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """As is what `write` leaves: the two writers of hidden names, killed before the rename."""
+    monkeypatch.setattr(threading, "get_native_id", lambda: 999999999)
+    for kill, writer in (("pathlib.Path.replace", lambda: rundir._link(tmp_path / "link", "there")),
+                         ("os.replace", lambda: files.write(tmp_path / "file", "new"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(kill, lambda *_: exec("raise KeyboardInterrupt"))
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+            with pytest.raises(KeyboardInterrupt):
+                writer()
+    assert len(os.listdir(tmp_path)) == 2
+    files.tidy(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_read_is_a_small_file(old: Path) -> None:
+    assert files.read(old, most=3) == b"old"
+    os.mkfifo(pipe := old.with_name("pipe"))
+    for path, most, why in ((old, 2, "3 bytes, more than 2"), (pipe, 9, "instead of a regular file"),
+                            (old.parent, 9, "Is a directory"), (Path("/dev/zero"), 9, "instead of a regular file")):
+        with pytest.raises(OSError, match=why):
+            files.read(path, most=most)
+    with pytest.raises(FileNotFoundError):
+        files.read(old.with_name("gone"), most=9)
 
 
 @pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), lambda file: file.write("grün\n".encode())])

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import files
-from config import UserError, complain
+from config import UserError, complain, printable
 from daemon import process, registry
 from daemon.journal import plain
-from daemon.rundir import RunDir
+from daemon.process import Process
+from daemon.rundir import PROJECT, RunDir
 from daemon.table import row, table
 
 SECONDS_BETWEEN_LOOKS = 0.2
+SCRIPT = re.compile(r"(train|sft)_\w+\.py")  # of a stage
 
 
 def main() -> int:
@@ -84,20 +87,27 @@ class _Parser(argparse.ArgumentParser):
 
 def _ps(which: str, as_json: bool, watch: bool) -> int:
     while True:
-        rows = list(_rows([registry.find(which)] if which else registry.runs()))
+        runs, broken = ([registry.find(which)], {}) if which else registry.look()
+        unreadable = [*broken.values()]
+        rows = list(_rows(runs, unreadable))
         page = "".join(json.dumps(plain(row)) + "\n" for row in rows) if as_json else table(rows) + "\n"
         if watch and sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # home, clear
         print(page, end="", flush=True)
+        complain(unreadable)
         if not watch:
             return 0
         time.sleep(2)
 
 
-def _rows(runs: list[RunDir]) -> Iterator[dict[str, Any]]:
+def _rows(runs: list[RunDir], unreadable: list[str]) -> Iterator[dict[str, Any]]:
     for run in runs:
-        with suppress(FileNotFoundError):  # deleted since it was found
+        try:
             yield row(run)
+        except FileNotFoundError:  # deleted since it was found
+            pass
+        except (OSError, ValueError) as error:
+            unreadable.append(registry.why_not(run, error))
 
 
 # -- stop ---------------------------------------------------------------------------------------------------------
@@ -105,25 +115,27 @@ def _rows(runs: list[RunDir]) -> Iterator[dict[str, Any]]:
 
 def _stop(which: str, seconds: float) -> int:
     run = registry.find(which)
-    holder, watching = run.holder(), run.supervisor()
-    living = [found for found in (watching, holder) if found]
-    if not living:
-        print(f"{run.name} is not running: {run.state()}")
+    doubts = {found: run.doubt(found) for found in (run.supervisor(), run.holder()) if found}
+    ours = [found for found, doubt in doubts.items() if not doubt]
+    if doubts and not ours and (run.holder() or run.supervisor()):  # else they have ended by themselves this moment
+        raise UserError(f"{run.name} was not stopped: {[*doubts.values()][-1]}")
+    if not ours:
+        _say(f"{run.name} is not running: {run.state()}")
         return 0
-    for found in living:
+    for found in ours:
         if process.is_paused(found.pid):
-            print(f"{run.name} is paused; it goes on to save and stop")
+            _say(f"{run.name} is paused; it goes on to save and stop")
             os.kill(found.pid, signal.SIGCONT)
     with suppress(ProcessLookupError):  # it has ended by itself this moment
-        os.kill(living[0].pid, signal.SIGTERM)  # a supervisor tells its trainer, and starts no other
-    if not _until(lambda: all(process.find(found.pid) != found for found in living), seconds):  # its memory is free
-        pid = living[-1].pid
+        os.kill(ours[0].pid, signal.SIGTERM)  # a supervisor tells its trainer, and starts no other
+    if not _until(lambda: all(process.find(found.pid) != found for found in ours), seconds):  # its memory is free
+        pid = ours[-1].pid
         raise UserError(f"process {pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
                         f"kill -9 {pid}; then what came after its last snapshot is lost")
     status = run.status()
-    print(f"{run.name}: {run.state()} at step {status.step} of {status.of or '?'}: {status.reason}")
+    _say(f"{run.name}: {run.state()} at step {status.step} of {status.of or '?'}: {status.reason}")
     if status.state != "finished":
-        print(f"Go on: ./run/resume.sh {run.name}")
+        _say(f"Go on: ./run/resume.sh {run.name}")
     return 0
 
 
@@ -142,19 +154,34 @@ def _until(holds: "object", seconds: float) -> bool:
 
 def _delete(which: str, sure: bool) -> int:
     run = registry.find(which)
+    if problem := _not_deletable(run, [Path(which), files.results() / which]):
+        raise UserError(f"nothing was deleted: {problem}")
     if not sure and not _yes(f"Delete {run.path} ({run.state()}, step {run.status().step})? [y/N] "):
         raise UserError("nothing was deleted")
     with run.lock():  # whoever does not hold it never deletes a run
         run.remove()
-    print(f"Deleted {run.path}")
+    _say(f"Deleted {run.path}")
     return 0
+
+
+def _not_deletable(run: RunDir, named: list[Path]) -> str:
+    """Why a run must not be deleted, or ''. `named`: the folders that were meant by its name."""
+    links = [path for path in named if path.is_symlink() and os.path.realpath(path) == str(run.path)]
+    if elsewhere := [link for link in links if link.parent.resolve() != run.path.parent]:
+        return f"{elsewhere[0]} is a link to {run.path}, which is elsewhere: name that folder if you mean it"
+    if lacking := [file.name for file in (run.lock_file, run.config_file) if not file.is_file() or file.is_symlink()]:
+        return f"{run.path} has no {lacking[0]}, so it may not be a run: delete it by hand if you are sure"
+    if watching := run.supervisor():
+        return (f"run {run.name} is watched by process {watching.pid}, which starts it again; stop it first: "
+                f"./run/stop.sh {run.name}")
+    return ""
 
 
 def _yes(question: str) -> bool:
     if not sys.stdin.isatty():
         raise UserError("to delete without a terminal to ask on, add --yes")
     try:
-        return input(question).strip().lower() in ("y", "yes")
+        return input(printable(question)).strip().lower() in ("y", "yes")
     except EOFError:
         return False
 
@@ -163,10 +190,13 @@ def _yes(question: str) -> bool:
 
 
 def _tell(which: str, what: str) -> int:
+    """For scripts, so as it is; `pid` only where that process is to be seen from here."""
     run = registry.find(which)
-    holder = run.holder()
-    print({"name": run.name, "script": run.status().script, "log": run.latest_log,
-           "pid": holder.pid if holder else "", "folder": run.path,
+    holder, script = run.holder(), run.status().script
+    if what == "script" and not (SCRIPT.fullmatch(script) and (PROJECT / "src" / "training" / script).is_file()):
+        raise UserError(f"{run.status_file} names {script!r} as its script, which is none of src/training: mend it")
+    print({"name": run.name, "script": script, "log": run.latest_log,
+           "pid": holder.pid if holder and process.find(holder.pid) == holder else "", "folder": run.path,
            "resume": registry.snapshot(which) or run.path}[what])
     return 0
 
@@ -200,7 +230,7 @@ def _wait(pid: int) -> int:
         while True:
             alive = started is not None and process.find(pid) == started
             try:
-                run = run or _run_of(pid)
+                run = run or (_run_of(started) if started else None)
                 if run is not None:
                     if log != (newest := run.latest_log.resolve()):  # a supervisor has started another trainer
                         log, shown = newest, 0
@@ -218,11 +248,11 @@ def _wait(pid: int) -> int:
         return 0
 
 
-def _run_of(pid: int) -> RunDir | None:
+def _run_of(started: Process) -> RunDir | None:
     """The run that this process, or one that it supervises, has just made or taken."""
     for run in reversed(registry.runs()):
         holder, watching = run.holder(), run.supervisor()
-        if holder and pid in (holder.pid, watching and watching.pid):
+        if holder and started in (holder, watching):
             if holder.pid == run.status().pid and run.latest_log.exists():
                 return run  # of a run that goes on, the status is old until its new log is there
     return None
@@ -233,23 +263,27 @@ def _show(log: Path, shown: int) -> int:
     with open(log, "rb") as file:
         file.seek(shown)
         whole, newline, _ = file.read().rpartition(b"\n")
-    sys.stdout.write((whole + newline).decode(errors="replace"))
-    sys.stdout.flush()
+    _say(*(whole + newline).decode(errors="replace").splitlines())
     return shown + len(whole + newline)
 
 
 def _summary(run: RunDir) -> int:
     watching = run.supervisor()
-    print(f"""
-Run     {run.name}
-PID     {run.status().pid}{f" (supervisor {watching.pid})" if watching else ""}
-Log     {run.latest_log.resolve()}
-
-Follow  ./run/logs.sh {run.name} -f
-Check   ./run/ps.sh
-Stop    ./run/stop.sh {run.name}
-View    ./run/board.sh {run.name}""", flush=True)
+    _say("",
+         f"Run     {run.name}",
+         f"PID     {run.status().pid}{f' (supervisor {watching.pid})' if watching else ''}",
+         f"Log     {run.latest_log.resolve()}",
+         "",
+         f"Follow  ./run/logs.sh {run.name} -f",
+         "Check   ./run/ps.sh",
+         f"Stop    ./run/stop.sh {run.name}",
+         f"View    ./run/board.sh {run.name}")
     return 0
+
+
+def _say(*lines: str) -> None:
+    """Print lines for people."""
+    print(*map(printable, lines), sep="\n", end="\n" if lines else "", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-from daemon import machine, process
+import files
+from daemon import machine, process, records
 from daemon.journal import Journal
 from daemon.process import Process
 from daemon.rundir import ACTIVE, RESTARTING, RunDir, Status
@@ -38,8 +40,15 @@ def note(run: RunDir, death: Death) -> None:
 
 
 def last(run: RunDir) -> Death | None:
-    rows = list(Journal(run.deaths).rows())
-    return Death(**rows[-1]) if rows else None
+    """Raises OSError where the file is none that can be read as a whole."""
+    try:
+        lines = files.read(run.deaths, most=2**26).splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):  # torn by a kill or a power cut
+            return records.build(Death, records.parse(line))
+    return None
 
 
 def tell_last(run: RunDir, status: Status, trainer: Process | None) -> None:

@@ -1,4 +1,4 @@
-"""The log of a run: every line bears its time, also those of a traceback; no carriage returns."""
+"""The log of a run: every line bears its time, also those of a traceback; no control characters."""
 
 import logging
 import os
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from config import printable
 
 TIME = "%Y-%m-%d %H:%M:%S"
 
@@ -19,7 +21,7 @@ class _EveryLine(logging.Formatter):
             text += "\n" + self.formatException(record.exc_info)
         level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
         start = f"[{self.formatTime(record, TIME)}] {level}"
-        return "\n".join(start + line for line in text.splitlines() or [""])
+        return "\n".join(start + printable(line) for line in text.splitlines() or [""])
 
 
 def to_console() -> None:

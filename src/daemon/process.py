@@ -48,12 +48,37 @@ def family(pid: int) -> list[int]:
 
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for this signal, which by itself would end it."""
+    caught = next((int(line.split()[1], 16) for line in _status(pid) if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (number - 1) & 1)
+
+
+def owner(pid: int) -> int | None:
+    """The user in whose name a process acts; None where there is none."""
+    return next((int(line.split()[2]) for line in _status(pid) if line.startswith("Uid:")), None)
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether a process has this very file open. Raises PermissionError where that is not ours to know."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        links = list(Path(f"/proc/{pid}/fd").iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return False
-    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
-    return bool(caught >> (number - 1) & 1)
+    return any(_is_same(link, path) for link in links)
+
+
+def _is_same(link: Path, path: Path) -> bool:
+    try:
+        return link.samefile(path)
+    except FileNotFoundError:  # closed meanwhile
+        return False
+
+
+def _status(pid: int) -> list[str]:
+    """The lines of /proc/PID/status; none where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -1,12 +1,13 @@
 """Signs of life: what a trainer is at, when it last got on with it, and how long it may be silent there."""
 
 import os
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from daemon.rundir import RunDir
+from daemon.rundir import Gone, RunDir
 
 PREPARING, ESTIMATING, STARTING = "preparing", "estimating", "starting"
 TRAINING, EVALUATING, SAVING, FINISHING = "training", "evaluating", "saving", "finishing"
@@ -45,7 +46,8 @@ class _Pace:
 class Pulse:
     """Keeps phase, time of the last progress and budget in status.json, for those who look from outside.
 
-    It is told of progress by the one who makes it, never by a clock, and writes at most once a second.
+    It is told of progress by the one who makes it, never by a clock, and writes at most once a second. Each time it
+    looks whether the run's folder is still there, and raises Gone in the main thread where it is not.
     """
 
     run: RunDir
@@ -57,10 +59,12 @@ class Pulse:
     _figures: dict[str, Any] = field(default_factory=dict)
     _last: float = 0.0
     _written: float = 0.0
+    _gone: bool = False
 
     def mark(self, every: float = SECONDS_BETWEEN_WRITES, **figures: Any) -> None:
         """The work has got on; `figures` are what the status says of it from now on. Written if it was not in the last
         `every` seconds."""
+        self._look_for_folder()
         self._count()
         self._figures |= figures
         if self._last - self._written >= every:
@@ -87,6 +91,13 @@ class Pulse:
             pace.count(now - self._last)
         self._last = now
 
+    def _look_for_folder(self) -> None:
+        """Raises Gone, once, where it is not in its place any more."""
+        if not self._gone and threading.current_thread() is threading.main_thread():
+            self._gone = self.run.where_now() != self.run
+            if self._gone:
+                raise Gone
+
     @property
     def budget(self) -> float:
         """Seconds of silence that are no stall in this phase."""
@@ -98,6 +109,9 @@ class Pulse:
 
     def write(self, **figures: Any) -> None:
         """Now. A full disk takes no status, and is told of by those who save: then the file's time is the sign."""
+        self._look_for_folder()
+        if self._gone:  # what stands there now may be another run's
+            return
         self._written = time.monotonic()
         self._figures |= figures
         try:

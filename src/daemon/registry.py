@@ -1,17 +1,42 @@
 """All runs of this machine, and the one that is meant."""
 
-from collections.abc import Iterator
+import errno
+import os
 from pathlib import Path
 
 import files
 from config import UserError
+from daemon.process import Process
 from daemon.rundir import MANIFEST, RunDir, Status
+
+# A dangling link, a folder of something else, a name that is no file's.
+NO_RUN = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def runs() -> list[RunDir]:
     """Every run in the project's result folder and in the machine's list, oldest first."""
-    created = {run: status.created for run in _candidates() if (status := _status(run)) is not None}
-    return sorted(created, key=lambda run: (created[run], run.name))
+    return look()[0]
+
+
+def look() -> tuple[list[RunDir], dict[RunDir, str]]:
+    """Those runs, and a line for each other entry that cannot be read."""
+    created: dict[RunDir, float] = {}
+    unreadable: dict[RunDir, str] = {}
+    for folder in (files.results(), files.home() / "runs"):
+        try:
+            entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unreadable[RunDir(folder)] = why_not(RunDir(folder), error)
+            continue
+        for run in {_at(entry) for entry in entries} - created.keys():
+            try:
+                if status := _status(run):
+                    created[run] = status.created
+            except UserError as error:
+                unreadable[run] = str(error)
+    return sorted(created, key=lambda run: (created[run], run.name)), unreadable
 
 
 def find(which: str) -> RunDir:
@@ -19,10 +44,10 @@ def find(which: str) -> RunDir:
     it. Raises UserError."""
     if not which:
         raise UserError("which run? give its name, the beginning of it, its PID or its folder; ./run/ps.sh lists them")
-    known = runs()
+    known, unreadable = look()
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
     for path in (Path(which), files.results() / which, *of_snapshot):
-        if _status(there := RunDir(path.resolve())) is not None:
+        if there := at(path):
             return there
     if exact := [run for run in known if run.name == which]:
         return exact[-1]
@@ -31,10 +56,18 @@ def find(which: str) -> RunDir:
     matching = [run for run in known if run.name.startswith(which)]
     if len(matching) == 1:
         return matching[0]
+    if broken := [line for run, line in unreadable.items() if run.name == which]:
+        raise UserError(*broken)
     if not matching:
         raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are, and the folder of "
                         "any other will do")
     raise UserError(f"{which!r} is the beginning of {len(matching)} runs: " + ", ".join(run.name for run in matching))
+
+
+def at(path: Path) -> RunDir | None:
+    """The run whose folder this is; None where it is none. Raises UserError where it cannot be read."""
+    run = _at(path)
+    return run if _status(run) else None
 
 
 def snapshot(named: str) -> Path | None:
@@ -42,8 +75,8 @@ def snapshot(named: str) -> Path | None:
     given = Path(named)
     kind, _, number = given.name.removesuffix(".pt").rpartition("_")
     respelled = [given.with_name(f"{kind}_{int(number):0{width}d}") for width in (4, 8)] if number.isdecimal() else []
-    for path in (given, *([given.parent] if given.is_file() else []), *respelled):
-        if (path / MANIFEST).is_file():
+    for path in (given, *([given.parent] if os.path.isfile(given) else []), *respelled):
+        if os.path.isfile(path / MANIFEST):
             return path.resolve()
     return None
 
@@ -74,13 +107,9 @@ def newest_finished(stage: str) -> RunDir:
     return finished[-1]
 
 
-def taken_by(pid: int, since: float) -> RunDir | None:
-    """The run that a process has made or taken since then."""
-    for run in reversed(runs()):
-        status = _status(run)
-        if status and status.pid == pid and max(status.created, status.started) >= since:
-            return run
-    return None
+def taken_by(trainer: Process) -> RunDir | None:
+    """The run that a process trains, or trained last. No clock is asked: one may be set back meanwhile."""
+    return next((run for run in reversed(runs()) if run.last_holder() == trainer), None)
 
 
 def _of_process(pid: int, known: list[RunDir]) -> RunDir:
@@ -93,14 +122,25 @@ def _of_process(pid: int, known: list[RunDir]) -> RunDir:
     raise UserError(f"process {pid} trains no run; ./run/ps.sh lists them")
 
 
-def _candidates() -> Iterator[RunDir]:
-    for folder in (files.results(), files.home() / "runs"):
-        if folder.is_dir():
-            yield from (RunDir(path.resolve()) for path in folder.iterdir() if not path.name.startswith("."))
+def _at(path: Path) -> RunDir:
+    return RunDir(Path(os.path.realpath(path)))  # unlike `resolve` it bears a link that leads to itself
 
 
 def _status(run: RunDir) -> Status | None:
+    """None where there is no run. Raises UserError where there is one, but not all can be read that is asked of it."""
     try:
-        return run.status()
-    except (OSError, ValueError, TypeError):  # a dangling link, a folder of something else, another version's run
-        return None
+        status = run.status()
+        run.holder(), run.supervisor()
+        return status
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO_RUN:
+            return None
+        raise UserError(why_not(run, error)) from error
+
+
+def why_not(run: RunDir, error: OSError | ValueError) -> str:
+    """The line for a run that cannot be read: which, why, and what to do."""
+    if not isinstance(error, OSError):
+        return f"{run.status_file} cannot be read: it {error}; mend it, or move its folder away"
+    advice = "its owner can allow it" if isinstance(error, PermissionError) else "mend it, or move its folder away"
+    return f"{error.filename or run.path} cannot be read: {error.strerror}; {advice}"

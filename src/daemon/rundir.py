@@ -27,7 +27,8 @@ from typing import IO, Any
 
 import files
 from config import UserError
-from daemon import process
+from daemon import process, records
+from daemon.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ MANIFEST = "manifest.json"  # of a snapshot: written last, so a folder that has 
 ACTIVE = ("preparing", "training", "evaluating")
 RESTARTING = "restarting"  # its trainer died, its supervisor will start another
 SECONDS_TO_LOCK = 2.0
+NAME = re.compile(r"\w[\w.+=@,-]*")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Status:
     of: int = 0
     loss: float | None = None
     best: float | None = None
+    best_metric: str = ""  # of what that is the best: "wer"
+    best_mode: str = ""  # "min" or "max"
     speed: str = ""
     eta_seconds: float | None = None
     device: str = ""
@@ -69,9 +73,14 @@ class Status:
     typed: dict[str, Any] = field(default_factory=dict)  # the options given at the start, before any was adjusted
 
 
+class Gone(BaseException):
+    """The folder of a run is not in its place any more while it is trained. No Exception, since it is nothing that a
+    monitor may fail of by itself."""
+
+
 @dataclass(frozen=True)
 class RunDir:
-    path: Path
+    path: Path  # without links in it
 
     @property
     def name(self) -> str:
@@ -96,19 +105,54 @@ class RunDir:
     # -- status -----------------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Raises OSError, ValueError or TypeError where there is no readable status of this version."""
-        return Status(**json.loads(self.status_file.read_text()))
+        """As written last; where a power cut has left nothing of it, what the config and the newest snapshot say.
+        Raises OSError or ValueError where there is no readable status of this version."""
+        try:
+            return records.read(self.status_file, Status)
+        except (FileNotFoundError, ValueError):
+            if rebuilt := self._rebuilt_status():
+                return rebuilt
+            raise
 
-    def write_status(self, status: Status, *, sync: bool = False) -> None:
-        """Replace the status, so that a reader sees the old one or the new one, never half of one."""
+    def _rebuilt_status(self) -> Status | None:
+        """None where there is no snapshot, or no config."""
+        try:
+            path, newest = max(self.manifests(), key=lambda found: int(found[1]["step"]))
+            config, made_by = records.load(self.config_file), newest["made_by"]
+            return records.build(Status, {
+                "stage": made_by["stage"], "script": f"train_{made_by['stage']}.py", "dataset": config["dataset"],
+                "preset": "", "state": "training", "step": newest["step"], "of": config["max_steps"],
+                "reason": f"{self.status_file.name} was lost, as in a power cut: this is what {path.parent.name} says",
+                "created": self.config_file.stat().st_mtime, "heartbeat": path.stat().st_mtime,
+                "device": made_by["device"]})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Path and content of each snapshot's manifest that can be read. They are not verified."""
+        for path in self.snapshots.glob(f"snapshot_*/{MANIFEST}"):
+            with suppress(OSError, ValueError):  # damaged: whoever goes on from it will say so
+                manifest = records.load(path)
+                if isinstance(manifest, dict) and isinstance(manifest.get("step"), int):
+                    yield path, manifest
+
+    def write_status(self, status: Status) -> None:
+        """Replace the status, so that a reader sees the old one or the new one, never half of one. Synced where the
+        state is another than before: what became of a run is to outlive a power cut."""
         now = replace(status, heartbeat=time.time(), awake=time.monotonic())
         content = json.dumps(asdict(now), indent=2) + "\n"
         try:
-            files.write(self.status_file, content, sync=sync)
+            files.write(self.status_file, content, sync=now.state != self._written_state())
         except OSError as error:
             if not (files.may_pass(error) and self.status_file.exists()):
                 raise
             files.overwrite(self.status_file, content)  # on a full disk there is no room for a second file
+
+    def _written_state(self) -> str:
+        try:
+            return records.read(self.status_file, Status).state
+        except (OSError, ValueError):
+            return ""
 
     def state(self) -> str:
         """The state now: "died", "paused" and "stalled" are never written, they are seen from outside."""
@@ -136,18 +180,36 @@ class RunDir:
         with suppress(OSError):
             os.utime(self.lock_file)
 
-    def supervisor(self) -> process.Process | None:
+    def supervisor(self) -> Process | None:
         """The process that watches the trainer of now, or of last, if it lives."""
         noted = self.status().supervisor
-        watching = process.Process(**noted) if noted else None
+        watching = records.build(Process, noted) if noted else None
         return watching if watching and process.find(watching.pid) == watching else None
+
+    def doubt(self, found: Process) -> str:
+        """Why a process must not be signalled as the trainer or the supervisor of this run; '' where it may be.
+
+        What stands in the files proves nothing: they may have been written in another container, whose PIDs mean other
+        processes here, or by somebody who wants a process of yours to end. A trainer and a supervisor both have the
+        lock file open, and are the owner's.
+        """
+        if process.find(found.pid) != found:
+            return (f"its files name process {found.pid}, which is not to be seen here: stop it in the container, or "
+                    "on the machine, where it was started")
+        if process.owner(found.pid) != self.path.stat().st_uid:
+            return (f"its files name process {found.pid}, which is not of the user who owns {self.path}: see "
+                    f"ps -p {found.pid}")
+        if not process.has_open(found.pid, self.lock_file):
+            return (f"its files name process {found.pid}, which does not have {self.lock_file} open, so it is another "
+                    f"program: see ps -p {found.pid}")
+        return ""
 
     # -- lock -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the one trainer of this run while the block runs. Raises UserError if another is."""
-        with open(self.lock_file, "a+") as file:
+        with open(str(self.lock_file), "a+") as file:
             self._acquire(file)
             try:
                 file.truncate(0)
@@ -176,29 +238,34 @@ class RunDir:
             log.warning("%s is on a file system without locks: see to it that nobody else trains this run", self.path)
             return True
 
-    def holder(self) -> process.Process | None:
-        """The process that trains this run now."""
+    def holder(self) -> Process | None:
+        """The process that trains this run now. Raises OSError where its lock cannot be read."""
         try:
-            with open(self.lock_file) as file:
-                return self._holder(file)
-        except (FileNotFoundError, TypeError, ValueError):  # no run yet, or its lock taken this very moment
+            with files.opened(self.lock_file) as file:
+                if _try_lock(file, fcntl.LOCK_SH):
+                    return None
+        except FileNotFoundError:
             return None
-
-    def last_holder(self) -> process.Process | None:
-        """The process that trains this run now, or did last, alive or not."""
-        try:
-            return process.Process(**json.loads(self.lock_file.read_text()))
-        except (FileNotFoundError, TypeError, ValueError):
-            return None
-
-    def _holder(self, file: IO[str]) -> process.Process | None:
-        try:
-            if _try_lock(file, fcntl.LOCK_SH):
-                return None
-            return process.Process(**json.loads(file.read() or "{}"))
         except _NoLocks:  # then what is written there must do: that process, if it lives
-            written = process.Process(**json.loads(file.read() or "{}"))
-            return written if process.find(written.pid) == written else None
+            written = self.last_holder()
+            return written if written and process.find(written.pid) == written else None
+        return self.last_holder()
+
+    def where_now(self) -> "RunDir | None":
+        """To the process that holds the lock: this run, or where its folder was moved to; None where it, or its lock
+        file, was deleted or replaced."""
+        for file in _closed_in_children:
+            if file.name == str(self.lock_file) and not _is_still(file, self.lock_file):
+                there = RunDir(Path(os.readlink(f"/proc/self/fd/{file.fileno()}")).parent)
+                return there if _is_still(file, there.lock_file) else None
+        return self
+
+    def last_holder(self) -> Process | None:
+        """The process that trains this run now, or did last, alive or not. Raises OSError as `holder` does."""
+        try:
+            return records.read(self.lock_file, Process)
+        except (FileNotFoundError, ValueError):  # no run yet, or its lock taken this very moment
+            return None
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -225,10 +292,24 @@ class RunDir:
         elif link != self.path:
             log.warning("%s is a run of that name, so no link of that name can point at this run", link)
 
+    @property
+    def _entry(self) -> Path:
+        """In the machine's list. Two runs of one name in two result folders are two: hence the digits of the path."""
+        return files.home() / "runs" / f"{self.name}-{hashlib.sha256(bytes(self.path)).hexdigest()[:8]}"
+
+    def list_here(self) -> None:
+        """Note the run in the machine's list, so that it is found whatever its --result_dir."""
+        self._entry.parent.mkdir(parents=True, exist_ok=True)
+        _link(self._entry, str(self.path))
+
+    def is_made_here(self) -> bool:
+        """Whether this user has made it, with this list of runs, where it is now."""
+        return os.path.realpath(self._entry) == str(self.path) and self.path.stat().st_uid == os.geteuid()
+
     def remove(self) -> None:
         """Delete the run and every link to it."""
         for link in [*self.path.parent.glob("*"), *(files.home() / "runs").glob("*")]:
-            if link.is_symlink() and link.resolve() == self.path.resolve():
+            if link.is_symlink() and os.path.realpath(link) == os.path.realpath(self.path):
                 link.unlink()
         shutil.rmtree(self.path)
 
@@ -240,12 +321,13 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) 
     It gets its name last, so no run is ever met without its status. Raises UserError if it cannot be written; then
     nothing is left of it.
     """
-    hidden = RunDir(result_dir / f".{name}.{uuid.uuid4().hex}")
+    hidden = RunDir(result_dir / f".{name}.{uuid.uuid4().hex}.stoker-tmp")
     try:
         result_dir.mkdir(parents=True, exist_ok=True)
         for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents"):
             (hidden.path / folder).mkdir(parents=True)
         files.write_json(hidden.config_file, status.typed)
+        hidden.lock_file.touch()
         hidden.write_status(replace(status, created=time.time(), pid=os.getpid()))
         run = RunDir(_named(hidden.path, name, exact).resolve())
     except BaseException as error:
@@ -254,7 +336,7 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) 
             raise
         raise _unwritable(f"--result_dir {result_dir}", error) from error
     try:
-        _register(run)
+        run.list_here()
     except OSError as error:
         run.remove()
         raise _unwritable(f"STOKER_HOME {files.home()}", error) from error
@@ -267,6 +349,15 @@ def _unwritable(what: str, error: OSError) -> UserError:
 
 def run_name(stage: str, dataset: str, preset: str) -> str:
     return "_".join(part for part in (stage, slug(dataset), preset, time.strftime("%Y%m%d-%H%M%S")) if part)
+
+
+def name_problem(name: str) -> str:
+    """Why a run cannot have this name, or ''. With one that it can have every command of run/ finds it, as it is typed:
+    none takes it for an option, a PID, a path or several words, and no terminal for a command."""
+    if name.isdigit() or name == "newest":
+        return "means a PID" if name.isdigit() else "means the newest run"
+    return "" if NAME.fullmatch(name) else ("must begin with a letter, a digit or '_', and hold only these and any of "
+                                            ". + = @ , -")
 
 
 def slug(dataset: str) -> str:
@@ -299,20 +390,10 @@ def _unused(folder: Path, stem: str, ending: str = "") -> Path:
 
 def _link(link: Path, target: str) -> None:
     """Point a symbolic link at `target`, replacing an older one in one move."""
-    hidden = link.with_name(f".{link.name}.{os.getpid()}")
+    hidden = files.hidden(link)
     hidden.unlink(missing_ok=True)
     hidden.symlink_to(target)
     hidden.replace(link)
-
-
-def _register(run: RunDir) -> None:
-    """Note the run in the machine's list, so that it is found whatever its --result_dir.
-
-    Two runs of one name in two result folders are two: hence the digits of the path.
-    """
-    folder = files.home() / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    _link(folder / f"{run.name}-{hashlib.sha256(bytes(run.path)).hexdigest()[:8]}", str(run.path))
 
 
 # -- the kernel's lock ----------------------------------------------------------------------------------------------
@@ -330,11 +411,20 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
+def _is_still(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a network file system that does not answer this time
+        return True
+
+
 class _NoLocks(Exception):
     """The file system has no working locks (some network file systems)."""
 
 
-def _try_lock(file: IO[str], kind: int) -> bool:
+def _try_lock(file: IO[Any], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
         return True

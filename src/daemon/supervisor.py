@@ -9,7 +9,6 @@ So does an exit code 1 before this supervisor's first trainer has begun: that is
 If the supervisor is killed, its trainer goes on unwatched.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -54,6 +53,7 @@ class Supervisor:
     again: Callable[[RunDir, bool], list[str]]
     waits: Waits = field(default_factory=Waits)
     run: RunDir | None = None
+    _lock_file: IO[str] | None = None
     _child: Process | None = None
     _begun: bool = False
     _stop: str = ""  # name of the signal that asked to stop
@@ -76,7 +76,7 @@ class Supervisor:
 
     def _watch(self, command: list[str]) -> tuple[int, str]:
         """Start a trainer and wait for its end: its exit code, and of what stall it had to be killed."""
-        began, silent, sign, stall = time.time(), 0.0, 0, ""
+        silent, sign, stall = 0.0, 0, ""
         with self._errors() as errors, subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stderr=errors, process_group=0, preexec_fn=_hear_again,
                 env=os.environ | {SUPERVISOR: str(os.getpid())}) as child:  # a group: Ctrl-C reaches it through us only
@@ -84,13 +84,18 @@ class Supervisor:
             while child.poll() is None:
                 looked = time.monotonic()
                 self._hear(self.waits.look, child)
-                self.run = self.run or registry.taken_by(child.pid, began)
+                self._look_for_run()
                 before, sign = sign, self._sign()
                 watched = min(time.monotonic() - looked, 2 * self.waits.look)  # longer: all of us slept
                 silent = silent + watched if sign == before and not process.is_paused(child.pid) else 0.0
                 if not stall and (stall := self._stall(silent)):
                     _kill(child.pid, self.waits.stacks)
         return child.returncode, stall
+
+    def _look_for_run(self) -> None:
+        """Its lock file is kept open from then on: by that others know that this process watches it."""
+        if self.run is None and self._child and (found := registry.taken_by(self._child)):
+            self.run, self._lock_file = found, open(found.lock_file)
 
     def _errors(self) -> AbstractContextManager[IO[bytes] | None]:
         """Where a trainer tells that it is refused: to who started us; later, in the background, nobody listens."""
@@ -108,10 +113,13 @@ class Supervisor:
     def _status(self) -> Status | None:
         """What this trainer told last."""
         try:
-            status = self.run.status() if self.run else None
-        except (OSError, ValueError, TypeError):  # a run that is refused takes its directory with it
+            return self.run.status() if self.run and self._is_trainer(self.run) else None
+        except (OSError, ValueError):  # a run that is refused takes its directory with it
             return None
-        return status if status and self._child and status.pid == self._child.pid else None
+
+    def _is_trainer(self, run: RunDir) -> bool:
+        """Whether this trainer has taken the run and told of it. In a container the one before often had its PID."""
+        return self._child is not None and run.last_holder() == self._child and run.status().pid == self._child.pid
 
     def _sign(self) -> int:
         try:
@@ -155,7 +163,7 @@ class Supervisor:
         """What is known of it; counts it, and decides whether another trainer follows."""
         assert self._child is not None
         status, newest = run.status(), _newest_step(run)
-        took_it = status.pid == self._child.pid
+        took_it = self._is_trainer(run)
         phase = status.phase if took_it else PREPARING
         self._begun |= phase not in (PREPARING, ESTIMATING)
         self._in_vain = 1 if newest > self._reached else self._in_vain + 1
@@ -196,7 +204,7 @@ class Supervisor:
         try:
             with self.run.lock():
                 status = replace(self.run.status(), state=state, reason=reason, eta_seconds=None)
-                self.run.write_status(status, sync=True)
+                self.run.write_status(status)
         except OSError as error:  # a full disk is no reason not to go on
             log.warning("%s could not be written: %s", self.run.status_file, error.strerror)
 
@@ -207,18 +215,14 @@ def _hear_again() -> None:
 
 def _kill(pid: int, seconds: float) -> None:
     """Let a trainer and its workers write their stacks, one after another, then end it; the workers end with it."""
-    for member in process.family(pid):
-        if process.catches(member, signal.SIGUSR2):
-            with suppress(ProcessLookupError):
-                os.kill(member, signal.SIGUSR2)
+    for member in [process.find(member) for member in process.family(pid)]:
+        if member and process.find(member.pid) == member and process.catches(member.pid, signal.SIGUSR2):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(member.pid, signal.SIGUSR2)
             time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)  # not waited for yet, so the PID is still its own
 
 
 def _newest_step(run: RunDir) -> int:
     """Of the snapshots; -1 where there is none."""
-    steps = [-1]
-    for path in run.snapshots.glob(f"snapshot_*/{MANIFEST}"):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # damaged: the next trainer will say so
-            steps.append(int(json.loads(path.read_text())["step"]))
-    return max(steps)
+    return max((manifest["step"] for _, manifest in run.manifests()), default=-1)

@@ -1,11 +1,14 @@
 """The table of runs that `ps.sh` prints."""
 
+import math
 import time
 from typing import Any
 
+from config import printable
 from daemon import deaths
-from daemon.rundir import ACTIVE, RESTARTING, RunDir
+from daemon.rundir import ACTIVE, RESTARTING, RunDir, name_problem
 
+RATES = ("wer", "cer", "acc", "_share", "recall_1", "recall_5", "recall_10")  # shown in percent
 COLUMNS = ("RUN", "STATE", "PID", "STEP", "LOSS", "BEST", "SPEED", "ETA", "HEARTBEAT", "NOTE")
 
 
@@ -16,10 +19,11 @@ def row(run: RunDir) -> dict[str, Any]:
     pid = holder.pid if holder else status.pid if state == "died" else None
     return {
         "run": run.name, "state": state, "pid": pid, "step": status.step, "of": status.of,
-        "loss": status.loss, "best": status.best, "speed": status.speed if holder else "",
+        "loss": status.loss, "best": status.best, "best_metric": status.best_metric, "best_mode": status.best_mode,
+        "speed": status.speed if holder else "",
         "eta_seconds": status.eta_seconds if holder else None,
         "busy_seconds": round(status.busy_seconds, 1), "expected_seconds": status.expected_seconds,
-        "heartbeat_seconds": round(time.time() - status.heartbeat, 1), "reason": status.reason,
+        "heartbeat_seconds": round(max(0.0, time.time() - status.heartbeat), 1), "reason": status.reason,
         "phase": status.phase if holder else "", "budget_seconds": status.budget,
         "stalled_seconds": round(run.silent_seconds(status), 1) if state == "stalled" else None,
         "supervisor": watching.pid if watching else None,
@@ -30,15 +34,16 @@ def row(run: RunDir) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [COLUMNS, *(_words(row) for row in rows)]
+    lines = [COLUMNS, *(tuple(map(printable, _words(row))) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
 def _words(run: dict[str, Any]) -> tuple[str, ...]:
+    name = run["folder"] if name_problem(run["run"]) else run["run"]  # as the commands find it
     return (
-        run["run"], run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
-        _number(run["best"]), run["speed"] or "-", duration(run["eta_seconds"]),
+        name, run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
+        _figure(run["best_metric"], run["best"]), run["speed"] or "-", duration(run["eta_seconds"]),
         f"{duration(run['heartbeat_seconds'])} ago", _note(run),
     )
 
@@ -61,9 +66,18 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def _figure(name: str, value: float | None) -> str:
+    """`wer 34.1 %`, `ppl 73.1`, `loss 4.2341`."""
+    if value is None or not name:
+        return _number(value)
+    if name.endswith(RATES):
+        return f"{name} {round(100 * value, 1):g} %"
+    return f"{name} {value:.1f}" if name.endswith("ppl") else f"{name} {value:.4f}"
+
+
 def duration(seconds: float | None) -> str:
-    """`45s`, `12m05s`, `1h02m`, `3d04h`; `-` for None."""
-    if seconds is None:
+    """`45s`, `12m05s`, `1h02m`, `3d04h`; `-` for None and what is not finite."""
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     whole = round(seconds)
     if whole < 60:

@@ -105,7 +105,7 @@ def _check_speech(cfg: Check, data: str) -> int:
     _, _, report = examined(found, keep=False, limits=Limits(
         cfg.max_mel_length, cfg.max_text_length or LONGEST, labels=lambda text: [ord(letter) for letter in text],
         frames=lambda samples: head_frames(samples, cfg.downsample_time, cfg.head_frames)))
-    print("\n".join(report.lines()))
+    _say(*report.lines())
     print(f"CTC is asked to put a character in a frame of 1/{frames:g} s (--downsample_time {cfg.downsample_time} "
           f"--head_frames {cfg.head_frames})")
     return _rows_told([*report.refused, *report.clipped], bool(report.refused))
@@ -123,7 +123,7 @@ def _check_pictures(cfg: Check, data: str, modality: str) -> int:
                           held_out=config.listed(cfg.held_out), share=cfg.valid_share,
                           shared_texts=cfg.shared_texts is not False)
     _, _, report = examined(found, {}, keep=False, limits=limits)
-    print("\n".join(report.lines()))
+    _say(*report.lines())
     if modality == "ocr":
         print(f"CTC is asked to put a character in {PIXELS_A_COLUMN} columns of pixels (--image_height "
               f"{cfg.image_height})")
@@ -132,8 +132,13 @@ def _check_pictures(cfg: Check, data: str, modality: str) -> int:
 
 def _rows_told(rows: Sequence[tuple[str, str, str]], refused: bool) -> int:
     for row in rows:
-        print("\t".join(row))
+        print("\t".join(map(config.printable, row)))
     return REFUSED_ROWS if refused else DONE
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(config.printable(line))
 
 
 def _of_pictures(data: str) -> bool:
@@ -162,8 +167,7 @@ def mel_lengths(cfg: MelLengths, data: str) -> int:
         raise UserError(f"{data}: none of its {len(unreadable):,} files can be read: {unreadable[0]}")
     print(f"{len(found):,} recordings, {sum(found) / 3600:.2f} h")
     print(told(sorted(found), TALKER_FRAMES_A_SECOND if cfg.talker else FRAMES_A_SECOND))
-    for line in unreadable:
-        print(line)
+    _say(*unreadable)
     return REFUSED_ROWS if unreadable else DONE
 
 

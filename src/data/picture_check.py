@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from config import UserError
+from config import UserError, printable
 from data.pictures import Picture, Splits
 from data.resized import Fact, Frame, Resized, resize
 from data.units import aligned_length
@@ -214,6 +214,6 @@ def _tell(report: Report) -> None:
         log.warning("%s characters are judged by and never trained on: they cannot be read",
                     f"{len(report.written.unseen):,}")
     for split, path, why in report.refused[:NAMED]:
-        log.warning("%s %s: %s", split, path, why)
+        log.warning("%s %s: %s", split, printable(path), why)
     if (more := len(report.refused) - NAMED) > 0:
         log.warning("and %s more: ./run/data.sh check names all", f"{more:,}")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from config import UserError
+from config import UserError, printable
 from data import audio
 from data.decoded import Decoded, Fact, decode
 from data.speech import Splits, Utterance
@@ -168,6 +168,6 @@ def _tell(report: Report) -> None:
     for line in report.lines():
         log.info("Data check: %s", line)
     for split, path, why in [*report.refused, *report.clipped][:NAMED]:
-        log.warning("%s %s: %s", split, path, why)
+        log.warning("%s %s: %s", split, printable(path), why)
     if (more := len(report.refused) + len(report.clipped) - NAMED) > 0:
         log.warning("and %s more: ./run/data.sh check names all", f"{more:,}")

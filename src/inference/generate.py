@@ -96,7 +96,7 @@ def _generate(cfg: Config, run: str, prompt: str) -> None:
     if not isinstance(model, Decoder):
         raise UserError(f"{source} is of stage {stage.name}: it makes no text")
     seed = random.SystemRandom().randrange(2**32) if cfg.seed is None else cfg.seed
-    print(f"{source}; seed {seed}", file=sys.stderr, flush=True)
+    trained.note(f"{source}; seed {seed}")
 
     ids = stage.tokenizer.encode_batch([prompt])[0].tolist() or [stage.tokenizer.end_of_text]
     sampling = Sampling(0 if cfg.greedy else cfg.temperature, cfg.top_k, cfg.top_p)
@@ -112,6 +112,8 @@ def _generate(cfg: Config, run: str, prompt: str) -> None:
 
 
 def _print(text: str) -> None:
+    if sys.stdout.isatty():
+        text = "\n".join(map(config.printable, text.split("\n")))
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 

@@ -68,7 +68,7 @@ def _read(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
     from training import device as devices
 
     reader = LineReader(source, devices.choose(cfg.device))
-    print(f"{source}; {trained.scored(source, ('cer', 'wer', 'exact'))}", file=sys.stderr, flush=True)
+    trained.note(f"{source}; {trained.scored(source, ('cer', 'wer', 'exact'))}")
     unread = 0
     for part in (paths[start:start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)):
         lines: list[tuple[str, Tensor]] = []
@@ -76,7 +76,7 @@ def _read(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
             try:
                 lines.append((path, reader.open(path)))
             except images.ImageError as error:
-                print(f"{config.program()}: {path} {error}", file=sys.stderr)
+                config.complain([f"{path} {error}"])
                 unread += 1
         for (path, _), found in zip(lines, reader.read([pixels for _, pixels in lines], cfg.beam)):
             if cfg.json:
@@ -106,12 +106,11 @@ class LineReader:
         if pixels.min() == pixels.max():
             raise images.ImageError("is blank: nothing is written there")
         if (count := text_lines(pixels[0].numpy())) > 1:
-            print(f"{config.program()}: {path} seems to have {count} lines of text and is read as if it had one: cut "
-                  "it into lines", file=sys.stderr)
+            config.complain([f"{path} seems to have {count} lines of text and is read as if it had one: cut it into "
+                             "lines"])
         if pixels.shape[2] > self.stage.cfg.max_width:
-            print(f"{config.program()}: {path} is {pixels.shape[2]:,} pixels wide at a height of {pixels.shape[1]}, "
-                  f"the model was trained on up to {self.stage.cfg.max_width:,}: cut it into shorter lines",
-                  file=sys.stderr)
+            config.complain([f"{path} is {pixels.shape[2]:,} pixels wide at a height of {pixels.shape[1]}, the model "
+                             f"was trained on up to {self.stage.cfg.max_width:,}: cut it into shorter lines"])
         return pixels
 
     def read(self, lines: "Sequence[Tensor]", beam: int = 1) -> Iterator[dict[str, Any]]:

@@ -107,7 +107,7 @@ def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Se
     from training import device as devices
 
     viewer = Viewer(source, devices.choose(cfg.device), proposed)
-    print(f"{source}; {trained.scored(source, ('acc', 'label_acc', 'text_recall_5'))}", file=sys.stderr, flush=True)
+    trained.note(f"{source}; {trained.scored(source, ('acc', 'label_acc', 'text_recall_5'))}")
     unread = 0
     for part in (paths[start:start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)):
         pictures: list[tuple[str, Tensor]] = []
@@ -115,7 +115,7 @@ def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Se
             try:
                 pictures.append((path, viewer.read(path)))
             except images.ImageError as error:
-                print(f"{config.program()}: {path} {error}", file=sys.stderr)
+                config.complain([f"{path} {error}"])
                 unread += 1
         for (path, _), answers in zip(pictures, viewer.see([pixels for _, pixels in pictures], cfg.top_k)):
             _tell(path if len(paths) > 1 else "", path, answers, as_json=cfg.json)

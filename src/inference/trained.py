@@ -65,6 +65,13 @@ def files(words: Sequence[str], suffixes: Collection[str], what: str) -> Iterato
 
 
 def tell(line: str) -> None:
-    """On standard output, whatever bytes a file's name has."""
+    """On standard output, whatever bytes a file's name has; a terminal gets no control characters."""
+    if sys.stdout.isatty():
+        line = config.printable(line)
     sys.stdout.buffer.write(f"{line}\n".encode(errors="surrogateescape"))
     sys.stdout.buffer.flush()
+
+
+def note(line: str) -> None:
+    """On standard error, which model answers."""
+    print(config.printable(line), file=sys.stderr, flush=True)

@@ -68,13 +68,13 @@ def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
     from training import device as devices
 
     listener = Listener(source, devices.choose(cfg.device))
-    print(f"{source}; {trained.scored(source, ('wer', 'cer'))}", file=sys.stderr, flush=True)
+    trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
     unread = 0
     for path in paths:
         try:
             samples = _read(path)
         except audio.AudioError as error:
-            print(f"{config.program()}: {path} {error}", file=sys.stderr)
+            config.complain([f"{path} {error}"])
             unread += 1
             continue
         found = listener.hear(samples, cfg)

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.table import duration
+from daemon.table import RATES, duration
 from training.callback import REPORT, Callback
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-RATES = ("wer", "cer", "acc", "_share", "recall_1", "recall_5", "recall_10")  # told in percent
 
 
 @dataclass

@@ -30,7 +30,7 @@ class StatusWriter(Callback):
     def on_start(self, trainer: "Trainer") -> None:
         if not self.pulse.lived[1]:  # else the run has gone back
             status = self.pulse.run.status()
-            preparing = time.time() - status.started if status.started else 0.0
+            preparing = max(0.0, time.time() - status.started) if status.started else 0.0
             self.pulse.lived = status.busy_seconds + preparing, time.monotonic()
         self._figures = {"of": trainer.steps, "loss": None, "speed": ""}
         if trainer.cfg.compile:
@@ -50,8 +50,9 @@ class StatusWriter(Callback):
         self.pulse.back(**self._now(trainer))
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        losses = [value for name, value in metrics.items() if name.startswith("train/") and name.endswith("loss")]
-        self._figures |= {"loss": losses[-1] if losses else None, "speed": rates(trainer),
+        phases = trainer.stage.phases
+        loss = "train/loss" if len(phases) == 1 else f"train/{phases[-1]}/loss"  # the one that an evaluation has too
+        self._figures |= {"loss": metrics.get(loss), "speed": rates(trainer),
                           "eta_seconds": trainer.timings.get("speed/eta_seconds")}
         self.pulse.write(**self._now(trainer))
 
@@ -68,6 +69,15 @@ class StatusWriter(Callback):
             self.pulse.write(**self._now(trainer))
 
     def _now(self, trainer: "Trainer", state: str = "training") -> dict[str, Any]:
-        return {**self._figures, "state": state, "step": trainer.step,
-                "best": trainer.best if trainer.best_step >= 0 else None, "switched_off": list(trainer.switched_off),
+        return {**self._figures, **_best(trainer), "state": state, "step": trainer.step,
+                "switched_off": list(trainer.switched_off),
                 "busy_seconds": self.pulse.lived[0] + time.monotonic() - self.pulse.lived[1]}
+
+
+def _best(trainer: "Trainer") -> dict[str, Any]:
+    """The best evaluation; where the stage derives a figure from it, as perplexity from the loss, that figure."""
+    if trainer.best_step < 0:
+        return {"best": None}
+    name, mode = trainer.stage.best
+    (name, value), *_ = trainer.stage.derive({name: trainer.best}).items() or [(name, trainer.best)]
+    return {"best": value, "best_metric": name.removeprefix("eval/"), "best_mode": mode}

@@ -10,9 +10,9 @@ Nothing here imports torch until the run is about to begin, so mistakes are told
 
 import faulthandler
 import importlib.util
-import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,9 +28,9 @@ import config
 import files
 import progress
 from config import Parsed, UserError
-from daemon import deaths, logs, process, pulse, registry, rundir
+from daemon import deaths, logs, process, pulse, records, registry, rundir
 from daemon.process import Process
-from daemon.rundir import RunDir, Status
+from daemon.rundir import Gone, RunDir, Status
 from daemon.supervisor import SUPERVISOR, Supervisor
 from daemon.table import duration
 from environment import venv
@@ -89,7 +89,7 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
     if not only_check:
         _go_on_with_torch()
     if job.run and job.asks:
-        _confirm(job.run)
+        _confirm(job, job.run)
     if only_check:
         return FINISHED
     if job.evaluated is not None:
@@ -116,8 +116,7 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
 
 def _named_run(cfg: Options) -> RunDir | None:
     """The run that --run_name names, where there is one."""
-    named = RunDir((_result_dir(cfg) / cfg.run_name).resolve())
-    return named if cfg.run_name and named.status_file.exists() else None
+    return registry.at(_result_dir(cfg) / cfg.run_name) if cfg.run_name else None
 
 
 def _problems(stage: type[Stage], cfg: Options) -> list[str]:
@@ -154,6 +153,8 @@ def _run_name_problems(cfg: Options) -> list[str]:
         return [f"--run_name {cfg.run_name!r} must be a name, not a path; --result_dir says where"]
     if len(cfg.run_name.encode()) > LONGEST_NAME:
         return [f"--run_name is {len(cfg.run_name.encode())} bytes long: at most {LONGEST_NAME}"]
+    if cfg.run_name and not _named_run(cfg) and (why := rundir.name_problem(cfg.run_name)):
+        return [f"--run_name {cfg.run_name!r} {why}: choose another name"]
     if cfg.run_name and (_result_dir(cfg) / cfg.run_name).is_symlink():
         return [f"--run_name {cfg.run_name} is the link to the newest run of its kind: choose another name"]
     if cfg.run_name and (_result_dir(cfg) / cfg.run_name).exists() and not _named_run(cfg):
@@ -169,8 +170,8 @@ def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | N
         dataset = cfg.dataset if "dataset" in parsed.typed else None
         return registry.newest_unfinished(stage.name, dataset, parsed.preset or None), None
     if snapshot := registry.snapshot(cfg.resume):
-        run = RunDir(snapshot.parents[1])
-        if not run.status_file.exists():
+        run = registry.at(snapshot.parents[1])
+        if run is None:
             raise UserError(f"--resume {cfg.resume} is a snapshot, but not within a run; start a new run with its "
                             f"weights: --checkpoint_file {cfg.resume}")
         return run, snapshot
@@ -206,16 +207,21 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
             raise UserError(f"--extend_steps: {run.name} has not begun, so there is no plan to extend: leave it out")
         cfg = replace(cfg, max_steps=status.of + more)
         written.pop("epochs")  # the steps alone say how long
-    if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
+    problems = stage.check(cfg, resumed=True) + _missing_packages(cfg)
+    if cfg.on_end and "on_end" not in anew and not run.is_made_here():
+        problems.append(f"{run.path} was made elsewhere, or by another user, and would run a command when it ends: to "
+                        f"allow it, type it again, --on_end {shlex.quote(cfg.on_end)}; to leave it out, --on_end ''")
+    if problems:
         raise UserError(*problems)
+    notes = (f"when this run ends, it runs this command: {cfg.on_end}",) if cfg.on_end else ()
     return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), run, snapshot,
-               asks=bool(parsed.config.resume) and not parsed.config.yes)
+               asks=bool(parsed.config.resume) and not parsed.config.yes, notes=notes)
 
 
 def _written_config(run: RunDir) -> dict[str, Any]:
     try:
-        return dict(json.loads(run.config_file.read_text()))
-    except (OSError, ValueError) as error:
+        return dict(records.load(run.config_file))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"run {run.name} cannot go on: {run.config_file} cannot be read ({error})") from error
 
 
@@ -237,14 +243,15 @@ def _result_dir(cfg: Options) -> Path:
     return Path(cfg.result_dir).resolve() if cfg.result_dir else files.results()
 
 
-def _confirm(run: RunDir) -> None:
+def _confirm(job: Job, run: RunDir) -> None:
     """Ask on a terminal whether this run is to go on. Raises UserError where there is none to ask on."""
     status = run.status()
     what = f"{run.name} ({run.state()}, step {status.step} of {status.of})"
     if not sys.stdin.isatty():
         raise UserError(f"to go on with {what} without a terminal to ask on, add --yes")
     try:
-        answer = input(f"Go on with {what}? [Y/n] ")
+        ending = f", and run this command when it ends: {job.cfg.on_end}" if job.cfg.on_end else ""
+        answer = input(config.printable(f"Go on with {what}{ending}? [Y/n] "))
     except (EOFError, KeyboardInterrupt):
         print()
         answer = "no"
@@ -279,7 +286,7 @@ def _supervise(job: Job, argv: list[str]) -> int:
 
     def again(run: RunDir, begun: bool) -> list[str]:
         if job.run is None or begun:  # all that was typed is in its config
-            return [*program, "--resume", str(run.path), "--yes"]
+            return [*program, "--resume", str(run.path), "--yes", f"--on_end={job.cfg.on_end}"]  # it was allowed
         return [*program, *argv, "--resume", str(job.snapshot or run.path), "--yes"]
 
     logs.to_console()
@@ -310,7 +317,7 @@ def start(job: Job) -> int:
         return code
     except UserError as error:
         with open(console, "w") as stderr:
-            stderr.writelines(f"{config.program()}: {problem}\n" for problem in error.problems)
+            config.complain(error.problems, stderr)
         return REFUSED
 
 
@@ -371,7 +378,9 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
                 ending = sitting.train()
     except Interrupted as stop:
         return _end(run, "stopped", f"{stop} received before training began", FINISHED)
-    except Exception as error:
+    except (Exception, Gone) as error:
+        if (there := run.where_now()) != run:
+            return _end_elsewhere(run, there)
         if signals.interrupted and not begun.is_set():  # an import in C has made another exception of Interrupted
             return _end(run, "stopped", f"{signals.interrupted} received before training began", FINISHED)
         if isinstance(error, UserError) and not begun.is_set():
@@ -388,12 +397,12 @@ def _undo(job: Job, run: RunDir, before: Status, new_log: Path) -> None:
     if job.run is None:
         run.remove()
     else:
-        run.write_status(before, sync=True)
+        run.write_status(before)
         run.remove_log(new_log)
 
 
 def _end(run: RunDir, state: str, reason: str, code: int) -> int:
-    run.write_status(replace(run.status(), state=state, reason=reason, eta_seconds=None), sync=True)
+    run.write_status(replace(run.status(), state=state, reason=reason, eta_seconds=None))
     log.info("%s: %s", {"finished": "Training completed"}.get(state, f"Training {state}"), reason)
     if state == "finished" and (expected := run.status().expected_seconds):
         log.info("Trained for %s in all; the estimate was %s", duration(run.status().busy_seconds), duration(expected))
@@ -402,9 +411,22 @@ def _end(run: RunDir, state: str, reason: str, code: int) -> int:
     return code
 
 
+def _end_elsewhere(run: RunDir, there: RunDir | None) -> int:
+    """The run's folder is not in its place any more: nothing more can be saved."""
+    reason = f"{run.path} was {'moved' if there else 'deleted or replaced'} while it was trained"
+    log.error("Training failed: %s", reason)
+    if there:
+        there.write_status(replace(there.status(), state="failed", reason=reason, eta_seconds=None))
+        log.info("Go on: ./run/resume.sh %s", there.path)
+    return FAILED
+
+
 def _tell(command: str, run: RunDir) -> None:
     """Run the user's --on_end command; that it fails is told, and changes nothing."""
-    status = run.status()
+    try:
+        status = run.status()
+    except FileNotFoundError:
+        status = Status("", "", "", "", state="failed", reason=f"{run.path} is not there any more")
     ran = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, env=os.environ | {
         "STOKER_RUN": str(run.path), "STOKER_STATE": status.state, "STOKER_REASON": status.reason})
     if ran.returncode:
@@ -412,6 +434,8 @@ def _tell(command: str, run: RunDir) -> None:
 
 
 def _at_once(run: RunDir, name: str) -> int:
+    if not run.status_file.exists():  # deleted, or moved
+        return FAILED
     if run.status().state not in rundir.ACTIVE:  # it has ended by itself this moment
         return FINISHED
     _end(run, "stopped", f"second {name}: ended at once, what came after the last snapshot is lost", RESUMABLE)

@@ -49,6 +49,13 @@ def test_every_line_has_its_time(tmp_path: Path) -> None:
     assert console.splitlines()[0].endswith("] before") and console.count("careful: 3") == 1
 
 
+def test_no_line_is_a_command_to_a_terminal(tmp_path: Path) -> None:
+    lines, console = logged(tmp_path / "log", "foreground",
+                            'log.info("a\\x1b[2J\\tb\\u3000\\u202ec \\x9b \\udcff ü 本\\x00")')
+    assert lines[-1] == "a\\x1b[2J\tb\u3000\\u202ec \\x9b \\udcff ü 本\\x00"
+    assert console.rstrip("\n").endswith(lines[-1])
+
+
 def test_in_the_background_everything_goes_to_the_log(tmp_path: Path) -> None:
     _, console = logged(tmp_path / "log", "background")
     assert len(console.splitlines()) == 1 and console.endswith("] before\n")

@@ -33,9 +33,22 @@ def test_start_is_in_ticks_after_boot() -> None:
 
 
 @pytest.mark.parametrize("pid", [0, 2**22 + 1, 10**30])
-def test_no_process(pid: int) -> None:
+def test_no_process(tmp_path: Path, pid: int) -> None:
     assert process.find(pid) is None
     assert not process.is_paused(pid)
+    assert process.owner(pid) is None and not process.has_open(pid, tmp_path)
+
+
+def test_whose_a_process_is_and_what_it_has_open(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        path.touch()
+    assert process.owner(os.getpid()) == os.geteuid()
+    assert not process.has_open(os.getpid(), one)
+    with open(one):
+        one.rename(tmp_path / "renamed")
+        assert process.has_open(os.getpid(), tmp_path / "renamed") and not process.has_open(os.getpid(), other)
+    assert not process.has_open(os.getpid(), tmp_path / "renamed")
 
 
 def test_a_zombie_is_no_process() -> None:

@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import files
 from config import UserError
-from daemon import registry
+from daemon import process, registry
 from daemon.rundir import PROJECT, RunDir
 
 Make = Callable[..., RunDir]
@@ -109,8 +110,26 @@ def test_what_is_no_run_is_passed_over(make: Make, results: Path) -> None:
     (results / ".gitignore").touch()
     os.symlink("nowhere", results / "lm_corpus")
     assert registry.runs() == [run]
-    assert "no run 'broken'" in refused("broken")
-    assert "no run" in refused(str(results / "other"))
+    assert "no run 'lm_corpus'" in refused("lm_corpus") and "no run" in refused(str(results / ".gitignore"))
+    known, broken = registry.look()
+    unreadable = broken.values()
+    assert known == [run] and sorted(line.split(" cannot be read: ")[0] for line in unreadable) == [
+        str(results / name / "status.json") for name in ("broken", "list", "newer", "other")]
+    assert refused("broken") in unreadable and refused(str(results / "other")) in unreadable
+
+
+def test_by_the_process_that_has_taken_it_whatever_the_clock_says(make: Make, hold: Hold,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set back, and a PID that is used again, as in each start of a container."""
+    run, other = make("run"), make("other")
+    for each in (run, other):
+        each.write_status(replace(each.status(), created=4e9, started=4e9, pid=os.getpid()))
+    assert registry.taken_by(process.me()) is None
+    with run.lock():
+        assert registry.taken_by(process.me()) == run
+        assert registry.taken_by(replace(process.me(), started=1)) is None
+        assert registry.taken_by(replace(process.me(), boot="another")) is None
+    assert registry.taken_by(process.me()) == run, "also when it has ended"
 
 
 # -- --resume alone -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -18,7 +19,10 @@ import pytest
 import files
 from config import UserError
 from daemon import registry, rundir
+from daemon import table as tables
+from daemon.pulse import Pulse
 from daemon.rundir import RunDir, Status
+from training import manifest
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]
@@ -254,6 +258,124 @@ def test_a_run_that_ends_between_two_looks_has_not_died(make: Make, monkeypatch:
 
     monkeypatch.setattr(RunDir, "holder", ends)
     assert run.state() == "finished"
+
+
+def with_snapshots(run: RunDir, *steps: int) -> RunDir:
+    """As the training writes their manifests, of which the daemon reads a part."""
+    files.write_json(run.config_file, {"dataset": "corpus.txt", "max_steps": 40, "lr": 1e-3})
+    for step in steps:
+        snapshot = run.snapshots / f"snapshot_step_{step:08d}"
+        snapshot.mkdir()
+        manifest.write(snapshot, step, {}, {"stage": "lm", "config": {}, "device": "cpu (x)"})
+    return run
+
+
+@pytest.mark.parametrize("left", ["", "\0" * 700, '{"stage": "l', None])
+def test_a_status_that_a_power_cut_took_is_read_from_config_and_snapshots(make: Make, hold: Hold,
+                                                                          left: str | None) -> None:
+    run = with_snapshots(make(state="training"), 20, 5, 10)
+    (run.snapshots / "snapshot_step_00000010" / "manifest.json").write_text("")  # it took that one too
+    run.status_file.unlink()
+    if left is not None:
+        run.status_file.write_text(left)
+    status = run.status()
+    assert (status.stage, status.script, status.dataset, status.step, status.of, status.device) == (
+        "lm", "train_lm.py", "corpus.txt", 20, 40, "cpu (x)")
+    assert "snapshot_step_00000020" in status.reason and registry.runs() == [run] and run.state() == "died"
+    assert tables.table([tables.row(run)]).splitlines()[1].split()[:4] == [run.name, "died", "-", "20/40"]
+    run.write_status(replace(status, state="stopped", reason=""))
+    assert run.state() == "stopped" and run.status().reason == "", "from then on it is written as ever"
+
+
+def test_without_a_snapshot_or_a_config_nothing_is_known_of_a_lost_status(make: Make) -> None:
+    run = make()
+    run.status_file.write_text("")
+    with pytest.raises(ValueError, match="not JSON"):
+        run.status()
+    with_snapshots(run, 5).config_file.unlink()
+    with pytest.raises(ValueError, match="not JSON"):
+        run.status()
+
+
+@pytest.mark.parametrize("spoiled", [{"step": "5"}, {"step": True}, {"made_by": None}, {"made_by": {"stage": 7}}, {}])
+def test_a_manifest_that_is_none_rebuilds_nothing(make: Make, spoiled: dict[str, object]) -> None:
+    run = with_snapshots(make(), 5)
+    path = run.snapshots / "snapshot_step_00000005" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **spoiled} if spoiled else []))
+    run.status_file.write_text("")
+    with pytest.raises(ValueError):
+        run.status()
+
+
+def test_a_status_is_synced_where_the_state_changes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(state="training")
+    synced, fsync = list[int](), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), fsync(descriptor)))
+    for state, times in (("training", 0), ("evaluating", 2), ("evaluating", 2), ("training", 4), ("stopped", 6)):
+        run.write_status(replace(run.status(), state=state, step=run.status().step + 1))
+        assert len(synced) == times, "the file and its folder"
+    run.status_file.write_text("")
+    run.write_status(replace(LM, state="stopped"))
+    assert len(synced) == 8
+
+
+# -- its place ------------------------------------------------------------------------------------------------------
+
+
+def test_a_trainer_knows_where_its_run_is(make: Make) -> None:
+    run = make()
+    assert run.where_now() == run, "who does not hold the lock has nothing to compare"
+    moved = RunDir(run.path.with_name("moved"))
+    with run.lock():
+        assert run.where_now() == run
+        run.path.rename(moved.path)
+        assert run.where_now() == moved
+        run.path.mkdir()
+        run.lock_file.touch()
+        assert run.where_now() == moved, "another folder in its place"
+        shutil.rmtree(moved.path)
+        assert run.where_now() is None
+        shutil.rmtree(run.path)
+        assert run.where_now() is None
+
+
+@pytest.mark.parametrize("call", [lambda beat: beat.mark(), lambda beat: beat.enter("training"),
+                                  lambda beat: beat.write()])
+def test_the_pulse_ends_in_a_place_that_is_gone(make: Make, call: Callable[[Pulse], None]) -> None:
+    run = make()
+    with run.lock():
+        beat = Pulse(run)
+        call(beat)
+        shutil.rmtree(run.path)
+        failed: list[BaseException] = []
+        thread = threading.Thread(target=lambda: _noted(lambda: call(beat), failed))
+        thread.start()
+        thread.join()
+        assert not failed, "only the thread that trains can end the training"
+        with pytest.raises(rundir.Gone):
+            call(beat)
+        call(beat)  # what is tidied up afterwards is not hindered
+
+
+def _noted(call: Callable[[], None], failed: list[BaseException]) -> None:
+    try:
+        call()
+    except BaseException as error:
+        failed.append(error)
+
+
+def test_made_here_is_what_this_list_has_at_this_place(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make()
+    assert run.is_made_here()
+    monkeypatch.setattr(os, "geteuid", lambda: run.path.stat().st_uid + 1)
+    assert not run.is_made_here(), "another user's"
+    monkeypatch.undo()
+    monkeypatch.setenv("STOKER_HOME", str(files.home()))
+    moved = RunDir(run.path.rename(run.path.with_name("moved")))
+    assert not moved.is_made_here()
+    moved.path.rename(run.path)
+    shutil.rmtree(files.home() / "runs", ignore_errors=True)
+    assert not run.is_made_here()
 
 
 def test_a_reader_never_sees_half_a_status(make: Make) -> None:

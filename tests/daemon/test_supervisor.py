@@ -30,6 +30,9 @@ word, step = words[0].partition(":")[::2]
 plan.write_text(" ".join(words[1:] or words))
 if word == "refuse":
     sys.exit(2)
+if word == "yesterday":  # the clock is set back, then a death
+    word, now = "kill", time.time
+    time.time = lambda: now() - 86400
 if word == "vanish":
     os.kill(os.getpid(), signal.SIGKILL)
 run = RunDir(folder / "run")
@@ -207,6 +210,11 @@ def test_a_supervisor_that_was_paused_with_its_trainer_blames_nobody(start: Star
     assert run.status().pid == pid and not rows(run)
 
 
+def test_a_clock_that_is_set_back_is_no_reason_to_look_away(start: Start, run: RunDir) -> None:
+    assert start("yesterday:3 finish:7").wait(20) == 0
+    assert run.state() == "finished" and [row["step"] for row in rows(run)] == [3]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("who", ["supervisor", "trainer"])
 def test_a_stop_of_either_ends_both(start: Start, run: RunDir, who: str, number: signal.Signals) -> None:
@@ -233,6 +241,9 @@ def test_a_trainer_outlives_its_supervisor(start: Start, run: RunDir) -> None:
     pid = training(run)
     watching = run.supervisor()
     assert watching and watching.pid == supervisor.pid
+    until(lambda: run.doubt(watching) == "")
+    holder = run.holder()
+    assert holder and run.doubt(holder) == "", "both may be signalled"
     supervisor.kill()
     supervisor.wait()
     assert run.supervisor() is None

@@ -60,3 +60,23 @@ def test_lines_have_a_limit_and_descriptions_none(tmp_path: Path, capsys: pytest
     assert told.count("not alignable: 8 columns") >= 19
     code, told = ran(capsys, "check", str(tmp_path / "lines.csv"), "--modality", "ocr", "--max_width", "31")
     assert told.count("too wide: 32 pixels at a height of 32, --max_width is 31") == 40
+
+
+def test_names_are_told_without_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of pictures and of recordings that are refused."""
+    name = "evil\x1b[2J"
+    made_pictures.write(tmp_path / "pictures")
+    (tmp_path / "pictures" / "3.png").write_text("no picture")
+    (tmp_path / "pictures" / "3.png").rename(tmp_path / "pictures" / f"{name}.png")
+    table = tmp_path / "pictures" / "pictures.csv"
+    table.write_text(table.read_text().replace("3.png", f'"{name}.png"', 1))
+    sounds = tmp_path / "sounds"
+    for speaker in "ab":
+        make_sound(sounds / f"{speaker}.wav")
+    (sounds / f"{name}.wav").write_text("no sound")
+    (sounds / "a.csv").write_text(f'audio_path,transcription\na.wav,so\nb.wav,la\n"{name}.wav",si\n')
+    for data in (table, sounds / "a.csv"):
+        code, told = ran(capsys, "check", str(data))
+        assert code == 1 and "evil\\x1b[2J" in told and told.replace("\n", "").replace("\t", "").isprintable()
+    commands._rows_told([("train", "a\nvalidation\tb", "why")], True)
+    assert capsys.readouterr().out == "train\ta\\nvalidation\tb\twhy\n"

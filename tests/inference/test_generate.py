@@ -1,11 +1,13 @@
 """Text that is shown as it is made."""
 
+import io
 import random
 from collections.abc import Iterable
 
 import pytest
 
 from data.tokenizers import Bytes, open_tokenizer
+from inference import generate, trained
 from inference.generate import pieces
 
 TEXTS = ["plain", "Größe", "東京 und 🚀🚀!", "e\u0301 \u200d👩\u200d🚀", " ", "\n\n\t"]
@@ -46,3 +48,18 @@ def test_bytes_that_are_no_text_do_not_hold_up_what_follows() -> None:
 def test_the_space_before_the_first_word_stays_where_words_carry_it() -> None:
     assert "".join(pieces([1, 2, 0], spaced, [0])) == " two three one"
     assert "".join(pieces([1, 2, 0], spaced, [])) == "two three one"
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_no_commands_and_a_file_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "one\x1b[2J\ttwo\x9b\nthree"
+    for kind, made, told in ((Terminal, "one\\x1b[2J\ttwo\\x9b\nthree", "one\\x1b[2J\ttwo\\x9b\\nthree\n"),
+                             (io.TextIOWrapper, text, text + "\n")):
+        monkeypatch.setattr("sys.stdout", kind(io.BytesIO()))
+        generate._print(text)
+        trained.tell(text)
+        assert generate.sys.stdout.buffer.getvalue().decode() == made + told  # type: ignore[attr-defined]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from daemon import rundir
+from daemon.rundir import Status
 from desk import ROOT, Desk
 
 
@@ -68,6 +70,17 @@ def test_asked_for_what_is_not_there(desk: Desk, script: str, argv: list[str], p
     ran = desk.call(script, *argv)
     assert ran.returncode == 2
     assert ran.stderr.startswith(f"{script}: ") and ran.stderr.count("\n") == 1 and part in ran.stderr, ran.stderr
+
+
+def test_a_log_is_shown_without_control_characters(desk: Desk) -> None:
+    run = rundir.create(desk.folder / "elsewhere", "run", Status("lm", "train_lm.py", "corpus", ""))
+    run.new_log().write_bytes(b"a\x1b[2Jb\x00\tc \xc2\x9b \xc3\xbc\rd\n")
+    for argv in ([], ["-f"]):
+        assert desk.call("logs.sh", str(run.path), *argv).stdout == "a?[2Jb?\tc ? ü\nd\n"
+    run.latest_log.unlink()
+    os.mkfifo(run.latest_log)
+    ran = desk.call("logs.sh", str(run.path))
+    assert ran.returncode == 2 and ran.stderr.startswith("logs.sh: ") and "has no log yet" in ran.stderr
 
 
 @pytest.fixture(scope="module")

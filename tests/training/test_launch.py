@@ -3,25 +3,33 @@
 import errno
 import fcntl
 import json
+import logging
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from config import UserError
+from config import Parsed, UserError
 from daemon import rundir
 from daemon.journal import Journal
 from daemon.rundir import PROJECT, RunDir, Status
-from toys import Regression, new_run, session, train
+from toys import QUICK, Regression, StopAt, new_run, session, train, with_callbacks
 from training import launch, optim
+from training.callback import Callback
+from training.launch import Job
 from training.pretrained import find
+from training.signals import Signals
 from training.train_lm import LanguageModel
+from training.trainer import Trainer
 
 SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
 
@@ -98,6 +106,16 @@ def test_a_broken_config_is_told(tmp_path: Path, text: Path) -> None:
         launch.decide(LanguageModel, ["--resume", run.name])
 
 
+def test_a_status_that_cannot_be_read_is_told(tmp_path: Path, text: Path) -> None:
+    """However the run is named, as long as there is no snapshot to read the status from."""
+    argv = ["--dataset", "text.txt", *SMALL, "--run_name", "mine"]
+    run = begun(tmp_path, *argv)
+    run.status_file.write_text("{")
+    for again in ([*argv, "--result_dir", str(tmp_path / "runs")], ["--resume", "mine"], ["--resume", str(run.path)]):
+        with pytest.raises(UserError, match="status.json cannot be read: it is not JSON"):
+            launch.decide(LanguageModel, again)
+
+
 def test_finished_runs_do_not_go_on(tmp_path: Path, text: Path) -> None:
     run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
     run.write_status(replace(run.status(), state="finished"))
@@ -140,11 +158,146 @@ def test_a_name_that_was_typed_is_the_run_s_name_or_none(tmp_path: Path, text: P
         launch.decide(LanguageModel, ["--resume", str(run.path), "--run_name", "another"])
 
 
-@pytest.mark.parametrize("name, why", [("x" * 201, "201 bytes"), ("a/b", "not a path"), ("lm_text", "is the link")])
+@pytest.mark.parametrize("name, why", [("x" * 201, "201 bytes"), ("a/b", "not a path"), ("lm_text", "is the link"),
+                                       ("-x", "must begin with a letter"), ("4711", "means a PID"),
+                                       ("a\n", "hold only"), ("\x1b[2J", "'.x1b.2J' must begin"),
+                                       ("my run", "hold only")])
 def test_names_that_cannot_be(tmp_path: Path, text: Path, name: str, why: str) -> None:
     (tmp_path / "lm_text").symlink_to("nowhere")
-    with pytest.raises(UserError, match=why):
-        launch.decide(LanguageModel, ["--run_name", name, "--result_dir", str(tmp_path), "--dataset", "text.txt"])
+    with pytest.raises(UserError, match=why) as caught:
+        launch.decide(LanguageModel, [f"--run_name={name}", "--result_dir", str(tmp_path), "--dataset", "text.txt"])
+    assert len(caught.value.problems) == 1 and caught.value.problems[0].isprintable()
+
+
+def test_a_run_that_has_such_a_name_already_goes_on_by_it(tmp_path: Path, text: Path) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
+    run.path.rename(run.path.with_name("my run"))
+    job = launch.decide(LanguageModel, ["--run_name", "my run", "--result_dir", str(tmp_path / "runs")])
+    assert job.run and job.run.name == "my run"
+
+
+# -- what is run when a run ends ------------------------------------------------------------------------------------
+
+
+COMMAND = "echo 'it is over' >> ends\x1b[2J"
+
+
+def test_a_command_at_the_end_is_said_before_the_run_goes_on(tmp_path: Path, text: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL, "--on_end", COMMAND)
+    job = launch.decide(LanguageModel, ["--resume", run.name])
+    assert job.cfg.on_end == COMMAND and any(COMMAND in note for note in job.notes), "in the log"
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    launch._confirm(job, run)
+    launch._confirm(launch.decide(LanguageModel, ["--resume", run.name, "--on_end", ""]), run)
+    assert "echo 'it is over' >> ends\\x1b[2J? [Y/n] " in asked[0] and asked[0].isprintable()
+    assert asked[1].endswith("step 0 of 0)? [Y/n] ")
+
+
+@pytest.mark.parametrize("how", ["moved", "another user's", "list lost"])
+def test_a_command_from_elsewhere_is_run_only_where_it_is_typed_again(tmp_path: Path, text: Path, how: str,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL, "--on_end", COMMAND)
+    if how == "moved":
+        run = RunDir(run.path.rename(tmp_path / "runs" / "moved"))
+    elif how == "list lost":
+        monkeypatch.setenv("STOKER_HOME", str(tmp_path / "home"))
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: run.path.stat().st_uid + 1)
+    again = ["--resume", str(run.path), "--yes"]
+    with pytest.raises(UserError, match="would run a command when it ends") as caught:
+        launch.decide(LanguageModel, again)
+    assert shlex.quote(COMMAND) in caught.value.problems[0]
+    assert launch.decide(LanguageModel, [*again, "--on_end", COMMAND]).cfg.on_end == COMMAND
+    silent = launch.decide(LanguageModel, [*again, "--on_end", ""])
+    assert silent.cfg.on_end == "" and not silent.notes
+    assert launch.decide(LanguageModel, [*again, "--on_end", "true"]).cfg.on_end == "true"
+
+
+def test_a_supervisor_starts_again_what_was_allowed(tmp_path: Path, text: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL, "--on_end", COMMAND)
+    monkeypatch.setenv("STOKER_HOME", str(tmp_path / "home"))
+    job = launch.decide(LanguageModel, ["--resume", str(run.path), "--yes", "--on_end", COMMAND])
+    made: list[Any] = []
+
+    class Watcher:
+        def __init__(self, first: list[str], again: Any) -> None:
+            self.run = None
+            made.append(again)
+
+        def supervise(self) -> int:
+            return 0
+
+    monkeypatch.setattr(launch, "Supervisor", Watcher)
+    monkeypatch.setattr(launch.logs, "to_console", lambda: None)
+    launch._supervise(job, [])
+    command = made[0](run, True)
+    assert launch.decide(LanguageModel, command[3:]).cfg.on_end == COMMAND
+
+
+def test_the_command_runs_though_the_folder_is_gone(tmp_path: Path) -> None:
+    launch._tell(f'echo "$STOKER_STATE: $STOKER_REASON" > {tmp_path}/end', RunDir(tmp_path / "gone"))
+    assert (tmp_path / "end").read_text() == f"failed: {tmp_path}/gone is not there any more\n"
+
+
+# -- what is lost ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_status_was_lost_goes_on(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(5)), run)
+    run.status_file.write_text("")
+    stage = type("Toy", (Regression,), {"check": classmethod(lambda cls, cfg, resumed: [])})
+    job = launch.decide(stage, ["--resume", str(run.path), "--yes"])
+    assert job.run == run and run.status().step == 5 and run.status().of == 9
+    trainer, ending = train(Regression, run, resume=True)
+    assert ending.state == "finished" and [row["step"] for row in Journal(run.metrics).rows()] == [1, 2, 4, 6, 8, 9]
+    assert json.loads(run.status_file.read_text())["step"] == 9
+
+
+class Takes(Callback):
+    """Takes the run's folder away within a step."""
+
+    order = 10
+
+    def __init__(self, run: RunDir, step: int, how: str) -> None:
+        self.run, self.step, self.how = run, step, how
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.step == self.step:
+            away = self.run.path.with_name("away")
+            self.run.path.rename(away)
+            if self.how == "replaced":
+                shutil.copytree(away, self.run.path)
+            if self.how != "moved":
+                shutil.rmtree(away, ignore_errors=True)
+
+
+@pytest.mark.parametrize("step", [4, 5])  # one with an evaluation, a log line and a snapshot, one without
+@pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
+def test_a_folder_that_is_taken_away_ends_its_run_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str,
+                                                              caplog: pytest.LogCaptureFixture, step: int) -> None:
+    run = new_run(tmp_path, Regression)
+    stage = with_callbacks(Regression, Takes(run, step, how))
+    job = Job(stage, Parsed(stage.Config(**QUICK), frozenset(QUICK), ""))
+    monkeypatch.setattr(launch.logs, "to_file", lambda path, background: None)
+    monkeypatch.setattr(launch, "_faults", lambda descriptor: nullcontext())
+    caplog.set_level(logging.INFO)
+    with Signals() as signals, run.lock():
+        assert launch._locked(job, run, signals, False, None, None) == launch.FAILED
+    [line] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    done = "moved" if how == "moved" else "deleted or replaced"
+    assert line.getMessage() == f"Training failed: {run.path} was {done} while it was trained" and not line.exc_info
+    moved = RunDir(tmp_path / "away")
+    if how == "moved":
+        assert moved.state() == "failed" and "was moved" in moved.status().reason
+        assert f"Go on: ./run/resume.sh {moved.path}" in caplog.text
+        assert train(Regression, moved, resume=True)[1].state == "finished"
+    elif how == "replaced":
+        assert run.status().state != "failed", "what stands there by now may be somebody else's"
 
 
 def test_data_that_are_gone_are_told_before_the_start(tmp_path: Path, text: Path) -> None:
