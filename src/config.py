@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 C = TypeVar("C")
 
@@ -47,6 +47,7 @@ class Spec:
     bare: str | None = None
     path: tuple[str, ...] | None = None
     may_change: bool = False
+    follows: tuple[str, float] | None = None
 
     def problem(self, value: float) -> str:
         """Why a number is out of range, or ''. Written so that NaN is out of every range."""
@@ -72,6 +73,7 @@ def opt(default: Any, help: str, **spec: Any) -> Any:
     path             names a file or folder, unless it is one of these words; kept as an absolute path, so that it
                      means the same when the run goes on from another folder
     may_change       may differ when a run goes on: it does not change what is computed
+    follows          (field, factor): where that field is given and this one is not, its value is factor x the other's
     """
     return field(default=default, metadata={"spec": Spec(help, **spec)})
 
@@ -117,28 +119,63 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     """
     problems: list[str] = []
     given = list(_flags(cls, argv, problems, words))
-    flags = {name: value for name, value in given if value is not INVALID}
-    invalid = {name for name, value in given if value is INVALID}
+    flags = _without_contradictions(cls, given, problems)
+    invalid = {flag.field for flag in given if flag.value is INVALID}
     path = flags.pop("config", "")
     typed = read_json(cls, Path(path), problems, invalid) if path else {}
     typed.update(flags)
     preset = typed.pop("preset", "")
-    if len(named := dict.fromkeys(str(value) for name, value in given if name == "preset")) > 1:
-        problems.append(f"{' and '.join(named)} are presets both: give one --preset or --hardware")
     if preset and preset not in presets:
         problems.append(f"--preset: there is no preset {preset!r}{_nearest(preset, presets)}; "
                         f"presets: {', '.join(presets)}")
     typed = {name: _absolute(fields(cls)[name][1], value) for name, value in typed.items()}
-    config = cls(**{**presets.get(preset, {}), **typed})
+    computed = {name: value for name, (_, _, value) in _following(cls, typed).items()}
+    config = cls(**{**presets.get(preset, {}), **computed, **typed})
     problems += check(config, invalid) + further(config)
     if problems:
         raise UserError(*dict.fromkeys(problems))  # a flag that sets two fields has one mistake
     return Parsed(config, frozenset(typed), preset)
 
 
+def following(parsed: Parsed[Any]) -> dict[str, str]:
+    """The fields whose values follow from those of fields that were given, each with a line that says so."""
+    given = {name: getattr(parsed.config, name) for name in parsed.typed}
+    return {name: f"{name} {value} ({factor:.3g} x the {other} given; --{name} sets another)"
+            for name, (other, factor, value) in _following(type(parsed.config), given).items()}
+
+
+def _following(cls: type, typed: Mapping[str, Any]) -> dict[str, tuple[str, float, int]]:
+    """field -> the field it follows, the factor, and its value. Of a value out of range nothing follows."""
+    table = fields(cls)
+    return {name: (other, factor, round(factor * typed[other]))
+            for name, (_, spec, _) in table.items() if spec.follows and name not in typed
+            for other, factor in [spec.follows] if other in typed and not table[other][1].problem(typed[other])}
+
+
 def _absolute(spec: Spec, value: Any) -> Any:
     is_path = spec.path is not None and value and value not in spec.path and Path(value).exists()
     return str(Path(value).resolve()) if is_path else value
+
+
+class _Given(NamedTuple):
+    """A value for a field: `flag` as it was typed, and whether that sets other fields as well."""
+
+    field: str
+    value: Any
+    flag: str
+    sets_several: bool
+
+
+def _without_contradictions(cls: type, given: Sequence[_Given], problems: list[str], where: str = "") -> dict[str, Any]:
+    """field -> value. A flag that sets this field alone wins over one that sets several. Two different values from
+    flags of the same kind are a mistake, which is added to `problems`."""
+    chosen: dict[str, _Given] = {}
+    for now in sorted(given, key=lambda one: one.sets_several):
+        before = chosen.setdefault(now.field, now)
+        values = {_absolute(_spec(cls, now.field), one.value) for one in (before, now)}
+        if len(values) > 1 and before.sets_several == now.sets_several and INVALID not in values:
+            problems.append(f"{where}{before.flag} and {now.flag} contradict each other: give one of them")
+    return {field: one.value for field, one in chosen.items() if one.value is not INVALID}
 
 
 class _Invalid:
@@ -150,8 +187,8 @@ META = {"preset": ("preset", "model_preset", "hardware"), "config": ("config",)}
 
 
 def _flags(cls: type, argv: Sequence[str], problems: list[str],
-           words: list[str] | None) -> Iterator[tuple[str, Any]]:
-    """(field, value) for each flag on the command line, mistakes added to `problems`."""
+           words: list[str] | None) -> Iterator[_Given]:
+    """What each flag on the command line gives to each field that it sets, mistakes added to `problems`."""
     table = names(cls) | {alias: [meta] for meta, aliases in META.items() for alias in aliases}
     left = list(argv)
     while left:
@@ -174,11 +211,12 @@ def _flags(cls: type, argv: Sequence[str], problems: list[str],
             continue
         for target in targets:
             if _is_bool(cls, target):
-                yield target, _bool_flag(name, value, negated, problems)
+                yield _Given(target, _bool_flag(name, value, negated, problems), token, len(targets) > 1)
                 continue
             if value is None and left and not _looks_like_flag(left[0]):
                 value = left.pop(0)
-            yield target, _flag_value(cls, target, name, value, problems)
+            typed = token if equals or value is None else f"{token} {value}"
+            yield _Given(target, _flag_value(cls, target, name, value, problems), typed, len(targets) > 1)
 
 
 def _flag_names(cls: type, table: Mapping[str, list[str]]) -> list[str]:
@@ -206,7 +244,7 @@ def _bool_flag(name: str, text: str | None, negated: bool, problems: list[str]) 
 
 
 def _flag_value(cls: type, target: str, name: str, text: str | None, problems: list[str]) -> Any:
-    kind, spec, _ = (str, Spec(""), "") if target in META else fields(cls)[target]
+    kind, spec = str if target in META else fields(cls)[target][0], _spec(cls, target)
     if text is None:
         text = spec.bare
     if text is None:
@@ -220,6 +258,10 @@ def _flag_value(cls: type, target: str, name: str, text: str | None, problems: l
     except ValueError:
         problems.append(f"--{name}: {text!r} is not {_describe(base)}")
         return INVALID
+
+
+def _spec(cls: type, name: str) -> Spec:
+    return Spec("") if name in META else fields(cls)[name][1]
 
 
 def _base(kind: Any) -> type:
@@ -246,7 +288,10 @@ def read_json(cls: type, path: Path, problems: list[str], invalid: set[str]) -> 
     Mistakes are added to `problems`, the fields they concern to `invalid`.
     """
     try:
-        content = json.loads(_without_comments(path.read_text(encoding="utf-8")))
+        content = json.loads(_without_comments(path.read_text(encoding="utf-8")), object_pairs_hook=_without_repeats)
+    except UserError as error:
+        problems.extend(f"--config {path}: {problem}" for problem in error.problems)
+        return {}
     except OSError as error:
         problems.append(f"--config {path}: {error.strerror}")
         return {}
@@ -259,26 +304,31 @@ def read_json(cls: type, path: Path, problems: list[str], invalid: set[str]) -> 
     return _known_values(cls, content, f"--config {path}", problems, invalid)
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises UserError where one key has two values."""
+    last = dict(pairs)
+    if repeated := [key for key, value in pairs if value is not last[key] and value != last[key]]:
+        raise UserError(*(f"{key} is given twice, with different values: leave one out" for key in repeated))
+    return last
+
+
 def _known_values(cls: type, content: dict[str, Any], where: str, problems: list[str],
                   invalid: set[str]) -> dict[str, Any]:
-    table = names(cls)
-    values: dict[str, Any] = {}
+    table = names(cls) | {name: ["preset"] for name in META["preset"]}
+    given: list[_Given] = []
     for key, value in content.items():
-        name = key.replace("-", "_")
-        if name in META["preset"]:
-            values["preset"] = str(value)
-            continue
-        if name not in table:
-            problems.append(f"{where}: there is no setting {key!r}{_nearest(name, table)}")
-            continue
-        for target in table[name]:
-            kind = fields(cls)[target][0]
+        targets = table.get(key.replace("-", "_"), [])
+        if not targets:
+            problems.append(f"{where}: there is no setting {key!r}{_nearest(key, table)}")
+        for target in targets:
+            kind = str if target == "preset" else fields(cls)[target][0]
             if _fits(kind, value):
-                values[target] = float(value) if _base(kind) is float and value is not None else value
+                number = float(value) if _base(kind) is float and value is not None else value
+                given.append(_Given(target, number, key, len(targets) > 1))
             else:
                 problems.append(f"{where}: {key} is {json.dumps(value)}, not {_describe(_base(kind))}")
                 invalid.add(target)
-    return values
+    return _without_contradictions(cls, given, problems, f"{where}: ")
 
 
 def _fits(kind: Any, value: Any) -> bool:
@@ -376,6 +426,8 @@ def _option(name: str, kind: Any, spec: Spec, default: Any) -> tuple[str, str]:
         shown = "off" if default is False else f"{'on' if default else 'auto'}; --no_{name} switches it off"
     else:
         shown = "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+    if spec.follows:
+        shown += f"; {spec.follows[1]:.3g} x {spec.follows[0]} where that is given"
     return f"--{name}{metavar}{aliases}", spec.help + (f" (default: {shown})" if shown else "")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import config
 from config import UserError, opt
+from training.stage import discover
 from training.train_lm import LanguageModel
 
 SOURCE = Path(config.__file__).parent
@@ -92,9 +93,10 @@ def written(folder: Path, text: str) -> str:
     (["--no_keep"], "keep", False),
     (["--no-keep"], "keep", False),
     (["--no_k"], "keep", False),
-    (["--no_keep", "-k"], "keep", True),
     (["--steps", "5"], "steps", 5),
-    (["--width", "3", "--width", "4"], "width", 4),
+    (["--width", "4", "--n-width=4"], "width", 4),
+    (["--no_keep", "--no-k", "--keep=false"], "keep", False),
+    (["--rate", "0.5", "--rate", "5e-1"], "rate", 0.5),
 ])
 def test_a_flag_sets_its_field(argv: list[str], field: str, value: object) -> None:
     plan = parsed("--heads", "1", *argv)
@@ -105,8 +107,9 @@ def test_a_flag_sets_its_field(argv: list[str], field: str, value: object) -> No
 def test_one_alias_sets_every_field_that_has_it() -> None:
     plan = parsed("--interval", "7")
     assert (plan.first_interval, plan.second_interval) == (7, 7)
-    plan = parsed("--interval", "7", "--second_interval", "0")
-    assert (plan.first_interval, plan.second_interval) == (7, 0)
+    for argv in (["--interval", "7", "--second_interval", "0"], ["--second_interval", "0", "--interval", "7"]):
+        plan = parsed(*argv)
+        assert (plan.first_interval, plan.second_interval) == (7, 0), "its own flag wins"
 
 
 def test_monitor_interval_sets_both_monitors() -> None:
@@ -133,6 +136,12 @@ def test_default_then_preset_then_file_then_flag(tmp_path: Path) -> None:
     assert (fitted.config.width, fitted.config.rate, fitted.config.level) == (48, 0.75, 0.0)
     assert fitted.preset == "small"
     assert fitted.typed == {"heads", "width", "rate"}, "a preset's values are not typed"
+
+
+def test_a_flag_may_differ_from_the_file_and_one_value_may_stand_twice(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"width": 4, "n_width": 4, "width": 4, "interval": 3, "second_interval": 9}')
+    assert parsed("--config", path, "--n_width", "6").width == 6
+    assert parsed("--config", path).second_interval == 9
 
 
 def test_comments_in_json_are_left_out_and_strings_are_not(tmp_path: Path) -> None:
@@ -210,7 +219,13 @@ def test_every_mistake_is_told_at_once_each_in_a_line(tmp_path: Path) -> None:
     (["--width", "9", "--heads", "three"], ["'three' is not a whole number"]),
     (["--config", "nowhere.json"], ["nowhere.json", "No such file"]),
     (["--config", "."], ["Is a directory"]),
-    (["--preset", "small", "--hardware", "large"], ["small and large are presets both"]),
+    (["--preset", "small", "--hardware", "large"], ["--preset small and --hardware large contradict each other"]),
+    (["--no-keep", "--keep"], ["--no-keep and --keep contradict each other: give one of them"]),
+    (["-k", "--no_keep"], ["-k and --no_keep contradict each other"]),
+    (["--watch=false", "--use_watch"], ["--watch=false and --use_watch contradict each other"]),
+    (["--width", "4", "--words", "x", "--n_width", "6"], ["--width 4 and --n_width 6 contradict each other"]),
+    (["--interval", "4", "--interval=5"], ["--interval 4 and --interval=5 contradict each other"]),
+    (["--resume", "--resume", "run_3"], ["--resume and --resume run_3 contradict each other"]),
     (["--interval", "three"], ["--interval: 'three' is not a whole number"]),
 ])
 def test_one_mistake_is_one_line(argv: list[str], parts: list[str]) -> None:
@@ -224,6 +239,8 @@ def test_one_mistake_is_one_line(argv: list[str], parts: list[str]) -> None:
     ('{"width": 4.0}', "width is 4.0, not a whole number"), ('{"width": null}', "width is null"),
     ('{"words": 4}', "words is 4, not a string"), ('{"width": 9, "heads": "two"}', 'heads is "two"'),
     ('{"kind": "blue"}', "none of red, green"), ('{"resume": true}', "not a string"),
+    ('{"width": 4, "n-width": 8}', "given.json: width and n-width contradict each other: give one of them"),
+    ('{"width": 4, "width": 8}', "given.json: width is given twice, with different values: leave one out"),
 ])
 def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, text: str, part: str) -> None:
     found = mistakes("--config", written(tmp_path, text))
@@ -285,6 +302,37 @@ def test_the_guides_keys_are_known(tmp_path: Path) -> None:
     }
     assert {name: getattr(given.config, name) for name in wanted} == wanted
     assert given.typed == set(wanted)
+
+
+@pytest.mark.parametrize("stage", discover().values(), ids=lambda stage: stage.name)
+@pytest.mark.parametrize("argv, width, d_ff", [
+    ([], None, None), (["--n-embd", "384"], 384, 4 * 384), (["--d_model", "384", "--d_ff", "512"], 384, 512),
+    (["--d_ff", "640"], None, 640), (["--preset", "small"], None, None),
+    (["--preset", "small", "--d_model", "768"], 768, 4 * 768), (["--preset", "small", "--d_ff", "512"], None, 512)])
+def test_the_feed_forward_size_follows_a_width_that_was_given(stage: Any, argv: list[str], width: int | None,
+                                                              d_ff: int | None) -> None:
+    """Else it is the preset's, or the guide's."""
+    given = config.parse(stage.Config, stage.presets, argv)
+    plain = stage.Config(**(stage.presets["small"] if "small" in argv else {}))
+    assert (given.config.d_model, given.config.d_ff) == (width or plain.d_model, d_ff or plain.d_ff)
+    assert bool(config.following(given)) == (width is not None and "--d_ff" not in argv)
+
+
+def test_a_file_may_give_the_width_and_a_stage_another_factor(tmp_path: Path) -> None:
+    @dataclass
+    class SwiGLU:
+        """What shape"""
+
+        d_model: int = opt(256, "hidden size", ge=1)
+        d_ff: int = opt(512, "feed-forward size", ge=1, follows=("d_model", 8 / 3))
+
+    given = config.parse(SwiGLU, {}, ["--config", written(tmp_path, '{"d_model": 384}')])
+    assert given.config.d_ff == 1024
+    assert config.following(given) == {"d_ff": "d_ff 1024 (2.67 x the d_model given; --d_ff sets another)"}
+    assert "(default: 512; 2.67 x d_model where that is given)" in config.help_text(SwiGLU, {}, "")
+    with pytest.raises(UserError) as caught:
+        config.parse(SwiGLU, {}, ["--d_model", "-3"])
+    assert caught.value.problems == ("--d_model must be at least 1, is -3",)
 
 
 def test_a_key_of_another_model_is_named_not_dropped(tmp_path: Path) -> None:

@@ -4,11 +4,7 @@ The order of the rows comes from (seed, epoch) alone and the position in it is t
 nothing, and what workers read ahead does not count as trained.
 """
 
-import ctypes
 import math
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -18,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
+
 LIKE = 0.8  # times as long as the longest: what is shorter is batched with others
 EXAMPLES = 1 / 8, 3 / 8, 5 / 8, 7 / 8  # shares of the rows, each in the middle of a quarter
 
@@ -165,16 +162,21 @@ class _Batches(Sampler[list[int]]):
 
 
 def training_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], order: Order, first: int, end: int,
-                     workers: int, pin_memory: bool = False) -> Iterator[Any]:
-    """The micro-batches of steps `first` to `end` - 1, in one stream over all epochs."""
+                     workers: int, pin_memory: bool = False, stopped: Callable[[], object] = lambda: False
+                     ) -> Iterator[Any]:
+    """The micro-batches of steps `first` to `end` - 1, in one stream over all epochs.
+
+    Raises Abandoned within about a second where `stopped` says so while a batch of the workers is awaited.
+    """
+    workers = workers_that_fit(workers, dataset, collate, next(order.micro_batches(first, end), []))
     loader = _loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end))
-    return _clear(iter(loader))  # the workers start now
+    return awaited(iter(loader), stopped)  # the workers start now
 
 
-def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch: int,
-                       workers: int) -> Iterator[Any]:
-    """Every row once, in its own order."""
-    return _clear(iter(_loader(dataset, collate, workers, False, batch_size=batch)))
+def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch: int, workers: int,
+                       stopped: Callable[[], object] = lambda: False) -> Iterator[Any]:
+    """Every row once, in its own order. Raises Abandoned as `training_batches` does."""
+    return awaited(iter(_loader(dataset, collate, workers, False, batch_size=batch)), stopped)
 
 
 def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,
@@ -184,28 +186,6 @@ def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers:
     Without a generator of its own, making an iterator draws from the global one, and a resumed run, which makes
     one more, would part from its course.
     """
-    return DataLoader(dataset, collate_fn=collate, num_workers=workers, pin_memory=pin_memory,
-                      generator=torch.Generator(), worker_init_fn=_start_worker, **options)
-
-
-def _clear(batches: Iterator[Any]) -> Iterator[Any]:
-    """What a worker's end leaves half read is told as that. torch does so only where nothing was on its way; what a
-    data set raises itself begins with "Caught"."""
-    try:
-        yield from batches
-    except (EOFError, ConnectionError) as error:
-        if str(error).startswith("Caught "):
-            raise
-        raise RuntimeError("DataLoader worker is gone, what it sent cannot be read: it was killed, or crashed; for "
-                           "want of memory, maybe: --num_workers 0 takes less") from error
-
-
-def _start_worker(number: int) -> None:
-    """Die with the trainer, however it dies; leave its signals to it."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    trainer = multiprocessing.parent_process()
-    if trainer is None or os.getppid() != trainer.pid:  # it died before that
-        os._exit(1)
+    return DataLoader(dataset, collate_fn=Shared(collate) if workers else collate, num_workers=workers,
+                      pin_memory=pin_memory, generator=torch.Generator(), worker_init_fn=start_worker,
+                      timeout=LOOK if workers else 0, **options)

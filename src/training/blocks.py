@@ -40,6 +40,15 @@ def _keep_compiled() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.home() / "compiled"))
 
 
+def restart_compile_workers() -> None:
+    """End the processes and threads that torch.compile has started: those that it starts instead have the signal mask
+    of the thread that calls it then (`Signals.children_spared`)."""
+    from torch._inductor.async_compile import AsyncCompile, shutdown_compile_workers
+
+    shutdown_compile_workers()
+    AsyncCompile.pool.cache_clear()
+
+
 def compiler_problem(device: torch.device) -> str:
     """Why torch.compile does not work here, or ''."""
     _keep_compiled()

@@ -12,10 +12,11 @@
             on_grad           gradients complete and divided by the count; not clipped, not applied
         on_step_end           all phases updated, step advanced
         on_eval_start         } only if an evaluation was asked for;
-        on_eval_end           } metrics are empty if a stop abandoned it
+        on_eval_end           } metrics are empty if a stop abandoned it, or the memory did not suffice
         on_log                only at a log step, after the evaluation: metrics are plain floats now
         on_save               when a snapshot is whole and verified on disk: those are written meanwhile, so steps later
-                              (one of step 0 follows on_start, the last one comes before on_stop)
+                              (one of step 0 follows on_start, one comes before the last evaluation, which may need
+                              too much memory, and the last one before on_stop)
         on_trouble            when `trainer.saver.trouble` changes: why no snapshot can be written, '' once one is
     on_stop | on_error        the loop ended by itself | an exception left it
     close                     always, in reverse order

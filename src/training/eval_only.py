@@ -42,6 +42,9 @@ def scores(job: "Job") -> Evaluation:
     model = stage.model().to(device)
     job.evaluated.load(stage, model)
     log.info("Weights taken from %s", job.evaluated)
-    done = evaluate(stage, model, stage.dataset(cfg.split), cfg, device, lambda: False)
+    try:
+        done = evaluate(stage, model, stage.dataset(cfg.split), cfg, device, lambda: False)
+    except MemoryError as error:
+        raise UserError(f"{error}: --precision bf16 or another --device may have room") from error
     assert done
     return done

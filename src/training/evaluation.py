@@ -11,8 +11,10 @@ from torch import Tensor
 
 import progress
 from data.loader import evaluation_batches
+from data.workers import Abandoned, workers_that_fit
 from training import device as devices
 from training import rng
+from training.blocks import first_line
 from training.options import Options
 from training.stage import Stage
 from training.totals import Totals
@@ -31,13 +33,18 @@ def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch
              stopped: Callable[[], object]) -> Evaluation | None:
     """Score a model on all rows; None if `stopped` said so in between. Leaves the global randomness as it was.
 
-    Where the memory does not suffice it is done in smaller batches.
+    Where the memory does not suffice it is done in smaller batches; raises MemoryError where that is not possible.
     """
     try:
         return _evaluate(stage, model, dataset, cfg, device, stopped)
+    except Abandoned:
+        return None
     except (RuntimeError, MemoryError) as error:
-        if not (devices.is_out_of_memory(error) and stage.divisible and cfg.batch_size > 1):
+        if not devices.is_out_of_memory(error):
             raise
+        why = first_line(error)
+    if not stage.divisible or cfg.batch_size == 1:
+        raise MemoryError(f"an evaluation in batches of {cfg.batch_size} does not fit into memory ({why})")
     cfg = replace(cfg, batch_size=(cfg.batch_size + 1) // 2)
     log.warning("evaluation: out of memory; it is done in batches of %s", cfg.batch_size)
     return evaluate(stage, model, dataset, cfg, device, stopped)
@@ -46,18 +53,19 @@ def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object]) -> Evaluation | None:
     sums, size, gathered = Totals(), Counter[str](), defaultdict[str, list[Tensor]](list)
-    workers = devices.loader_workers(device, cfg.num_workers)
+    rows = range(min(cfg.batch_size, len(dataset)))
+    workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, stage.collate, rows)
     with torch.no_grad(), rng.preserved():
         model.eval()
-        for batch in evaluation_batches(dataset, stage.collate, cfg.batch_size, workers):
+        for batch in evaluation_batches(dataset, stage.collate, cfg.batch_size, workers, stopped):
             if stopped():
                 return None
             with devices.autocast(device, cfg.precision):
                 batch = devices.move(batch, device)
-                scores, rows = stage.score(model, batch), stage.gather(model, batch)
+                scores, gathering = stage.score(model, batch), stage.gather(model, batch)
             for name, ratio in scores.items():
                 sums.add(name, ratio)
-            for name, tensor in rows.items():
+            for name, tensor in gathering.items():
                 gathered[name].append(tensor.cpu())
             size.update(stage.size(batch))
             progress.mark()

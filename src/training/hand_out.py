@@ -79,8 +79,12 @@ def _tell_test_score(trainer: Trainer) -> None:
     """Of the best model, where the data have a test split."""
     if "test" not in trainer.stage.splits():
         return
-    done = evaluate(trainer.stage, trainer.model, trainer.stage.dataset("test"), trainer.cfg, trainer.device,
-                    lambda: trainer.signals.stop)
+    try:
+        done = evaluate(trainer.stage, trainer.model, trainer.stage.dataset("test"), trainer.cfg, trainer.device,
+                        lambda: trainer.signals.stop)
+    except MemoryError as error:  # the models are written
+        log.error("test set not evaluated: %s; ./run/evaluate.sh RUN --split test tries again", error)
+        return
     if done:
         log.info("  -> Test: %s", words(done.metrics, "eval/"))
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from config import opt
+from training.ending import Request
 
 FIRINGS = 20  # each monitor, snapshot and evaluation fires at least so often in a run
 T = TypeVar("T", bound="Options")
@@ -149,13 +150,16 @@ class Watching:
 class EarlyStopping:
     """When to stop early"""
 
-    early_stopping: bool = opt(False, "stop when evaluations get no better")
-    early_stop_patience: int = opt(5, "evaluations without improvement before stopping", ge=1)
-    early_stop_min_delta: float = opt(0.001, "smallest change that counts as one", ge=0)
-    early_stop_restore_best: bool = opt(True, "the model handed out is the best, not the last")
-    early_stop_overfit_patience: int = opt(0, "stop when validation minus training loss grew so many evaluations in a "
-                                           "row (0: off)", ge=0)
-    early_stop_overfit_min_delta: float = opt(0.01, "smallest growth of it that counts", ge=0)
+    early_stopping: bool = opt(False, "stop when the validation metric stops improving; the log says at the start "
+                               "what is counted")
+    early_stop_patience: int = opt(5, "epochs without improvement before stopping (evaluations, in a run shorter than "
+                                   "an epoch)", ge=1)
+    early_stop_min_delta: float = opt(0.001, "smallest improvement that counts", ge=0)
+    early_stop_restore_best: bool = opt(True, "export the best model, not the last, as models/final")
+    early_stop_overfit_patience: int = opt(0, "stop when validation minus training loss is positive and has grown for "
+                                           "so many epochs in a row (or evaluations, as above), without a new best "
+                                           "evaluation (0: off)", ge=0)
+    early_stop_overfit_min_delta: float = opt(0.01, "smallest growth of that gap that counts", ge=0)
 
 
 @dataclass
@@ -200,6 +204,17 @@ def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: i
     if cuts:
         lines.append(f"cut to the run's {steps} steps: " + ", ".join(f"{name} {value}" for name, value in cuts.items()))
     return replace(cfg, **cuts), lines
+
+
+def due(cfg: Options, step: int, steps: int, steps_per_epoch: int) -> list[Request]:
+    """What the intervals ask for after a step (from 1). The first is logged: a sign of life, and where curves start."""
+    last, epoch_end = step == steps, step % steps_per_epoch == 0
+    asked: dict[Request, bool] = {
+        "eval": last or step % (cfg.eval_interval or steps_per_epoch) == 0,
+        "log": last or step == 1 or step % cfg.log_interval == 0,
+        "save": last or epoch_end or (cfg.snapshot_interval > 0 and step % cfg.snapshot_interval == 0),
+    }
+    return [what for what, is_due in asked.items() if is_due]
 
 
 def fitted(cfg: T, typed: Collection[str], steps_per_epoch: int) -> tuple[T, list[str]]:

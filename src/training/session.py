@@ -44,6 +44,7 @@ from training.callbacks.ema import EMA
 from training.callbacks.examination import Examination
 from training.callbacks.load_weights import LoadWeights
 from training.callbacks.time_limit import TimeLimit
+from training.ending import Ending
 from training.estimate import Estimate, Length
 from training.hand_out import hand_out
 from training.options import Options, fitted
@@ -51,7 +52,7 @@ from training.pretrained import Pretrained
 from training.signals import Signals
 from training.snapshots import Snapshots
 from training.stage import Stage
-from training.trainer import Ending, Trainer
+from training.trainer import Trainer
 
 if TYPE_CHECKING:
     from training.launch import Job
@@ -78,6 +79,10 @@ class Session:
         """Raises UserError before training has begun, and Interrupted if a stop came before that."""
         trainer, snapshot = self.prepare()
         self.signals.interruptible = False  # from here on there is something to save
+        with self.signals.children_spared():
+            return self._train(trainer, snapshot)
+
+    def _train(self, trainer: Trainer, snapshot: Path | None) -> Ending:
         while (ending := trainer.fit(snapshot)).state == "back":
             try:
                 self._turn_back(trainer, ending)
@@ -91,11 +96,11 @@ class Session:
     def _hand_out(self, trainer: Trainer, ending: Ending) -> Ending:
         try:
             hand_out(trainer, self.run)
-        except OSError as error:
-            if not files.may_pass(error):
+        except (OSError, RuntimeError, MemoryError) as error:
+            if not (files.may_pass(error) or devices.is_out_of_memory(error)):
                 raise
-            return Ending("halted", f"{ending.reason}, but the model could not be written ({error}): make room, and "
-                          "resume: nothing is trained again")
+            return Ending("halted", f"{ending.reason}, but the model could not be written "
+                          f"({blocks.first_line(error)}): make room, and resume: nothing is trained again")
         _draw(self.run)
         return ending
 

@@ -70,6 +70,22 @@ class Signals:
             self._held = False
         self.check()
 
+    @contextmanager
+    def children_spared(self) -> Iterator[None]:
+        """Keep Ctrl-C, which a terminal sends to all processes of its group, from those that are started in the block,
+        and from what these start: a compiler that ends by it would fail the step that is still to be done.
+
+        A child inherits what its parent's thread blocks. The thread that listens here gets the signal instead.
+        """
+        listening = bool(self._before)
+        if listening:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            if listening:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
     def __enter__(self) -> "Signals":
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)

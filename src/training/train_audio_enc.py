@@ -88,7 +88,7 @@ class Architecture:
     num_heads: int = opt(3, "attention heads; they divide the width into even parts", ge=1, le=32,
                          aliases=("n_head", "n_heads"))
     num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(768, "width inside a block's feed-forward part", ge=1)
+    d_ff: int = opt(768, "feed-forward size of a block", ge=1, follows=("d_model", 4))
     dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)
 
     def problems(self) -> list[str]:

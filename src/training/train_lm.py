@@ -55,7 +55,7 @@ class Architecture:
     d_model: int = opt(256, "width", ge=1, usual=(64, 2048), aliases=("n_embd",))
     num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
     num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(512, "width inside a block's feed-forward part", ge=1)
+    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
     max_seq_len: int = opt(256, "context: tokens seen at a time", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
     dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)

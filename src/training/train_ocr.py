@@ -92,7 +92,7 @@ class Architecture:
                          aliases=("n_head", "n_heads"))
     num_layers: int = opt(3, "blocks of the encoder", ge=1, le=48, aliases=("n_layer", "n_layers"))
     decoder_layers: int = opt(2, "blocks of the decoder", ge=1, le=48)
-    d_ff: int = opt(512, "width inside a block's feed-forward part", ge=1)
+    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
     dropout: float = opt(0.0, "share of activations dropped in training", ge=0, le=0.9)
     ctc_weight: float = opt(0.3, "share of the CTC loss in the whole: what stands where is learned sooner by it (0: "
                             "the decoder's loss alone)", ge=0, lt=1)

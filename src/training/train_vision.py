@@ -95,7 +95,7 @@ class Architecture:
     d_model: int = opt(128, "width", ge=4, usual=(64, 2048), aliases=("n_embd",))
     num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
     num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(512, "width inside a block's feed-forward part", ge=1)
+    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
     dropout: float = opt(0.0, "share of activations dropped in training, in both towers", ge=0, le=0.9)
 
     def problems(self) -> list[str]:

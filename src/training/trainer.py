@@ -4,21 +4,23 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.loader import Order, training_batches
+from data.workers import Abandoned
 from training import device as devices
 from training import optim, rng
 from training.callback import Callback
+from training.ending import Ending, Request, State
 from training.evaluation import evaluate
 from training.events import Events
 from training.media import Media
-from training.options import Options
+from training.options import Options, due
 from training.saver import Saver
 from training.signals import Signals
 from training.snapshots import Snapshots
@@ -26,20 +28,6 @@ from training.stage import Batch, Ratio, Stage
 from training.totals import Totals, finite_or_nothing
 
 log = logging.getLogger(__name__)
-
-Request = Literal["eval", "log", "save", "stop"]
-State = Literal["finished", "stopped", "halted", "back"]
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a run came to its end: finished; stopped by request; halted because it could not go on healthily; back: to
-    go on from a snapshot before `step` (from 1), which failed because of `why`."""
-
-    state: State
-    reason: str
-    step: int = 0
-    why: str = ""
 
 
 class Trainer:
@@ -154,7 +142,7 @@ class Trainer:
         self._validation = self.stage.dataset("validation")
         workers = devices.loader_workers(self.device, self.cfg.num_workers)
         self._batches = training_batches(self.stage.dataset("train"), self.stage.collate, self.order, self.step,
-                                         self.steps, workers, self.device.type == "cuda")
+                                         self.steps, workers, self.device.type == "cuda", lambda: self.signals.stop)
 
     def _loop(self, fresh: bool) -> Ending:
         if fresh:
@@ -167,7 +155,6 @@ class Trainer:
             self._obey_signals()
             if self._ending is None:
                 self._train_step()
-                self._ask_by_interval()
                 self._obey_signals()
             self._act()
             if why := self.saver.look():
@@ -177,14 +164,9 @@ class Trainer:
         return self._ending
 
     def _ask_by_interval(self) -> None:
-        last, epoch_end = self.step == self.steps, self.step % self.steps_per_epoch == 0
-        if last or self.step % (self.cfg.eval_interval or self.steps_per_epoch) == 0:
-            self.ask("eval", "interval")
-        if last or self.step == 1 or self.step % self.cfg.log_interval == 0:  # the first: a sign of life, and a start
-            self.ask("log", "interval")
-        if last or epoch_end or (self.cfg.snapshot_interval and self.step % self.cfg.snapshot_interval == 0):
-            self.ask("save", "interval")
-        elif self.cfg.snapshot_minutes and time.monotonic() - self.saver.last > 60 * self.cfg.snapshot_minutes:
+        for what in due(self.cfg, self.step, self.steps, self.steps_per_epoch):
+            self.ask(what, "interval")
+        if self.cfg.snapshot_minutes and time.monotonic() - self.saver.last > 60 * self.cfg.snapshot_minutes:
             self.ask("save", "time")
 
     def _obey_signals(self) -> None:
@@ -200,13 +182,20 @@ class Trainer:
         """
         if self._goes_back():
             return
-        asked, self._asked, self._owed = self._asked, {}, {}
+        asked, self._asked = self._asked, {}
+        self._owed = {what: asked[what] for what in ("eval", "log") if what in asked}
+        if self._ending is None and self.step == self.steps and {"eval", "save"} <= asked.keys():
+            self._save()  # the last evaluation may need more memory than there is, and even be killed for it
+            self._finish_save(patient=True)
+            if self._ending:
+                return
         scores = self._evaluate() if "eval" in asked else {}
         if scores is None:
-            self._owed = {what: asked[what] for what in ("eval", "log") if what in asked}
             self._obey_signals()
-        elif "eval" in asked or "log" in asked:
-            self._log(scores)
+        else:
+            self._owed = {}
+            if "eval" in asked or "log" in asked:
+                self._log(scores)
         saves = asked.pop("save", ""), self._asked.pop("save", "")
         if (any(saves) or self._ending is not None) and not self._goes_back():
             self._save()
@@ -246,7 +235,10 @@ class Trainer:
                                            min_ratio=self.cfg.min_lr_ratio, schedule=self.cfg.lr_schedule)
         optim.set_rate(self.optimizers.values(), self.lr)
         self._rows_of = self.step
-        self.micro_batches = [devices.move(next(self._batches), self.device) for _ in self.rows()]
+        try:
+            self.micro_batches = [devices.move(next(self._batches), self.device) for _ in self.rows()]
+        except Abandoned:  # a stop: the loop obeys it, and the step is done when the run is resumed
+            return
         for batch in self.micro_batches:
             self._emit("on_batch", batch)
         self.dropped = torch.zeros((), device=self.device)
@@ -257,6 +249,7 @@ class Trainer:
         self.record("health/dropped_share", self.dropped if self.micro_batches else 1.0)  # all its rows are left out
         self.step += 1
         self._emit("on_step_end")
+        self._ask_by_interval()
         self.micro_batches = []
 
     def _update(self, phase: str) -> None:
@@ -306,16 +299,24 @@ class Trainer:
     # -- after a step -------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> dict[str, float] | None:
-        """Score the whole validation set; None if a stop came in between. Leaves the run's randomness alone."""
+        """Score the whole validation set; None if a stop came in between, nothing where the memory does not suffice.
+        Leaves the run's randomness alone."""
         self._emit("on_eval_start")
         cfg = replace(self.cfg, batch_size=self.order.micro or self.cfg.batch_size)
-        done = evaluate(self.stage, self.model, self._validation, cfg, self.device, lambda: self.signals.stop)
-        if done:
-            self._judge(done.metrics)
-        else:
+        scores: dict[str, float] | None = {}
+        try:
+            done = evaluate(self.stage, self.model, self._validation, cfg, self.device, lambda: self.signals.stop)
+            scores = done.metrics if done else None
+        except MemoryError as error:
+            log.error("step %d is not evaluated: %s", self.step, error)
+            if self.step == self.steps:
+                self.ask("stop", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again")
+        if scores:
+            self._judge(scores)
+        elif scores is None:
             log.info("evaluation abandoned; it is done first when the run goes on")
-        self._emit("on_eval_end", done.metrics if done else {})
-        return done.metrics if done else None
+        self._emit("on_eval_end", scores or {})
+        return scores
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Note the best evaluation so far; it is saved, and spared by the rotation."""
@@ -340,9 +341,7 @@ class Trainer:
         """A state with NaN in it is not saved: it would be the newest, and push good ones out."""
         if not optim.all_finite(self.model, self.optimizers.values()):
             log.error("weights or optimizer hold NaN or Inf: not saved; go on from the newest snapshot (--resume)")
-            before = f"{self._ending.reason}; " if self._ending else ""
-            self._ending = Ending("halted", f"{before}NaN or Inf in weights or optimizer")
-            return
+            return self._halt("NaN or Inf in weights or optimizer")
         by_epoch = self.step > 0 and self.step % self.steps_per_epoch == 0
         name = f"epoch_{self.step // self.steps_per_epoch:04d}" if by_epoch else f"step_{self.step:08d}"
         self.saver.begin(f"snapshot_{name}", self.step, self.model.state_dict(), self.state_dict(),
@@ -351,8 +350,10 @@ class Trainer:
     def _finish_save(self, patient: bool) -> None:
         why = self.saver.finish(patient)
         if why and not (self._ending and self._ending.state == "back"):  # there is an older one to go back to
-            before = f"{self._ending.reason}; " if self._ending else ""
-            self._ending = Ending("halted", f"{before}{why}: make room, and resume from the newest snapshot")
+            self._halt(f"{why}: make room, and resume from the newest snapshot")
+
+    def _halt(self, why: str) -> None:
+        self._ending = Ending("halted", f"{self._ending.reason}; {why}" if self._ending else why)
 
     # -- state --------------------------------------------------------------------------------------------------
 

@@ -94,27 +94,43 @@ def test_default_monitors_leave_the_weights_bit_for_bit(tmp_path: Path) -> None:
 # -- early stopping -----------------------------------------------------------------------------------------------
 
 
+@dataclass
 class Asked:
-    """Stands for a trainer that is asked to stop."""
+    """Stands for a trainer that evaluates every two steps and is asked to stop."""
 
-    reason = ""
+    steps_per_epoch: int
+    steps: int
+    step: int = 0
+    best: float = math.inf
+    best_step: int = -1
+    reason: str = ""
     stage = Regression
+
+    @property
+    def cfg(self) -> Any:
+        return SimpleNamespace(eval_interval=2)
 
     def ask(self, what: str, why: str, end: str = "finished") -> None:
         self.reason = self.reason or why
 
 
-def stopped_after(stopping: EarlyStopping, rows: list[dict[str, float]]) -> int:
-    asked = Asked()
+def stopped(stopping: EarlyStopping, rows: list[dict[str, float]], *, epoch: int = 2, steps: int = 1000
+            ) -> tuple[int, str]:
+    """After how many evaluations, 0 for never, and why. `epoch`: the steps in one."""
+    asked: Any = Asked(epoch, steps)
+    stopping.on_start(asked)
     for number, row in enumerate(rows, start=1):
-        for share in (0.5, 0.5):  # two steps between evaluations, each of two samples
-            stopping.on_step_start(asked)  # type: ignore[arg-type]
-            stopping.on_loss(asked, "main", Ratio(torch.tensor(share * 4 * row.get("train/loss", 0.0)), 2))
-            stopping.on_step_end(asked)  # type: ignore[arg-type]
-        stopping.on_eval_end(asked, row)  # type: ignore[arg-type]
+        for share in (0.5, 1.5):  # two steps between evaluations, each of two samples
+            stopping.on_step_start(asked)
+            stopping.on_loss(asked, "main", Ratio(torch.tensor(share * 2 * row.get("train/loss", 0.0)), 2))
+            asked.step += 1
+            stopping.on_step_end(asked)
+        if row.get("eval/loss", math.inf) < asked.best:
+            asked.best, asked.best_step = row["eval/loss"], asked.step
+        stopping.on_eval_end(asked, row)
         if asked.reason:
-            return number
-    return 0
+            return number, asked.reason
+    return 0, ""
 
 
 @pytest.mark.parametrize("values, mode, after", [
@@ -124,31 +140,79 @@ def stopped_after(stopping: EarlyStopping, rows: list[dict[str, float]]) -> int:
 ])
 def test_patience(values: list[float], mode: str, after: int) -> None:
     rows = [{"eval/x": value} for value in values]
-    assert stopped_after(EarlyStopping("eval/x", mode, patience=2, min_delta=0.001), rows) == after
+    assert stopped(EarlyStopping("eval/x", mode, patience=2, min_delta=0.001), rows)[0] == after
 
 
-def test_overfit_gap() -> None:
-    gaps = [0.1, 0.2, 0.205, 0.3, 0.4, 0.5]  # grows, not by 0.01, grows, grows
-    rows = [{"eval/loss": 1 + gap, "train/loss": 1.0} for gap in gaps]
+@pytest.mark.parametrize("epoch, steps, after, why", [
+    (2, 1000, 4, "in 3 epochs"), (20, 1000, 1 + 30, "in 3 epochs"), (21, 1000, 1 + 32, "in 3 epochs"),
+    (1, 1000, 1 + 2, "in 4 epochs"),  # an evaluation every other epoch
+    (2000, 1000, 1 + 3, "in 3 evaluations"), (1000, 1000, 0, ""),
+])
+def test_patience_counts_epochs(epoch: int, steps: int, after: int, why: str) -> None:
+    """Evaluations only where the run is shorter than an epoch."""
+    found, reason = stopped(EarlyStopping("eval/x", "min", 3, 0.0), [{"eval/x": 1.0}] * 50, epoch=epoch, steps=steps)
+    assert found == after and reason.endswith(why), reason
+
+
+def overfit(validation: list[float], training: list[float], epoch: int = 2) -> int:
+    rows = [{"eval/loss": loss, "train/loss": trained} for loss, trained in zip(validation, training, strict=True)]
     stopping = EarlyStopping("eval/loss", "min", 99, 0.001, overfit_patience=2, overfit_min_delta=0.01)
-    assert stopped_after(stopping, rows) == 5
+    return stopped(stopping, rows, epoch=epoch)[0]
+
+
+@pytest.mark.parametrize("validation, training, after", [
+    ([1.1, 1.2, 1.205, 1.3, 1.4, 1.5], [1.0] * 6, 5),  # grows, not by 0.01, grows, grows
+    ([4.0, 3.9, 3.8, 3.7, 3.6, 3.5], [5.0, 4.8, 4.6, 4.4, 4.2, 4.0], 0),  # negative: validation has no dropout
+    ([4.0, 4.1, 4.2, 4.3, 4.4, 4.5], [5.0] * 6, 0),  # the same, without a new best
+    ([4.0, 3.9, 3.8, 3.7, 3.6, 3.5], [3.5, 3.3, 3.1, 2.9, 2.7, 2.5], 0),  # each is a new best
+    ([4.0, 4.1, 3.9, 4.1, 3.8, 4.1], [3.0, 2.9, 2.5, 2.4, 1.9, 1.8], 0),  # every other is
+    ([4.0, 4.1, 4.0, 4.0, 4.0, 4.0], [3.9, 3.8, 3.5, 3.2, 3.1, 3.0], 3),
+])
+def test_the_overfit_gap_is_positive_and_grows_without_a_new_best(validation: list[float], training: list[float],
+                                                                  after: int) -> None:
+    assert overfit(validation, training) == after
+
+
+def test_the_overfit_gap_is_compared_from_epoch_to_epoch() -> None:
+    """Of four evaluations in an epoch the means count, not what happens in between."""
+    def epochs(*gaps: float) -> list[float]:
+        return [1 + gap + noise for gap in gaps for noise in (-0.05, 0.05, -0.05, 0.05)]
+
+    grows = epochs(0.1, 0.2, 0.3, 0.4)
+    assert overfit(grows, [1.0] * 16, epoch=8) == 12
+    assert overfit(epochs(0.2, 0.2, 0.2, 0.2), [1.0] * 16, epoch=8) == 0
+    best = [*grows[:5], 0.5, *grows[6:]]  # a new best within the second epoch
+    assert overfit(best, [1.0] * 16, epoch=8) == 16
 
 
 def test_a_batch_of_nan_is_left_out_of_the_overfit_gap() -> None:
     stopping = EarlyStopping("eval/loss", "min", 99, 0.001, overfit_patience=2)
-    trainer: Any = SimpleNamespace(stage=SimpleNamespace(phases=("main",)), asked=[])
-    trainer.ask = lambda what, why: trainer.asked.append(what)
+    trainer: Any = Asked(2, 1000)
+    stopping.on_start(trainer)
     for gap in (0.1, 0.2, 0.3):
         for loss in (4.0, math.nan):
             stopping.on_step_start(trainer)
             stopping.on_loss(trainer, "main", Ratio(torch.tensor(loss), 4))
+            trainer.step += 1
             stopping.on_step_end(trainer)
         stopping.on_eval_end(trainer, {"eval/loss": 1 + gap})
-    assert stopping.gap == pytest.approx(0.3) and trainer.asked == ["stop"]
+    assert stopping.gap == pytest.approx(0.3) and trainer.reason
+
+
+@pytest.mark.parametrize("epoch, overfit_patience, line", [
+    (40, 0, "Early stopping: 5 epochs without improvement of eval/x (an evaluation every 2 steps, 20 an epoch)"),
+    (4000, 3, "Early stopping: 5 evaluations without improvement of eval/x, or 3 in which validation minus training "
+              "loss grew (an evaluation every 2 steps, the run is shorter than an epoch)")])
+def test_the_start_says_what_is_counted(epoch: int, overfit_patience: int, line: str,
+                                        caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    stopped(EarlyStopping("eval/x", "min", 5, 0.0, overfit_patience), [], epoch=epoch)
+    assert caplog.messages == [line]
 
 
 def test_an_abandoned_evaluation_does_not_count() -> None:
-    assert stopped_after(EarlyStopping("eval/x", "min", 1, 0.0), [{"eval/x": 1.0}, {}, {}, {"eval/x": 0.5}]) == 0
+    rows: list[dict[str, float]] = [{"eval/x": 1.0}, {}, {}, {"eval/x": 0.5}]
+    assert stopped(EarlyStopping("eval/x", "min", 1, 0.0), rows) == (0, "")
 
 
 @pytest.mark.parametrize("restore", [True, False])
@@ -168,7 +232,7 @@ def test_the_best_weights_are_the_ones_handed_out(tmp_path: Path, restore: bool)
             self.step = trainer.step
 
     run = new_run(tmp_path, Worse)
-    sitting = session(with_callbacks(Worse, Step()), run, eval_interval=1, early_stopping=True, early_stop_patience=3,
+    sitting = session(with_callbacks(Worse, Step()), run, eval_interval=1, early_stopping=True, early_stop_patience=1,
                       early_stop_restore_best=restore)
     with run.lock():
         ending = sitting.train()

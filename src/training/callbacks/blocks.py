@@ -17,4 +17,6 @@ class Blocks(Callback):
     order = SHAPE + 10
 
     def on_build(self, trainer: "Trainer") -> None:
+        if trainer.cfg.compile:
+            blocks.restart_compile_workers()
         blocks.shape(trainer.stage, trainer.model, trainer.cfg)

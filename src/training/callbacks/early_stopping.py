@@ -1,5 +1,6 @@
 """Stops a run whose evaluations get no better, or whose overfit grows."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -12,13 +13,19 @@ from training.totals import finite_or_nothing
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
+STATE = ("best", "improved", "gap", "grown", "since")
+
 
 @dataclass
 class EarlyStopping(Callback):
-    """Asks to stop after `patience` evaluations in a row without an improvement of `min_delta` in `metric`,
-    or after `overfit_patience` in a row in which validation minus training loss grew by `overfit_min_delta`.
+    """Asks to stop after `patience` epochs without an improvement of `metric` by more than `min_delta`, or after
+    `overfit_patience` epochs in a row in which validation minus training loss was positive and grew by more than
+    `overfit_min_delta`, without a new best evaluation.
 
-    NaN is no improvement. The training loss compared is the mean since the evaluation before.
+    In a run shorter than an epoch both count evaluations. NaN is no improvement. The two losses of an epoch are the
+    mean of its evaluations and the mean of the training in it.
     """
 
     order = ACT
@@ -29,16 +36,33 @@ class EarlyStopping(Callback):
     overfit_patience: int = 0
     overfit_min_delta: float = 0.01
     best: float = math.nan
-    waited: int = 0
-    gap: float = math.nan
-    grown: int = 0
-    trained: Ratio = Ratio(0.0, 0)
+    improved: int = 0  # the step of the last improvement
+    gap: float = math.nan  # of the last epoch that was complete
+    grown: int = 0  # for so many epochs in a row it has grown
+    since: int = 0  # the step at which it was computed
+    scored: Ratio = Ratio(0.0, 0)  # validation losses since then
+    trained: Ratio = Ratio(0.0, 0)  # training losses since then
     _step: Ratio = Ratio(0.0, 0)  # of the step in hand
+    _unit: int = 1  # steps
+    _units: str = "epochs"
 
     @classmethod
     def of(cls, cfg: Options, best: tuple[str, str]) -> Self:
         return cls(*best, cfg.early_stop_patience, cfg.early_stop_min_delta, cfg.early_stop_overfit_patience,
                    cfg.early_stop_overfit_min_delta)
+
+    def on_start(self, trainer: "Trainer") -> None:
+        every = trainer.cfg.eval_interval or trainer.steps_per_epoch
+        if trainer.steps < trainer.steps_per_epoch:
+            self._unit, self._units = every, "evaluations"
+            often = "the run is shorter than an epoch"
+        else:
+            self._unit, self._units = trainer.steps_per_epoch, "epochs"
+            often = f"{trainer.steps_per_epoch / every:.3g} an epoch"
+        gap = (f", or {self.overfit_patience} in which validation minus training loss grew" if self.overfit_patience
+               else "")
+        log.info("Early stopping: %d %s without improvement of %s%s (an evaluation every %d steps, %s)", self.patience,
+                 self._units, self.metric, gap, every, often)
 
     def on_step_start(self, trainer: "Trainer") -> None:
         self._step = Ratio(0.0, 0)
@@ -52,35 +76,43 @@ class EarlyStopping(Callback):
         self.trained = Ratio(self.trained.total + self._step.total, self.trained.count + self._step.count)
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        if not metrics:  # abandoned: it will be done again
+        if not metrics:  # abandoned, and done first when the run is resumed; or there was not enough memory
             return
-        self._judge(trainer, metrics[self.metric])
-        if self.overfit_patience and "eval/loss" in metrics and self.trained.count:
-            self._judge_gap(trainer, metrics["eval/loss"] - float(self.trained.total / self.trained.count))
-            self.trained = Ratio(0.0, 0)
+        self._compare(trainer, metrics[self.metric])
+        if self.overfit_patience and "eval/loss" in metrics:
+            self.scored = Ratio(self.scored.total + metrics["eval/loss"], self.scored.count + 1)
+            if passed := trainer.step // self._unit - self.since // self._unit:
+                self._compare_gap(trainer, passed)
 
-    def _judge(self, trainer: "Trainer", value: float) -> None:
+    def _compare(self, trainer: "Trainer", value: float) -> None:
         gained = self.best - value if self.mode == "min" else value - self.best
         if gained > self.min_delta or (math.isnan(self.best) and not math.isnan(value)):
-            self.best, self.waited = value, 0
+            self.best, self.improved = value, trainer.step
             return
-        self.waited += 1
-        if self.waited >= self.patience:
+        waited = trainer.step - self.improved
+        if waited >= self.patience * self._unit:
             trainer.ask("stop", f"early stopping: {self.metric} has not improved by {self.min_delta:g} on "
-                                f"{self.best:.4f} in {self.waited} evaluations")
+                                f"{self.best:.4f} in {waited // self._unit} {self._units}")
 
-    def _judge_gap(self, trainer: "Trainer", gap: float) -> None:
-        self.grown = self.grown + 1 if gap > self.gap + self.overfit_min_delta else 0  # NaN at first: not grown
-        self.gap = gap
+    def _compare_gap(self, trainer: "Trainer", passed: int) -> None:
+        """At the first evaluation after the end of an epoch, or of several."""
+        if not self.trained.count:
+            return
+        gap = self.scored.total / self.scored.count - float(self.trained.total / self.trained.count)
+        grew = gap > self.gap + self.overfit_min_delta and gap > 0  # NaN at first: it did not
+        self.grown = self.grown + passed if grew and trainer.best_step <= self.since else 0
+        self.gap, self.since = gap, trainer.step
+        self.scored = self.trained = Ratio(0.0, 0)
         if self.grown >= self.overfit_patience:
             trainer.ask("stop", f"early stopping: validation minus training loss grew to {gap:.4f}, "
-                                f"{self.grown} evaluations in a row")
+                                f"{self.grown} {self._units} in a row, without a new best evaluation")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited, "gap": self.gap, "grown": self.grown,
-                "trained": list(self.trained)}
+        return {name: getattr(self, name) for name in STATE} | {"scored": list(self.scored),
+                                                                "trained": list(self.trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            self.best, self.waited, self.gap, self.grown = (state[k] for k in ("best", "waited", "gap", "grown"))
-            self.trained = Ratio(*state["trained"])
+            for name in STATE:
+                setattr(self, name, state[name])
+            self.scored, self.trained = Ratio(*state["scored"]), Ratio(*state["trained"])

@@ -1,0 +1,158 @@
+"""Loader workers: whether their batches fit into shared memory, and waiting for them without waiting for ever."""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SHARED_MEMORY = Path("/dev/shm")
+READ_AHEAD = 2  # batches of each worker: DataLoader's prefetch_factor
+LOOK, SILENCE = 1.0, 60.0  # seconds without a batch until a stop is looked for, and until it is reported
+STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "paused"}  # proc(5)
+
+
+class Abandoned(Exception):
+    """A stop was asked for while a batch was awaited."""
+
+
+class OutOfSharedMemory(RuntimeError):
+    """A batch does not fit into /dev/shm, through which workers send it."""
+
+
+_left: list[Any] = []  # abandoned iterators: freeing one would wait 5 s for each worker that hangs
+
+
+def awaited(batches: Iterator[Any], stopped: Callable[[], object]) -> Iterator[Any]:
+    """The batches of a DataLoader whose timeout is LOOK. What happens to its workers is reported clearly.
+
+    Raises Abandoned where `stopped` says so while a batch is awaited.
+    """
+    since, reports = time.monotonic(), 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if str(error).startswith("Caught ") and not isinstance(error, OutOfSharedMemory):
+                raise  # by the data set itself
+            if stopped():
+                _left.append(batches)
+                raise Abandoned from None
+            if not str(error).startswith("DataLoader timed out"):
+                raise _clear(error) from None
+            pinning = getattr(batches, "_pin_memory_thread", None)
+            if pinning is not None and not pinning.is_alive():  # with a timeout, DataLoader does not look itself
+                raise RuntimeError("DataLoader's thread that copies batches for the GPU has ended") from None
+            silence = time.monotonic() - since
+            if silence > SILENCE * 2**reports:
+                reports += 1
+                _report(silence)
+            continue
+        yield batch
+        since, reports = time.monotonic(), 0
+
+
+def _clear(error: Exception) -> Exception:
+    """The error to report for one of a worker's end. What it leaves half sent looks like anything."""
+    if isinstance(error, OutOfSharedMemory):
+        return RuntimeError(f"DataLoader worker: a batch does not fit into shared memory, {_room()}: start with "
+                            "--num_workers 0, or with more room (docker run --shm-size=2g)")
+    if isinstance(error, RuntimeError):
+        return error
+    return RuntimeError("DataLoader worker is gone, what it sent cannot be read: it was killed, or crashed; for want "
+                        "of memory, maybe: --num_workers 0 takes less")
+
+
+def _report(silence: float) -> None:
+    """Log what the kernel says of workers that send nothing."""
+    said = []
+    for worker in multiprocessing.active_children():
+        with suppress(OSError):  # it has ended meanwhile
+            state = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            said.append(f"{worker.pid} is {STATES.get(state, state)}")
+    log.warning("no batch for %.0f s: of the processes that read data %s; %s", silence,
+                ", ".join(said) or "none is left", _room())
+
+
+def _room() -> str:
+    if not SHARED_MEMORY.is_dir():
+        return f"there is no {SHARED_MEMORY}"
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return f"{SHARED_MEMORY} has {usage.free / 1e6:,.0f} of {usage.total / 1e6:,.0f} MB free"
+
+
+def workers_that_fit(workers: int, dataset: Any, collate: Callable[[list[Any]], Any], items: Sequence[int]) -> int:
+    """As many workers as asked for, or 0, with a warning, where /dev/shm cannot hold the batches that they read ahead.
+
+    items    what the data set is asked for to give one batch; the first two are read to learn its size
+    """
+    if not (workers and items and SHARED_MEMORY.is_dir()):
+        return workers
+    rows = [dataset[item] for item in items[:2]]
+    needed = (READ_AHEAD * workers + 1) * _tensor_bytes(collate(rows)) * len(items) / len(rows)
+    room = shutil.disk_usage(SHARED_MEMORY)
+    if needed <= room.free:
+        return workers
+    _warn_once(f"--num_workers {workers}: the batches that they read ahead take {needed / 1e6:,.1f} MB, too much for "
+               f"the {room.total / 1e6:,.0f} MB of {SHARED_MEMORY}: data are read by the trainer itself, as with "
+               "--num_workers 0 (docker run --shm-size=2g makes room)")
+    return 0
+
+
+def _tensor_bytes(batch: Any) -> int:
+    values = batch.values() if isinstance(batch, Mapping) else ()
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+                for value in values if isinstance(value, torch.Tensor)}
+    return sum(storages.values())
+
+
+@lru_cache
+def _warn_once(line: str) -> None:
+    """Loaders are opened for each evaluation."""
+    log.warning("%s", line)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Moves a batch to shared memory where the worker can still report that it does not fit: the thread that sends it
+    would print a traceback and drop it, and the trainer would wait for ever."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = self.collate(rows)
+        try:
+            for value in batch.values() if isinstance(batch, Mapping) else ():
+                if isinstance(value, torch.Tensor):
+                    value.share_memory_()
+        except RuntimeError as error:
+            if "No space left" not in str(error):
+                raise
+            raise OutOfSharedMemory(str(error)) from error
+        return batch
+
+
+def start_worker(number: int) -> None:
+    """Die with the trainer, however it dies; leave its signals to it."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    trainer = multiprocessing.parent_process()
+    if trainer is None or os.getppid() != trainer.pid:  # it died before that
+        os._exit(1)
