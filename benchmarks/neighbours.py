@@ -36,8 +36,7 @@ class Neighbour:
 
     def __init__(self, stage: str, setting: str):
         self.process = subprocess.Popen([sys.executable, __file__, "--train", stage], env=environment(setting),
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        text=True, bufsize=1)
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def __enter__(self) -> "Neighbour":
         return self
@@ -91,7 +90,7 @@ def train(stage: str) -> None:
     import rig
 
     kind, options = rig_stage(stage)
-    with rig.trainer("nano", kind, device="cpu", precision="fp32", **options) as trainer:
+    with rig.trainer("nano", kind, device="cpu", precision="fp32", epochs=100_000, **options) as trainer:
         rig.open_up(trainer, monitors=False)
         for _ in range(3):
             trainer._train_step()
@@ -113,7 +112,7 @@ def rig_stage(stage: str) -> tuple[type, dict[str, str]]:
     from training.train_vision import Vision
 
     if stage == "lm":
-        return rig.Random, {}
+        return type("Nano", (rig.Random,), {"vocabulary": rig.Random.presets["nano"]["vocab_size"]}), {}
     kind: type = {"audio_enc": AudioEncoder, "vision": Vision, "ocr": OCR}[stage]
     data = {"audio_enc": lambda: spoken.build("spoken-digits"), "vision": scenes.build,
             "ocr": lambda: lines.build(sizes=LINES)}[stage]()
