@@ -70,4 +70,4 @@ class StatusWriter(Callback):
     def _now(self, trainer: "Trainer", state: str = "training") -> dict[str, Any]:
         return {**self._figures, "state": state, "step": trainer.step,
                 "best": trainer.best if trainer.best_step >= 0 else None, "switched_off": list(trainer.switched_off),
-                "busy_seconds": self.pulse.lived[0] + time.monotonic() - self.pulse.lived[1]}
+                "busy_seconds": self.pulse.busy_seconds}

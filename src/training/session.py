@@ -98,8 +98,7 @@ class Session:
             return Ending("halted", f"{ending.reason}, but the model could not be written ({error}): make room, and "
                           "resume: nothing is trained again")
         _draw(self.run)
-        lived, since = self.pulse.lived
-        self.pulse.write(busy_seconds=lived + time.monotonic() - since)
+        self.pulse.write(busy_seconds=self.pulse.busy_seconds)
         return ending
 
     def _turn_back(self, trainer: Trainer, ending: Ending) -> None:
