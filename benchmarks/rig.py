@@ -16,6 +16,10 @@ from typing import Any, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import config
+
+config.share_cores()  # as every program of this project does, before torch is there
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,6 +29,7 @@ from daemon import rundir
 from daemon.rundir import Status
 from model.transformer import Attention
 from training.launch import Job
+from training.options import Options
 from training.session import Session
 from training.signals import Signals
 from training.stage import Batch, Stage
@@ -35,22 +40,31 @@ VOCABULARY = 50257
 
 
 class Random(LanguageModel):
-    """The language model, fed with random tokens of the gpt2 vocabulary."""
+    """The language model, fed with random tokens, by default of the gpt2 vocabulary."""
+
+    vocabulary = VOCABULARY
 
     def prepare(self) -> None:
         torch.manual_seed(0)
-        self.tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_of_text=VOCABULARY - 1,
+        self.tokenizer: Any = SimpleNamespace(vocab_size=self.vocabulary, end_of_text=self.vocabulary - 1,
                                               decode=lambda ids: " ".join(map(str, ids)))
-        self.tokens = {"validation": np.arange(VOCABULARY)}
+        self.tokens, self.test_text = {"validation": np.arange(self.vocabulary)}, []
 
     def dataset(self, split: str) -> Any:
-        return torch.randint(VOCABULARY, (64, self.cfg.max_seq_len + 1)).unbind()
+        return torch.randint(self.vocabulary, (64, self.cfg.max_seq_len + 1)).unbind()
 
     def made_from(self) -> dict[str, str]:
         return {}
 
     def begin(self) -> None:
         """There is no tokenizer to keep."""
+
+
+class Unestimated(Session):
+    """A session that does not measure beforehand what the run will take."""
+
+    def _expect(self, stage: Stage, cfg: Options, *given: Any, **more: Any) -> tuple[Options, None]:
+        return cfg, None
 
 
 @contextmanager
@@ -62,7 +76,7 @@ def trainer(preset: str, kind: type[Stage] = Random, **options: Any) -> Iterator
         run = rundir.create(Path(folder), "bench", Status(kind.name, f"train_{kind.name}.py", "bench", preset))
         job = Job(kind, Parsed(kind.Config(**values), frozenset(values), preset))
         with run.lock():
-            made, _ = Session(job, run, Signals(), threading.Event()).prepare()
+            made, _ = Unestimated(job, run, Signals(), threading.Event()).prepare()
             yield made
 
 

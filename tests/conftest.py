@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import config
 import wheels
 
+config.share_cores()  # the suite runs in several processes
 wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load
 wheels.torchvision()
 

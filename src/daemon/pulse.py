@@ -99,6 +99,12 @@ class Pulse:
                 raise Gone
 
     @property
+    def busy_seconds(self) -> float:
+        """That trainers of this run have lived, all together, up to now."""
+        before, since = self.lived
+        return before + time.monotonic() - since if since else before
+
+    @property
     def budget(self) -> float:
         """Seconds of silence that are no stall in this phase."""
         pace = self._paces.get(self.phase)

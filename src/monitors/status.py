@@ -71,7 +71,7 @@ class StatusWriter(Callback):
     def _now(self, trainer: "Trainer", state: str = "training") -> dict[str, Any]:
         return {**self._figures, **_best(trainer), "state": state, "step": trainer.step,
                 "switched_off": list(trainer.switched_off),
-                "busy_seconds": self.pulse.lived[0] + time.monotonic() - self.pulse.lived[1]}
+                "busy_seconds": self.pulse.busy_seconds}
 
 
 def _best(trainer: "Trainer") -> dict[str, Any]:

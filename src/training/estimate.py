@@ -1,14 +1,16 @@
 """What a run will take, in memory and time: measured on a throwaway copy of its model before it begins."""
 
+import hashlib
 import json
-import math
+import logging
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,13 +22,20 @@ from daemon.table import duration
 from training import blocks, optim, rng
 from training import device as devices
 from training.options import Options
+from training.snapshots import pack
 from training.stage import Batch, Stage
+
+log = logging.getLogger(__name__)
 
 LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
 NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
-ENOUGH_SECONDS = 0.2  # of forward and backward: a bigger batch tells nothing new
+BUSY = 1.3  # times: measurements that scatter more are not trusted
+FEWEST, MOST = 3, 7  # rounds of measurements
+ROUNDS_SECONDS = 3.0  # after which there are no further rounds
+ENOUGH_SECONDS = 0.2  # of forward and backward: a bigger batch gives the same figures
 BIG_ENOUGH_SECONDS = 0.01  # of a matrix product whose speed is taken for the peak
-SCRATCH = 2**21  # numbers updated to see how long the optimizer takes
+SCRATCH = 2**21  # numbers updated, and saved, to see how long the optimizer and a snapshot take
+FINISH_SECONDS = 4.0  # of models, plots and the last lines of the log, whatever the model
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -49,7 +58,7 @@ class Estimate:
     device: str
     parameters: int
     sample_seconds: float  # forward and backward
-    scored_seconds: float  # of a sample in an evaluation
+    scored_seconds: float  # of a sample in an evaluation, reading included
     update_seconds: float  # of the optimizer
     sample_flops: float  # forward and backward, as counted
     peak_flops: float  # per second, of bare matrix products
@@ -58,10 +67,24 @@ class Estimate:
     tried_size: int = 2  # samples in the batches that were timed
     compile_seconds: float = 0.0
     compiled_speedup: float = 0.0  # 0: not tried
+    waiting_seconds: float = 0.0  # that training waits for the data of a sample
+    shown_seconds: float = 0.0  # of the samples that an evaluation shows
+    saved_seconds: float = 0.0  # of a snapshot
+    start_seconds: float = 0.0  # from the start of the program to the first step
+    scatter: float = 1.0  # times: how far apart the measurements lie; above BUSY all seconds are for an idle machine
 
     def seconds(self, length: "Length") -> float:
-        return (length.samples * self.sample_seconds + length.updates * self.update_seconds
-                + length.scored * self.scored_seconds)
+        """Of the whole run, from the start of the program to its end, on an idle machine."""
+        return (self.start_seconds + length.samples * (self.sample_seconds + self.waiting_seconds)
+                + length.updates * self.update_seconds + length.scored * self.scored_seconds
+                + length.evaluations * self.shown_seconds + length.snapshots * self.saved_seconds + FINISH_SECONDS)
+
+    def evaluation_seconds(self, rows: int) -> float:
+        return rows * self.scored_seconds + self.shown_seconds
+
+    @property
+    def busy(self) -> bool:
+        return self.scatter > BUSY
 
     def memory(self, batch_size: int) -> dict[str, int]:
         """Bytes: fp32 weights and gradients, AdamW's two moments, what a micro-batch keeps for the backward, and, on
@@ -72,7 +95,8 @@ class Estimate:
 
     def describe(self, length: "Length", batch_size: int) -> str:
         memory = {name: size(number) for name, number in self.memory(batch_size).items()}
-        return (f"Estimate: {duration(self.seconds(length))} for {length.updates:,} updates; "
+        return (f"Estimate: {duration(self.seconds(length))} for {length.updates:,} steps"
+                f"{' on an idle machine' if self.busy else ''}; "
                 f"{self.sample_flops / 1e9:.3g} GFLOP a sample, "
                 f"{self.sample_flops / self.sample_seconds / self.peak_flops:.0%} of the "
                 f"{self.peak_flops / 1e9:,.0f} GFLOP/s of bare matrix products here; memory: "
@@ -86,16 +110,26 @@ class Length:
     updates: int
     samples: float  # trained on
     scored: int  # in all its evaluations
+    evaluations: int
+    snapshots: int
 
     @classmethod
     def of(cls, stage: Stage, cfg: Options) -> "Length":
-        """Of a run whose config was fitted to it."""
+        """Of a run whose config was fitted to it. A test set is taken to be as large as the validation set; each
+        evaluation may be the best so far, which is saved."""
         assert cfg.max_steps is not None
         updates = cfg.max_steps
         train, validation = (len(stage.dataset(split)) for split in ("train", "validation"))  # type: ignore[arg-type]
         per_epoch = stage.order().steps_per_epoch
-        evaluations = math.ceil(updates / (cfg.eval_interval or per_epoch))  # the last update has one in any case
-        return cls(updates, updates / per_epoch * train, evaluations * validation)
+        evaluated = _multiples(cfg.eval_interval or per_epoch, updates)
+        saved = evaluated | _multiples(per_epoch, updates) | _multiples(cfg.snapshot_interval or per_epoch, updates)
+        evaluations = len(evaluated) + ("test" in stage.splits())
+        return cls(updates, updates / per_epoch * train, evaluations * validation, evaluations, len(saved) + 1)
+
+
+def _multiples(interval: int, last: int) -> set[int]:
+    """The steps up to the last at which an interval ends; the last is one in any case."""
+    return {*range(interval, last + 1, interval), last}
 
 
 def size(number: float) -> str:
@@ -111,25 +145,41 @@ def read(path: Path) -> Estimate | None:
         return None
 
 
-def expect(stage: Stage, cfg: Options, device: torch.device) -> tuple[Options, Estimate, Length, str]:
-    """What a run will take; the config says whether it is compiled, and the line why, if that was looked into."""
+def expect(stage: Stage, cfg: Options, device: torch.device,
+           started: float) -> tuple[Options, Estimate, Length, list[str]]:
+    """What a run whose program started then (`time.time()`) will take; the config says whether it is compiled, and the
+    lines why, if that was looked into, and whether the measurements can be trusted."""
     length, found = Length.of(stage, cfg), measure(stage, cfg, device)
     cfg, found, line = settle_compile(found, stage, cfg, device, found.seconds(length))
-    return cfg, found, length, line
+    lines = [line] if line else []
+    if found.busy:
+        lines.append(f"The machine is busy: estimates scatter by a factor of {found.scatter:.1f}; this one is for an "
+                     "idle machine")
+    return cfg, replace(found, start_seconds=time.time() - started), length, lines
 
 
 def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
     """Forward and backward passes of rows of the training set on a copy of the model; nothing of the run is touched.
 
-    `cfg.compile` is left out of account: `try_compiled` tells what it would change.
+    `cfg.compile` is left out of account: `try_compiled` finds what it would change.
     """
     with rng.preserved(), _room_for_two(device):
         trial = _Trial(stage, replace(cfg, compile=False), device)
-        size, seconds = trial.timed()
+        size = trial.settle_size()
+        reading, counts = in_turn({"read": lambda: trial.batches(size)}, device), trial.counts(size)
+        rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
+        busy = rounds.scatter > BUSY
+        read = reading.seconds("read", busy) / sum(counts)
+        step, score = (statistics.mean(rounds.seconds(f"{work} {i}", busy) / count for i, count in enumerate(counts))
+                       for work in ("step", "score"))
+        workers = devices.loader_workers(device, cfg.num_workers)
+        waiting, late = (max(0.0, read / workers - work) if workers else read for work in (step, score))
         fixed, each = trial.kept()
-        return Estimate(devices.describe(device), trial.parameters, seconds / size, trial.scoring(size) / size,
-                        _update_seconds(device) * trial.parameters, trial.flops(), peak_flops(device, cfg.precision),
-                        fixed, each, size)
+        return Estimate(
+            devices.describe(device), trial.parameters, step, score + late,
+            _update_seconds(device) * trial.parameters, trial.flops(), peak_flops(device, cfg.precision), fixed, each,
+            size, waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
+            saved_seconds=_saved_seconds() * trial.parameters, scatter=rounds.scatter)
 
 
 @contextmanager
@@ -147,10 +197,13 @@ def _room_for_two(device: torch.device) -> Iterator[None]:
 
 def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.device,
                    seconds: float) -> tuple[Options, Estimate, str]:
-    """Whether the run is compiled: as asked, or where a trial shows that it pays; and a line about it."""
+    """Whether the run is compiled: as asked, or where a trial that can be trusted shows that it pays; and a line about
+    it."""
     plain = replace(cfg, compile=False)
     if cfg.compile is False or (cfg.compile is None and seconds < LONG):
         return plain, found, ""
+    if cfg.compile is None and found.busy:
+        return plain, found, "Not compiled: on a busy machine a trial shows nothing; --compile compiles without one"
     if why := blocks.compiler_problem(device):
         return plain, found, f"Not compiled: {why}"
     try:
@@ -160,6 +213,10 @@ def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.de
     told = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
     pays = tried.compiled_speedup > NOTICEABLE and (
         seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
+    if cfg.compile is None and tried.busy:
+        return plain, replace(found, scatter=tried.scatter), (
+            f"Not compiled: {told}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; --compile "
+            "compiles nevertheless")
     if cfg.compile is None and not pays:
         return plain, found, f"Not compiled: {told}"
     return (replace(cfg, compile=True),
@@ -167,15 +224,15 @@ def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.de
 
 
 def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.device) -> Estimate:
-    """The estimate, with what compiling takes and gains."""
+    """The estimate, with what compiling takes and gains: by steps of two models in turn, as they are and compiled."""
     with rng.preserved():
-        trial = _Trial(stage, replace(cfg, compile=False), device)
-        size = estimate.tried_size
-        blocks.shape(stage, trial.model, replace(cfg, compile=True, gradient_checkpointing=False))
-        first = trial.step(size)
-        seconds = min(trial.step(size) for _ in range(2))
-    return replace(estimate, compile_seconds=max(0.0, first - seconds),
-                   compiled_speedup=size * estimate.sample_seconds / seconds)
+        plain, compiled = (_Trial(stage, replace(cfg, compile=False), device) for _ in range(2))
+        blocks.shape(stage, compiled.model, replace(cfg, compile=True, gradient_checkpointing=False))
+        batches = plain.batches(estimate.tried_size)
+        first = [_timed(partial(trial.step, batches), device).wall for trial in (plain, compiled)][1]
+        rounds = in_turn({"plain": partial(plain.step, batches), "compiled": partial(compiled.step, batches)}, device)
+    return replace(estimate, compile_seconds=max(0.0, first - rounds.seconds("compiled", busy=False)),
+                   compiled_speedup=rounds.ratio("plain", "compiled"), scatter=max(estimate.scatter, rounds.scatter))
 
 
 @lru_cache
@@ -185,8 +242,65 @@ def peak_flops(device: torch.device, precision: str) -> float:
     while seconds < BIG_ENOUGH_SECONDS and size < 16384:
         size *= 2
         a = torch.randn(size, size, device=device).to(devices.DTYPES[precision])
-        seconds = min(_timed(lambda: a @ a, device) for _ in range(4))
+        seconds = min(_timed(lambda: a @ a, device).computing for _ in range(4))
     return 2 * size**3 / seconds
+
+
+# -- timing ---------------------------------------------------------------------------------------------------------
+
+
+class Took(NamedTuple):
+    """Seconds of a piece of work by the clock on the wall, and those in which the thread that trains was computing.
+
+    On a CPU the second is what the first is on an idle machine: it stands still while other programs have the cores.
+    What a GPU does is in the first alone, so there both are that.
+    """
+
+    wall: float
+    computing: float
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What several works took, each once in every round."""
+
+    took: dict[str, list[Took]]
+
+    @property
+    def scatter(self) -> float:
+        """How many times as long as on an idle machine the slowest round took: about 1 on an idle machine."""
+        rounds = list(zip(*self.took.values()))
+        return (max(sum(took.wall for took in each) for each in rounds)
+                / min(sum(took.computing for took in each) for each in rounds))
+
+    def seconds(self, work: str, busy: bool) -> float:
+        """The median; on a busy machine, of what it would be on an idle one."""
+        return statistics.median(took.computing if busy else took.wall for took in self.took[work])
+
+    def ratio(self, work: str, other: str) -> float:
+        """How many times as long as the other a work takes: the median of all rounds, of computing alone."""
+        return statistics.median(a.computing / b.computing for a, b in zip(self.took[work], self.took[other]))
+
+
+def in_turn(works: dict[str, Callable[[], Any]], device: torch.device) -> Rounds:
+    """Do all works in turn, several times, so that what slows the machine down for a while slows down all of them."""
+    took: dict[str, list[Took]] = {name: [] for name in works}
+    rounds, end = 0, time.perf_counter() + ROUNDS_SECONDS
+    while rounds < FEWEST or (rounds < MOST and time.perf_counter() < end):
+        rounds += 1
+        for name, work in works.items():
+            took[name].append(_timed(work, device))
+    return Rounds(took)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> Took:
+    devices.wait(device)
+    wall, computing = time.perf_counter(), time.thread_time()
+    work()
+    devices.wait(device)
+    progress.mark()
+    wall = time.perf_counter() - wall
+    return Took(wall, time.thread_time() - computing if device.type == "cpu" else wall)
 
 
 class _Trial:
@@ -200,19 +314,24 @@ class _Trial:
         blocks.shape(stage, self.model, cfg)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
-    def batches(self, size: int) -> list[tuple[int, Batch]]:
-        """Micro-batches of at most so many samples, of all lengths that there are, and how many each has."""
-        parts = [[self.rows[row] for row in rows] for rows in self.order.examples(size)]
-        return [(len(part), devices.move(self.stage.collate(part), self.device)) for part in parts]
+    def batches(self, size: int) -> list[Batch]:
+        """Micro-batches of at most so many samples, of all lengths that there are."""
+        return [devices.move(self.stage.collate([self.rows[row] for row in rows]), self.device)
+                for rows in self.order.examples(size)]
 
-    def step(self, size: int) -> float:
-        """Seconds of forward and backward of so many samples."""
-        return self._seconds(self._passes, size)
+    def counts(self, size: int) -> list[int]:
+        """How many samples each of these batches has."""
+        return [len(rows) for rows in self.order.examples(size)]
 
-    def _seconds(self, work: Callable[[Batch], Any], size: int) -> float:
-        took = [_timed(lambda batch=batch: work(batch), self.device) / count  # type: ignore[misc]
-                for count, batch in self.batches(size)]
-        return size * sum(took) / len(took)
+    def works(self, size: int) -> dict[str, Callable[[], None]]:
+        """What is timed: forward and backward of each batch, and its evaluation."""
+        batches = list(enumerate(self.batches(size)))
+        return {**{f"step {i}": partial(self._passes, batch) for i, batch in batches},
+                **{f"score {i}": partial(self._score, batch) for i, batch in batches}}
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._passes(batch)
 
     def _passes(self, batch: Batch) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -221,42 +340,56 @@ class _Trial:
                 loss, _ = self.stage.loss(self.model, batch, phase)
             loss.total.backward()
 
-    def timed(self) -> tuple[int, float]:
-        """A batch, up to the run's own, that takes long enough to be timed, and how long it takes.
+    def settle_size(self) -> int:
+        """Samples in a batch, up to the run's own, that takes long enough to be timed.
 
-        Begins with two samples: batch norm cannot learn from one.
+        Begins with two samples: batch norm cannot learn from one. Each size is tried twice, its first pass is slower.
         """
-        size = min(2, self.cfg.batch_size)
-        self.step(size)  # the first pass of a process is slower
-        seconds = self.step(size)
+        size, seconds = min(2, self.cfg.batch_size), self._try(min(2, self.cfg.batch_size))
         while size < self.cfg.batch_size and seconds < ENOUGH_SECONDS:
             bigger = min(2 * size, self.cfg.batch_size)
             try:
-                size, seconds = bigger, self.step(bigger)
+                size, seconds = bigger, self._try(bigger)
             except (RuntimeError, MemoryError) as error:
                 if not devices.is_out_of_memory(error):
                     raise
                 break
-        return size, min(seconds, self.step(size))  # the first pass of a size is slower
+        return size
 
-    def scoring(self, size: int) -> float:
-        def work(batch: Batch) -> None:
+    def _try(self, size: int) -> float:
+        """Seconds of a batch of so many samples, the mean of all lengths."""
+        batches = self.batches(size)
+        return min(_timed(lambda: self.step(batches), self.device).computing for _ in range(2)) / len(batches)
+
+    def _score(self, batch: Batch) -> None:
+        with self._evaluating():
             self.stage.score(self.model, batch)
             self.stage.gather(self.model, batch)
 
+    def shown(self) -> Took:
+        """Of the samples that an evaluation shows. That they cannot be made is no reason for a run not to begin: the
+        monitor that shows them reports the error, and is switched off."""
+        with self._evaluating():
+            try:
+                return _timed(lambda: self.stage.samples(self.model), self.device)
+            except Exception as error:
+                log.warning("the estimate leaves out the samples, which cannot be made: %s: %s", type(error).__name__,
+                            error)
+                return Took(0.0, 0.0)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         self.model.eval()
         with torch.no_grad(), devices.autocast(self.device, self.cfg.precision):
-            seconds = min(self._seconds(work, size) for _ in range(2))
+            yield
         self.model.train()
-        return seconds
 
     def flops(self) -> float:
         """Floating-point operations of a sample, those that checkpointing does a second time left out."""
         self.model.eval()
         batches = self.batches(1)
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-            for _, batch in batches:
-                self._passes(batch)
+            self.step(batches)
         self.model.train()
         return float(counter.get_total_flops() / len(batches))
 
@@ -286,23 +419,33 @@ class _Trial:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._passes(self.batches(size)[0][1])
+            self._passes(self.batches(size)[0])
         return sum(kept.values())
 
 
+@lru_cache
 def _update_seconds(device: torch.device) -> float:
-    """Of AdamW, for each parameter."""
+    """Of clipping and AdamW, for each parameter."""
     weight = nn.Parameter(torch.zeros(SCRATCH // 1024, 1024, device=device))
     weight.grad = torch.zeros_like(weight)
     optimizer = optim.adamw([weight], 1e-4, 0.1)
-    optimizer.step()
-    return _timed(optimizer.step, device) / SCRATCH
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        optimizer.step()
+
+    return statistics.median(_timed(update, device).computing for _ in range(FEWEST)) / SCRATCH
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    devices.wait(device)
-    start = time.perf_counter()
-    work()
-    devices.wait(device)
-    progress.mark()
-    return time.perf_counter() - start
+@lru_cache
+def _saved_seconds() -> float:
+    """Of a snapshot, for each parameter: copied aside, and its checksum computed when it is written and read back."""
+    host = torch.device("cpu")
+    weight, moments = torch.zeros(SCRATCH), [torch.zeros(SCRATCH) for _ in range(2)]
+
+    def save() -> None:
+        for content in pack("snapshot", 0, {"weight": weight}, {"moments": moments}).content.values():
+            for _ in range(2):
+                hashlib.sha256(content).digest()
+
+    return _timed(save, host).computing / SCRATCH

@@ -65,6 +65,7 @@ class Job:
 
 def main(stage: type[Stage]) -> None:
     """Run a stage's script; does not return."""
+    config.share_cores()
     try:
         code = _main(stage, sys.argv[1:])
         for number in STOPS:  # all is done but Python's own end, which may take a second

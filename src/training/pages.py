@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     from training import device as devices
     from training import estimate
 
-    (parsed, notes), cfg = of, of[0].config
+    started, (parsed, notes), cfg = time.time(), of, of[0].config
     devices.settle(cfg.threads)
     device = devices.choose(cfg.device)
     cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
@@ -93,8 +94,8 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
         made = stage(cfg, Path(folder))
         made.prepare()
         cfg, cuts = fitted(cfg, parsed.typed, made.order().steps_per_epoch)
-        cfg, found, length, compiled = estimate.expect(made, cfg, device)
-    return "\n".join([*notes, *cuts, *([compiled] if compiled else []), *table(cfg, found, length)])
+        cfg, found, length, lines = estimate.expect(made, cfg, device, started)
+    return "\n".join([*notes, *cuts, *lines, *table(cfg, found, length)])
 
 
 def table(cfg: Options, found: Any, length: Any) -> list[str]:
@@ -112,6 +113,6 @@ def table(cfg: Options, found: Any, length: Any) -> list[str]:
         ("speed", f"{found.sample_flops / found.sample_seconds / 1e9:,.0f} GFLOP/s, "
                   f"{found.sample_flops / found.sample_seconds / found.peak_flops:.0%} of bare matrix products"),
         ("the run", f"{length.updates:,} updates, {length.samples:,.0f} samples; {length.scored:,} evaluated"),
-        ("takes about", duration(found.seconds(length))),
+        ("takes about", duration(found.seconds(length)) + (" on an idle machine" if found.busy else "")),
     ]
     return [f"{name:16s} {told}" for name, told in rows]

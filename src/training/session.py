@@ -102,6 +102,7 @@ class Session:
             return Ending("halted", f"{ending.reason}, but the model could not be written "
                           f"({blocks.first_line(error)}): make room, and resume: nothing is trained again")
         _draw(self.run)
+        self.pulse.write(busy_seconds=self.pulse.busy_seconds)
         return ending
 
     def _turn_back(self, trainer: Trainer, ending: Ending) -> None:
@@ -197,9 +198,10 @@ class Session:
         """What the run will take, and whether it is compiled; a run that goes on keeps to what was found then."""
         if begins:
             self.pulse.enter(ESTIMATING)
-            cfg, expected, length, line = estimate.expect(stage, cfg, device)
-            for told in filter(None, [line, expected.describe(length, cfg.batch_size)]):
-                log.info("%s", told)
+            started = self.run.status().started or time.time()
+            cfg, expected, length, lines = estimate.expect(stage, cfg, device, started)
+            for line in [*lines, expected.describe(length, cfg.batch_size)]:
+                log.info("%s", line)
             files.write_json(self.run.estimate, asdict(expected))
         else:
             cfg, known = _still_compiled(cfg, device), estimate.read(self.run.estimate)
@@ -278,7 +280,7 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
     speed = Speed()
     if expected:
         rows = len(stage.dataset("validation"))  # type: ignore[arg-type]
-        speed = Speed(expected.sample_flops, expected.peak_flops, expected.scored_seconds * rows)
+        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(rows))
     callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts)]
     if cfg.samples:

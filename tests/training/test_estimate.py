@@ -1,5 +1,7 @@
-"""What is said beforehand: counted against arithmetic done by hand."""
+"""The estimate of a run: compared with arithmetic done by hand, on clocks of the tests' own."""
 
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from torch import nn
 
 from daemon.journal import Journal
 from daemon.table import duration
+from monitors.speed import Speed
 from toys import Regression, StopAt, Toy, new_run, session, train, with_callbacks
-from training import estimate
+from training import blocks, estimate
+from training import session as sessions
 from training.estimate import Estimate, Length
+from training.media import Media
 from training.stage import Batch, Ratio
 
 CPU = torch.device("cpu")
@@ -30,6 +35,65 @@ class Matrix(Toy):
 
     def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
         return Ratio(model(batch["x"]).sum(), len(batch["x"])), {}
+
+
+class Clock:
+    """Stands in for the module `time`. A piece of work takes `slowed` times as long by the clock on the wall as it
+    computes; where `during` is given, only if it begins between these seconds of computing."""
+
+    def __init__(self, slowed: float = 1.0, during: tuple[float, float] = (-1.0, math.inf)):
+        self.wall = self.computed = 0.0
+        self.slowed, self.during = slowed, during
+
+    def work(self, seconds: float) -> None:
+        self.wall += seconds * (self.slowed if self.during[0] < self.computed < self.during[1] else 1)
+        self.computed += seconds
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def thread_time(self) -> float:
+        return self.computed
+
+    def time(self) -> float:
+        return 1e9 + self.wall
+
+
+class Paced(Regression):
+    """Takes as long as its tests want, by their clock: seconds to read, train on and score a row, and of the samples.
+    """
+
+    clock: Clock
+    read, trained, scored, shown = 0.125, 2.0, 0.5, 4.0
+
+    def collate(self, samples: list[Any]) -> Batch:
+        self.clock.work(self.read * len(samples))
+        return super().collate(samples)
+
+    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        self.clock.work(self.trained * len(batch["x"]) / getattr(model, "times_as_fast", 1))
+        return super().loss(model, batch, phase)
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        self.clock.work(self.scored * len(batch["x"]))
+        return {"loss": super().loss(model, batch, "main")[0]}
+
+    def samples(self, model: nn.Module) -> dict[str, Media]:
+        self.clock.work(self.shown)
+        return {}
+
+
+@pytest.fixture
+def rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured once for a device, not for a model, is known already."""
+    for name in ("peak_flops", "_update_seconds", "_saved_seconds"):
+        monkeypatch.setattr(estimate, name, lambda *given: 1.0)
+
+
+def paced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock, **options: Any) -> Paced:
+    monkeypatch.setattr(estimate, "time", clock)
+    stage = type("Paced", (Paced,), {"clock": clock})
+    return stage(stage.Config(**{"batch_size": 4, "precision": "fp32"} | options), tmp_path)
 
 
 def measured(stage: type[Toy], tmp_path: Path, **options: Any) -> Estimate:
@@ -68,8 +132,69 @@ def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> N
 def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> None:
     stage = Regression(session(Regression, new_run(tmp_path, Regression)).job.cfg, tmp_path)
     length = Length.of(stage, replace(stage.cfg, max_steps=9))  # 22 rows, 8 to an update; 7 evaluated at 4, 8 and 9
-    assert length == Length(9, 66.0, 21)
-    assert SIMPLE.seconds(length) == pytest.approx(66 * 2.0 + 9 * 0.1 + 21 * 0.5)
+    assert length == Length(9, 66.0, 21, evaluations=3, snapshots=6)  # saved at 0, 4, 8, and at epochs' ends: 3, 6, 9
+    whole = replace(SIMPLE, waiting_seconds=0.25, shown_seconds=3.0, saved_seconds=0.75, start_seconds=7.0)
+    assert whole.seconds(length) == pytest.approx(
+        66 * 2.25 + 9 * 0.1 + 21 * 0.5 + 3 * 3.0 + 6 * 0.75 + 7.0 + estimate.FINISH_SECONDS)
+
+
+@pytest.mark.parametrize("clock, scatter, factor", [
+    (Clock(), 1.0, 1.0),
+    (Clock(1.25), 1.25, 1.25),
+    (Clock(2.5), 2.5, 1.0),  # a neighbour that computes all the time
+    (Clock(3.0, during=(15.0, 16.0)), 13 / 5, 1.0),  # one that did when a batch of 4 s was trained on, scored in 1 s
+])
+def test_each_part_is_measured_as_on_an_idle_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None,
+                                                     clock: Clock, scatter: float, factor: float) -> None:
+    stage = paced(monkeypatch, tmp_path, clock)
+    found = estimate.measure(stage, stage.cfg, CPU)
+    assert found.scatter == pytest.approx(scatter) and found.busy is (scatter > estimate.BUSY)
+    assert (found.sample_seconds, found.waiting_seconds, found.scored_seconds, found.shown_seconds) == pytest.approx(
+        (2.0 * factor, 0.125 * factor, 0.625 * factor, 4.0 * factor))
+
+
+@pytest.mark.parametrize("workers, waiting", [(0, 3.0), (1, 1.0), (2, 0.0), (4, 0.0)])
+def test_loader_workers_read_while_the_model_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None,
+                                                        workers: int, waiting: float) -> None:
+    monkeypatch.setattr(Paced, "read", 3.0)
+    stage = paced(monkeypatch, tmp_path, Clock(1.0), num_workers=workers)
+    found = estimate.measure(stage, stage.cfg, CPU)
+    assert found.waiting_seconds == pytest.approx(waiting)
+    assert found.scored_seconds == pytest.approx(0.5 + max(0.0, 3 / workers - 0.5 if workers else 3.0))
+
+
+def test_without_samples_none_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None) -> None:
+    stage = paced(monkeypatch, tmp_path, Clock(1.0), samples=False)
+    assert estimate.measure(stage, stage.cfg, CPU).shown_seconds == 0
+
+
+def test_of_a_gpu_the_clock_on_the_wall_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that trains waits for it, or does not."""
+    clock, waited = Clock(3.0), list[str]()
+    monkeypatch.setattr(estimate, "time", clock)
+    monkeypatch.setattr(estimate.devices, "wait", lambda device: waited.append(device.type))
+    assert estimate._timed(lambda: clock.work(1.0), torch.device("cuda")) == (3.0, 3.0)
+    assert estimate._timed(lambda: clock.work(1.0), CPU) == (3.0, 1.0) and waited == ["cuda", "cuda", "cpu", "cpu"]
+
+
+def test_a_busy_machine_is_reported_and_the_estimate_is_for_an_idle_one(tmp_path: Path, rated: None,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighty rows are trained on at 2.125 s, four times seven scored at 0.625 s. Whether it is busy makes no difference
+    but to the start, which is over."""
+    told = []
+    monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "no compiler")
+    for slowed in (1.0, 2.5):
+        clock = Clock(slowed)
+        stage = paced(monkeypatch, tmp_path, clock, max_steps=20, eval_interval=5, snapshot_interval=5, rows=80)
+        _, found, length, lines = estimate.expect(stage, stage.cfg, CPU, started=1e9 - 50)
+        told.append((lines, found.describe(length, 4).split(";")[0]))
+        assert found.start_seconds == pytest.approx(50 + clock.wall)
+        assert found.seconds(length) - found.start_seconds - length.snapshots * found.saved_seconds == pytest.approx(
+            80 * 2.125 + 20 * 280 + 28 * 0.625 + 4 * 4 + estimate.FINISH_SECONDS)
+    assert told[0][0] == ["Not compiled: no compiler"] and told[1][0] == [
+        "Not compiled: on a busy machine a trial shows nothing; --compile compiles without one",
+        "The machine is busy: estimates scatter by a factor of 2.5; this one is for an idle machine"]
+    assert told[0][1].endswith(" for 20 steps") and told[1][1].endswith(" for 20 steps on an idle machine")
 
 
 def test_measuring_leaves_the_run_as_it_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +225,37 @@ def test_a_run_is_compiled_where_it_pays(monkeypatch: pytest.MonkeyPatch, asked:
     assert found.sample_seconds == pytest.approx(2.0 / speedup if compiles else 2.0)
 
 
+@pytest.mark.parametrize("before, then", [(estimate.BUSY + 0.1, 1.0), (1.0, estimate.BUSY + 0.1)])
+def test_on_a_busy_machine_a_run_is_compiled_only_where_that_was_asked_for(monkeypatch: pytest.MonkeyPatch,
+                                                                           before: float, then: float) -> None:
+    """Seventeen times as fast, a trial said, while another program came to its end."""
+    tried = []
+    monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
+    monkeypatch.setattr(estimate, "try_compiled", lambda found, *given: tried.append(found) or replace(
+        found, compile_seconds=30.0, compiled_speedup=17.34, scatter=max(before, then)))
+    found = replace(SIMPLE, scatter=before)
+    for asked in (None, True):
+        cfg = Regression.Config(compile=asked)
+        settled, result, line = estimate.settle_compile(found, Regression(cfg, Path()), cfg, CPU, 10_000.0)
+        assert settled.compile is bool(asked) and line.startswith("Compiled: " if asked else "Not compiled: ")
+        assert result.busy and result.sample_seconds == pytest.approx(2.0 / 17.34 if asked else 2.0)
+    assert len(tried) == 1 + (then > 1), "no trial where it would show nothing"
+
+
+@pytest.mark.parametrize("clock", [Clock(), Clock(4.0), Clock(9.0, during=(26.0, 28.0))])
+def test_a_trial_of_compiling_takes_both_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Another program slows down both; and what it takes from one of them only is no computing, but shows."""
+    order, stage = list[bool](), paced(monkeypatch, tmp_path, clock)
+    loss = stage.loss
+    monkeypatch.setattr(blocks, "shape", lambda stage, model, cfg: setattr(
+        model, "times_as_fast", 1.5 if cfg.compile else 1))
+    monkeypatch.setattr(stage, "loss", lambda model, *given: (
+        order.append(model.times_as_fast > 1), loss(model, *given))[1])
+    tried = estimate.try_compiled(replace(SIMPLE, tried_size=4), stage, stage.cfg, CPU)
+    assert tried.compiled_speedup == pytest.approx(1.5) and tried.busy is (clock.slowed > 1)
+    assert order == [False, True] * (len(order) // 2) and len(order) >= 2 + 2 * estimate.FEWEST
+
+
 @pytest.mark.parametrize("told, reason", [("no compiler\nTraceback", "no compiler"), ("", "RuntimeError")])
 def test_a_trial_that_fails_is_told_and_the_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch, told: str,
                                                                 reason: str) -> None:
@@ -127,9 +283,12 @@ def test_no_batch_is_tried_that_the_run_would_not_make(tmp_path: Path, monkeypat
 def test_a_longer_plan_has_a_longer_estimate(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     train(Regression, run)
-    before = run.status().expected_seconds
+    before, found = run.status().expected_seconds, estimate.read(run.estimate)
     train(Regression, run, resume=True, max_steps=18, epochs=100)
-    assert before and run.status().expected_seconds == pytest.approx(2 * before, rel=0.2)
+    then = run.status().expected_seconds
+    assert before and found and then
+    fixed = found.start_seconds + estimate.FINISH_SECONDS
+    assert then - fixed == pytest.approx(2 * (before - fixed), rel=0.2)
 
 
 def test_a_run_keeps_its_estimate_and_tells_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,7 +298,7 @@ def test_a_run_keeps_its_estimate_and_tells_it(tmp_path: Path, caplog: pytest.Lo
     written = estimate.read(run.estimate)
     assert written is not None and written.parameters == 280
     expected = run.status().expected_seconds
-    assert expected is not None and any(line.startswith(f"Estimate: {duration(expected)} for 9 updates")
+    assert expected is not None and any(line.startswith(f"Estimate: {duration(expected)} for 9 steps")
                                         for line in caplog.messages)
     train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
     assert estimate.read(run.estimate) == written and run.status().expected_seconds == expected
@@ -148,3 +307,20 @@ def test_a_run_keeps_its_estimate_and_tells_it(tmp_path: Path, caplog: pytest.Lo
 
 def test_bytes_as_a_person_reads_them() -> None:
     assert [estimate.size(number) for number in (0, 2.4e6, 5.55e9)] == ["0 MB", "2 MB", "5.5 GB"]
+
+
+def test_the_time_that_is_left_begins_with_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seven rows and the samples, until an evaluation was timed."""
+    monkeypatch.setattr(estimate, "measure", lambda *given: replace(SIMPLE, shown_seconds=3.0))
+    trainer, _ = session(Regression, new_run(tmp_path, Regression)).prepare()
+    assert next(each for each in trainer.callbacks if isinstance(each, Speed)).eval_seconds == 7 * 0.5 + 3.0
+
+
+def test_what_a_run_took_includes_its_models_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before = new_run(tmp_path, Regression), list[float]()
+    monkeypatch.setattr(sessions, "hand_out", lambda *given: before.append(run.status().busy_seconds))
+    monkeypatch.setattr(sessions, "_draw", lambda run: time.sleep(0.05))
+    sitting = session(Regression, run)
+    with run.lock():
+        sitting.train()
+    assert run.status().busy_seconds >= before[0] + 0.05
