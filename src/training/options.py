@@ -107,15 +107,15 @@ class Recovery:
 class GoingOn:
     """Going on"""
 
-    resume: str = opt("", "go on with a run, by name, PID or snapshot; alone: the newest unfinished one of this stage",
-                      bare="newest", may_change=True)
+    resume: str = opt("", "resume a run, by name, PID, folder or snapshot, with all its options; alone: the newest "
+                      "unfinished run of this stage. From a snapshot that is not its run's newest, training continues "
+                      "in a folder of its own, and the run stays as it is", bare="newest", may_change=True,
+                      aliases=("checkpoint_file",))
     extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
                             "the longer plan", ge=0, may_change=True)
-    checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", path=())
     init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot or a "
                          "model folder; alone: of the newest finished run of this stage", path=(), bare="newest")
-    eval_only: bool = opt(False, "evaluate the weights of --init_from or --checkpoint_file, train nothing",
-                          may_change=True)
+    eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
     split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)
     supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, "
                           "goes on from the newest snapshot where it died, up to five times in a row without a new one",

@@ -52,7 +52,7 @@ def settled(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[
 
     What is settled counts as typed: it stays when the run goes on. Raises UserError where it cannot be.
     """
-    if named := parsed.config.init_from or parsed.config.checkpoint_file:
+    if named := parsed.config.init_from:
         parsed = pretrained.taken(stage, parsed, pretrained.find(named, stage.name))
     cfg, notes = stage.settle(parsed.config, parsed.typed)
     changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}

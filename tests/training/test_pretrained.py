@@ -354,6 +354,7 @@ def test_an_evaluation_gives_the_figures_of_the_journal_to_the_last_bit(source: 
     typed = ["--dataset", "text.txt", "--batch_size", "4", "--threads", "1"]
     for argv, at in [(["--resume", "source"], step), (["--init_from", "source", *typed], step),
                      (["--resume", "runs/source/snapshots/snapshot_step_00000002"], 2),
+                     (["--checkpoint_file", "runs/source/snapshots/snapshot_step_2.pt"], 2),
                      (["--checkpoint_file", "runs/source/snapshots/snapshot_step_00000002", *typed], 2)]:
         job = launch.decide(LanguageModel, ["--eval_only", *argv])
         done = eval_only.scores(job)
