@@ -34,7 +34,7 @@ from daemon.supervisor import SUPERVISOR, Supervisor
 from daemon.table import duration
 from training import fork, pages, pretrained
 from training.fork import LONGEST_NAME
-from training.options import Options
+from training.options import Options, here, working_in
 from training.pretrained import Pretrained
 from training.signals import STOPS, Interrupted, Signals
 from training.stage import Stage
@@ -97,6 +97,8 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
         return FINISHED
     if job.evaluated is None and job.cfg.supervise and SUPERVISOR not in os.environ:
         return _supervise(job, argv)
+    if (folder := job.cfg.working_folder) and Path(folder).is_dir():
+        os.chdir(folder)
     return start(job) if job.evaluated is None else _evaluate(job)
 
 
@@ -114,7 +116,8 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     if run := _named_run(cfg):
         return _resumed(stage, parsed, run, None)
     parsed, notes = pages.settled(stage, parsed)
-    return Job(stage, parsed, notes=tuple(notes))
+    cfg = replace(parsed.config, working_folder=cfg.working_folder or here())
+    return Job(stage, replace(parsed, config=cfg, typed=parsed.typed | {"working_folder"}), notes=tuple(notes))
 
 
 def _named_run(cfg: Options) -> RunDir | None:
@@ -137,7 +140,10 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
         return problems
     if cfg.resume or _named_run(cfg):
         return []
-    return stage.check(cfg, resumed=False) + _missing_packages(cfg)
+    if cfg.working_folder and not Path(cfg.working_folder).is_dir():
+        return [f"--working_folder {cfg.working_folder}: there is no such folder"]
+    with working_in(cfg.working_folder):
+        return stage.check(cfg, resumed=False) + _missing_packages(cfg)
 
 
 def _missing_packages(cfg: Options) -> list[str]:
@@ -202,8 +208,9 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
             raise UserError(f"--extend_steps: {run.name} has not begun, so there is no plan to extend: leave it out")
         cfg = replace(cfg, max_steps=status.of + more)
         written.pop("epochs")  # the steps alone say how long
-    if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
-        raise UserError(*problems)
+    with working_in(cfg.working_folder):
+        if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
+            raise UserError(*problems)
     return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), None if forks else run, snapshot,
                asks=bool(parsed.config.resume) and not parsed.config.yes)
 
@@ -283,9 +290,12 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
     if cfg.resume:
         run, snapshot = _meant_by(stage, parsed)
         before: Any = config.from_json(stage.Config, _written_config(run), str(run.config_file))
+        if "dataset" in parsed.typed:  # files that another CSV names are looked for from here
+            before = replace(before, working_folder=here())
         cfg = replace(before, **{name: getattr(cfg, name) for name in parsed.typed})
-        if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
-            raise UserError(*problems)
+        with working_in(cfg.working_folder):
+            if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
+                raise UserError(*problems)
         weights = pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run)
     else:
         weights = pretrained.find(cfg.init_from, stage.name)

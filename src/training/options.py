@@ -1,8 +1,11 @@
 """The options every stage has, and what follows from them once the data are counted."""
 
 import math
+import os
 from collections.abc import Collection
+from contextlib import AbstractContextManager, chdir, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from config import opt
@@ -85,6 +88,9 @@ class Keeping:
     result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
                           aliases=("checkpoint_dir", "save_dir"))
     run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
+    working_folder: str = opt("", "where paths in a CSV file are looked for that are not found beside it (default: the "
+                              "folder in which the run was started, also when it is resumed from another one)",
+                              path=(), may_change=True)
     on_end: str = opt("", "a shell command to run when the run has finished, failed or stopped (not after kill -9 or a "
                       "second stop signal); it finds STOKER_RUN (the folder), STOKER_STATE and STOKER_REASON in its "
                       "environment", may_change=True)
@@ -161,6 +167,19 @@ class EarlyStopping:
 @dataclass
 class Options(EarlyStopping, Watching, GoingOn, Recovery, Keeping, Machine, Optimization, Length):
     """What every stage's Config inherits."""
+
+
+def here() -> str:
+    """The working folder; '' where it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def working_in(folder: str) -> AbstractContextManager[None]:
+    """Within it, relative paths start from the folder, if that is still there."""
+    return chdir(folder) if folder and Path(folder).is_dir() else nullcontext()
 
 
 def device_problems(name: str) -> list[str]:

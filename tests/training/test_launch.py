@@ -20,12 +20,14 @@ from config import UserError
 from daemon import rundir
 from daemon.journal import Journal
 from daemon.rundir import PROJECT, RunDir, Status
+from data import speech
 from toys import Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
-from training import launch, manifest, optim
+from training import launch, manifest, optim, pretrained
 from training.launch import Job
 from training.session import Session
 from training.signals import Signals
 from training.snapshots import read_plain
+from training.train_audio_enc import AudioEncoder
 from training.train_lm import LanguageModel
 
 SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
@@ -285,6 +287,53 @@ def test_a_snapshot_that_cannot_be_resumed_from(stopped: RunDir, tmp_path: Path,
     for more in ([], ["--eval_only"]):
         with pytest.raises(UserError, match=why):
             launch.decide(TOY, ["--checkpoint_file", named, *more])
+
+
+# -- the folder in which a run was started --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [["--resume", "run", "--yes"], ["--eval_only", "--resume", "run"],
+                                  ["--eval_only", "--resume", "run", "--dataset", "../mine.csv"]])
+def test_files_that_a_csv_names_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              argv: list[str]) -> None:
+    """The guides' CSV names files from the folder in which the run is started, not beside itself. One that is typed for
+    an evaluation names them from where that is started."""
+    for folder in ("start/data", "elsewhere/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.wav").touch()
+    (tmp_path / "mine.csv").write_text("audio_path,transcription\ndata/a.wav,hello\n")
+    (tmp_path / "start/data/list.csv").write_text("audio_path,transcription\ndata/a.wav,hello\n")
+    monkeypatch.chdir(tmp_path / "start")
+    job = launch.decide(AudioEncoder, ["--dataset", "data/list.csv"])
+    typed = {name: getattr(job.cfg, name) for name in job.parsed.typed}
+    assert typed["working_folder"] == str(tmp_path / "start")
+    assert typed["dataset"] == str(tmp_path / "start/data/list.csv")
+    status = Status("audio_enc", "train_audio_enc.py", job.cfg.dataset, "", "stopped", typed=typed)
+    rundir.create(tmp_path, "run", status)
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found: list[str] = []
+    for name in ("start", "_evaluate"):
+        monkeypatch.setattr(launch, name, lambda job: found.extend(
+            each.path for _, each in speech.listed(job.cfg.dataset)) or 0)
+    monkeypatch.setattr(pretrained, "of_run", lambda run: pretrained.Pretrained(run.path, True, "audio_enc"))
+    monkeypatch.setattr(AudioEncoder, "taken_from", lambda pretrained: {})
+    where = "elsewhere" if "../mine.csv" in argv else "start"
+    assert launch._main(AudioEncoder, argv) == 0 and found == [str(tmp_path / where / "data/a.wav")]
+
+
+def test_the_working_folder_may_be_typed_or_gone(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    argv = ["--dataset", "text.txt", *SMALL]
+    assert launch.decide(LanguageModel, argv).cfg.working_folder == str(tmp_path)
+    typed = launch.decide(LanguageModel, [*argv, "--working_folder", "other"])
+    assert typed.cfg.working_folder == str(tmp_path / "other")
+    with pytest.raises(UserError, match="--working_folder nowhere: there is no such folder"):
+        launch.decide(LanguageModel, [*argv, "--working_folder", "nowhere"])
+    run = begun(tmp_path, *argv, "--working_folder", "other")
+    (tmp_path / "other").rmdir()
+    assert launch.decide(LanguageModel, ["--resume", run.name]).cfg.working_folder == str(tmp_path / "other")
+    assert os.getcwd() == str(tmp_path)
 
 
 def test_without_locks_the_process_itself_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
