@@ -108,6 +108,7 @@ def train(stage: str) -> None:
 def rig_stage(stage: str) -> tuple[type, dict[str, str]]:
     """A stage, and the options that give it data."""
     import rig
+
     from data import lines, scenes, spoken
     from training.train_audio_enc import AudioEncoder
     from training.train_ocr import OCR

@@ -190,8 +190,8 @@ def session(stage: type[Stage], run: RunDir, *, resume: bool = False, snapshot: 
     if resume:
         values = json.loads(run.config_file.read_text()) | options
     if snapshot and not resume:
-        values["checkpoint_file"] = str(snapshot)
-    job = Job(stage, Parsed(stage.Config(**values), frozenset(values), ""), run if resume else None, snapshot)
+        values["init_from"] = str(snapshot)
+    job = Job(stage, Parsed(stage.Config(**values), frozenset(values), ""), *((run, snapshot) if resume else ()))
     return Session(job, run, Signals(lambda name: 0), threading.Event())
 
 

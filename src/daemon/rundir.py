@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -71,6 +71,7 @@ class Status:
     expected_seconds: float | None = None  # of the whole run, as estimated before it began
     switched_off: list[str] = field(default_factory=list)
     typed: dict[str, Any] = field(default_factory=dict)  # the options given at the start, before any was adjusted
+    origin: str = ""  # the snapshot of another run that this one continues from
 
 
 class Gone(BaseException):
@@ -314,9 +315,10 @@ class RunDir:
         shutil.rmtree(self.path)
 
 
-def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) -> RunDir:
+def create(result_dir: Path, name: str, status: Status, *, exact: bool = False,
+           fill: Callable[["RunDir"], None] = lambda run: None) -> RunDir:
     """Make the directory of a new run, with status and config, under `name` or, unless `exact`, if that is taken, the
-    like of it.
+    like of it; `fill` puts into it whatever else it begins with.
 
     It gets its name last, so no run is ever met without its status. Raises UserError if it cannot be written; then
     nothing is left of it.
@@ -328,6 +330,7 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False) 
             (hidden.path / folder).mkdir(parents=True)
         files.write_json(hidden.config_file, status.typed)
         hidden.lock_file.touch()
+        fill(hidden)
         hidden.write_status(replace(status, created=time.time(), pid=os.getpid()))
         run = RunDir(_named(hidden.path, name, exact).resolve())
     except BaseException as error:

@@ -57,8 +57,16 @@ def read(run: RunDir) -> Curves:
         for name, value in row.items():
             steps, values = curves.setdefault(name, ([], []))
             steps.append(step)
-            values.append(float(value))  # JSON knows no NaN and no infinity: they are written as words
+            values.append(_number(value))
     return curves
+
+
+def _number(value: Any) -> float:
+    """JSON knows no NaN and no infinity: they are written as words. A damaged figure leaves a gap in its curve."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 @dataclass(frozen=True)

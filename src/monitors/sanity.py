@@ -74,8 +74,8 @@ class Sanity(Callback):
             self._recover(trainer, step, where)
             self._report(trainer, step, where, dropped)
         if worst >= LIMIT:
-            trainer.ask("stop", f"{worst} updates in a row were not finite: start anew from a snapshot's weights "
-                                "(--checkpoint_file) with a lower --lr or a longer --warmup_steps", "halted")
+            trainer.ask("stop", f"{worst} updates in a row were not finite: start a new run from a snapshot's "
+                                "weights (--init_from) with a lower --lr or a longer --warmup_steps", "halted")
 
     def _recover(self, trainer: "Trainer", step: int, where: str) -> None:
         times = max(self.turned_back, len([entry for entry in trainer.ledger if entry["why"] == NON_FINITE]))

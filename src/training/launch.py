@@ -34,8 +34,9 @@ from daemon.rundir import Gone, RunDir, Status
 from daemon.supervisor import SUPERVISOR, Supervisor
 from daemon.table import duration
 from environment import venv
-from training import pages, pretrained
-from training.options import Options
+from training import fork, pages, pretrained
+from training.fork import LONGEST_NAME
+from training.options import Options, here, working_in
 from training.pretrained import Pretrained
 from training.signals import STOPS, Interrupted, Signals
 from training.stage import Stage
@@ -43,17 +44,16 @@ from training.stage import Stage
 log = logging.getLogger(__name__)
 
 FINISHED, FAILED, REFUSED, RESUMABLE = 0, 1, 2, 75
-LONGEST_NAME = 200  # bytes: file systems take 255, and names are made from it
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done: the config, and the run that goes on (None: a new one)."""
+    """What is to be done: the config, and the run that is resumed (None: a new one)."""
 
     stage: type[Stage]
     parsed: Parsed[Any]
     run: RunDir | None = None
-    snapshot: Path | None = None  # where to go on
+    snapshot: Path | None = None  # to resume from; without a run: in a new one, which continues from it
     evaluated: Pretrained | None = None  # what is only evaluated
     asks: bool = False  # whether to ask on the terminal first
     notes: tuple[str, ...] = ()  # what was settled otherwise than the defaults say, to be told in the log
@@ -61,6 +61,15 @@ class Job:
     @property
     def cfg(self) -> Any:
         return self.parsed.config
+
+    @property
+    def forks(self) -> bool:
+        """Whether a new run is to continue from another run's snapshot."""
+        return self.snapshot is not None and self.run is None
+
+    def within(self, run: RunDir) -> "Job":
+        """The same in the run that was made for it: one that continues from a snapshot holds a copy of it."""
+        return replace(self, run=run, snapshot=None) if self.forks else self
 
 
 def main(stage: type[Stage]) -> None:
@@ -89,13 +98,15 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
     job = decide(stage, [arg for arg in argv if arg != "--check"])
     if not only_check:
         _go_on_with_torch()
-    if job.run and job.asks:
-        _confirm(job, job.run)
+    if job.asks:
+        _confirm(job)
     if only_check:
         return FINISHED
-    if job.evaluated is not None:
-        return _evaluate(job)
-    return _supervise(job, argv) if job.cfg.supervise and SUPERVISOR not in os.environ else start(job)
+    if job.evaluated is None and job.cfg.supervise and SUPERVISOR not in os.environ:
+        return _supervise(job, argv)
+    if (folder := job.cfg.working_folder) and Path(folder).is_dir():
+        os.chdir(folder)
+    return start(job) if job.evaluated is None else _evaluate(job)
 
 
 # -- which run ------------------------------------------------------------------------------------------------------
@@ -112,7 +123,8 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     if run := _named_run(cfg):
         return _resumed(stage, parsed, run, None)
     parsed, notes = pages.settled(stage, parsed)
-    return Job(stage, parsed, notes=tuple(notes))
+    cfg = replace(parsed.config, working_folder=cfg.working_folder or here())
+    return Job(stage, replace(parsed, config=cfg, typed=parsed.typed | {"working_folder"}), notes=tuple(notes))
 
 
 def _named_run(cfg: Options) -> RunDir | None:
@@ -122,10 +134,10 @@ def _named_run(cfg: Options) -> RunDir | None:
 
 def _problems(stage: type[Stage], cfg: Options) -> list[str]:
     """Mistakes in what the options point at. A run that goes on has its own data."""
-    sources = [f"--{name}" for name in ("resume", "init_from", "checkpoint_file") if getattr(cfg, name)]
+    sources = [f"--{name}" for name in ("resume", "init_from") if getattr(cfg, name)]
     if len(sources) > 1:
-        return [f"{' and '.join(sources)}: --resume goes on with a run, the others begin a new one with weights; give "
-                "one of them"]
+        return [f"{' and '.join(sources)}: --resume (--checkpoint_file) goes on with a run, --init_from starts a new "
+                "one from its weights; give one of them"]
     if cfg.eval_only and not sources:
         return ["--eval_only: of which weights? name a run, a snapshot or a model folder with --init_from"]
     if cfg.split != "validation" and not cfg.eval_only:
@@ -134,11 +146,10 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
         return problems
     if cfg.resume or _named_run(cfg):
         return []
-    problems = stage.check(cfg, resumed=False)
-    if cfg.checkpoint_file and registry.snapshot(cfg.checkpoint_file) is None:
-        problems.append(f"--checkpoint_file {cfg.checkpoint_file}: no snapshot there; a snapshot is a folder with a "
-                        "manifest.json, such as result/RUN/snapshots/snapshot_epoch_0010")
-    return problems + _missing_packages(cfg)
+    if cfg.working_folder and not Path(cfg.working_folder).is_dir():
+        return [f"--working_folder {cfg.working_folder}: there is no such folder"]
+    with working_in(cfg.working_folder):
+        return stage.check(cfg, resumed=False) + _missing_packages(cfg)
 
 
 def _missing_packages(cfg: Options) -> list[str]:
@@ -173,29 +184,23 @@ def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | N
     if snapshot := registry.snapshot(cfg.resume):
         run = registry.at(snapshot.parents[1])
         if run is None:
-            raise UserError(f"--resume {cfg.resume} is a snapshot, but not within a run; start a new run with its "
-                            f"weights: --checkpoint_file {cfg.resume}")
+            raise UserError(f"--resume {cfg.resume} is a snapshot, but not within a run: --init_from {cfg.resume} "
+                            "takes its weights")
         return run, snapshot
+    if Path(cfg.resume).suffix == ".pt" or Path(cfg.resume).parent.name == "snapshots":
+        raise UserError(f"--resume (--checkpoint_file) {cfg.resume}: no snapshot there; a snapshot is a folder with a "
+                        "manifest.json, such as result/RUN/snapshots/snapshot_epoch_0010")
     return registry.find(cfg.resume), None
 
 
 def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Path | None) -> Job:
     """The run's own config, with the harmless differences typed now. Raises UserError for the others."""
-    status, watching = run.status(), run.supervisor()
+    status, more = run.status(), parsed.config.extend_steps
     if status.stage != stage.name:
         raise UserError(f"--resume: {run.name} is a run of {status.script}, not of this script")
-    if holder := run.holder():
-        raise UserError(f"run {run.name} is being trained already, by process {holder.pid}; "
-                        f"stop it first: ./run/stop.sh {run.name}")
-    if status.state == rundir.RESTARTING and watching and watching.pid != os.getppid():
-        raise UserError(f"run {run.name} is being restarted by its supervisor, process {watching.pid}; "
-                        f"stop it first: ./run/stop.sh {run.name}")
-    more = parsed.config.extend_steps
-    if status.state == "finished" and not more:
-        raise UserError(f"run {run.name} is finished: add --extend_steps N to train it for N steps more than the "
-                        f"{status.of:,} planned, or start a new run with its weights: --init_from {run.name}")
-    if parsed.config.run_name not in ("", run.name):
-        raise UserError(f"--run_name {parsed.config.run_name}: {run.name} keeps its name; leave it out")
+    forks = snapshot is not None and fork.has_newer(snapshot)
+    if problems := _fork_problems(parsed.config) if forks else _resume_problems(parsed.config, run, status):
+        raise UserError(*problems)
     if parsed.preset and parsed.preset != status.preset:
         raise UserError(f"--preset {parsed.preset}: {run.name} has preset {status.preset or 'none'}; leave it out")
     written = _written_config(run)  # all options once it has begun, before that the typed ones
@@ -203,20 +208,49 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
                                        str(run.config_file))
     anew = _given_anew(stage, parsed, run, status, before)
     cfg = replace(before, **anew)
+    if forks:
+        typed = parsed.config
+        cfg = replace(cfg, run_name=typed.run_name, result_dir=str(_result_dir(typed)) if typed.result_dir else "")
     if more:
         if not status.of:
             raise UserError(f"--extend_steps: {run.name} has not begun, so there is no plan to extend: leave it out")
         cfg = replace(cfg, max_steps=status.of + more)
         written.pop("epochs")  # the steps alone say how long
-    problems = stage.check(cfg, resumed=True) + _missing_packages(cfg)
+    with working_in(cfg.working_folder):
+        problems = stage.check(cfg, resumed=True) + _missing_packages(cfg)
     if cfg.on_end and "on_end" not in anew and not run.is_made_here():
         problems.append(f"{run.path} was made elsewhere, or by another user, and would run a command when it ends: to "
                         f"allow it, type it again, --on_end {shlex.quote(cfg.on_end)}; to leave it out, --on_end ''")
     if problems:
         raise UserError(*problems)
     notes = (f"when this run ends, it runs this command: {cfg.on_end}",) if cfg.on_end else ()
-    return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), run, snapshot,
+    return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), None if forks else run, snapshot,
                asks=bool(parsed.config.resume) and not parsed.config.yes, notes=notes)
+
+
+def _resume_problems(cfg: Options, run: RunDir, status: Status) -> list[str]:
+    """Why a run cannot be resumed in its own folder."""
+    watching = run.supervisor()
+    if holder := run.holder():
+        return [f"run {run.name} is being trained already, by process {holder.pid}; "
+                f"stop it first: ./run/stop.sh {run.name}"]
+    if status.state == rundir.RESTARTING and watching and watching.pid != os.getppid():
+        return [f"run {run.name} is being restarted by its supervisor, process {watching.pid}; "
+                f"stop it first: ./run/stop.sh {run.name}"]
+    if status.state == "finished" and not cfg.extend_steps:
+        return [f"run {run.name} is finished: add --extend_steps N to train it for N steps more than the "
+                f"{status.of:,} planned, or start a new run with its weights: --init_from {run.name}"]
+    if cfg.run_name not in ("", run.name):
+        return [f"--run_name {cfg.run_name}: {run.name} keeps its name; leave it out"]
+    return []
+
+
+def _fork_problems(cfg: Options) -> list[str]:
+    """Why a new run cannot continue from a snapshot."""
+    if _named_run(cfg):
+        return [f"--run_name {cfg.run_name}: there is a run of that name already; --resume {cfg.run_name} goes on with "
+                "it, or choose another name"]
+    return []
 
 
 def _written_config(run: RunDir) -> dict[str, Any]:
@@ -235,7 +269,7 @@ def _given_anew(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: St
                if name not in anew and value not in (getattr(before, name), status.typed.get(name))]
     if refused:
         raise UserError(*(f"--{name} {asked[name]} differs from the {getattr(before, name)} of {run.name}: that would "
-                          "be another run; leave it out, or start a new one with --checkpoint_file"
+                          "be another run; leave it out, or start a new one with --init_from"
                           for name in refused))
     return anew
 
@@ -244,10 +278,14 @@ def _result_dir(cfg: Options) -> Path:
     return Path(cfg.result_dir).resolve() if cfg.result_dir else files.results()
 
 
-def _confirm(job: Job, run: RunDir) -> None:
+def _confirm(job: Job) -> None:
     """Ask on a terminal whether this run is to go on. Raises UserError where there is none to ask on."""
+    run = RunDir(job.snapshot.parents[1]) if job.snapshot else job.run
+    assert run
     status = run.status()
     what = f"{run.name} ({run.state()}, step {status.step} of {status.of})"
+    if job.forks:
+        what = f"{job.snapshot}, in a folder of its own, since {run.name} has newer snapshots"
     if not sys.stdin.isatty():
         raise UserError(f"to go on with {what} without a terminal to ask on, add --yes")
     try:
@@ -266,12 +304,15 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
     if cfg.resume:
         run, snapshot = _meant_by(stage, parsed)
         before: Any = config.from_json(stage.Config, _written_config(run), str(run.config_file))
+        if "dataset" in parsed.typed:  # files that another CSV names are looked for from here
+            before = replace(before, working_folder=here())
         cfg = replace(before, **{name: getattr(cfg, name) for name in parsed.typed})
-        if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
-            raise UserError(*problems)
+        with working_in(cfg.working_folder):
+            if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
+                raise UserError(*problems)
         weights = pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run)
     else:
-        weights = pretrained.find(cfg.init_from or cfg.checkpoint_file, stage.name)
+        weights = pretrained.find(cfg.init_from, stage.name)
         known = pretrained.taken(stage, parsed, weights)
         cfg, notes = stage.settle(known.config, known.typed)
     return Job(stage, pretrained.taken(stage, replace(parsed, config=cfg), weights), evaluated=weights,
@@ -349,6 +390,8 @@ def _require_torch() -> None:
 
 def _new_run(job: Job) -> RunDir:
     cfg, stage, preset = job.cfg, job.stage, job.parsed.preset
+    if job.snapshot:
+        return fork.create(job.snapshot, cfg)
     status = Status(stage.name, Path(sys.argv[0]).name, cfg.dataset, preset,
                     typed={name: getattr(cfg, name) for name in sorted(job.parsed.typed)})
     return rundir.create(_result_dir(cfg), cfg.run_name or rundir.run_name(stage.name, cfg.dataset, preset), status,
@@ -374,7 +417,9 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
             with signals.held():
                 from training.session import Session  # torch and all: takes seconds
 
-            sitting = Session(job, run, signals, begun)
+            if job.forks:
+                log.info("This run continues from %s; the run of that snapshot stays as it is", job.snapshot)
+            sitting = Session(job.within(run), run, signals, begun)
             with progress.heard(sitting.pulse):
                 ending = sitting.train()
     except Interrupted as stop:

@@ -24,13 +24,29 @@ class Damaged(Exception):
 def write(path: Path, step: int, entries: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
     """Write the manifest of a snapshot whose other files are there; `entries`: the size and SHA-256 of each."""
     manifest = {"format": FORMAT, "step": step, "files": dict(entries), "made_by": dict(made_by)}
-    files.write_json(path / MANIFEST, manifest | {"sha256": _digest(manifest)})
+    write_sealed(path / MANIFEST, manifest)
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that holds the SHA-256 of its own content."""
+    files.write_json(path, {**content, "sha256": _digest(content)})
+
+
+def entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The size and the SHA-256 of each file in a folder and those in it, by its path there."""
+    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": files.sha256(path)}
+            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def verify(path: Path) -> None:
     """Compare every file with the manifest. Raises Damaged."""
-    for name, entry in read(path)["files"].items():
-        file = path / name
+    check_files(path, read(path)["files"])
+
+
+def check_files(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare files with what `entries` gave for them once. Raises Damaged."""
+    for name, entry in entries.items():
+        file = folder / name
         try:
             _check_is_file(file)
             if file.stat().st_size != entry["size"]:
@@ -61,19 +77,28 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if not path.is_dir():
             raise Damaged(f"it is {'no folder' if path.exists() else 'missing'}")
-        _check_is_file(path / MANIFEST)
-        manifest = json.loads((path / MANIFEST).read_text())
-        digest = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error!r})") from error
-    if digest != _digest(manifest):
-        raise Damaged(f"{MANIFEST} has other content than was written (SHA-256 differs)")
+    manifest = read_sealed(path / MANIFEST)
     if manifest["format"] != FORMAT:
         raise UserError(f"snapshot {path} has format {manifest['format']}, this version reads format {FORMAT}")
-    return dict(manifest)
+    return manifest
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. Raises Damaged."""
+    try:
+        _check_is_file(path)
+        content = json.loads(path.read_text())
+        digest = content.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path.name} cannot be read ({error!r})") from error
+    if digest != _digest(content):
+        raise Damaged(f"{path.name} has other content than was written (SHA-256 differs)")
+    return dict(content)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,11 @@
 """The options every stage has, and what follows from them once the data are counted."""
 
 import math
+import os
 from collections.abc import Collection
+from contextlib import AbstractContextManager, chdir, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from config import opt
@@ -86,6 +89,9 @@ class Keeping:
     result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
                           aliases=("checkpoint_dir", "save_dir"))
     run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
+    working_folder: str = opt("", "where paths in a CSV file are looked for that are not found beside it (default: the "
+                              "folder in which the run was started, also when it is resumed from another one)",
+                              path=(), may_change=True)
     on_end: str = opt("", "a shell command to run when the run has finished, failed or stopped (not after kill -9 or a "
                       "second stop signal); it finds STOKER_RUN (the folder), STOKER_STATE and STOKER_REASON in its "
                       "environment", may_change=True)
@@ -108,15 +114,15 @@ class Recovery:
 class GoingOn:
     """Going on"""
 
-    resume: str = opt("", "go on with a run, by name, PID or snapshot; alone: the newest unfinished one of this stage",
-                      bare="newest", may_change=True)
+    resume: str = opt("", "resume a run, by name, PID, folder or snapshot, with all its options; alone: the newest "
+                      "unfinished run of this stage. From a snapshot that is not its run's newest, training continues "
+                      "in a folder of its own, and the run stays as it is", bare="newest", may_change=True,
+                      aliases=("checkpoint_file",))
     extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
                             "the longer plan", ge=0, may_change=True)
-    checkpoint_file: str = opt("", "start a new run with the weights of a snapshot", path=())
     init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot or a "
                          "model folder; alone: of the newest finished run of this stage", path=(), bare="newest")
-    eval_only: bool = opt(False, "evaluate the weights of --init_from or --checkpoint_file, train nothing",
-                          may_change=True)
+    eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
     split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)
     supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, "
                           "goes on from the newest snapshot where it died, up to five times in a row without a new one",
@@ -165,6 +171,19 @@ class EarlyStopping:
 @dataclass
 class Options(EarlyStopping, Watching, GoingOn, Recovery, Keeping, Machine, Optimization, Length):
     """What every stage's Config inherits."""
+
+
+def here() -> str:
+    """The working folder; '' where it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def working_in(folder: str) -> AbstractContextManager[None]:
+    """Within it, relative paths start from the folder, if that is still there."""
+    return chdir(folder) if folder and Path(folder).is_dir() else nullcontext()
 
 
 def device_problems(name: str) -> list[str]:

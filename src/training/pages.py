@@ -53,7 +53,7 @@ def settled(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[
 
     What is settled counts as typed: it stays when the run goes on. Raises UserError where it cannot be.
     """
-    if named := parsed.config.init_from or parsed.config.checkpoint_file:
+    if named := parsed.config.init_from:
         parsed = pretrained.taken(stage, parsed, pretrained.find(named, stage.name))
     computed = config.following(parsed)
     cfg, notes = stage.settle(parsed.config, parsed.typed)

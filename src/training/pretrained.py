@@ -10,6 +10,8 @@ What they are, and which options they settle, is found without torch; only `load
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config
-import files
 from config import Parsed, UserError
 from daemon import registry
 from daemon.journal import Journal
@@ -28,6 +29,8 @@ from training.stage import Stage
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+log = logging.getLogger(__name__)
 
 MADE_BY = "stoker.json"  # in a model folder of ours
 
@@ -58,13 +61,19 @@ class Pretrained:
         return {"path": str(self.folder), "sha256": digest.hexdigest()}
 
     def load(self, stage: Stage, model: "nn.Module") -> None:
-        """Put them into a model of the stage. Raises UserError where they do not fit, or are damaged."""
+        """Put them into a model of the stage. Raises UserError where they do not fit, are damaged or hold NaN."""
         if self.is_snapshot:
             from training.snapshots import load_weights
 
             load_weights(manifest.verified(self.folder), model)
         else:
+            if self.stage:
+                _known(self.folder, weights=True)
             stage.load(model, self.folder)
+        state = model.state_dict()
+        if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+            raise UserError(f"{self} cannot be used: {len(bad)} of its {len(state)} tensors hold NaN or infinity, "
+                            f"the first is {bad[0]}; name other weights")
 
 
 def find(named: str, stage: str = "") -> Pretrained:
@@ -94,14 +103,18 @@ def of_run(run: RunDir) -> Pretrained:
 
 
 def note(folder: Path, stage: str, step: int, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-    """Write beside an exported model what is known of it."""
-    files.write_json(folder / MADE_BY, {"stage": stage, "step": step, "options": dict(options), "scores": dict(scores)})
+    """Write beside an exported model what is known of it, with the size and SHA-256 of each of its files."""
+    entries = manifest.entries(folder)
+    entries.pop(MADE_BY, None)
+    manifest.write_sealed(folder / MADE_BY, {"stage": stage, "step": step, "options": dict(options),
+                                             "scores": dict(scores), "files": entries})
 
 
 def scores(run: RunDir, step: int) -> dict[str, float]:
     """What the evaluation at a step found, as the journal has it; empty where there was none."""
     row = next((row for row in Journal(run.metrics).rows() if row["step"] == step), {})
-    return {name: value for name, value in row.items() if name.startswith("eval/")}
+    return {name: value for name, value in row.items()
+            if name.startswith("eval/") and isinstance(value, (int, float))}
 
 
 def _of_snapshot(snapshot: Path) -> Pretrained:
@@ -118,15 +131,42 @@ def _of_model(folder: Path) -> Pretrained:
     if not _weights(folder):
         raise UserError(f"{folder} has no *.safetensors, and other formats are not read, since they can run code; "
                         "transformers converts: from_pretrained(...).save_pretrained(...)")
-    try:
-        known = json.loads((folder / MADE_BY).read_text())
-        return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder),
-                          known.get("scores", {}))
-    except FileNotFoundError:  # another program's
+    if not os.path.lexists(folder / MADE_BY):  # another program's
         return Pretrained(folder, False, run=_run_around(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MADE_BY} cannot be read ({error!r}): bring it back, or take the model from a "
-                        "snapshot") from error
+    known = _known(folder, weights=False)
+    return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder),
+                      known["scores"])
+
+
+def _known(folder: Path, *, weights: bool) -> dict[str, Any]:
+    """What stands in a folder's stoker.json, once its files were compared with the digests there; those with weights,
+    which may be large, only if asked for. Raises UserError where one is not as it was written."""
+    try:
+        known = manifest.read_sealed(folder / MADE_BY)
+        large = {path.name for path in _weights(folder)}
+        if strange := large - known["files"].keys():
+            raise manifest.Damaged(f"{min(strange)} was not there when it was written")
+        manifest.check_files(folder, {name: entry for name, entry in known["files"].items()
+                                      if weights or name not in large})
+        return known
+    except manifest.Damaged as damage:
+        if known := _of_earlier_version(folder / MADE_BY):
+            return known
+        raise UserError(f"model folder {folder} is not as it was written: {damage}. Bring it back, or take a snapshot "
+                        f"of its run; if you changed a language model yourself, delete {MADE_BY}, and the folder is "
+                        "read as another program's") from damage
+
+
+def _of_earlier_version(path: Path) -> dict[str, Any]:
+    """The content of a stoker.json from before there were digests; empty where it is none."""
+    try:
+        known = dict(json.loads(path.read_text())) if path.is_file() else {}  # a pipe would be waited for
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+    if known.keys() - {"scores"} != {"stage", "step", "options"}:
+        return {}
+    log.warning("%s was written by an earlier version, without digests: its files cannot be verified", path)
+    return {"scores": {}, **known}
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -150,6 +190,7 @@ def taken(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Pa
     if pretrained.stage not in ("", stage.name):
         raise UserError(f"{pretrained} is of stage {pretrained.stage}, this one is {stage.name}: name weights of that")
     options = stage.taken_from(pretrained)
+    _check_agreement(pretrained, options)
     by_preset = {name: f"--preset {parsed.preset}: {name}" for name in stage.presets.get(parsed.preset, {})}
     chosen = by_preset | {name: f"--{name}" for name in parsed.typed}
     refused = [f"{chosen[name]} {getattr(parsed.config, name)} differs from the {value} of {pretrained}: leave it out"
@@ -159,6 +200,22 @@ def taken(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Pa
     if problems := refused or config.check(cfg):
         raise UserError(*problems)
     return Parsed(cfg, parsed.typed | options.keys(), parsed.preset)
+
+
+def _check_agreement(pretrained: Pretrained, options: Mapping[str, Any]) -> None:
+    """Raises UserError where stoker.json and config.json of a model folder describe models of different sizes: equal
+    tensors do not prove equal models, since the number of heads is in no shape."""
+    if pretrained.is_snapshot or not pretrained.options:
+        return
+    try:
+        described = dict(json.loads((pretrained.folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{pretrained.folder / 'config.json'} cannot be read ({error!r}): bring it back") from error
+    for name, value in options.items():
+        noted, here = pretrained.options.get(name, value), described.get(name, value)
+        if noted != here and (name in described or isinstance(value, (int, float))):
+            raise UserError(f"{pretrained.folder}: {name} is {noted} in {MADE_BY} and {here} in config.json: bring "
+                            "back the one that was changed")
 
 
 def settled(pretrained: Pretrained, stage: type[Stage]) -> Any:

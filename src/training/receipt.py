@@ -18,7 +18,7 @@ from training import device as devices
 from training import manifest
 from training.stage import Stage
 
-SETTLED_ANEW = ("max_steps", "epochs", "compile")
+LENGTH = ("max_steps", "epochs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
 
@@ -38,18 +38,19 @@ def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[s
     }
 
 
-def compare(snapshot: Path, now: Mapping[str, Any], options: type) -> list[str]:
+def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: bool) -> list[str]:
     """A line for each thing that is not as it was when the snapshot was made: "packages.torch: 2.13.0 -> 2.13.1".
 
-    `options` is the stage's Config. Raises UserError where the run could not go on as itself: of another stage, on
-    other data, with an option that changes what is computed.
+    `options` is the stage's Config; `extended`: whether the user has given the run another length since. Raises
+    UserError where the run could not go on as itself: of another stage, on other data, with an option that changes
+    what is computed, of another length.
     """
     old, new = _flat(manifest.read(snapshot)["made_by"]), _flat(now)
     changed = {name: f"{_shown(old.get(name, 'not recorded'))} -> {_shown(new.get(name, 'gone'))}"
                for name in sorted(old | new) if old.get(name) != new.get(name)}
     refused = {name: told for name, told in changed.items()
-               if name in old and name in new and _is_harmful(name, options)}
-    instead = f"or start a new run with its weights: --checkpoint_file {snapshot}"
+               if name in old and name in new and _is_harmful(name, options, new)}
+    instead = f"or start a new run with its weights: --init_from {snapshot}"
     for what, problem in (
             ("stage", "the snapshot is of another stage than this run"),
             ("config", "run_config.json is not what the snapshot was made with ({}): put it back, or the snapshot away "
@@ -58,17 +59,23 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type) -> list[str]:
         if found := [f"{name.partition('.')[2]} {told}" for name, told in refused.items()
                      if name.partition(".")[0] == what]:
             raise UserError(problem.format(", ".join(found)))
+    planned, plan = (flat.get("config.max_steps") for flat in (old, new))
+    if planned not in (None, plan) and not extended:
+        raise UserError(f"run_config.json says max_steps {plan}, but {snapshot.name} was made with max_steps "
+                        f"{planned}: put {planned} back; --extend_steps N makes a run longer")
     return [f"{name}: {told}" for name, told in changed.items()]
 
 
-def _is_harmful(name: str, options: type) -> bool:
-    """Of what is recorded in both. Another path is not: what lies there counts. Nor is another length of the run: it is
-    extended so."""
+def _is_harmful(name: str, options: type, new: Mapping[str, Any]) -> bool:
+    """Of what is recorded in both. Another path is not: what lies there counts. The length has rules of its own. A run
+    that was compiled may go on where there is no compiler."""
     kind, _, option = name.partition(".")
     if kind != "config":
         return kind in ("stage", "data")
     spec = config.fields(options)[option][1]
-    return not spec.may_change and spec.path is None and option not in SETTLED_ANEW
+    if spec.may_change or spec.path is not None or option in LENGTH:
+        return False
+    return option != "compile" or bool(new[name])
 
 
 def _shown(value: Any) -> str:

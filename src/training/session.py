@@ -122,6 +122,7 @@ class Session:
         """The trainer of this sitting, and the snapshot it is to go on from."""
         self.pulse.enter(PREPARING)
         cfg: Options = self.job.cfg
+        extends = cfg.extend_steps > 0
         devices.settle(cfg.threads)
         device = devices.choose(cfg.device)
         precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
@@ -153,7 +154,8 @@ class Session:
             _check_room(kept, snapshot, expected)
         weights = None if snapshot else self._initial_weights(cfg)
         kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
-        changed = _show_receipt(snapshot, kept.made_by, type(cfg)) if snapshot else []
+        extended = extends or cfg.max_steps == self.run.status().of  # now, or in an earlier sitting
+        changed = _show_receipt(snapshot, kept.made_by, type(cfg), extended) if snapshot else []
         callbacks = [*self._lasting(cfg),
                      *_callbacks(cfg, self.run, self.pulse, stage, weights, expected),
                      Repetition(self.run.metrics, changed),
@@ -214,8 +216,7 @@ class Session:
 
     def _initial_weights(self, cfg: Options) -> Pretrained | None:
         """What a run takes its weights from when it begins."""
-        named = cfg.init_from or cfg.checkpoint_file
-        return pretrained.find(named, self.job.stage.name) if named else None
+        return pretrained.find(cfg.init_from, self.job.stage.name) if cfg.init_from else None
 
 
 def _ledger(path: str) -> list[dict[str, Any]]:
@@ -241,10 +242,10 @@ def _begun_with(weights: Pretrained | None, snapshot: Path | None) -> dict[str, 
     return dict(manifest.read(snapshot)["made_by"].get("begun_with", {})) if snapshot else {}
 
 
-def _show_receipt(snapshot: Path, made_by: Mapping[str, Any], options: type) -> list[str]:
+def _show_receipt(snapshot: Path, made_by: Mapping[str, Any], options: type, extended: bool) -> list[str]:
     """What differs from the interrupted run, told. Raises UserError where that cannot be right."""
     log.info("Going on from %s, step %d", snapshot, manifest.read(snapshot)["step"])
-    changed = receipt.compare(snapshot, made_by, options)
+    changed = receipt.compare(snapshot, made_by, options, extended=extended)
     log.info("Receipt: %s", f"{len(changed)} differences from the interrupted run" if changed else
              "same configuration, data, code, packages, device and threads as the interrupted run")
     for line in changed:

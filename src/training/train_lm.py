@@ -246,7 +246,7 @@ class LanguageModel(Stage):
         from model.huggingface import gpt2_options
 
         known = pretrained.options
-        sizes = {name: known[name] for name in SHAPE} if known else gpt2_options(pretrained.folder)
+        sizes = {name: known[name] for name in SHAPE} if pretrained.is_snapshot else gpt2_options(pretrained.folder)
         return {**sizes, "tokenizer": _tokenizer_of(pretrained)}
 
     def reopen(self) -> None:

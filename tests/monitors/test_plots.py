@@ -58,6 +58,15 @@ def test_the_curves_are_those_of_the_journal_each_step_once(run: RunDir, drawn: 
     assert set(lines(drawn["Shares of time and of the machine's peak (%)"])) == {"data_share", "peak_share", "goodput"}
 
 
+@pytest.mark.parametrize("value", ['"nbn"', "null", "[1]"])
+def test_a_damaged_figure_is_a_gap_in_its_curve(tmp_path: Path, value: str) -> None:
+    run = new_run(tmp_path, Buffers)
+    run.metrics.write_text(f'{{"step": 1, "lr": {value}}}\n{{"stfp": 2, "lr": 1}}\n{{"step": 3, "lr": "nan"}}\n'
+                           '{"step": 4, "lr": 0.5}\n')
+    steps, values = plots.read(run)["lr"]
+    assert steps == [1, 3, 4] and math.isnan(values[0]) and math.isnan(values[1]) and values[2] == 0.5
+
+
 def test_the_best_evaluation_is_marked(run: RunDir, drawn: dict[str, Axes]) -> None:
     plots.draw(run)
     best = min((row["eval/loss"], row["step"]) for row in Journal(run.metrics).rows() if "eval/loss" in row)

@@ -62,7 +62,7 @@ def test_the_options_stand_there_once_and_are_those_that_cannot_change(resumed: 
     assert first.is_file() and second.is_file(), "no folders: TensorBoard would take them for runs"
     options = options_in(first)
     assert (options["stage"], options["batch_size"], options["lr"], options["max_steps"]) == ("buffers", 4, 0.01, 9)
-    assert options["amp"] == "True" and not {"log_interval", "result_dir", "yes", "checkpoint_file"} & options.keys()
+    assert options["amp"] == "True" and not {"log_interval", "result_dir", "yes", "working_folder"} & options.keys()
     with pytest.raises(KeyError):
         options_in(second)
 

@@ -48,7 +48,7 @@ def refused(desk: Desk, *argv: str) -> list[str]:
     (["--result_dir", "file"], ["--result_dir", "/file: no run can be written there"]),
     (["--result_dir", "file/inside"], ["--result_dir", "Not a directory"]),
     (["--dataset", "short.txt"], ["text"]),
-    (["--checkpoint_file", "nowhere.pt"], ["--checkpoint_file nowhere.pt"]),
+    (["--checkpoint_file", "nowhere.pt"], ["--checkpoint_file", "nowhere.pt: no snapshot there"]),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(texts: Desk, argv: list[str], parts: list[str]) -> None:
     lines = refused(texts, *argv)

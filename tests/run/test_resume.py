@@ -96,6 +96,26 @@ def test_what_cannot_go_on_is_refused_and_left_as_it_is(desk: Desk, run: Path, w
     assert "Traceback" not in ran.stderr and everything(run) == before and not list(run.rglob("ran"))
 
 
+def test_an_older_snapshot_is_continued_in_a_folder_of_its_own(desk: Desk, run: Path) -> None:
+    """All options are those of its run; what is refused leaves no folder; the run stays as it is, to the byte."""
+    before, older = everything(run), run / "snapshots" / "snapshot_step_0.pt"
+    config = json.loads((run / "run_config.json").read_text())
+    ran = desk.call("run_train_lm.sh", "--checkpoint_file", str(older), "--yes", "--foreground", "--max_minutes", "0")
+    assert ran.returncode == 0 and "This run continues from" in ran.stderr, ran.stderr
+    new = run.with_name(f"{run.name}_from_step_00000000")
+    status, written = (json.loads((new / name).read_text()) for name in ("status.json", "run_config.json"))
+    assert (status["state"], status["step"]) == ("finished", 20) and status["origin"] == str(older.with_name(
+        "snapshot_step_00000000"))
+    assert {name for name in config if config[name] != written[name]} <= {"max_minutes", "run_name", "result_dir"}
+    ps = desk.run(new.name)
+    assert ps["state"] == "finished" and everything(run) == before
+
+    edit(run)
+    ran = desk.call("run_train_lm.sh", "--checkpoint_file", str(older), "--yes", "--foreground", "--run_name", "no")
+    assert ran.returncode == 2 and "made with (d_model 16 -> 32)" in ran.stderr, ran.stderr
+    assert not (desk.results / "no").exists()
+
+
 @pytest.mark.slow
 def test_code_in_weights_is_run_by_no_script(desk: Desk, run: Path) -> None:
     forge(run / NEWEST, "model.safetensors")

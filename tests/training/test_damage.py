@@ -325,7 +325,7 @@ def test_code_in_a_state_is_not_run(run: RunDir, proof: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", CARRIERS)
 def test_code_in_weights_or_an_incident_is_not_run(run: RunDir, tmp_path: Path, proof: Path, how: str) -> None:
-    """Through the other doors: --checkpoint_file and --init_from, a model folder, the replay of an incident."""
+    """Through the other doors: --init_from, a model folder, the replay of an incident."""
     payload, snapshot = Payload(proof), run.snapshots / NEWEST
     stage = Regression(Regression.Config(), run.path)
     what = Incident(5, "spike", "", "1.0", [[1]], [])

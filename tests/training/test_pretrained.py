@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import os
 import re
 import shutil
 import threading
@@ -11,18 +13,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from config import UserError
 from daemon import rundir
 from daemon.journal import Journal
 from daemon.rundir import RunDir, Status
 from desk import TINY
+from inference import generate
 from toys import Regression, StopAt, assert_same, new_run, with_callbacks
 from toys import session as toy_session
 from training import eval_only, launch, manifest, pretrained
 from training.callback import Callback
 from training.session import Session
 from training.signals import Signals
+from training.train_audio_enc import AudioEncoder
 from training.train_lm import LanguageModel
 from training.trainer import Ending, Trainer
 
@@ -205,6 +210,137 @@ def test_weights_of_another_stage_are_refused(source: RunDir) -> None:
         launch.decide(stage, ["--dataset", "text.txt", "--init_from", "source"])
 
 
+# -- a model folder that was damaged or edited ----------------------------------------------------------------------
+
+
+def use(folder: Path) -> None:
+    """As every program does that uses trained weights."""
+    pretrained.opened(pretrained.find(str(folder)), LanguageModel, "cpu")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+                                  "stoker.json"])
+def test_a_flipped_bit_of_a_model_folder_is_refused(source: RunDir, file: str) -> None:
+    """Wherever it is, in one line that names the file."""
+    folder = source.models / "best"
+    use(folder)
+    content = (folder / file).read_bytes()
+    for number in range(40):
+        flipped = bytearray(content)
+        flipped[number * (len(content) - 1) // 39] ^= 1 << number % 8
+        (folder / file).write_bytes(flipped)
+        with pytest.raises(UserError, match=f"is not as it was written: {file} .* delete stoker.json") as refusal:
+            use(folder)
+        assert len(refusal.value.problems) == 1 and "\n" not in refusal.value.problems[0]
+
+
+def test_every_reader_refuses_damaged_weights(source: RunDir) -> None:
+    path = source.models / "best" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not as it was written: model.safetensors"):
+        eval_only.scores(launch.decide(LanguageModel, ["--eval_only", "--resume", "source"]))
+    with pytest.raises(UserError, match="not as it was written: model.safetensors"):
+        trained("--dataset", "text.txt", "--init_from", "source", "--threads", "1", *STEPS, "--run_name", "second")
+    with pytest.raises(UserError, match="not as it was written: model.safetensors"):
+        generate._generate(generate.Config(), "source", "1 times")
+
+
+def gone(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def added(folder: Path) -> None:
+    """Of several files with weights, the last one would win."""
+    shutil.copy(folder / "model.safetensors", folder / "zz.safetensors")
+
+
+def piped(folder: Path) -> None:
+    (folder / "stoker.json").unlink()
+    os.mkfifo(folder / "stoker.json")
+
+
+@pytest.mark.parametrize("edit, why", [(gone, "tokenizer.json is missing"), (piped, "stoker.json is something else"),
+                                       (added, "zz.safetensors was not there when it was written")])
+def test_a_model_folder_with_other_files_is_refused(source: RunDir, edit: Any, why: str) -> None:
+    edit(source.models / "best")
+    with pytest.raises(UserError, match=f"is not as it was written: {why}"):
+        use(source.models / "best")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("whose", ["ours", "another program's", "of a snapshot"])
+def test_weights_that_are_not_finite_are_refused(source: RunDir, bad: float, whose: str) -> None:
+    """Also where every digest is right."""
+    folder = source.models / "best" if whose != "of a snapshot" else source.snapshots / "snapshot_step_00000002"
+    weights = weights_of(folder)
+    name = sorted(weights)[3]
+    weights[name].view(-1)[-1] = bad
+    save_file(weights, folder / "model.safetensors", {"aliases": "{}"})
+    if whose == "ours":
+        known = json.loads((folder / "stoker.json").read_text())
+        pretrained.note(folder, "lm", known["step"], known["options"], {})
+    elif whose == "another program's":
+        (folder / "stoker.json").unlink()
+    else:
+        entries = {file: entry for file, entry in manifest.entries(folder).items() if file != "manifest.json"}
+        manifest.write(folder, 2, entries, manifest.read(folder)["made_by"])
+    with pytest.raises(UserError, match=r"cannot be used: 1 of its \d+ tensors hold NaN or infinity, the first is"):
+        use(folder)
+
+
+@pytest.mark.parametrize("name", ["num_heads", "d_ff", "max_seq_len"])
+def test_a_stoker_json_of_another_model_than_config_json_is_refused(source: RunDir, name: str) -> None:
+    """No shape of a tensor shows the number of heads."""
+    folder = source.models / "best"
+    known = json.loads((folder / "stoker.json").read_text())
+    was = known["options"][name]
+    pretrained.note(folder, "lm", 6, known["options"] | {name: 2 * was}, {})
+    with pytest.raises(UserError, match=f"{name} is {2 * was} in stoker.json and {was} in config.json"):
+        use(folder)
+
+
+def test_the_same_of_a_stage_whose_config_json_has_our_names(tmp_path: Path) -> None:
+    options = vars(AudioEncoder.Config(d_model=24, num_heads=2))
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": 24, "num_heads": 3, "vocab_size": 28}))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    pretrained.note(tmp_path, "audio_enc", 1, options, {})
+    with pytest.raises(UserError, match="num_heads is 2 in stoker.json and 3 in config.json"):
+        pretrained.settled(pretrained.find(str(tmp_path)), AudioEncoder)
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": 24, "num_heads": 2, "vocab_size": 28}))
+    pretrained.note(tmp_path, "audio_enc", 1, options, {})
+    assert pretrained.settled(pretrained.find(str(tmp_path)), AudioEncoder).num_heads == 2
+
+
+def test_a_folder_that_was_changed_on_purpose_is_read_without_stoker_json(source: RunDir) -> None:
+    """As fine-tuning by another program changes it, which writes into the same folder."""
+    folder = source.models / "best"
+    weights = weights_of(folder)
+    weights["transformer.ln_f.bias"] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="delete stoker.json, and the folder is read as another program's"):
+        use(folder)
+    (folder / "stoker.json").unlink()
+    found = pretrained.find(str(folder))
+    _, model = pretrained.opened(found, LanguageModel, "cpu")
+    assert (found.stage, found.step) == ("", -1)
+    torch.testing.assert_close(model.final_norm.bias, weights["transformer.ln_f.bias"])
+
+
+def test_a_folder_of_an_earlier_version_is_read_with_a_warning(source: RunDir, caplog: Any) -> None:
+    """Its stoker.json has no digests."""
+    path = source.models / "best" / "stoker.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({name: known[name] for name in ("stage", "step", "options", "scores")}))
+    use(path.parent)
+    assert f"{path} was written by an earlier version, without digests" in caplog.text
+    path.write_text(json.dumps({name: known[name] for name in ("stage", "step", "options", "scores", "files")}))
+    with pytest.raises(UserError, match="stoker.json cannot be read"):
+        use(path.parent)
+
+
 # -- figures of them alone ------------------------------------------------------------------------------------------
 
 
@@ -217,6 +353,7 @@ def test_an_evaluation_gives_the_figures_of_the_journal_to_the_last_bit(source: 
     typed = ["--dataset", "text.txt", "--batch_size", "4", "--threads", "1"]
     for argv, at in [(["--resume", "source"], step), (["--init_from", "source", *typed], step),
                      (["--resume", "runs/source/snapshots/snapshot_step_00000002"], 2),
+                     (["--checkpoint_file", "runs/source/snapshots/snapshot_step_2.pt"], 2),
                      (["--checkpoint_file", "runs/source/snapshots/snapshot_step_00000002", *typed], 2)]:
         job = launch.decide(LanguageModel, ["--eval_only", *argv])
         done = eval_only.scores(job)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 from config import UserError
 from daemon.journal import Journal
 from daemon.rundir import RunDir
+from monitors.journal import JournalWriter
 from toys import QUICK, TOYS, Buffers, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
-from training import manifest
+from training import manifest, receipt
 from training.callback import ACT, Callback
 from training.snapshots import Snapshots
 from training.stage import Batch, Ratio
@@ -177,14 +179,14 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
 def test_weights_asked_for_are_taken_also_if_the_start_was_interrupted(tmp_path: Path) -> None:
     first, run = new_run(tmp_path, Regression), new_run(tmp_path, Regression)
     train(Regression, first)
-    options: dict[str, Any] = {"checkpoint_file": str(first.snapshots / "snapshot_epoch_0003")}
+    options: dict[str, Any] = {"init_from": str(first.snapshots / "snapshot_epoch_0003")}
     run.config_file.write_text(json.dumps(options))  # as it stands before training began
     trainer, _ = train(Regression, run, resume=True, **QUICK | {"max_steps": 1, "lr": 1e-9})
     from safetensors.torch import load_file
 
     expected = load_file(first.snapshots / "snapshot_epoch_0003" / "model.safetensors")["0.weight"]
     torch.testing.assert_close(trainer.model[0].weight.detach(), expected, rtol=0, atol=1e-7)
-    Path(options["checkpoint_file"]).rename(tmp_path / "gone")
+    Path(options["init_from"]).rename(tmp_path / "gone")
     other = new_run(tmp_path, Regression)
     other.config_file.write_text(json.dumps(options))
     with pytest.raises(UserError, match="is gone"):
@@ -331,14 +333,108 @@ def test_a_config_edited_by_hand_is_refused(stopped: RunDir, options: dict[str, 
     assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
 
 
-@pytest.mark.parametrize("options", [{"log_interval": 3}, {"threads": 2}, {"keep_last_n_snapshots": 1},
-                                     {"max_steps": 12, "epochs": 4}])
+@pytest.mark.parametrize("options", [{"log_interval": 3}, {"threads": 2}, {"keep_last_n_snapshots": 1}])
 def test_harmless_differences_are_listed(stopped: RunDir, caplog: pytest.LogCaptureFixture,
                                          options: dict[str, Any]) -> None:
     before = json.loads(stopped.config_file.read_text())
     edit(stopped, **options)
     assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
     assert all(f"  config.{name}: {before[name]} -> {value}" in caplog.messages for name, value in options.items())
+
+
+@pytest.mark.parametrize("options, steps", [({"max_steps": 3}, 3), ({"max_steps": 90}, 90), ({"epochs": 1}, 3),
+                                            ({"max_steps": 3, "epochs": 1}, 3)])
+def test_a_length_edited_by_hand_is_refused(stopped: RunDir, options: dict[str, Any], steps: int) -> None:
+    """Or a run of which a digit was damaged would be finished, at step 4 of 9, without a word."""
+    before = json.loads(stopped.config_file.read_text())
+    edit(stopped, **{"max_steps": 9, "epochs": 99} | options)
+    with pytest.raises(UserError, match=f"says max_steps {steps}, but .* was made with max_steps 9: put 9 back") as no:
+        train(Regression, stopped, resume=True)
+    assert len(no.value.problems) == 1 and not list(stopped.models.iterdir())
+    edit(stopped, **before)
+    assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
+
+
+def test_an_extended_run_is_resumed_before_its_first_new_snapshot(stopped: RunDir) -> None:
+    """The newest snapshot is still of the shorter plan."""
+    extended = {"max_steps": 14, "epochs": 99}
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(Regression, Killed(5)), stopped, resume=True, extend_steps=5, **extended)
+    trainer, ending = train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)
+    assert (ending.state, trainer.step) == ("finished", 14)
+
+
+@pytest.mark.parametrize("then, now, refused", [(False, True, True), (True, False, False)])
+def test_a_run_is_never_compiled_by_an_edit(stopped: RunDir, then: bool, now: bool, refused: bool) -> None:
+    """It may go on without a compiler where there is none any more; the other way round somebody changed it."""
+    snapshot = stopped.snapshots / "snapshot_step_00000004"
+    made_by = manifest.read(snapshot)["made_by"]
+    made_by["config"]["compile"] = then
+    manifest.write(snapshot, 4, manifest.read(snapshot)["files"], made_by)
+    now_made_by = {**made_by, "config": {**made_by["config"], "compile": now}}
+    if refused:
+        with pytest.raises(UserError, match="compile False -> True"):
+            receipt.compare(snapshot, now_made_by, Regression.Config, extended=False)
+    else:
+        assert receipt.compare(snapshot, now_made_by, Regression.Config, extended=False) == [
+            "config.compile: True -> False"]
+
+
+# -- a journal that was damaged -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> RunDir:
+    """Stopped after step 5, with rows of steps 1, 2 and 4."""
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(5)), run)
+    assert [row["step"] for row in Journal(run.metrics).rows()] == [1, 2, 4]
+    return run
+
+
+def lose(damage: Callable[[list[str]], list[str]]) -> Callable[[RunDir], object]:
+    return lambda run: run.metrics.write_text("".join(damage(run.metrics.read_text().splitlines(keepends=True))))
+
+
+@pytest.mark.parametrize("damage, line", [
+    (lose(lambda lines: lines[:1]), "lost its rows of steps 2-4 (2 of 3)"),
+    (lambda run: run.metrics.unlink(), "lost its rows of steps 1-4 (3 of 3)"),
+    (lose(lambda lines: [lines[0], lines[1].replace('"step"', '"stfp"'), lines[2]]), "lost its row of step 2 (1 of 3)"),
+    (lose(lambda lines: [re.sub(r"\.\d", ".x", lines[0], count=1), *lines[1:]]), "lost its row of step 1 (1 of 3)"),
+    (lose(lambda lines: [re.sub(r"\.\d", ".0", lines[0], count=1), *lines[1:]]), "has other figures up to step 4"),
+])
+def test_a_damaged_journal_is_named_and_the_run_goes_on(logged: RunDir, caplog: pytest.LogCaptureFixture,
+                                                        damage: Callable[[RunDir], object], line: str) -> None:
+    """The same weights, the rows that are left, and those that come; the next resume has nothing to add."""
+    damage(logged)
+    train(with_callbacks(Regression, StopAt(7)), logged, resume=True)
+    told = [message for message in caplog.messages if message.startswith("metrics.jsonl")]
+    assert len(told) == 1 and line in told[0] and "the run goes on" in told[0]
+    caplog.clear()
+    trainer, ending = train(with_callbacks(Regression, StopAt(-1)), logged, resume=True)
+    assert ending.state == "finished" and not trainer.switched_off
+    assert not [message for message in caplog.messages if message.startswith("metrics.jsonl")]
+    steps = [row["step"] for row in Journal(logged.metrics).rows()]
+    assert steps == sorted(set(steps)) and steps[-3:] == [6, 8, 9]
+
+
+def test_a_journal_as_it_was_written_gets_no_warning(logged: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor one with rows that came after the snapshot, or whose snapshot is of an earlier version."""
+    with pytest.raises(KeyboardInterrupt):
+        train(with_callbacks(Regression, Killed(9)), logged, resume=True, snapshot_interval=90)
+    train(with_callbacks(Regression, StopAt(7)), logged, resume=True)
+    JournalWriter(logged.metrics, logged.timings).load_state_dict({})
+    assert not [message for message in caplog.messages if message.startswith("metrics.jsonl")]
+
+
+def test_a_finished_run_with_a_damaged_row_has_its_models(tmp_path: Path) -> None:
+    """A row without its step once made every export fail."""
+    run = new_run(tmp_path, Regression)
+    damage = lose(lambda lines: [lines[0].replace('"step"', '"stfp"'), *lines[1:]])
+    callback = type("Damage", (Callback,), {"on_save": lambda self, trainer, path: damage(run)})()
+    with run.lock():
+        ending = session(with_callbacks(Regression, callback), run).train()
+    assert ending.state == "finished" and sorted(path.name for path in run.models.iterdir()) == ["best", "final"]
 
 
 def test_snapshots_of_other_stages_and_runs_are_refused(tmp_path: Path, stopped: RunDir) -> None:
