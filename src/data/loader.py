@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from config import UserError
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIKE = 0.8  # times as long as the longest: what is shorter is batched with others
 EXAMPLES = 1 / 8, 3 / 8, 5 / 8, 7 / 8  # shares of the rows, each in the middle of a quarter
@@ -193,6 +195,9 @@ def _clear(batches: Iterator[Any]) -> Iterator[Any]:
     data set raises itself begins with "Caught"."""
     try:
         yield from batches
+    except UserError as error:  # from a worker it comes with the worker's traceback around it
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise type(error)(str(error).rpartition(name)[2].strip()) from error
     except (EOFError, ConnectionError) as error:
         if str(error).startswith("Caught "):
             raise

@@ -365,6 +365,8 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
         if isinstance(error, UserError) and not begun.is_set():
             _undo(job, run, before, path)
             raise
+        if isinstance(error, UserError):  # its message says everything
+            return _end(run, "failed", "; ".join(error.problems), FAILED)
         log.exception("the run failed")
         return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
     halted = ending.state == "halted"
