@@ -43,9 +43,11 @@ def read(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        return log.warning("%s cannot be read (%s): it is made again", path, error.strerror)
+        log.warning("%s cannot be read (%s): it is made again", path, error.strerror)
+        return None
     if digest != _digest(content):
-        return log.warning("%s is damaged: it is made again", path)
+        log.warning("%s is damaged: it is made again", path)
+        return None
     return content.decode()
 
 

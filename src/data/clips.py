@@ -120,6 +120,6 @@ class Clips(Dataset[Clip]):
         except audio.AudioError as error:
             raise UserError(f"{utterance.path} {error}; it was all right when the data were checked") from error
         if self.decoded and digest(samples) != self.decoded.facts[utterance.path].digest:
-            raise UserError(f"{utterance.path} has changed since the data were checked: put the old file back, or start "
-                            "a new run")
+            raise UserError(f"{utterance.path} has changed since the data were checked: put the old file back, or "
+                            "start a new run")
         return as_float(samples)

@@ -191,11 +191,15 @@ def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers:
 
 
 def _clear(batches: Iterator[Any]) -> Iterator[Any]:
-    """What a worker's end leaves half read is told as that. torch does so only where nothing was on its way; what a
-    data set raises itself begins with "Caught"."""
+    """Pass batches on, and give the errors of loader workers a message that is clear.
+
+    A UserError of the data set arrives as it was raised, without the worker's traceback. If a worker dies while its
+    message is half read, the error says so; torch does that only where no message was on its way. Other errors of the
+    data set begin with "Caught".
+    """
     try:
         yield from batches
-    except UserError as error:  # from a worker it comes with the worker's traceback around it
+    except UserError as error:  # from a worker, the message is the end of its traceback
         name = f"{type(error).__module__}.{type(error).__qualname__}: "
         raise type(error)(str(error).rpartition(name)[2].strip()) from error
     except (EOFError, ConnectionError) as error:

@@ -42,14 +42,14 @@ def folder(where: Path, make: Callable[[Path], None], *, what: str, room: str) -
 
 
 def verify(path: str) -> None:
-    """Raise Damaged if a file, or the archive that it is in, was made here and is not what was made: then its folder has
-    been removed. Any other file passes."""
+    """Raise Damaged if a file, or the archive that it is in, was made here and is not what was made: then its folder
+    has been removed. Any other file passes."""
     file = Path(archives.parted(path)[0])
     digest = _digests(file.parent).get(file.name)
     if digest and _sha256(*files.identity(file)) != digest:
         shutil.rmtree(file.parent, ignore_errors=True)
-        raise Damaged(f"{file} is damaged: it is not what was made. Its folder was removed; start again, or resume, and "
-                      "it is made again")
+        raise Damaged(f"{file} is damaged: it is not what was made. Its folder was removed; start again, or resume, "
+                      "and it is made again")
 
 
 def _is_whole(where: Path) -> bool:

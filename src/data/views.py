@@ -122,5 +122,6 @@ class Views(Dataset[View]):
         except images.ImageError as error:
             raise UserError(f"{path} {error}; it was all right when the data were checked") from error
         if self.resized and digest(pixels) != self.resized.facts[path].digest:
-            raise UserError(f"{path} has changed since the data were checked: put the old file back, or start a new run")
+            raise UserError(f"{path} has changed since the data were checked: put the old file back, or start a new "
+                            "run")
         return self.augmentation.stored(self.frame)(pixels)

@@ -17,6 +17,7 @@ from training.options import Options
 from training.stage import Batch, Ratio, Stage
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
     from torch.utils.data import Dataset
 
@@ -143,7 +144,7 @@ class LanguageModel(Stage):
         self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
         self.tokenizer.context = self.cfg.max_seq_len
         self.corpus_fingerprint, self.test_text = corpus.fingerprint, corpus.test
-        self.tokens: dict[str, Numbers] = {
+        self.tokens: dict[str, Numbers | np.ndarray] = {
             "train": tokens.tokenize(corpus.train, self.tokenizer, "training text"),
             "validation": tokens.tokenize(corpus.valid, self.tokenizer, "validation text"),
         }

@@ -236,11 +236,12 @@ def test_a_bad_tokenizer_json_is_one_line(content: bytes | None, reason: str, tm
     assert str(path) in str(caught.value) and "give one of bpe, bytes, gpt2" in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"model": 3}, {"model": {"type": "WordLevel", "vocab": {"a": -1}}}, {"added_tokens": 3}])
+@pytest.mark.parametrize("change", [{}, {"model": 3}, {"added_tokens": 3},
+                                    {"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}}])
 def test_what_the_library_refuses_is_one_line(change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    path.write_text(json.dumps({"pre_tokenizer": None, "added_tokens": []} | change | {"model": change.get("model", {})}))
-    with pytest.raises(UserError, match=f"--tokenizer {path}: is no tokenizer that .* can read .*; give one of") as caught:
+    path.write_text(json.dumps({"model": {}, "pre_tokenizer": None, "added_tokens": []} | change))
+    with pytest.raises(UserError, match=f"{path}: is no tokenizer that .* can read .*; give one of") as caught:
         open_tokenizer(str(path), 0, [])
     assert "\n" not in str(caught.value)
 

@@ -12,9 +12,9 @@ import torch
 
 import files
 from config import Damaged, UserError
+from damage import flip, full_disk
 from data import tokenizers, tokens
 from data.tokens import Windows, tokenize, unigram_perplexity
-from damage import flip, full_disk
 
 
 @pytest.fixture(autouse=True)
