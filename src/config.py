@@ -33,6 +33,10 @@ class UserError(Exception):
         self.problems = problems
 
 
+class Damaged(UserError):
+    """A file that Stoker keeps is not what it wrote. It has been removed: the next start makes it again."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What `opt` says of a field beside its default."""

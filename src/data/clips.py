@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from config import UserError
 from data import audio
-from data.decoded import Decoded, as_float, as_int16
+from data.decoded import Decoded, as_float, as_int16, digest
 from data.speech import Utterance
 
 SPEED_STEPS = 20  # the factors of speed are fractions with this denominator: each has its own filter
@@ -116,6 +116,10 @@ class Clips(Dataset[Clip]):
         if self.decoded and (kept := self.decoded.samples(utterance.path)) is not None:
             return kept
         try:
-            return as_float(as_int16(audio.read(utterance.path)))  # the same bits, kept or not
+            samples = as_int16(audio.read(utterance.path))  # the same bits, kept or not
         except audio.AudioError as error:
             raise UserError(f"{utterance.path} {error}; it was all right when the data were checked") from error
+        if self.decoded and digest(samples) != self.decoded.facts[utterance.path].digest:
+            raise UserError(f"{utterance.path} has changed since the data were checked: put the old file back, or "
+                            "start a new run")
+        return as_float(samples)

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 import files
-from data import audio, once
+from data import audio, made, once
 
 FORMAT = 1  # raise it when other facts, or other samples, come out
 FULL_SCALE = 0.999  # of the largest sample: what reaches it was clipped
@@ -68,6 +68,11 @@ def as_float(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / 2**15
 
 
+def digest(samples: np.ndarray) -> str:
+    """SHA-256 of int16 samples, as facts have it."""
+    return hashlib.sha256(samples.tobytes()).hexdigest()
+
+
 class _Files(Dataset[tuple[Fact, np.ndarray]]):
     def __init__(self, paths: Sequence[str]):
         self.paths = paths
@@ -77,6 +82,7 @@ class _Files(Dataset[tuple[Fact, np.ndarray]]):
 
     def __getitem__(self, index: int) -> tuple[Fact, np.ndarray]:
         path = self.paths[index]
+        made.verify(path)
         try:
             samples = audio.read(path)
         except audio.AudioError as error:
@@ -89,4 +95,4 @@ def _fact(path: str, samples: np.ndarray) -> Fact:
         return Fact(path, "holds no samples")
     size = np.abs(samples)
     return Fact(path, "", len(samples), float(size.max()), float(np.sqrt(np.mean(np.square(samples)))),
-                float(np.mean(size >= FULL_SCALE)), hashlib.sha256(as_int16(samples).tobytes()).hexdigest())
+                float(np.mean(size >= FULL_SCALE)), digest(as_int16(samples)))

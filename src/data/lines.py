@@ -48,8 +48,8 @@ def build(*, sizes: Mapping[str, int] | None = None, seed: int = 0, workers: int
     is missing, or there is no room."""
     if problems := fonts.missing():
         raise UserError(*problems)
-    sizes, corpus = sizes or SIZES, pydocs.build()
-    key = [BUILDER, fonts.versions(), corpus.name, sizes, seed]
+    sizes = sizes or SIZES
+    key = [BUILDER, fonts.versions(), hashlib.sha256(pydocs.build().encode()).hexdigest(), sizes, seed]
     where = files.home() / "made" / f"lines-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
 
     def make(folder: Path) -> None:
@@ -67,7 +67,7 @@ def build(*, sizes: Mapping[str, int] | None = None, seed: int = 0, workers: int
 
 def script(sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
     """What is drawn in which face. No text comes twice, in whatever case; what is judged by is drawn up first."""
-    documents = pydocs.build().read_text(encoding="utf-8").split(pydocs.SEPARATOR)
+    documents = pydocs.build().split(pydocs.SEPARATOR)
     random.Random(f"lines {seed}").shuffle(documents)
     held_back = round(TOLD_APART * len(documents))
     told, found = set[str](), list[Line]()

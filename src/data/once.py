@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
 import files
-from config import UserError
+from data import blocks, cache
+from data.blocks import Numbers
 from data.loader import evaluation_batches
 from progress import tracked
 
@@ -41,14 +42,14 @@ Read = tuple[F, np.ndarray]
 class Once(Generic[F]):
     """Facts by path, and the numbers where they are kept."""
 
-    def __init__(self, facts: Sequence[F], kept: Path | None, dtype: type[np.generic]):
+    def __init__(self, facts: Sequence[F], kept: Numbers | None):
         self.facts = {fact.path: fact for fact in facts}
-        self._kept = np.memmap(kept, dtype, mode="r") if kept and kept.stat().st_size else None
+        self._kept = kept
         ends = np.cumsum([fact.count for fact in facts])
         self._places = {fact.path: (end - fact.count, end) for fact, end in zip(facts, ends.tolist())}
 
     def numbers(self, path: str) -> np.ndarray | None:
-        """(count,), as they were kept; None where they were not."""
+        """(count,), as they were kept; None where they were not. Raises Damaged."""
         if self._kept is None:
             return None
         start, end = self._places[path]
@@ -61,41 +62,44 @@ def read(reading: Dataset[Read[F]], kind: type[F], where: Path, *, key: Any, dty
     of the cache, `what` is done and `otherwise` the option that needs no room, both for people. Raises UserError where
     there is no room."""
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    note, kept = where / f"{name}.json", where / f"{name}.bin" if keep else None
-    with files.locked(note.with_suffix(".lock")):
+    note, kept = where / f"{name}.note", where / f"{name}.bin" if keep else None
+    with cache.room(where, otherwise=otherwise), files.locked(note.with_suffix(".lock")):
         files.tidy(where)
-        if not (found := _remembered(note, kept, kind, np.dtype(dtype).itemsize)):
-            found = _build(reading, note, kept, what, otherwise)
-    return Once(found, kept, dtype)
+        if (found := _remembered(note, kept, kind, dtype)) is None:
+            _build(reading, note, kept, what)
+            found = _remembered(note, kept, kind, dtype)
+    assert found is not None, note
+    return found
 
 
-def _remembered(note: Path, kept: Path | None, kind: type[F], itemsize: int) -> list[F]:
-    """The facts, or [] where they, or what is kept, are not whole."""
-    if not note.exists() or (kept and not kept.exists()):
-        return []
-    facts = [kind(**each) for each in json.loads(note.read_text())]
-    return [] if kept and kept.stat().st_size != itemsize * sum(fact.count for fact in facts) else facts
+def _remembered(note: Path, kept: Path | None, kind: type[F], dtype: type[np.generic]) -> Once[F] | None:
+    """None where the facts, or the numbers to be kept, are not there, or damaged."""
+    if (content := cache.read(note)) is None:
+        return None
+    known = json.loads(content)
+    facts = [kind(**each) for each in known["facts"]]
+    if not kept:
+        return Once(facts, None)
+    numbers = blocks.opened(kept, dtype, sum(fact.count for fact in facts), known["blocks"])
+    return None if numbers is None else Once(facts, numbers)
 
 
-def _build(reading: Dataset[Read[F]], note: Path, kept: Path | None, what: str, otherwise: str) -> list[F]:
+def _build(reading: Dataset[Read[F]], note: Path, kept: Path | None, what: str) -> None:
     facts: list[F] = []
 
-    def write(file: IO[bytes] | None) -> None:
+    def contents() -> Iterator[bytes]:
         size = len(reading)  # type: ignore[arg-type]
         for fact, numbers in tracked(_each(reading, size), what, size, "files"):
             facts.append(fact)
-            if file:
-                file.write(numbers.tobytes())
+            yield numbers.tobytes() if kept else b""
 
-    try:
-        files.write(kept, write) if kept else write(None)
-        files.write_json(note, [asdict(fact) for fact in facts], sync=False)  # type: ignore[call-overload]
-    except OSError as error:
-        if not files.may_pass(error):
-            raise
-        raise UserError(f"{error.strerror} in {note.parent}: make room there, set STOKER_HOME to another disk, or take "
-                        f"{otherwise}") from error
-    return facts
+    digests: list[str] = []
+    if kept:
+        digests = blocks.write(kept, contents())
+    else:
+        for _ in contents():
+            pass
+    cache.write(note, json.dumps({"facts": list(map(asdict, facts)), "blocks": digests}))  # type: ignore[arg-type]
 
 
 def _each(reading: Dataset[Read[F]], size: int) -> Iterator[tuple[int, Read[F]]]:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import files
 from config import UserError
-from data import archives, hub, pictures, speech
+from data import archives, cache, hub, pictures, speech
 from progress import mark
 
 if TYPE_CHECKING:
     from datasets import IterableDataset  # type: ignore[import-untyped]
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 100  # rows between two notes of how far it is
 
@@ -45,8 +48,12 @@ class Part:
 
     def __init__(self, folder: Path, source: Source, theirs: str, ours: str):
         self.folder, self.source, self.theirs, self.ours = folder, source, theirs, ours
-        self.rows, self.note = folder / f"{theirs}.rows", folder / f"{theirs}.json"
-        noted = json.loads(self.note.read_text()) if self.note.exists() else {}
+        self.rows, self.note = folder / f"{theirs}.rows", folder / f"{theirs}.note"
+        noted = json.loads(cache.read(self.note) or "{}")
+        self._digest = _sha256(self.rows, noted.get("size", 0))
+        if noted and self._digest.hexdigest() != noted["digest"]:
+            log.warning("%s is damaged: this part is fetched again", self.rows)
+            noted, self._digest = {}, hashlib.sha256()
         self.count: int = noted.get("count", 0)
         self.size: int = noted.get("size", 0)
         self.stored: int = noted.get("stored", 0)
@@ -118,9 +125,10 @@ class Part:
     def _write_note(self, pending: list[str], state: Any, *, done: bool = False) -> None:
         self.sync()
         files.append(self.rows, "".join(pending), sync=True)
+        self._digest.update("".join(pending).encode())
         self.count, self.size, self.done = self.count + len(pending), self.rows.stat().st_size, done
-        files.write_json(self.note, {"count": self.count, "size": self.size, "done": done, "stored": self.stored,
-                                     "state": state})
+        cache.write(self.note, json.dumps({"count": self.count, "size": self.size, "done": done, "stored": self.stored,
+                                           "digest": self._digest.hexdigest(), "state": state}))
 
 
 class Sounds(Part):
@@ -197,6 +205,15 @@ def _column(stream: "IterableDataset", feature: str) -> str:
     """The column of such a kind, or one that is called so; or ''."""
     kinds = {name: type(kind).__name__ for name, kind in stream.features.items()}
     return next((name for name, kind in kinds.items() if feature in (kind, name.capitalize())), "")
+
+
+def _sha256(path: Path, size: int) -> "hashlib._Hash":
+    """Of the first bytes of a file, to be gone on with."""
+    digest = hashlib.sha256()
+    if size and path.exists():
+        with open(path, "rb") as file:
+            digest.update(file.read(size))
+    return digest
 
 
 def _file(found: Mapping[str, Any]) -> tuple[bytes, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import files
 from config import UserError
-from data import hub, parts, speech, splits
+from data import cache, hub, parts, speech, splits
 from data.parts import Part, Source
 from progress import announced
 
@@ -34,6 +34,14 @@ def manifest(name: str) -> Path:
         begun = "only in part" if path.parent.exists() else "not"
         raise UserError(f"--dataset {name} is {begun} on this machine: ./run/data.sh download --dataset {name} fetches "
                         f"it, about {SOURCES[name].gigabytes:g} GB")
+    digest, noted = files.sha256(path), cache.read(_digest_of(path))
+    if noted is None:  # it was fetched by a former version
+        with cache.room(path.parent):
+            cache.write(_digest_of(path), digest)
+    elif noted != digest:
+        path.unlink()
+        raise UserError(f"--dataset {name}: {path} was damaged and has been removed: ./run/data.sh download --dataset "
+                        f"{name} writes it again, from what has been fetched")
     return path
 
 
@@ -80,8 +88,13 @@ def _fetched(name: str, source: Source, folder: Path, most: int) -> Path:
                         ) from error
     rows = "".join(part.rows.read_text(encoding="utf-8") for part in found)
     files.write(path, f"{kind.header}\n{rows}")
+    cache.write(_digest_of(path), files.sha256(path))
     log.info("Fetched %s: %s", name, _told(found))
     return path
+
+
+def _digest_of(manifest: Path) -> Path:
+    return manifest.with_suffix(".digest")
 
 
 def _told(found: list[Part]) -> str:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import files
 from config import UserError
+from data import cache
 from progress import tracked
 
 log = logging.getLogger(__name__)
 
-BUILDER = 1  # raise it when other text comes out
+BUILDER = 2  # raise it when other text comes out, or it is kept in another form
 PACKAGES = ("numpy", "torch")
 SKIPPED = frozenset({"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "_vendor", "__pycache__"})
 SHORTEST = 40
@@ -40,19 +41,19 @@ def missing() -> list[str]:
     ]
 
 
-def build() -> Path:
-    """The corpus as one UTF-8 file, its documents ended by `<|endoftext|>` lines; made when it is not there yet.
+def build() -> str:
+    """The corpus, its documents ended by `<|endoftext|>` lines; made when it is not in the cache yet.
 
-    Raises UserError where a package is missing.
+    Raises UserError where a package is missing, or the disk refuses to keep it.
     """
     if problems := missing():
         raise UserError(*problems)
-    path = files.home() / "pydocs" / f"{_key()}.txt"
-    with files.locked(path.with_suffix(".lock")):
-        if not path.exists():
-            log.info("Gathering the documentation of %s (once)", ", ".join(_names()))
-            files.write(path, "".join(text + "\n" + SEPARATOR for text in gather(_roots())))
-    return path
+    return cache.text(files.home() / "pydocs" / f"{_key()}.txt", _gathered)
+
+
+def _gathered() -> str:
+    log.info("Gathering the documentation of %s (once)", ", ".join(_names()))
+    return "".join(text + "\n" + SEPARATOR for text in gather(_roots()))
 
 
 def gather(roots: Iterable[Path]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import files
 import wheels
-from data import images, once
+from data import images, made, once
 
 FORMAT = 1  # raise it when other facts, or other pixels, come out
 FITS = ("crop", "pad", "stretch")
@@ -133,6 +133,11 @@ def opened(source: bytes | str) -> Tensor:
     return torch.from_numpy(np.array(images.decode(source))).permute(2, 0, 1).contiguous()
 
 
+def digest(pixels: Tensor) -> str:
+    """SHA-256 of a decoded picture, as facts have it."""
+    return hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()
+
+
 class _Files(Dataset[tuple[Fact, np.ndarray]]):
     def __init__(self, paths: Sequence[str], frame: Frame | None):
         self.paths, self.frame = paths, frame
@@ -142,17 +147,14 @@ class _Files(Dataset[tuple[Fact, np.ndarray]]):
 
     def __getitem__(self, index: int) -> tuple[Fact, np.ndarray]:
         path = self.paths[index]
+        made.verify(path)
         try:
             pixels = opened(path)
         except images.ImageError as error:
             return Fact(path, str(error)), np.zeros(0, np.uint8)
-        found = Fact(path, "", pixels.shape[1], pixels.shape[2], _digest(pixels), int(pixels.max() - pixels.min()))
+        found = Fact(path, "", pixels.shape[1], pixels.shape[2], digest(pixels), int(pixels.max() - pixels.min()))
         if not self.frame:
             return found, np.zeros(0, np.uint8)
         fitted = self.frame(pixels)
         channels, height, width = fitted.shape
         return replace(found, kept_channels=channels, kept_height=height, kept_width=width), fitted.numpy()
-
-
-def _digest(pixels: Tensor) -> str:
-    return hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()

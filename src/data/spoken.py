@@ -91,7 +91,7 @@ def script(name: str, sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
 def _documentation(count: int, seed: int) -> list[str]:
     from data import pydocs
 
-    corpus = pydocs.build().read_text(encoding="utf-8").split(pydocs.SEPARATOR)
+    corpus = pydocs.build().split(pydocs.SEPARATOR)
     found = list(sentences.of_documentation(corpus))
     random.Random(seed).shuffle(found)
     return found[:count]

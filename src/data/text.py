@@ -126,7 +126,7 @@ def _texts(dataset: str) -> list[str]:
     if dataset == "pydocs":
         from data import pydocs
 
-        return [_read(pydocs.build())]
+        return [pydocs.build()]
     path = _path(dataset)
     return _folder_texts(path) if path.is_dir() else [_file_text(path)]
 

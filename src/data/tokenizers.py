@@ -17,6 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ import numpy as np
 
 import files
 from config import UserError
-from data import vocabularies
+from data import cache, vocabularies
 from data.text import END_OF_TEXT, fingerprint
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ KINDS = ("bpe", *FIXED)
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 WHAT_TO_GIVE = f"give one of {', '.join(KINDS)}, or the path of a tokenizer.json"
 ADDING = ("post_processor", "truncation", "padding")  # what would add to the ids of a text, or take from them
-TRAINER = 1  # raise it when training gives other pieces
+TRAINER = 2  # raise it when training gives another vocabulary, or it is kept in another form
 TRAINED_ON_AT_MOST = 64_000_000
 PIECE = 100_000
 WORD_START = re.compile(r"(?<=\S) (?=[^\W\d_])")
@@ -159,7 +160,8 @@ class Tiktoken(Tokenizer):
         self._encoding, self._content = encoding, content
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return _shared_out(lambda text: self._encoding.encode_to_numpy(text, disallowed_special=()), texts)
+        with _refused(self.name, "cannot encode the text"):
+            return _shared_out(lambda text: self._encoding.encode_to_numpy(text, disallowed_special=()), texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         return b"".join(self._bytes(i) for i in ids).decode(errors="replace")
@@ -185,11 +187,13 @@ class TokenizerJson(Tokenizer):
         self._library, self._content = library, content
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        found = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _refused(self.name, "cannot encode the text"):
+            found = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(each.ids, np.uint32) for each in found]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._library.decode(list(ids), skip_special_tokens=False)
+        with _refused(self.name, "cannot decode"):
+            return self._library.decode(list(ids), skip_special_tokens=False)
 
     def to_json(self) -> str:
         return self._content
@@ -231,10 +235,7 @@ def _trained(vocab_size: int, train: list[str], retrain: bool) -> str:
     """The tokenizer.json of a BPE trained on the text, from the cache where it is there."""
     key = _sha256(f"{TRAINER} {vocab_size} {fingerprint(train)}")[:24]
     path = files.home() / "tokenizers" / f"{key}.json"
-    with files.locked(path.with_suffix(".lock")):
-        if retrain or not path.exists():
-            files.write(path, _train(vocab_size, train))
-        return path.read_text()
+    return cache.text(path, lambda: _train(vocab_size, train), again=retrain)
 
 
 def _train(vocab_size: int, train: list[str]) -> str:
@@ -283,7 +284,8 @@ def from_json(name: str, content: str) -> Tokenizer:
         raise UserError(f"--tokenizer {name}: is JSON, but no tokenizer; {WHAT_TO_GIVE}")
     if any(state.get(each) for each in ADDING):
         content = json.dumps(state | dict.fromkeys(ADDING))
-    library = Library.from_str(content)
+    with _refused(name, "is no tokenizer that the `tokenizers` library can read"):
+        library = Library.from_str(content)
     known = library.get_vocab(with_added_tokens=True)
     end = next((token for token in ENDS_OF_TEXT if token in known), None)
     if end is None:
@@ -291,6 +293,18 @@ def from_json(name: str, content: str) -> Tokenizer:
     if ranks := _ranks(state, end):
         return Tiktoken(name, _encoding(ranks, end, known[end]), content)
     return TokenizerJson(name, library, content, known[end])
+
+
+@contextmanager
+def _refused(name: str, what: str) -> Iterator[None]:
+    """Turn what the library raises into a UserError: a plain Exception, or a panic, which is no Exception at all: where
+    the tokenizer's regular expression takes too many attempts, for example."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"--tokenizer {name}: {what} ({' '.join(str(error).split())}); {WHAT_TO_GIVE}") from error
 
 
 # GPT-2's way to cut text into words, in the form that tiktoken uses: it does not backtrack

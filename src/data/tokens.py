@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -14,6 +13,8 @@ from torch.utils.data import Dataset
 
 import files
 from config import UserError
+from data import blocks, cache
+from data.blocks import Numbers
 from data.text import fingerprint
 from data.tokenizers import Tokenizer, pieces
 from progress import tracked
@@ -25,24 +26,26 @@ BATCH = 4_000_000  # characters that are encoded at a time
 COUNTED_AT_ONCE = 10_000_000
 
 
-def tokenize(documents: list[str], tokenizer: Tokenizer, what: str) -> np.ndarray:
-    """The ids of all documents, one after another, each ended by end-of-text; (N,) uint16 or uint32, read-only.
+def tokenize(documents: list[str], tokenizer: Tokenizer, what: str) -> Numbers:
+    """The ids of all documents, one after another, each ended by end-of-text; N of uint16 or uint32.
 
-    The array is a view of a file in the cache, keyed by the documents' content and the tokenizer: a second call
-    encodes nothing, and several processes share the memory. `what` names the text in the log.
+    They are in a file in the cache, keyed by the documents' content and the tokenizer: a second call encodes nothing,
+    and several processes share the memory. `what` names the text in the log. Raises UserError where the disk refuses to
+    keep them.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     key = hashlib.sha256(f"{FORMAT} {tokenizer.fingerprint} {fingerprint(documents)}".encode()).hexdigest()[:32]
     path = files.home() / "tokens" / f"{key}.bin"
-    with files.locked(path.with_suffix(".lock")):
-        if not _is_whole(path):
-            for left in path.parent.glob(f".{path.name}.*"):  # by a start that was killed
-                left.unlink()
+    with cache.room(path.parent), files.locked(path.with_suffix(".lock")):
+        files.tidy(path.parent)
+        if (found := _known(path, dtype)) is None:
             _build(path, documents, tokenizer, dtype, what)
-    return np.memmap(path, dtype, mode="r")
+            found = _known(path, dtype)
+    assert found is not None, path
+    return found
 
 
-def unigram_perplexity(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
+def unigram_perplexity(train: Numbers | np.ndarray, valid: Numbers | np.ndarray, vocab_size: int) -> float:
     """Perplexity on `valid` of guessing each token by how often it stands in `train` (add-one smoothed).
 
     What a model that looks at nothing reaches: below this, something was learned from the context.
@@ -59,7 +62,7 @@ class Windows(Dataset[torch.Tensor]):
     no window is left out.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, *, max_samples: int = 0, what: str = "text"):
+    def __init__(self, tokens: Numbers | np.ndarray, length: int, *, max_samples: int = 0, what: str = "text"):
         """`max_samples` keeps the first windows only, 0 keeps all. Raises UserError where none can be filled."""
         count = (len(tokens) - 1) // length
         if count < 1:
@@ -83,30 +86,22 @@ class Windows(Dataset[torch.Tensor]):
 # -- the cache ------------------------------------------------------------------------------------------------------
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the file is there with the size that was noted when it was written; told where it is not."""
-    note = path.with_suffix(".json")
-    if not path.exists() or not note.exists():
-        return False
-    noted = json.loads(note.read_text())
-    size = path.stat().st_size
-    if size != noted["count"] * np.dtype(noted["dtype"]).itemsize:
-        log.warning("Damaged token cache %s (%s bytes for %s tokens) is made anew", path, size, noted["count"])
-        return False
-    return True
+def _known(path: Path, dtype: np.dtype) -> Numbers | None:
+    """The file as its note says it was written; None where it is not there, or not so."""
+    if (note := cache.read(path.with_suffix(".note"))) is None:
+        return None
+    known = json.loads(note)
+    return blocks.opened(path, dtype, known["count"], known["blocks"])
 
 
 def _build(path: Path, documents: list[str], tokenizer: Tokenizer, dtype: np.dtype, what: str) -> None:
     """Encode into `path`, batch by batch; the note that makes it valid is written last."""
-
-    def encode(file: IO[bytes]) -> None:
-        total = sum(map(len, documents))
-        for texts, ends in tracked(_batches(documents), f"Tokenizing {what}", total, "characters"):
-            file.write(_joined(tokenizer.encode_batch(texts), ends, tokenizer.end_of_text, dtype))
-
-    files.write(path, encode)
+    total = sum(map(len, documents))
+    batches = tracked(_batches(documents), f"Tokenizing {what}", total, "characters")
+    digests = blocks.write(path, (_joined(tokenizer.encode_batch(texts), ends, tokenizer.end_of_text, dtype)
+                                  for texts, ends in batches))
     count = path.stat().st_size // dtype.itemsize
-    files.write_json(path.with_suffix(".json"), {"count": count, "dtype": dtype.name})
+    cache.write(path.with_suffix(".note"), json.dumps({"count": count, "blocks": digests}))
     log.info("Tokenized %s: %s tokens", what, f"{count:,}")
 
 
@@ -134,7 +129,7 @@ def _joined(ids: list[np.ndarray], ends: list[bool], end_of_text: int, dtype: np
     return np.concatenate(parts, dtype=dtype, casting="same_kind").tobytes()
 
 
-def _counts(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+def _counts(tokens: Numbers | np.ndarray, vocab_size: int) -> np.ndarray:
     """How often each id stands in the tokens, (vocab_size,); a part at a time, as bincount copies to int64."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(tokens), COUNTED_AT_ONCE):

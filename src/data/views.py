@@ -13,7 +13,7 @@ import wheels
 from config import UserError
 from data import images
 from data.pictures import Picture
-from data.resized import Frame, Resized, opened
+from data.resized import Frame, Resized, digest, opened
 from data.threads import one_thread
 
 WIDEST = 4 / 3  # to one, what is cut out has at most; RandomResizedCrop's
@@ -118,6 +118,10 @@ class Views(Dataset[View]):
         if self.resized and (kept := self.resized.pixels(path)) is not None:
             return kept
         try:
-            return self.augmentation.stored(self.frame)(opened(path))
+            pixels = opened(path)
         except images.ImageError as error:
             raise UserError(f"{path} {error}; it was all right when the data were checked") from error
+        if self.resized and digest(pixels) != self.resized.facts[path].digest:
+            raise UserError(f"{path} has changed since the data were checked: put the old file back, or start a new "
+                            "run")
+        return self.augmentation.stored(self.frame)(pixels)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import files
+from data import cache
 from data.network import unreachable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ FILES = {
 }
 WHAT_TO_DO = ("connect, set TIKTOKEN_CACHE_DIR to a folder that has them, or train a tokenizer on the text: "
               "--tokenizer bpe")
-MAKER = 1  # raise it when another tokenizer.json is made
+MAKER = 2  # raise it when another tokenizer.json is made, or it is kept in another form
 
 
 def problem(kind: str) -> str:
@@ -49,10 +50,7 @@ def tokenizer_json(encoding: "tiktoken.Encoding") -> str:
     head = f"{MAKER} {encoding._pat_str} {encoding._special_tokens}".encode()
     key = hashlib.sha256(b"\n".join([head, *encoding._mergeable_ranks])).hexdigest()[:24]
     path = files.home() / "tokenizers" / f"{key}.json"
-    with files.locked(path.with_suffix(".lock")):
-        if not path.exists():
-            files.write(path, _made(encoding))
-        return path.read_text()
+    return cache.text(path, lambda: _made(encoding))
 
 
 def byte_letters() -> dict[int, str]:

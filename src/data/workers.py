@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from config import UserError
+
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -47,6 +49,9 @@ def awaited(batches: Iterator[Any], stopped: Callable[[], object]) -> Iterator[A
             batch = next(batches)
         except StopIteration:
             return
+        except UserError as error:  # from a worker, the message is the end of its traceback
+            name = f"{type(error).__module__}.{type(error).__qualname__}: "
+            raise type(error)(str(error).rpartition(name)[2].strip()) from error
         except (RuntimeError, EOFError, ConnectionError) as error:
             if str(error).startswith("Caught ") and not isinstance(error, OutOfSharedMemory):
                 raise  # by the data set itself

@@ -384,8 +384,8 @@ def _go_on_with_torch() -> None:
 
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {venv.folder()} is not set up: "
-                        "start with a script of run/, which sets it up")
+        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {venv.folder()} is not set "
+                        "up: start with a script of run/, which sets it up")
 
 
 def _new_run(job: Job) -> RunDir:
@@ -432,6 +432,8 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
         if isinstance(error, UserError) and not begun.is_set():
             _undo(job, run, before, path)
             raise
+        if isinstance(error, UserError):  # its message says everything
+            return _end(run, "failed", "; ".join(error.problems), FAILED)
         log.exception("the run failed")
         return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
     halted = ending.state == "halted"

@@ -13,7 +13,7 @@ import torch
 
 import config
 import files
-from config import Parsed, UserError
+from config import Damaged, Parsed, UserError
 from daemon import machine, registry
 from daemon.pulse import ESTIMATING, PREPARING, Pulse
 from daemon.rundir import RunDir
@@ -119,7 +119,15 @@ class Session:
         self.ledger, self.micro = trainer.ledger, trainer.order.micro
 
     def prepare(self) -> tuple[Trainer, Path | None]:
-        """The trainer of this sitting, and the snapshot it is to go on from."""
+        """The trainer of this sitting, and the snapshot to resume from. What is found damaged in the cache has been
+        removed, so a second try makes it again."""
+        try:
+            return self._prepare()
+        except Damaged as damaged:
+            log.warning("%s", damaged)
+        return self._prepare()
+
+    def _prepare(self) -> tuple[Trainer, Path | None]:
         self.pulse.enter(PREPARING)
         cfg: Options = self.job.cfg
         extends = cfg.extend_steps > 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
+    from data.blocks import Numbers
     from data.tokenizers import Tokenizer
     from training.media import Media
     from training.pretrained import Pretrained
@@ -143,7 +144,7 @@ class LanguageModel(Stage):
         self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
         self.tokenizer.context = self.cfg.max_seq_len
         self.corpus_fingerprint, self.test_text = corpus.fingerprint, corpus.test
-        self.tokens: dict[str, np.ndarray] = {
+        self.tokens: dict[str, Numbers | np.ndarray] = {
             "train": tokens.tokenize(corpus.train, self.tokenizer, "training text"),
             "validation": tokens.tokenize(corpus.valid, self.tokenizer, "validation text"),
         }
@@ -154,8 +155,9 @@ class LanguageModel(Stage):
         log.info("Data check: %s to train on, %s to validate; none of the %s documents to judge by occurs in training",
                  *rows, f"{judged:,}")
         log.info("Tokenizer: %s, %s pieces", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
-        log.info("Unigram baseline: validation perplexity %.1f",
-                 tokens.unigram_perplexity(self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
+        if not own.exists():  # a run that resumes has it in its first log, and need not read all tokens first
+            log.info("Unigram baseline: validation perplexity %.1f", tokens.unigram_perplexity(
+                self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
 
     def dataset(self, split: str) -> "Dataset[Any]":
         from data.tokens import Windows, tokenize

@@ -8,7 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from config import UserError
+from config import Damaged, UserError
+from damage import flip
 from data import audio, once
 from data.clips import KNOTS, Augmentation, Clips, coloured
 from data.decoded import as_int16, decode
@@ -61,6 +62,51 @@ def test_a_cache_that_lost_its_end_is_made_anew(rows: list[Utterance], own_home:
     [kept] = (own_home / "audio").glob("*.bin")
     os.truncate(kept, 1000)
     assert (decode(paths_of(rows), keep=True).samples(rows[4].path) == expected).all()
+
+
+def test_a_damaged_sample_is_never_heard_and_the_cache_is_made_again(rows: list[Utterance], own_home: Path) -> None:
+    expected = [clip.waveform for clip in Clips(rows)]
+    clips = Clips(rows, decoded=decode(paths_of(rows), keep=True))
+    [kept] = (own_home / "audio").glob("*.bin")
+    flip(kept, 1001)
+    with pytest.raises(Damaged, match=f"{kept} is damaged"):
+        clips[4]
+    again = Clips(rows, decoded=decode(paths_of(rows), keep=True))
+    assert all(torch.equal(clip.waveform, one) for clip, one in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_damaged_facts_are_found_out_again(keep: bool, rows: list[Utterance], own_home: Path) -> None:
+    first = decode(paths_of(rows), keep=keep)
+    [note] = (own_home / "audio").glob("*.note")
+    was = note.read_bytes()
+    note.write_bytes(was.replace(b'"count": ', b'"count": 1', 1))
+    assert note.read_bytes() != was and decode(paths_of(rows), keep=keep).facts == first.facts
+    assert note.read_bytes() == was
+
+
+def test_facts_found_without_keeping_are_no_digests_of_what_was_kept(rows: list[Utterance], own_home: Path) -> None:
+    first = decode(paths_of(rows), keep=True)
+    [note] = (own_home / "audio").glob("*.note")
+    note.unlink()
+    decode(paths_of(rows), keep=False)
+    samples = decode(paths_of(rows), keep=True).samples(rows[4].path)
+    assert samples is not None and np.array_equal(samples, first.samples(rows[4].path))  # type: ignore[arg-type]
+
+
+def test_where_no_file_can_be_read_nothing_is_kept(tmp_path: Path) -> None:
+    for _ in range(2):
+        found = decode([str(tmp_path / "none.wav")], keep=True)
+        assert [fact.problem for fact in found.facts.values()] == ["there is no such file"]
+
+
+def test_a_file_that_changed_since_it_was_checked_is_not_heard(rows: list[Utterance]) -> None:
+    """Also where its samples are not kept."""
+    clips = Clips(rows, decoded=decode(paths_of(rows), keep=False))
+    make_sound(Path(rows[2].path), rows[2].seconds or 0.5, seed=99)
+    assert len(clips[1].waveform)
+    with pytest.raises(UserError, match=r"2\.flac has changed since the data were checked"):
+        clips[2]
 
 
 def test_the_facts_of_a_file(tmp_path: Path) -> None:

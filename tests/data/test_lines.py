@@ -3,7 +3,6 @@
 import io
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,9 @@ DOCUMENTS = [f"Module {name} has some_{name} and os.{name}.path, which returns t
 
 
 @pytest.fixture(autouse=True)
-def documentation(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def documentation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little of it: the real one is built in ten seconds."""
-    path = tmp_path_factory.mktemp("pydocs") / "few.txt"
-    path.write_text("".join(text + pydocs.SEPARATOR for text in DOCUMENTS))
-    monkeypatch.setattr(pydocs, "build", lambda: path)
-    yield
+    monkeypatch.setattr(pydocs, "build", lambda: "".join(text + pydocs.SEPARATOR for text in DOCUMENTS))
 
 
 def contents(manifest: Path) -> list[bytes]:

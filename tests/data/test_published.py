@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from config import UserError
+from damage import flip
 from data import parts, published, speech
 from data.parts import Part, Sounds, Source
 from data.published import PARTS
@@ -90,6 +91,25 @@ def test_interrupted_it_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tm
         name = row.partition(",")[0]
         assert (path.parent / name).read_bytes() == (whole.parent / name).read_bytes()
     assert next(again) <= 34 - stop + 3, "at most what came after the last note is fetched again"
+
+
+@pytest.mark.parametrize("name", ["validation.clean.note", "validation.clean.rows"])
+def test_a_damaged_note_fetches_its_part_again(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = published.download("librispeech-100")
+    was = path.read_text()
+    path.unlink()
+    flip(path.parent / name, 70)
+    assert published.download("librispeech-100").read_text() == was
+    assert f"{path.parent / name} is damaged" in caplog.text
+
+
+def test_a_damaged_manifest_is_not_trained_on() -> None:
+    path = published.download("librispeech-100")
+    was = path.read_text()
+    flip(path, 100)
+    with pytest.raises(UserError, match="manifest.csv was damaged and has been removed: ./run/data.sh download"):
+        speech.read("librispeech-100")
+    assert published.download("librispeech-100").read_text() == was and speech.read("librispeech-100")
 
 
 def test_without_the_hub_it_says_so(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import files
 from config import UserError
+from damage import flip
 from data import pydocs, text
 
 MODULE = '''"""Tools for measuring rivers, written for the people who live beside them."""
@@ -87,12 +88,15 @@ def test_markup_becomes_prose(docstring: str) -> None:
 
 def test_it_is_built_once_and_read_as_documents(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pydocs, "_roots", lambda: [package])
-    path = pydocs.build()
-    assert path.parent == files.home() / "pydocs"
-    read = text._between_marks(text._read(path))
+    built = pydocs.build()
+    [path] = (files.home() / "pydocs").glob("*.txt")
+    read = text._between_marks(built)
     assert [document.removesuffix("\n") for document in read] == list(pydocs.gather([package]))
     monkeypatch.setattr(pydocs, "gather", None)
-    assert pydocs.build() == path
+    assert pydocs.build() == built
+    flip(path, 100)
+    with pytest.raises(TypeError):
+        pydocs.build()
     monkeypatch.setattr(pydocs, "BUILDER", pydocs.BUILDER + 1)
     with pytest.raises(TypeError):
         pydocs.build()

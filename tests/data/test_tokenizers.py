@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 import socket
 import unicodedata
@@ -13,7 +14,9 @@ import pytest
 import tiktoken
 import tokenizers as library
 
+import files
 from config import UserError
+from damage import flip, full_disk
 from data import tokenizers, vocabularies
 from data.tokenizers import Tokenizer, open_tokenizer, pieces
 
@@ -135,6 +138,22 @@ def test_bpe_is_trained_once_for_a_text_and_a_size(monkeypatch: pytest.MonkeyPat
     assert open_tokenizer("bpe", 301, texts).fingerprint != first.fingerprint
 
 
+def test_a_damaged_bpe_is_trained_again(caplog: pytest.LogCaptureFixture) -> None:
+    texts = [english(1, 2000)]
+    first = open_tokenizer("bpe", 300, texts)
+    [cached] = (files.home() / "tokenizers").glob("*.json")
+    for damage in (lambda: flip(cached, 5000), lambda: os.truncate(cached, 3000), lambda: cached.write_text("{}")):
+        damage()
+        assert open_tokenizer("bpe", 300, texts).fingerprint == first.fingerprint
+    assert caplog.text.count(f"{cached} is damaged: it is made again") == 3
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "write", full_disk)
+    with pytest.raises(UserError, match="No space left on device in .*tokenizers: make room there"):
+        open_tokenizer("bpe", 300, [english(1, 100)])
+
+
 def test_a_small_text_gives_fewer_pieces_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         tokenizer = open_tokenizer("bpe", 5000, ["so short a text"])
@@ -215,6 +234,36 @@ def test_a_bad_tokenizer_json_is_one_line(content: bytes | None, reason: str, tm
     with pytest.raises(UserError, match=reason) as caught:
         open_tokenizer(str(path), 0, [])
     assert str(path) in str(caught.value) and "give one of bpe, bytes, gpt2" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{}, {"model": 3}, {"added_tokens": 3},
+                                    {"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}}])
+def test_what_the_library_refuses_is_one_line(change: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"model": {}, "pre_tokenizer": None, "added_tokens": []} | change))
+    with pytest.raises(UserError, match=f"{path}: is no tokenizer that .* can read .*; give one of") as caught:
+        open_tokenizer(str(path), 0, [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_regular_expression_that_explodes_is_one_line(tmp_path: Path) -> None:
+    """The library panics, and a panic is no Exception."""
+    words = library.Tokenizer(library.models.WordLevel({"</s>": 0, "a": 1}, unk_token="</s>"))
+    words.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(r"(a+)+$|(a|aa)+b"), "isolated")
+    words.add_special_tokens(["</s>"])
+    words.save(str(tmp_path / "t.json"))
+    tokenizer = open_tokenizer(str(tmp_path / "t.json"), 0, [])
+    assert len(tokenizer.encode_batch(["aaa", "b a"])) == 2
+    with pytest.raises(UserError, match="t.json: cannot encode the text .*retry-limit.*; give one of") as caught:
+        tokenizer.encode_batch(["fine", "a" * 4000 + "!"])
+    assert "\n" not in str(caught.value)
+
+
+def test_no_other_error_is_laid_on_the_tokenizer() -> None:
+    for error in (KeyboardInterrupt, ValueError("of ours"), MemoryError):
+        with pytest.raises(BaseException) as caught, tokenizers._refused("name", "what"):
+            raise error
+        assert not isinstance(caught.value, UserError)
 
 
 def test_a_tokenizer_that_cannot_end_a_text_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The token cache holds exactly the documents' ids, is used again, and is made anew when damaged; windows cover it."""
+"""The token cache holds exactly the documents' ids, is used again, and is made again when damaged; windows cover it."""
 
 import logging
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import files
-from config import UserError
+from config import Damaged, UserError
+from damage import flip, full_disk
 from data import tokenizers, tokens
 from data.tokens import Windows, tokenize, unigram_perplexity
 
@@ -34,8 +36,8 @@ def test_the_stream_is_every_document_and_its_end(kind: str, monkeypatch: pytest
     tokenizer = tokenizers.open_tokenizer(kind, 300, texts)
     stream = tokenize(texts, tokenizer, "text")
     expected = [number for ids in tokenizer.encode_batch(texts) for number in [*ids.tolist(), tokenizer.end_of_text]]
-    assert stream.tolist() == expected and stream.dtype == np.uint16 and not stream.flags.writeable
-    assert tokenizer.decode(stream.tolist()) == "".join(text + "<|endoftext|>" for text in texts)
+    assert stream[:].tolist() == expected and stream.dtype == np.uint16 and not stream[:].flags.writeable
+    assert tokenizer.decode(stream[:].tolist()) == "".join(text + "<|endoftext|>" for text in texts)
 
 
 def test_a_large_vocabulary_takes_four_bytes() -> None:
@@ -45,7 +47,7 @@ def test_a_large_vocabulary_takes_four_bytes() -> None:
 
     wide = Wide()
     wide.vocab_size, wide.end_of_text, wide.fingerprint = 100_000, 70_000, "wide"
-    assert tokenize(["x"], wide, "text").tolist() == [65_535, 65_536, 99_999, 70_000]
+    assert tokenize(["x"], wide, "text")[:].tolist() == [65_535, 65_536, 99_999, 70_000]
 
 
 class Once(tokenizers.Bytes):
@@ -61,30 +63,68 @@ class Once(tokenizers.Bytes):
 def test_the_cache_is_keyed_by_content_and_tokenizer() -> None:
     once = Once()
     first = tokenize(["a b", "c"], once, "text")
-    assert tokenize(["a b", "c"], once, "text").tolist() == first.tolist() and once.asked == 1
-    assert tokenize(["a", " bc"], once, "text").tolist() == [97, 256, 32, 98, 99, 256] and once.asked == 2
+    assert tokenize(["a b", "c"], once, "text")[:].tolist() == first[:].tolist() and once.asked == 1
+    assert tokenize(["a", " bc"], once, "text")[:].tolist() == [97, 256, 32, 98, 99, 256] and once.asked == 2
     once.fingerprint = "another"
     tokenize(["a b", "c"], once, "text")
     assert once.asked == 3
 
 
-@pytest.mark.parametrize("damage", ["short", "long", "no note", "gone"])
-def test_a_damaged_cache_is_made_anew(damage: str, caplog: pytest.LogCaptureFixture) -> None:
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "short": lambda content: content[:-3],
+    "long": lambda content: content + b"xx",
+    "gone": lambda content: None,
+    "no JSON": lambda content: b"{",
+    "another JSON": lambda content: b'{"count": "9", "blocks": null}',
+    "not text": lambda content: b"\xff\xfe",
+    "a digit": lambda content: content.replace(b'"count": 1', b'"count": 2'),
+    "without its digest": lambda content: content.partition(b"\n")[2],
+}
+
+
+@pytest.mark.parametrize("name, damage", [("bin", "short"), ("bin", "long"), ("bin", "gone"),
+                                          *(("note", damage) for damage in DAMAGES)])
+def test_a_damaged_cache_is_made_again(name: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     once = Once()
-    expected = tokenize(["some text"], once, "text").tolist()
-    [path] = (files.home() / "tokens").glob("*.bin")
-    match damage:
-        case "short":
-            path.write_bytes(path.read_bytes()[:-3])
-        case "long":
-            path.write_bytes(path.read_bytes() + b"xx")
-        case "no note":
-            path.with_suffix(".json").unlink()
-        case "gone":
-            path.unlink()
+    expected = tokenize(["some text"], once, "text")[:].tolist()
+    [path] = (files.home() / "tokens").glob(f"*.{name}")
+    was = path.read_bytes()
+    content = DAMAGES[damage](was)
+    assert content != was
+    path.unlink() if content is None else path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        assert tokenize(["some text"], once, "text").tolist() == expected and once.asked == 2
-    assert ("Damaged" in caplog.text) == (damage in ("short", "long"))
+        assert tokenize(["some text"], once, "text")[:].tolist() == expected and once.asked == 2
+    assert (f"{path} is damaged" in caplog.text) == (damage != "gone")
+    assert tokenize(["some text"], once, "text")[:].tolist() == expected and once.asked == 2
+
+
+def test_a_damaged_token_is_never_read_and_the_file_is_made_again() -> None:
+    once = Once()
+    stream = tokenize(["some text"], once, "text")
+    [path] = (files.home() / "tokens").glob("*.bin")
+    flip(path, 5)
+    with pytest.raises(Damaged, match=r"bytes 0 to 20 are not what was written.*resume, and it is made again"):
+        Windows(stream, 4)[0]
+    assert not path.exists()
+    again = tokenize(["some text"], once, "text")
+    assert Windows(again, 4)[0].tolist() == list(b"some ") and once.asked == 2
+
+
+def test_a_cache_of_a_former_version_is_made_again() -> None:
+    """It had no digests, and its note another name."""
+    once = Once()
+    expected = tokenize(["some text"], once, "text")[:].tolist()
+    [note] = (files.home() / "tokens").glob("*.note")
+    note.unlink()
+    note.with_suffix(".json").write_text('{"count": 10, "dtype": "uint16"}')
+    note.with_suffix(".bin").write_bytes(bytes(20))
+    assert tokenize(["some text"], once, "text")[:].tolist() == expected and once.asked == 2
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "write", full_disk)
+    with pytest.raises(UserError, match="No space left on device in .*tokens: make room there, set STOKER_HOME"):
+        tokenize(["some text"], tokenizers.Bytes(), "text")
 
 
 def test_a_build_that_fails_leaves_nothing_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from config import UserError
+from config import Damaged, UserError
+from damage import flip
 from data import archives, images, once
 from data.loader import Order, training_batches
 from data.pictures import Picture
@@ -86,6 +87,26 @@ def test_a_cache_that_lost_its_end_is_made_anew(rows: list[Picture], own_home: P
     [kept] = (own_home / "pictures").glob("*.bin")
     os.truncate(kept, 1000)
     assert torch.equal(Views(rows, SQUARE, resized=resize(paths_of(rows), SQUARE))[4].pixels, expected)
+
+
+def test_a_damaged_pixel_is_never_seen_and_the_cache_is_made_again(rows: list[Picture], own_home: Path) -> None:
+    expected = [view.pixels for view in Views(rows, SQUARE)]
+    views = Views(rows, SQUARE, resized=resize(paths_of(rows), SQUARE))
+    [kept] = (own_home / "pictures").glob("*.bin")
+    flip(kept, 1001)
+    with pytest.raises(Damaged, match=f"{kept} is damaged"):
+        views[4]
+    again = Views(rows, SQUARE, resized=resize(paths_of(rows), SQUARE))
+    assert all(torch.equal(view.pixels, one) for view, one in zip(again, expected, strict=True))
+
+
+def test_a_file_that_changed_since_it_was_checked_is_not_seen(rows: list[Picture]) -> None:
+    """Also where it is not kept in its frame."""
+    views = Views(rows, SQUARE, resized=resize(paths_of(rows)))
+    make_picture(Path(rows[2].path), 99, height=SIZES[2][0], width=SIZES[2][1])
+    assert views[1].pixels.shape[1:] == (SQUARE.height, SQUARE.width)
+    with pytest.raises(UserError, match="has changed since the data were checked"):
+        views[2]
 
 
 def test_the_facts_of_a_file(tmp_path: Path, rows: list[Picture]) -> None:
@@ -286,6 +307,6 @@ def test_a_full_disk_is_told(rows: list[Picture], monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("files.write", full)
-    with pytest.raises(UserError, match="No space left on device in .*: make room there, .* or take --no_cache_images"):
+    with pytest.raises(UserError, match="No space left on device in .*: make room there, .* or use --no_cache_images"):
         resize(paths_of(rows), SQUARE)
     assert not list((own_home / "pictures").glob("*.bin"))

@@ -10,7 +10,7 @@ import pytest
 
 import files
 from config import UserError
-from data import hub, text, vocabularies
+from data import cache, hub, text, vocabularies
 from data.tokenizers import open_tokenizer
 from fake_hub import make_copy
 from toys import new_run, train
@@ -61,7 +61,7 @@ def test_retrain_tokenizer_trains_it_again(book: str, tmp_path: Path) -> None:
     known = prepared(tmp_path / "first", dataset=book, tokenizer="bpe", vocab_size=400).tokenizer
     [cached] = (files.home() / "tokenizers").glob("*.json")
     other = open_tokenizer("bpe", 300, ["another text, of which nobody trains on"])
-    cached.write_text(other.to_json())
+    cache.write(cached, other.to_json())
     kept = prepared(tmp_path / "second", dataset=book, tokenizer="bpe", vocab_size=400)
     assert kept.tokenizer.fingerprint == other.fingerprint != known.fingerprint
     again = prepared(tmp_path / "third", dataset=book, tokenizer="bpe", vocab_size=400, retrain_tokenizer=True)

@@ -10,6 +10,7 @@ import pytest
 import files
 from config import UserError
 from daemon.rundir import RunDir
+from data import cache
 from data.tokenizers import open_tokenizer
 from toys import StopAt, new_run, session, train
 from training.callback import Callback
@@ -95,9 +96,9 @@ def test_another_tokenizer_is_refused(stopped: RunDir, text: Path) -> None:
     refused(stopped, "tokenizer.json: is not JSON")
     own.unlink()
     for cached in (files.home() / "tokenizers").glob("*.json"):
-        state = json.loads(cached.read_text())
+        state = json.loads(cache.read(cached) or "")
         state["model"]["merges"].reverse()
-        cached.write_text(json.dumps(state))
+        cache.write(cached, json.dumps(state))
     refused(stopped, r"the interrupted run .*tokenizer \w{8} -> \w{8}\)")
     own.write_text(was)
     assert train(Ended, stopped, resume=True)[1].state == "finished"
