@@ -37,8 +37,8 @@ SLOW_EXPORT = """
 export = LanguageModel.export
 LanguageModel.export = lambda self, *given: time.sleep(3) or export(self, *given)
 """
-SMALL = ("--tokenizer bytes --d_model 64 --num_heads 2 --num_layers 2 --d_ff 128 --max_seq_len 64 --batch_size 4 "
-         "--log_interval 1 --threads 1 --num_workers 0 --device cpu").split()
+SMALL = ("--tokenizer=bytes --d_model=64 --num_heads=2 --num_layers=2 --d_ff=128 --max_seq_len=64 --batch_size=4 "
+         "--log_interval=1 --threads=1 --num_workers=0 --device=cpu").split()
 ENDLESS = ["--max_steps", "1000000", "--snapshot_interval", "1000000", "--eval_interval", "1000000"]
 BIG = "--d_model 512 --num_heads 8 --num_layers 8 --d_ff 2048".split()
 PATIENCE = 300.0  # seconds
@@ -104,7 +104,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.run = RunDir(self.folder / "run")
         text = self.folder.parent / ("big.txt" if self.phase.big else "small.txt")
-        argv = ["--dataset", str(text), "--result_dir", str(self.folder), "--run_name", "run", *SMALL,
+        usual = [option for option in SMALL if option.partition("=")[0] not in self.phase.options]
+        argv = ["--dataset", str(text), "--result_dir", str(self.folder), "--run_name", "run", *usual,
                 *self.phase.options, "--yes"]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM.format(patch=self.phase.patch), *argv], stdin=subprocess.DEVNULL,

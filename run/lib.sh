@@ -70,6 +70,7 @@ train() {
   for option in "$@"; do
     case "${option}" in
       --foreground) foreground=yes ;;
+      --no_yes | --no-yes) ;; # the default; --yes is added once the question was asked
       --) ;;
       *) options+=("${option}") ;;
     esac

@@ -232,6 +232,17 @@ def _looks_like_flag(token: str) -> bool:
     return re.match(r"--?[a-zA-Z]", token) is not None
 
 
+def without(argv: Sequence[str], *flags: str) -> list[str]:
+    """A command line without some flags and their values."""
+    left: list[str] = []
+    dropped = False
+    for token in argv:
+        if _looks_like_flag(token):
+            dropped = token.lstrip("-").partition("=")[0].replace("-", "_") in flags
+        left += [] if dropped else [token]
+    return left
+
+
 def _is_bool(cls: type, name: str) -> bool:
     return name not in META and _base(fields(cls)[name][0]) is bool
 

@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--tokenizer bytes --d_model 16 --num_heads 2 --num_layers 1 --d_ff 32 --max_seq_len 16 --batch_size 4 "
         "--log_interval 5 --eval_interval 1000 --threads 1 --no_compile").split()
 ENDLESS = ["--max_steps", "1000000", "--snapshot_interval", "1000000"]
+
+
+def unless_typed(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """The options of `defaults` that `argv` does not give as well: twice with different values is a mistake."""
+    typed, left, taken = {word for word in argv if word.startswith("--")}, [], True
+    for word in defaults:
+        taken = word not in typed if word.startswith("--") else taken
+        left += [word] if taken else []
+    return left
 
 
 def until(holds: Callable[[], Any], seconds: float = 60) -> Any:
@@ -53,8 +62,8 @@ class Desk:
                               stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
 
     def train(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        return self.call("run_train_lm.sh", "--dataset", str(self.corpus), "--result_dir", str(self.results), *TINY,
-                         *argv)
+        usual = ["--dataset", str(self.corpus), "--result_dir", str(self.results), *TINY]
+        return self.call("run_train_lm.sh", *unless_typed(usual, argv), *argv)
 
     def begun(self, ran: subprocess.CompletedProcess[str]) -> int:
         """The PID that a script printed which has started a run."""

@@ -325,11 +325,12 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
 def _supervise(job: Job, argv: list[str]) -> int:
     """Let trainers of their own train, and watch them. What was refused or asked is settled by now."""
     program = [sys.executable, "-P", sys.argv[0]]
+    argv = config.without(argv, "yes", "y", "no_yes", "no_y")
 
     def again(run: RunDir, begun: bool) -> list[str]:
         if job.run is None or begun:  # all that was typed is in its config
             return [*program, "--resume", str(run.path), "--yes", f"--on_end={job.cfg.on_end}"]  # it was allowed
-        return [*program, *argv, "--resume", str(job.snapshot or run.path), "--yes"]
+        return [*program, *config.without(argv, "resume"), "--resume", str(job.snapshot or run.path), "--yes"]
 
     logs.to_console()
     supervisor = Supervisor([*program, *argv, "--yes"], again)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.rundir import PROJECT, RunDir
-from desk import TINY, Desk, living, until
+from desk import TINY, Desk, living, unless_typed, until
 
 PROGRAM = """
 import atexit, os, time
@@ -52,7 +52,8 @@ class Process:
     def __init__(self, folder: Path, patch: str, *options: str, seconds: float = 0.5):
         Desk(folder)
         self.run, self.phase = RunDir(folder / "run"), folder / "in the phase"
-        argv = ["--dataset", "corpus.txt", "--result_dir", str(folder), "--run_name", "run", *TINY, *options, "--yes"]
+        argv = ["--dataset", "corpus.txt", "--result_dir", str(folder), "--run_name", "run",
+                *unless_typed(TINY, options), *options, "--yes"]
         program = PROGRAM.format(patch=patch, seconds=seconds, begun=patch != ENCODING)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", program, *argv], cwd=folder,

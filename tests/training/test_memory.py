@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
+from daemon.journal import Journal
 from daemon.rundir import PROJECT, RunDir
 from data.loader import Order
 from toys import (
@@ -121,6 +123,110 @@ def test_the_rows_of_a_step_are_the_same_however_it_is_split() -> None:
     for parts in (order, order.halved(True), order.halved(True).halved(True)):
         assert [sum(parts.rows(step), []) for step in range(6)] == [sum(order.rows(step), []) for step in range(6)]
     assert [len(part) for part in order.halved(True).rows(0)] == [3, 3, 3, 1]
+
+
+def never_scored(base: type[Toy], from_step: int = 0, error: type[BaseException] = torch.OutOfMemoryError) -> type[Any]:
+    """The stage whose evaluations after a step fail, however small they are."""
+    class Step(Callback):
+        order = ACT
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            Hungry.step = trainer.step
+
+    class Hungry(base):  # type: ignore[misc, valid-type]
+        step = 0
+        extra = [Step()]
+
+        def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+            if self.step >= from_step > 0:
+                raise error("CUDA out of memory")
+            return dict(super().score(model, batch))
+
+    return Hungry
+
+
+@pytest.mark.parametrize("base, batches", [(Regression, 1), (Contrastive, 4)])
+def test_an_evaluation_without_enough_memory_costs_nothing_but_itself(tmp_path: Path, base: type[Toy], batches: int,
+                                                                      caplog: pytest.LogCaptureFixture) -> None:
+    """In the midst of the run, and at its end; the best of those before is exported, and so is the last."""
+    alone, run, stage = new_run(tmp_path, base), new_run(tmp_path, base), never_scored(base, 5)
+    train(base, alone, eval_interval=3)
+    with run.lock():
+        ending = session(stage, run, eval_interval=3).train()
+    assert (ending.state, ending.reason) == (
+        "finished", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again")
+    assert sorted(path.name for path in run.models.iterdir()) == ["best", "final"]
+    assert_same(torch.load(run.models / "final" / "model.pt", weights_only=True), weights(alone))
+    lines = [line for line in caplog.messages if "is not evaluated" in line]
+    assert [line.split()[1] for line in lines] == ["6", "9"] and f"in batches of {batches} does not fit" in lines[0]
+    assert [row["step"] for row in Journal(run.metrics).rows() if "eval/loss" in row] == [3]
+    assert {row["step"] for row in Journal(run.metrics).rows()} == {1, 2, 3, 4, 6, 8, 9}
+
+
+def test_a_last_evaluation_that_fails_finds_the_model_saved(tmp_path: Path) -> None:
+    """As of a mistake in it, or where the system kills for want of memory: it alone is done when the run is resumed."""
+    alone, run, stage = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers), never_scored(Buffers, 9, ValueError)
+    train(Buffers, alone, snapshot_interval=0)
+    with pytest.raises(ValueError):
+        train(stage, run, snapshot_interval=0)
+    assert_same(weights(run), weights(alone))
+    stage = with_callbacks(Buffers, never := Never())
+    trainer, ending = train(stage, run, resume=True)
+    assert (trainer.step, ending.state, never.steps) == (9, "finished", 0)
+    assert list(Journal(run.metrics).rows()) == list(Journal(alone.metrics).rows())
+
+
+class Never(Callback):
+    """Counts the steps that are trained."""
+
+    order = ACT
+    steps = 0
+
+    def on_step_start(self, trainer: Trainer) -> None:
+        self.steps += 1
+
+
+def weights(run: RunDir) -> dict[str, Any]:
+    return dict(safetensors.torch.load_file(Snapshots(run.snapshots, {}).found()[-1] / "model.safetensors"))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_an_export_without_enough_memory_is_done_again(tmp_path: Path, error: BaseException) -> None:
+    class Hungry(Regression):
+        def export(self, model: Any, folder: Path) -> None:
+            raise error
+
+    run = new_run(tmp_path, Regression)
+    with run.lock():
+        ending = session(Hungry, run).train()
+    assert ending.state == "halted" and ending.reason.startswith("all steps done, but the model could not be written (")
+    assert ending.reason.endswith("make room, and resume: nothing is trained again")
+    assert not list(run.models.glob("[!.]*"))
+    with run.lock():
+        sitting = session(with_callbacks(Regression, never := Never()), run, resume=True)
+        assert sitting.train().state == "finished" and never.steps == 0
+    assert_same(torch.load(run.models / "final" / "model.pt", weights_only=True), weights(run))
+
+
+def test_another_error_of_an_export_is_a_failure(tmp_path: Path) -> None:
+    class Mistaken(Regression):
+        def export(self, model: Any, folder: Path) -> None:
+            raise RuntimeError("shape")
+
+    run = new_run(tmp_path, Regression)
+    with run.lock(), pytest.raises(RuntimeError, match="shape"):
+        session(Mistaken, run).train()
+
+
+def test_a_test_set_that_does_not_fit_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Tested(never_scored(Regression, 9)):  # type: ignore[misc]
+        def splits(self) -> tuple[str, ...]:
+            return "train", "validation", "test"
+
+    run = new_run(tmp_path, Regression)
+    with run.lock():
+        assert session(Tested, run).train().state == "finished"
+    assert any(line.startswith("test set not evaluated: an evaluation in batches of 1") for line in caplog.messages)
 
 
 LIMITED = """

@@ -5,11 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from torch._inductor.async_compile import AsyncCompile, get_compile_threads
 
 from daemon.rundir import PROJECT
+from desk import until
+from toys import Regression, new_run, session, with_callbacks
+from training.callback import ACT, Callback
+from training.callbacks.blocks import Blocks
 from training.signals import Interrupted, Signals
+from training.trainer import Trainer
 
 PROGRAM = """
 import hashlib, logging, sys, time
@@ -83,3 +90,49 @@ def test_what_was_before_is_there_again() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)]
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def blocked(pid: int) -> bool:
+    """Whether a process does not receive SIGINT, as the kernel says (proc(5))."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(next(line for line in text.splitlines() if line.startswith("SigBlk")).split()[1], 16)
+                & 1 << signal.SIGINT - 1)
+
+
+def test_ctrl_c_does_not_reach_what_is_started_meanwhile() -> None:
+    with Signals() as signals:
+        with signals.children_spared(), subprocess.Popen(["sleep", "600"]) as child:
+            os.kill(child.pid, signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            until(lambda: signals.stop == "SIGINT")
+            assert blocked(child.pid) and child.poll() is None
+            child.kill()
+        assert not blocked(os.getpid())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.skipif(get_compile_threads() < 2, reason="with one thread, torch.compile starts no others")
+def test_a_training_spares_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of torch.compile too, of which a trial has started some before."""
+    def in_compiler() -> bool:
+        mask = AsyncCompile.pool().submit(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+        return signal.SIGINT in mask.result()
+
+    class Look(Callback):
+        order = ACT
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            found.extend([blocked(os.getpid()), in_compiler()])
+
+    class Compiled(Blocks):
+        def on_build(self, trainer: Trainer) -> None:
+            trainer.cfg.compile = True
+            super().on_build(trainer)
+
+    found = [in_compiler()]
+    monkeypatch.setattr("training.blocks.compile_blocks", lambda blocks: None)
+    stage = with_callbacks(Regression, Look(), Compiled())
+    sitting = session(stage, new_run(tmp_path, Regression), compile=False, max_steps=1)
+    with sitting.run.lock(), sitting.signals:
+        assert sitting.train().state == "finished"
+    assert found == [False, True, True] and not blocked(os.getpid())
