@@ -5,6 +5,9 @@
     append     lines at the end of a file: all of them or none
     overwrite  a small file in the room it has, where a full disk has none for a new one
     may_pass   whether it is worth trying again
+    opened     a regular file, to be read: nothing that waits for ever or never ends
+    read       its bytes, no more than so many
+    reason     why a file cannot be read, in words
     sha256     of a file's bytes
     identity   what tells whether a file is still the same
     home       where caches and the list of runs are kept
@@ -18,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,6 +113,40 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def opened(path: str | Path) -> IO[bytes]:
+    """A regular file, open for reading. Raises OSError, also for a folder, for a pipe, socket or device, from which a
+    reader may wait for ever or read without end, and for a name that no file can have."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have such a name", repr(path)) from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is a pipe, a socket or a device instead of a regular file", str(path))
+
+
+def read(path: str | Path, *, most: int, start: int = 0, size: int | None = None) -> bytes:
+    """The bytes of a regular file, or `size` of them from `start` on; as many as it had when it was opened. Raises
+    OSError, also where that is more than `most`."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size if size is None else size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {most:,}", str(path))
+        file.seek(start)
+        return file.read(size)
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be read, as the end of a sentence that begins with its name."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return "is a folder" if isinstance(error, IsADirectoryError) else f"cannot be read ({error.strerror or error})"
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,7 +156,7 @@ def identity(path: str | Path) -> list[str | int]:
     """A file's path, size and time; size -1 where there is none."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return [str(path), -1, 0]
     return [str(path), status.st_size, status.st_mtime_ns]
 

@@ -132,7 +132,7 @@ def _check_pictures(cfg: Check, data: str, modality: str) -> int:
 
 def _rows_told(rows: Sequence[tuple[str, str, str]], refused: bool) -> int:
     for row in rows:
-        print("\t".join(row))
+        print("\t".join(row).encode(errors="backslashreplace").decode())  # names of files may not be Unicode
     return REFUSED_ROWS if refused else DONE
 
 
