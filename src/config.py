@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 C = TypeVar("C")
-
 HARMLESS = "\t\u200c\u200d"  # the last two join letters, or keep them apart, in many scripts and in emoji
 SPIN = 3000  # rounds in which a thread of OpenMP's waits for work before it sleeps
 
@@ -239,7 +238,7 @@ def without(argv: Sequence[str], *flags: str) -> list[str]:
     for token in argv:
         if _looks_like_flag(token):
             dropped = token.lstrip("-").partition("=")[0].replace("-", "_") in flags
-        left += [] if dropped else [token]
+        left += [token] * (not dropped)
     return left
 
 
@@ -470,17 +469,15 @@ def printable(text: str) -> str:
 
 def complain(problems: Sequence[str], file: TextIO | None = None) -> None:
     """Print mistakes as a program does, one a line, on standard error or to `file`."""
-    for problem in problems:
-        print(printable(f"{program()}: {problem}"), file=file or sys.stderr)
+    print(*(printable(f"{program()}: {problem}") for problem in problems), sep="\n", file=file or sys.stderr)
 
 
 def share_cores() -> None:
     """Let threads that wait for work sleep soon, so that several programs on one CPU share it fairly.
 
-    PyTorch computes on a CPU with the threads of GNU's OpenMP library, libgomp. Between two operations these spin for
-    300,000 rounds unless something is set, and so take the cores from whoever could use them: two programs became five
-    to twelve times slower, not twice. Results are the same bits. Call it before torch is imported, since libgomp reads
-    the environment when it is loaded. What the user has set stays. (libgomp manual, "Environment Variables")
+    Between two operations the threads of GNU's OpenMP library spin for 300,000 rounds, in which nobody else has the
+    cores: two programs became five to twelve times slower. Results are the same bits. To be called before torch is
+    imported: libgomp reads the environment when it is loaded. What the user has set stays. (libgomp manual)
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))

@@ -7,6 +7,7 @@
     may_pass   whether it is worth trying again
     opened     a regular file, to be read: nothing that waits for ever or never ends
     read       its bytes, no more than so many
+    reason     why a file cannot be read, in words
     sha256     of a file's bytes
     identity   what tells whether a file is still the same
     home       where caches and the list of runs are kept
@@ -156,6 +157,13 @@ def read(path: str | Path, *, most: int, start: int = 0, size: int | None = None
         return file.read(size)
 
 
+def reason(error: OSError) -> str:
+    """Why a file cannot be read, as the end of a sentence that begins with its name."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return "is a folder" if isinstance(error, IsADirectoryError) else f"cannot be read ({error.strerror or error})"
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -165,7 +173,7 @@ def identity(path: str | Path) -> list[str | int]:
     """A file's path, size and time; size -1 where there is none."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return [str(path), -1, 0]
     return [str(path), status.st_size, status.st_mtime_ns]
 

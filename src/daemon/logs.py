@@ -39,13 +39,13 @@ def to_file(path: Path, *, background: bool) -> None:
         with open(path, "ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-    _add(logging.FileHandler(path, encoding="utf-8"))
+    _add(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
 
 
 @contextmanager
 def also_in(path: Path) -> Iterator[None]:
     """Log to a file as well while the block runs."""
-    handler = _add(logging.FileHandler(path, encoding="utf-8"))
+    handler = _add(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     try:
         yield
     finally:

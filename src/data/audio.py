@@ -1,107 +1,144 @@
 """Sound files -> samples: read, resampled, written; any format of libsndfile, any rate, any number of channels."""
 
-from functools import lru_cache
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import wheels
+import files
 
 if TYPE_CHECKING:
     import numpy as np
 
 RATE = 16_000  # samples a second of all speech that a model hears
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# What is beyond these bounds is refused, so that one hostile file cannot take the machine's memory or hours:
+LONGEST = 600.0  # seconds of a recording to train on, 38 MB as samples; models are given 20 s by default
+RATES = 1_000, 384_000  # Hz: with fewer nothing can be understood, and no recorder makes more
+CHANNELS = 64  # of a microphone array
+AT_ONCE = 2**16  # samples, of all channels together, that are read and resampled at once
+UNKNOWN = 2**62  # frames from which on a header means that it does not know: libsndfile has 2**63 - 1 for that
 
 
 class AudioError(Exception):
     """A file that cannot be read as sound; the message says why, without the file's name."""
 
 
-def read(path: str | Path, rate: int = RATE) -> "np.ndarray":
-    """The samples of a file, (N,) float32 in [-1, 1]: its channels' mean, at `rate` samples a second.
+def read(path: str | Path, rate: int = RATE, *, longest: float = LONGEST) -> "np.ndarray":
+    """The samples of a regular file, (N,) float32 in [-1, 1]: its channels' mean, at `rate` samples a second.
 
-    Raises AudioError.
+    Read block by block, so that what a header claims needs no memory. Raises AudioError, also where it is longer than
+    `longest` seconds, or beyond the bounds RATES and CHANNELS.
     """
     import numpy as np
 
-    samples, own_rate = _decoded(path)
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if not np.isfinite(mono).all():
-        raise AudioError("holds NaN or Inf")
-    found: np.ndarray = np.clip(resampled(mono, own_rate, rate), -1, 1)
-    return found
+    with _opened(path) as file:
+        found = _joined(_blocks(file, longest), file.samplerate, rate)
+    return np.clip(found, -1, 1, out=found)
 
 
 def seconds(path: str | Path) -> float:
-    """How long a file is, as its header says. Raises AudioError."""
-    import soundfile  # type: ignore[import-untyped]
-
-    try:
-        return float(soundfile.info(str(path)).duration)
-    except (OSError, RuntimeError) as error:
-        raise AudioError(_reason(path, error)) from error
+    """How long a file is, as its header says. Raises AudioError, as `read` does."""
+    with _opened(path) as file:
+        _refuse_length(file.frames, file.samplerate, LONGEST)
+        return float(file.frames / file.samplerate)
 
 
 def write(target: Path | IO[bytes], samples: "np.ndarray", rate: int = RATE) -> None:
     """Samples in [-1, 1], or int16 as they are, as a FLAC file of 16 bits."""
-    import soundfile
+    import soundfile  # type: ignore[import-untyped]
 
     soundfile.write(target, samples, rate, format="FLAC", subtype="PCM_16")
 
 
 def resampled(samples: "np.ndarray", rate: int, new_rate: int) -> "np.ndarray":
-    """(N,) at `rate` -> (ceil(N * new_rate / rate),) at `new_rate`, both float32: band-limited interpolation by a
-    windowed sinc. By one thread: with more, the last bits would differ between a trainer and its loader workers."""
+    """(N,) at `rate` -> (ceil(N * new_rate / rate),) at `new_rate`, both float32: band-limited interpolation (libsoxr,
+    HQ), the same bits wherever and by however many threads it is done."""
     import numpy as np
 
-    if rate == new_rate or not len(samples):
-        return np.ascontiguousarray(samples, np.float32)
-    import torch
-
-    from data.threads import one_thread
-
-    with one_thread(), torch.no_grad():
-        found: np.ndarray = _resampler(rate, new_rate)(torch.from_numpy(np.array(samples, np.float32))).numpy()
-        return found
+    samples = np.ascontiguousarray(samples, np.float32)
+    return _joined((samples[start:start + AT_ONCE] for start in range(0, len(samples), AT_ONCE)), rate, new_rate)
 
 
-@lru_cache(maxsize=8)
-def _resampler(rate: int, new_rate: int) -> Any:
-    wheels.torchaudio()
-    from torchaudio.transforms import Resample  # type: ignore[import-untyped]
+def _joined(blocks: "Iterable[np.ndarray]", rate: int, new_rate: int) -> "np.ndarray":
+    """The blocks of a sound, each (n,) float32, as one, at another rate."""
+    import numpy as np
 
-    return Resample(rate, new_rate)
+    nothing = np.zeros(0, np.float32)
+    if rate == new_rate:
+        return np.concatenate([nothing, *blocks])
+    import soxr  # type: ignore[import-untyped]
+
+    stream, count, parts = soxr.ResampleStream(rate, new_rate, 1), 0, []
+    for block in blocks:
+        count += len(block)
+        parts.append(stream.resample_chunk(block))
+    parts.append(stream.resample_chunk(nothing, last=True))
+    found = np.concatenate(parts)
+    wanted = -(-count * new_rate // rate)
+    return np.pad(found[:wanted], (0, max(0, wanted - len(found))))  # soxr rounds: at some lengths it gives one fewer
 
 
-def _decoded(path: str | Path) -> tuple["np.ndarray", int]:
-    """(N, channels) float32, and their rate."""
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """A soundfile.SoundFile within bounds. Raises AudioError, also for what goes wrong while it is read."""
     import soundfile
 
     try:
-        if missing := _cut_off(Path(path)):
-            raise AudioError(f"is cut short: its last {missing:,} bytes are missing")
-        with soundfile.SoundFile(str(path)) as file:
-            return file.read(dtype="float32", always_2d=True), file.samplerate
-    except (OSError, RuntimeError) as error:
-        raise AudioError(_reason(path, error)) from error
+        with files.opened(path) as raw:
+            size = os.fstat(raw.fileno()).st_size
+            if not size:
+                raise AudioError("is empty")
+            if missing := _cut_off(os.pread(raw.fileno(), 8, 0), size):
+                raise AudioError(f"is cut short: its last {missing:,} bytes are missing")
+            with soundfile.SoundFile(raw.fileno(), closefd=False) as file:
+                _refuse_format(file.samplerate, file.channels)
+                yield file
+    except OSError as error:
+        raise AudioError(files.reason(error)) from error
+    except RuntimeError as error:  # soundfile's own
+        said = str(getattr(error, "error_string", "") or error).removeprefix("Error : ").strip().rstrip(".")
+        raise AudioError(f"cannot be read as sound ({said})") from error
 
 
-def _cut_off(path: Path) -> int:
-    """Bytes of a WAV file that are not there, as its header says; libsndfile reads what there is, and says nothing."""
-    with open(path, "rb") as file:
-        head = file.read(8)
+def _refuse_format(rate: int, channels: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"has {rate:,} samples a second: from {RATES[0]:,} to {RATES[1]:,} can be read")
+    if channels > CHANNELS:
+        raise AudioError(f"has {channels:,} channels: up to {CHANNELS} can be read")
+
+
+def _refuse_length(frames: int, rate: int, longest: float) -> None:
+    if frames >= UNKNOWN:
+        raise AudioError("does not say how long it is, as if written to a pipe: save it again, as a file")
+    if frames > longest * rate:
+        raise AudioError(f"is longer than {longest / 60:g} minutes: cut it into parts")
+
+
+def _blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
+    """The mean of its channels, (n,) float32, part by part."""
+    import numpy as np
+
+    _refuse_length(file.frames, file.samplerate, longest)
+    count = 0
+    while len(block := file.read(AT_ONCE // file.channels, dtype="float32", always_2d=True)):
+        count += len(block)
+        _refuse_length(count, file.samplerate, longest)
+        mono = block.mean(axis=1) if file.channels > 1 else block[:, 0]
+        if not np.isfinite(mono).all():
+            raise AudioError("holds NaN or Inf")
+        yield mono
+    if count < file.frames and file.format == "FLAC":
+        raise AudioError(f"is cut short: {count:,} of the {file.frames:,} samples that its header names are there")
+
+
+def _cut_off(head: bytes, size: int) -> int:
+    """Bytes of a WAV file that are not there, as its first 8 say; libsndfile reads what there is, and says nothing."""
     claimed = int.from_bytes(head[4:], "little")
     if head[:4] != b"RIFF" or claimed >= 2**31:  # written to a pipe: the length was not known
         return 0
-    return max(0, claimed + 8 - path.stat().st_size)
-
-
-def _reason(path: str | Path, error: Exception) -> str:
-    if not Path(path).exists():
-        return "there is no such file"
-    if Path(path).is_dir():
-        return "is a folder"
-    if not Path(path).stat().st_size:
-        return "is empty"
-    said = str(getattr(error, "error_string", "") or error).removeprefix("Error : ").strip().rstrip(".")
-    return f"cannot be read as sound ({said})"
+    return max(0, claimed + 8 - size)

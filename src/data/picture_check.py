@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 NAMED = 20  # refused rows that the log names
 SHOWN = 12  # labels
 PERCENTILES = (50, 90, 99)
+SURROGATES = re.compile("[\ud800-\udfff]")  # in JSON, and in names of another encoding: no tokenizer takes them
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def problem(row: Picture, fact: Fact, limits: Limits) -> str:
     sides = f"{fact.width:,} x {fact.height:,} pixels"
     if fact.problem:
         return f"unreadable: {fact.problem}"
+    if SURROGATES.search(row.text + row.label):
+        return "not Unicode: its text or label has half of a surrogate pair, or bytes of another encoding"
     if not fact.spread:
         return f"blank: all its {sides} are the same"
     if limits.labelled and not row.text:

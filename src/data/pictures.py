@@ -15,8 +15,10 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import files
 from config import UserError
 from data import archives, images, tables
 from data import splits as parting
@@ -197,7 +199,7 @@ def _file(path: Path) -> Iterator[tuple[str, Picture]]:
         if not names:
             raise _none_in(path)
         texts = {name for name in archives.members(path) if name.endswith(".txt")}
-        yield from _pictures(names, f"{path}!", texts, lambda name: archives.read(str(path), name))
+        yield from _pictures(names, f"{path}!", texts, lambda name: archives.read(str(path), name, most=tables.TEXT))
     elif path.suffix == ".json":
         yield from _annotations(path)
     else:
@@ -216,13 +218,13 @@ def _annotations(path: Path) -> Iterator[tuple[str, Picture]]:
     """{"images": [{"id", "file_name", "caption"}, ...]}, with "label", "group" and "split" where there are any; or, as
     MS-COCO has it, with the captions in {"annotations": [{"image_id", "caption"}, ...]}."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(files.read(path, most=tables.TABLE).decode("utf-8-sig"))
         captions: dict[object, list[str]] = {}
         for each in content.get("annotations", []):
             captions.setdefault(each["image_id"], []).append(str(each["caption"]))
         rows = [(each, str(each["file_name"]), captions.get(each.get("id"), [str(each.get("caption") or "")]))
                 for each in content["images"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'--dataset {path}: is not of the form {{"images": [{{"file_name": ..., "caption": ...}}]}} '
                         f"({type(error).__name__}: {error}); {WHAT_TO_GIVE}") from error
     for each, named, texts in rows:
@@ -247,7 +249,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, Picture]]:
     if not names:
         raise _none_in(folder)
     texts = {path.relative_to(folder).as_posix() for path in tables.files_below(folder, [".txt"])}
-    yield from _pictures(names, f"{folder}/", texts, lambda name: (folder / name).read_bytes())
+    yield from _pictures(names, f"{folder}/", texts, lambda name: files.read(folder / name, most=tables.TEXT))
 
 
 def _pictures(names: Sequence[str], around: str, texts: Collection[str],
@@ -259,10 +261,7 @@ def _pictures(names: Sequence[str], around: str, texts: Collection[str],
         if beside not in texts:
             yield split, Picture(around + name, "", label)
             continue
-        try:
-            yield split, Picture(around + name, read(beside).decode("utf-8-sig").strip())
-        except UnicodeDecodeError as error:
-            raise UserError(f"--dataset {around}{beside}: is not UTF-8 text ({error.reason})") from error
+        yield split, Picture(around + name, tables.text(around + beside, partial(read, beside)))
 
 
 def _by_class(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:

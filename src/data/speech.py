@@ -16,8 +16,10 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import files
 from config import UserError
 from data import audio, tables
 from data import splits as parting
@@ -183,10 +185,10 @@ def _split_of(path: Path, folder: Path) -> str:
 
 
 def _text_of(path: Path) -> str:
-    """"" where there is none: the data check tells."""
+    """"" where there is none: the data check reports it. Raises UserError."""
     beside = path.with_suffix(".txt")
     if beside.is_file():
-        return beside.read_text(encoding="utf-8", errors="replace").strip()
+        return tables.text(str(beside), partial(files.read, beside, most=tables.TEXT))
     if match := LIBRISPEECH.fullmatch(path.stem):
         transcripts = path.with_name(f"{match[1]}-{match[2]}.trans.txt")
         if transcripts.is_file():
@@ -196,7 +198,8 @@ def _text_of(path: Path) -> str:
 
 def _transcripts(path: Path) -> dict[str, str]:
     """`ID THE WORDS`, a line each."""
-    pairs = (line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    content = tables.text(str(path), partial(files.read, path, most=tables.TABLE))
+    pairs = (line.split(" ", 1) for line in content.splitlines())
     return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
 
 

@@ -34,7 +34,7 @@ def parted(rows: Sequence[T], group: Callable[[T], str], share: float = SHARE) -
     sizes = Counter(map(group, rows))
     chosen: set[str] = set()
     taken = 0
-    for each in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+    for each in sorted(sizes, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest()):
         if taken >= share * len(rows):
             break
         if taken + sizes[each] <= 2 * share * len(rows):

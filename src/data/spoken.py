@@ -47,7 +47,7 @@ TIMBRES = {
 RATES, PITCHES, RANGES = (130, 210), (25, 75), (30, 70)
 ONE_BY_ONE, PAUSES = (90, 210), (" ", ", ", ". ")  # numbers are often read out slowly, each digit for itself
 AT_ONCE = 32
-PACKAGES = ("espeakng_loader", "soundfile", "torchaudio")
+PACKAGES = ("espeakng_loader", "soundfile", "soxr")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,15 @@
 import csv
 import difflib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import files
 from config import UserError
+
+# Bytes. More would only take memory:
+TABLE = 2**31  # of a table: ten million rows have less
+TEXT = 2**20  # of the text of one recording or picture
 
 
 def rows(path: Path, columns: Mapping[str, Sequence[str]], advice: str) -> Iterator[dict[str, str]]:
@@ -17,9 +22,11 @@ def rows(path: Path, columns: Mapping[str, Sequence[str]], advice: str) -> Itera
     `advice` is what to do about mistakes. Raises UserError.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would part at more than line ends
+        content = files.read(path, most=TABLE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"--dataset {path}: is not UTF-8 text ({error.reason}); {advice}") from error
+    # splitlines() would part at more than line ends
+    lines = content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     table = ((number, _cells(path, number, line)) for number, line in enumerate(lines, 1)
              if line.strip() and not line.startswith("#"))
     begin = next(table, None)
@@ -41,6 +48,9 @@ def rows(path: Path, columns: Mapping[str, Sequence[str]], advice: str) -> Itera
 
 def _cells(path: Path, number: int, line: str) -> list[str]:
     """Of a line, without empty ones at its end. Raises UserError."""
+    if len(line) > csv.field_size_limit():
+        raise UserError(f"--dataset {path}: line {number} has {len(line):,} characters, more than "
+                        f"{csv.field_size_limit():,}: a row is one line")
     try:
         found = next(csv.reader([line.rstrip("\r")], delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
     except csv.Error as error:
@@ -61,7 +71,18 @@ def _header(row: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[st
 def located(named: str, folder: Path) -> str:
     """The path of a file that something in a folder names: beside it, or else in the working folder."""
     beside = folder / os.path.expanduser(named)  # an absolute one stays as it is
-    return str(beside if beside.exists() or not Path(named).exists() else Path(named).resolve())
+    exists = os.path.exists  # false also for names that no file can have
+    return str(beside if exists(beside) or not exists(named) else Path(named).resolve())
+
+
+def text(path: str, read: Callable[[], bytes]) -> str:
+    """The text of a recording or picture, which stands in a file of its own. Raises UserError."""
+    try:
+        return read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--dataset {path}: is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise UserError(f"--dataset {path}: {files.reason(error)}") from error
 
 
 def nearest(path: Path, names: Collection[str]) -> str:

@@ -102,7 +102,7 @@ class LineReader:
         """(1, H, W) uint8, in the model's frame; tells what will hardly be read. Raises images.ImageError."""
         from data import resized
 
-        pixels = self.frame(resized.opened(sys.stdin.buffer.read() if path == "-" else path))
+        pixels = self.frame(resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path))
         if pixels.min() == pixels.max():
             raise images.ImageError("is blank: nothing is written there")
         if (count := text_lines(pixels[0].numpy())) > 1:

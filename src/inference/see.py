@@ -152,7 +152,7 @@ class Viewer:
         """(3, H, W) uint8, in the model's frame. Raises images.ImageError."""
         from data import resized
 
-        return self.frame(resized.opened(sys.stdin.buffer.read() if path == "-" else path))
+        return self.frame(resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path))
 
     def see(self, pictures: "Sequence[Tensor]", top_k: int) -> Iterator[list[dict[str, Any]]]:
         """For each, in the order of their probabilities: {"text", "probability", "cosine"}."""

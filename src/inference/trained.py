@@ -1,6 +1,7 @@
 """What the commands that use trained models share: their command line, which model, how well it did, which files."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -51,13 +52,16 @@ def files(words: Sequence[str], suffixes: Collection[str], what: str) -> Iterato
     mistakes."""
     problems = []
     for word in words:
-        inside = sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in suffixes)
+        inside = sorted(str(path) for path in Path(word).rglob("*")
+                        if path.suffix.lower() in suffixes and not path.is_dir())
         if word == "-" or Path(word).is_file():
             yield word
         elif inside:
             yield from inside
         elif Path(word).is_dir():
             problems.append(f"{word} has no {what} files ({', '.join(suffixes)}) in it")
+        elif os.path.exists(word):
+            problems.append(f"{word} is a pipe, a socket or a device; - reads standard input")
         else:
             problems.append(f"{word}: there is no such file or folder")
     if problems:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 STAGE = "audio_enc"
+LONGEST = 2 * 3600  # seconds of a recording, half a gigabyte as samples
+BYTES = 2**32  # of standard input: a WAV file cannot have more
 USAGE = """usage: transcribe.sh FILE... [OPTIONS]
 
 Writes down what is said in sound files of any kind and length, in all those of a folder, or, for -, in one that comes
@@ -88,11 +90,14 @@ def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
 def _read(path: str) -> "np.ndarray":
     """(N,) at 16 kHz. Raises AudioError."""
     if path != "-":
-        return audio.read(path)
+        return audio.read(path, longest=LONGEST)
     with tempfile.NamedTemporaryFile() as file:  # formats are told apart by looking to and fro
-        file.write(sys.stdin.buffer.read())
+        while part := sys.stdin.buffer.read(2**20):
+            file.write(part)
+            if file.tell() > BYTES:
+                raise audio.AudioError(f"has more than {BYTES:,} bytes: cut it into parts")
         file.flush()
-        return audio.read(file.name)
+        return audio.read(file.name, longest=LONGEST)
 
 
 class Listener:

@@ -96,8 +96,8 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
         return FINISHED
     only_check = "--check" in argv
     job = decide(stage, [arg for arg in argv if arg != "--check"])
-    if not only_check:
-        _go_on_with_torch()
+    if not only_check and importlib.util.find_spec("torch") is None:
+        venv.go_on_inside()  # where it has been set up
     if job.asks:
         _confirm(job)
     if only_check:
@@ -247,10 +247,8 @@ def _resume_problems(cfg: Options, run: RunDir, status: Status) -> list[str]:
 
 def _fork_problems(cfg: Options) -> list[str]:
     """Why a new run cannot continue from a snapshot."""
-    if _named_run(cfg):
-        return [f"--run_name {cfg.run_name}: there is a run of that name already; --resume {cfg.run_name} goes on with "
-                "it, or choose another name"]
-    return []
+    return [f"--run_name {cfg.run_name}: there is a run of that name already; --resume {cfg.run_name} goes on with it, "
+            "or choose another name"] if _named_run(cfg) else []
 
 
 def _written_config(run: RunDir) -> dict[str, Any]:
@@ -330,7 +328,7 @@ def _supervise(job: Job, argv: list[str]) -> int:
     def again(run: RunDir, begun: bool) -> list[str]:
         if job.run is None or begun:  # all that was typed is in its config
             return [*program, "--resume", str(run.path), "--yes", f"--on_end={job.cfg.on_end}"]  # it was allowed
-        return [*program, *config.without(argv, "resume"), "--resume", str(job.snapshot or run.path), "--yes"]
+        return [*program, *config.without(argv, "resume", "checkpoint_file"), "--resume", str(job.snapshot or run.path), "--yes"]
 
     logs.to_console()
     supervisor = Supervisor([*program, *argv, "--yes"], again)
@@ -375,12 +373,6 @@ def _evaluate(job: Job) -> int:
     except KeyboardInterrupt:
         return 130
     return FINISHED
-
-
-def _go_on_with_torch() -> None:
-    """Replace this process by one in .venv, where this Python has no torch and .venv has been set up."""
-    if importlib.util.find_spec("torch") is None:
-        venv.go_on_inside()
 
 
 def _require_torch() -> None:
