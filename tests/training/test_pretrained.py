@@ -66,7 +66,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
         here.setenv("STOKER_HOME", str(folder / "home"))
-        return trained("--dataset", str(text_in(folder)), *unless_typed(TINY, STEPS), *STEPS, "--run_name", "source")[0].path
+        argv = [*unless_typed(TINY, STEPS), *STEPS, "--run_name", "source"]
+        return trained("--dataset", str(text_in(folder)), *argv)[0].path
 
 
 @pytest.fixture
