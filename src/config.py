@@ -469,7 +469,8 @@ def printable(text: str) -> str:
 
 def complain(problems: Sequence[str], file: TextIO | None = None) -> None:
     """Print mistakes as a program does, one a line, on standard error or to `file`."""
-    print(*(printable(f"{program()}: {problem}") for problem in problems), sep="\n", file=file or sys.stderr)
+    for problem in problems:
+        print(printable(f"{program()}: {problem}"), file=file or sys.stderr)
 
 
 def share_cores() -> None:

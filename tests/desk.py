@@ -18,10 +18,13 @@ ENDLESS = ["--max_steps", "1000000", "--snapshot_interval", "1000000"]
 
 def unless_typed(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
     """The options of `defaults` that `argv` does not give as well: twice with different values is a mistake."""
-    typed, left, taken = {word for word in argv if word.startswith("--")}, [], True
+    def name(word: str) -> str:
+        return word.removeprefix("--").removeprefix("no_")
+
+    given, left, kept = {name(word) for word in argv if word.startswith("--")}, list[str](), True
     for word in defaults:
-        taken = word not in typed if word.startswith("--") else taken
-        left += [word] if taken else []
+        kept = name(word) not in given if word.startswith("--") else kept
+        left += [word] if kept else []
     return left
 
 

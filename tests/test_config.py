@@ -128,6 +128,13 @@ def test_resume_may_stand_alone(argv: list[str], value: str) -> None:
     assert parsed(*argv).resume == value
 
 
+@pytest.mark.parametrize("argv, left", [
+    ("--lr 1 --resume --yes", "--lr 1 --yes"), ("--resume run_3 --lr -1", "--lr -1"), ("--resume=run_3 -y", "-y"),
+    ("--no-resume 3 x --lr=1", "--lr=1"), ("--lr 1", "--lr 1"), ("", "")])
+def test_a_command_line_without_a_flag(argv: str, left: str) -> None:
+    assert config.without(argv.split(), "resume", "no_resume") == left.split()
+
+
 # -- what wins ------------------------------------------------------------------------------------------------------
 
 

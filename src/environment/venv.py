@@ -1,5 +1,6 @@
 """The folder of the environment: where it is, whether it is whole, and how a script goes on in it."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -19,8 +20,11 @@ def folder() -> Path:
 
 
 def go_on_inside() -> None:
-    """Replace this process by the same program in the environment; returns where there is none, or this is it."""
+    """Where this Python has no torch, replace this process by the same program in the environment; returns where there
+    is none, or this is it."""
     python = folder() / "bin/python"
+    if importlib.util.find_spec("torch"):
+        return
     if (packages(folder()) or Path()).joinpath("torch").exists() and Path(sys.prefix).resolve() != folder().resolve():
         print(f"torch is not installed for this Python ({sys.executable}): going on with {python}", file=sys.stderr,
               flush=True)

@@ -91,13 +91,13 @@ def main(stage: type[Stage]) -> None:
 def _main(stage: type[Stage], argv: list[str]) -> int:
     if page := pages.asked(stage, argv):
         if "--info" in argv:
-            _go_on_with_torch()
+            venv.go_on_inside()
         print(page(), flush=True)
         return FINISHED
     only_check = "--check" in argv
     job = decide(stage, [arg for arg in argv if arg != "--check"])
-    if not only_check and importlib.util.find_spec("torch") is None:
-        venv.go_on_inside()  # where it has been set up
+    if not only_check:
+        venv.go_on_inside()
     if job.asks:
         _confirm(job)
     if only_check:
@@ -328,7 +328,8 @@ def _supervise(job: Job, argv: list[str]) -> int:
     def again(run: RunDir, begun: bool) -> list[str]:
         if job.run is None or begun:  # all that was typed is in its config
             return [*program, "--resume", str(run.path), "--yes", f"--on_end={job.cfg.on_end}"]  # it was allowed
-        return [*program, *config.without(argv, "resume", "checkpoint_file"), "--resume", str(job.snapshot or run.path), "--yes"]
+        typed = config.without(argv, "resume", "checkpoint_file")
+        return [*program, *typed, "--resume", str(job.snapshot or run.path), "--yes"]
 
     logs.to_console()
     supervisor = Supervisor([*program, *argv, "--yes"], again)

@@ -80,18 +80,15 @@ class Session:
         trainer, snapshot = self.prepare()
         self.signals.interruptible = False  # from here on there is something to save
         with self.signals.children_spared():
-            return self._train(trainer, snapshot)
-
-    def _train(self, trainer: Trainer, snapshot: Path | None) -> Ending:
-        while (ending := trainer.fit(snapshot)).state == "back":
-            try:
-                self._turn_back(trainer, ending)
-            except UserError as error:
-                return Ending("halted", f"{ending.reason}, and there is nothing to go back to: {error}")
-            del trainer
-            gc.collect()  # the old model's memory is needed for the new one
-            trainer, snapshot = self.prepare()
-        return self._hand_out(trainer, ending) if ending.state == "finished" else ending
+            while (ending := trainer.fit(snapshot)).state == "back":
+                try:
+                    self._turn_back(trainer, ending)
+                except UserError as error:
+                    return Ending("halted", f"{ending.reason}, and there is nothing to go back to: {error}")
+                del trainer
+                gc.collect()  # the old model's memory is needed for the new one
+                trainer, snapshot = self.prepare()
+            return self._hand_out(trainer, ending) if ending.state == "finished" else ending
 
     def _hand_out(self, trainer: Trainer, ending: Ending) -> Ending:
         try:

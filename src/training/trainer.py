@@ -348,8 +348,7 @@ class Trainer:
                          best_step=self.best_step, judged=self._judged)
 
     def _finish_save(self, patient: bool) -> None:
-        why = self.saver.finish(patient)
-        if why and not (self._ending and self._ending.state == "back"):  # there is an older one to go back to
+        if (why := self.saver.finish(patient)) and not self._goes_back():  # else there is an older one to go back to
             self._halt(f"{why}: make room, and resume from the newest snapshot")
 
     def _halt(self, why: str) -> None:

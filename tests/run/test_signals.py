@@ -122,8 +122,23 @@ def test_a_stop_is_answered_and_obeyed(tmp_path: Path, started: list[Process], p
     assert (trainer.run.models / "final" / "model.safetensors").exists() == finished
 
 
-@each_phase
-@pytest.mark.parametrize("numbers, code", [((signal.SIGINT, signal.SIGTERM), 75), ((signal.SIGKILL,), -9)])
+def test_a_stop_does_not_wait_for_workers_that_hang(tmp_path: Path, started: list[Process]) -> None:
+    patch, options = PHASES["waiting for workers"]
+    started.append(trainer := Process(tmp_path, patch, *options, seconds=600))
+    trainer.reach_phase()
+    time.sleep(1.0)  # for the rows that were read ahead
+    trainer.process.send_signal(signal.SIGTERM)
+    assert trainer.process.wait(60) == 0 and not trainer.children()
+    assert trainer.run.state() == "stopped" and "Traceback" not in trainer.log()
+
+
+KILLED = [(phase, (signal.SIGKILL,), -9) for phase in PHASES]
+STOPPED = [(phase, (signal.SIGINT, signal.SIGTERM), 75) for phase in PHASES if phase != "waiting for workers"]  # above
+
+
+@pytest.mark.parametrize("phase, numbers, code", [
+    case if case in (KILLED[2], STOPPED[1]) else pytest.param(*case, marks=pytest.mark.slow)
+    for case in KILLED + STOPPED])
 def test_a_second_stop_and_a_kill_leave_nothing_behind(tmp_path: Path, started: list[Process], phase: str,
                                                        numbers: tuple[signal.Signals, ...], code: int) -> None:
     """A phase that would last minutes is not waited for."""

@@ -1,5 +1,6 @@
 """Figures of a whole validation set that are no ratios of sums."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 
 from daemon.journal import Journal
-from toys import Contrastive, new_run, train
+from data import workers
+from toys import Contrastive, Points, new_run, train
 from training import estimate
 from training.evaluation import evaluate
 from training.stage import Batch, Ratio
@@ -47,6 +50,22 @@ def test_what_is_gathered_is_judged_whole_whatever_the_batches(tmp_path: Path, b
     right_ones = [i for i in range(7) if all(left[i] @ right[i] >= left[i] @ right[j] for j in range(7))]
     assert done and done.metrics == {"eval/recall": pytest.approx(len(right_ones) / 7), "eval/rows": 7}
     assert done.size == {"samples": 7}
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_stop_while_a_batch_is_awaited_abandons_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     stops: bool) -> None:
+    """Of a worker that sends nothing, as if its data set hung."""
+    stage = Recall(Recall.Config(batch_size=4, num_workers=1, precision="fp32"), tmp_path)
+    rows = stage.dataset("validation")
+    monkeypatch.setattr("data.loader.LOOK", 0.05)
+    if stops:
+        monkeypatch.setattr(Points, "__getitem__", lambda self, index: time.sleep(600 if get_worker_info() else 0))
+        monkeypatch.setattr(Recall, "collate", lambda self, samples: {})
+    done = evaluate(stage, stage.model(), rows, stage.cfg, torch.device("cpu"), lambda: stops)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that freeing them waits
+    workers._left.clear()
+    assert (done is None) == stops
 
 
 def test_a_run_is_judged_by_it(tmp_path: Path) -> None:

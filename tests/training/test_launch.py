@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from daemon import rundir
 from daemon.journal import Journal
 from daemon.rundir import PROJECT, RunDir, Status
 from data import speech
+from desk import unless_typed
 from toys import QUICK, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
 from training import launch, manifest, optim, pretrained
 from training.callback import Callback
@@ -65,6 +67,30 @@ def test_the_same_named_command_again_goes_on_without_asking(tmp_path: Path, tex
     job = launch.decide(LanguageModel, [*argv, "--result_dir", str(tmp_path / "runs")])
     assert job.run == run and not job.asks
     assert (job.cfg.epochs, job.cfg.precision, job.cfg.log_interval) == (1, "fp32", 1)
+
+
+@pytest.mark.parametrize("extra", [["--resume"], ["--resume=mine", "--no_yes"], ["--resume", "mine", "-y"]])
+def test_a_supervisor_adds_no_option_that_contradicts(tmp_path: Path, text: Path, extra: list[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """To what was typed, whichever of its two ways it starts a trainer."""
+    seen: list[list[str]] = []
+
+    class Looks:
+        run = None
+
+        def __init__(self, command: list[str], again: Callable[[RunDir, bool], list[str]]):
+            seen.extend([command, again(run, False), again(run, True)])
+
+        def supervise(self) -> int:
+            return 0
+
+    monkeypatch.setattr(launch, "Supervisor", Looks)
+    run = begun(tmp_path, "--dataset", "text.txt", *SMALL, "--run_name", "mine")
+    argv = ["--result_dir", str(tmp_path / "runs"), "--supervise", *extra]
+    assert launch._supervise(launch.decide(LanguageModel, argv), argv) == 0
+    for command in seen:
+        job = launch.decide(LanguageModel, command[3:])
+        assert job.run == run and not job.asks
 
 
 @pytest.mark.parametrize("argv, why", [(["--lr", "0.001"], "--lr 0.001 differs from the 0.0003"),
@@ -562,8 +588,9 @@ def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
 
 
 def test_a_refused_resume_leaves_no_trace(tmp_path: Path, text: Path) -> None:
-    start = ["--dataset", "text.txt", *SMALL, "--max_seq_len", "16", "--result_dir", "runs", "--run_name", "mine"]
-    process = script(*start, "--max_steps", "100000")
+    long = ["--max_steps", "100000"]
+    process = script("--dataset", "text.txt", *unless_typed(SMALL, long), *long, "--max_seq_len", "16", "--result_dir",
+                     "runs", "--run_name", "mine")
     run = RunDir(tmp_path / "runs/mine")
     while not (run.path.exists() and run.status().step):
         assert process.poll() is None

@@ -19,7 +19,7 @@ from config import UserError
 from daemon import rundir
 from daemon.journal import Journal
 from daemon.rundir import RunDir, Status
-from desk import TINY
+from desk import TINY, unless_typed
 from inference import generate
 from toys import Regression, StopAt, assert_same, new_run, with_callbacks
 from toys import session as toy_session
@@ -70,7 +70,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
         here.setenv("STOKER_HOME", str(folder / "home"))
-        return trained("--dataset", str(text_in(folder)), *TINY, *STEPS, "--run_name", "source")[0].path
+        argv = [*unless_typed(TINY, STEPS), *STEPS, "--run_name", "source"]
+        return trained("--dataset", str(text_in(folder)), *argv)[0].path
 
 
 @pytest.fixture
@@ -165,9 +166,8 @@ def test_a_run_begins_with_the_weights_the_shape_and_the_tokenizer(source: RunDi
 
 def test_a_snapshot_of_a_run_with_its_own_tokenizer_will_do(text: Path) -> None:
     Path("text.txt").write_text("".join(f"the {i}th line of the text, which is number {i}\n" for i in range(400)))
-    small = [word for word in TINY if word not in ("--tokenizer", "bytes")]
-    run, _ = trained("--dataset", "text.txt", *small, *STEPS, "--tokenizer", "bpe", "--vocab_size", "270", "--run_name",
-                     "own")
+    argv = [*STEPS, "--tokenizer", "bpe", "--vocab_size", "270", "--run_name", "own"]
+    run, _ = trained("--dataset", "text.txt", *unless_typed(TINY, argv), *argv)
     again = ["--dataset", "text.txt", "--threads", "1", *STEPS, "--init_from"]
     for weights in (run.snapshots / "snapshot_step_00000004", run.models / "best"):
         other, ending = trained(*again, str(weights), "--tokenizer", "bpe")
