@@ -39,10 +39,11 @@ def build(cls: type[T], content: Any) -> T:
     """A dataclass from a JSON object. Raises ValueError where a name or the type of a value does not fit."""
     if not isinstance(content, dict):
         raise ValueError(f"is {type(content).__name__}, not an object")
-    kinds = _kinds(cls)
+    key: Any = cls  # mypy takes no type for hashable
+    kinds, required = _kinds(key), _required(key)
     if unknown := content.keys() - kinds.keys():
         raise ValueError(f"has the unknown key {min(unknown)!r}: written by another version?")
-    if missing := _required(cls) - content.keys():
+    if missing := required - content.keys():
         raise ValueError(f"has no key {min(missing)!r}")
     for name, value in content.items():
         if not any(_fits(value, kind) for kind in kinds[name]):
