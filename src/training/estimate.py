@@ -203,7 +203,8 @@ def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.de
     if cfg.compile is False or (cfg.compile is None and seconds < LONG):
         return plain, found, ""
     if cfg.compile is None and found.busy:
-        return plain, found, "Not compiled: on a busy machine a trial shows nothing; --compile compiles without one"
+        return plain, found, ("Not compiled: on a busy machine a trial shows nothing; add --compile to compile "
+                              "nevertheless")
     if why := blocks.compiler_problem(device):
         return plain, found, f"Not compiled: {why}"
     try:
@@ -215,8 +216,8 @@ def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.de
         seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
     if cfg.compile is None and tried.busy:
         return plain, replace(found, scatter=tried.scatter), (
-            f"Not compiled: {told}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; --compile "
-            "compiles nevertheless")
+            f"Not compiled: {told}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; add "
+            "--compile to compile nevertheless")
     if cfg.compile is None and not pays:
         return plain, found, f"Not compiled: {told}"
     return (replace(cfg, compile=True),

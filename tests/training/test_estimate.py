@@ -133,6 +133,9 @@ def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> 
     stage = Regression(session(Regression, new_run(tmp_path, Regression)).job.cfg, tmp_path)
     length = Length.of(stage, replace(stage.cfg, max_steps=9))  # 22 rows, 8 to an update; 7 evaluated at 4, 8 and 9
     assert length == Length(9, 66.0, 21, evaluations=3, snapshots=6)  # saved at 0, 4, 8, and at epochs' ends: 3, 6, 9
+    kind = type("Tested", (Regression,), {"splits": lambda self: ("train", "validation", "test")})
+    tested = Length.of(kind(stage.cfg, tmp_path), replace(stage.cfg, max_steps=9))
+    assert tested == replace(length, scored=28, evaluations=4)
     whole = replace(SIMPLE, waiting_seconds=0.25, shown_seconds=3.0, saved_seconds=0.75, start_seconds=7.0)
     assert whole.seconds(length) == pytest.approx(
         66 * 2.25 + 9 * 0.1 + 21 * 0.5 + 3 * 3.0 + 6 * 0.75 + 7.0 + estimate.FINISH_SECONDS)
@@ -192,7 +195,7 @@ def test_a_busy_machine_is_reported_and_the_estimate_is_for_an_idle_one(tmp_path
         assert found.seconds(length) - found.start_seconds - length.snapshots * found.saved_seconds == pytest.approx(
             80 * 2.125 + 20 * 280 + 28 * 0.625 + 4 * 4 + estimate.FINISH_SECONDS)
     assert told[0][0] == ["Not compiled: no compiler"] and told[1][0] == [
-        "Not compiled: on a busy machine a trial shows nothing; --compile compiles without one",
+        "Not compiled: on a busy machine a trial shows nothing; add --compile to compile nevertheless",
         "The machine is busy: estimates scatter by a factor of 2.5; this one is for an idle machine"]
     assert told[0][1].endswith(" for 20 steps") and told[1][1].endswith(" for 20 steps on an idle machine")
 
