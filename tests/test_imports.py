@@ -131,7 +131,8 @@ def test_files_stay_readable() -> None:
 
 def test_nothing_installed_is_loaded_by_the_ground_floor_nor_by_a_stage() -> None:
     """In a Python without installed packages, so that an import of one would fail."""
-    modules = [name for name in MODULES if within(name, BASE | {"daemon", "environment"}) or name.startswith(STAGE_FILES)]
+    modules = [name for name in MODULES
+               if within(name, BASE | {"daemon", "environment"}) or name.startswith(STAGE_FILES)]
     assert "daemon.__main__" in modules and "training.train_lm" in modules
     subprocess.run([sys.executable, "-S", "-c", f"import {', '.join([*modules, 'training.launch'])}"], check=True,
                    env={"PYTHONPATH": str(SOURCE)})

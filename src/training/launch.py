@@ -32,7 +32,7 @@ from daemon.process import Process
 from daemon.rundir import RunDir, Status
 from daemon.supervisor import SUPERVISOR, Supervisor
 from daemon.table import duration
-from environment import venv
+from environment import folder as environment
 from training import pages, pretrained
 from training.options import Options
 from training.pretrained import Pretrained
@@ -329,13 +329,13 @@ def _evaluate(job: Job) -> int:
 def _go_on_with_torch() -> None:
     """Replace this process by one in .venv, where this Python has no torch and .venv has been set up."""
     if importlib.util.find_spec("torch") is None:
-        venv.go_on_inside()
+        environment.go_on_inside()
 
 
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {venv.folder()} is not set up: "
-                        "start with a script of run/, which sets it up")
+        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {environment.path()} is not "
+                        "set up: start with a script of run/, which sets it up")
 
 
 def _new_run(job: Job) -> RunDir:

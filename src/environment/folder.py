@@ -13,15 +13,15 @@ from daemon.rundir import PROJECT
 UNFINISHED = ".unfinished"  # there while packages are installed: what the folder looked like before
 
 
-def folder() -> Path:
+def path() -> Path:
     """`$STOKER_VENV`, or `.venv` in the project."""
     return Path(os.environ.get("STOKER_VENV") or PROJECT / ".venv")
 
 
 def go_on_inside() -> None:
     """Replace this process by the same program in the environment; returns where there is none, or this is it."""
-    python = folder() / "bin/python"
-    if (packages(folder()) or Path()).joinpath("torch").exists() and Path(sys.prefix).resolve() != folder().resolve():
+    python = path() / "bin/python"
+    if (packages(path()) or Path()).joinpath("torch").exists() and Path(sys.prefix).resolve() != path().resolve():
         print(f"torch is not installed for this Python ({sys.executable}): going on with {python}", file=sys.stderr,
               flush=True)
         os.execv(python, [str(python), *sys.orig_argv[1:]])
