@@ -8,7 +8,6 @@ STAMP is the file whose name says what the environment holds; it is written last
 
 import fcntl
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,22 +60,13 @@ def _set_up(venv: Path, extra: str) -> None:
         installer.make()
         (venv / folder.UNFINISHED).write_text(folder.looks(venv))  # empty, but whole
         newest = os.environ.get("STOKER_VERSIONS") == "newest"
-        if not (installer.newest(extra) if newest else installer.locked(extra)):
+        if not ((installer.newest(extra) if newest else installer.locked(extra)) and installer.loads()):
             details.seek(0)
             raise UserError(f"the set-up failed: {reason(details.readlines())}; details: {venv / DETAILS}; the same "
                             "command tries again")
     (venv / folder.UNFINISHED).unlink()
-    _compile_later(venv)
     print(f"Set up in {terminal.seconds:.0f} s by {'uv' if installer.uv else 'pip'}: "
           f"{folder.build_of_torch(venv)}", file=sys.stderr, flush=True)
-
-
-def _compile_later(venv: Path) -> subprocess.Popen[bytes]:
-    """Byte code for all packages, in the background and at the lowest priority: without it, what imports torch first
-    would wait twice as long."""
-    program = ["nice", "-n", "19", str(venv / "bin/python"), "-m", "compileall", "-q", str(folder.packages(venv))]
-    return subprocess.Popen(program, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def prepare(venv: Path) -> None:
     the folder holds something else, which is left alone."""
     try:
         if venv.exists() and not is_usable(venv) and any(venv.iterdir()):
-            if not any((venv / name).exists() for name in ("pyvenv.cfg", UNFINISHED)):
+            if venv.parent != PROJECT and not any((venv / name).exists() for name in ("pyvenv.cfg", UNFINISHED)):
                 raise UserError(f"{venv} is no Python environment: move it away, or name another folder in STOKER_VENV")
             shutil.rmtree(venv)
         venv.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ case "$*" in
     mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
   *"install --retries 1 uv"*) [ ! -e "$STUB/no-uv" ] && cp "$STUB/uv" "${0%python}uv" ;;
   *"pip install"*) exec sh "$STUB/install" "$*" ;;
+  *"import training.session"*) [ ! -e "$STUB/broken" ] || { cat "$STUB/broken"; exit 1; } ;;
 esac
 """
 UV = """#!/bin/sh
@@ -59,7 +60,7 @@ class Machine:
         made = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
         return [call.replace(f"{self.folder}/", "").replace(f"{folder.PROJECT}/", "") for call in made
-                if call != "python -c "]
+                if not call.startswith(("python -c ", "python -P -c "))]
 
     def stamps(self) -> list[str]:
         return sorted(path.name for path in self.venv.glob(".ready-*"))
@@ -78,7 +79,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setenv("STUB", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(environment, "_compile_later", lambda venv: None)
     return Machine(tmp_path)
 
 
@@ -219,14 +219,25 @@ def test_a_second_set_up_waits_and_finds_the_work_done(machine: Machine, capsys:
     assert machine.calls() == [] and not second.is_alive()
 
 
-def test_byte_code_is_compiled_for_what_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = tmp_path / "lib/python3.11/site-packages"
-    packages.mkdir(parents=True)
-    (packages / "module.py").write_text("a = 1\n")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").symlink_to(sys.executable)
-    assert environment._compile_later(tmp_path).wait() == 0
-    assert list(packages.glob("__pycache__/module.*.pyc"))
+def test_what_cannot_be_loaded_is_no_success(machine: Machine) -> None:
+    (machine.folder / "broken").write_text("Traceback (most recent call last):\nImportError: libgomp.so.1: not found\n")
+    with pytest.raises(UserError, match="the set-up failed: ImportError: libgomp.so.1: not found; details: "):
+        machine.set_up()
+    assert machine.stamps() == []
+
+
+def test_byte_code_is_written_for_what_a_run_imports(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (machine.folder / "python").write_text(PYTHON + 'env | grep -q PYTHONDONT || echo "writes $1" >>"$STUB/calls"\n')
+    machine.set_up()
+    assert [call for call in machine.calls() if call.startswith("writes")] == ["writes -P"]
+
+
+def test_only_the_project_s_own_folder_needs_no_sign(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """.venv in the project is ours, also where a part of it was deleted."""
+    monkeypatch.setattr(folder, "PROJECT", machine.folder)
+    (machine.venv / "lib").mkdir(parents=True)
+    assert machine.set_up() == 0 and not (machine.venv / "lib/left").exists()
 
 
 # -- what the programs print ----------------------------------------------------------------------------------------
