@@ -8,14 +8,13 @@ STAMP is the file whose name says what the environment holds; it is written last
 
 import fcntl
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from config import UserError, answered
-from environment import venv as environments
+from environment import folder
 from environment.installer import Installer, Terminal, reason
 
 DETAILS = "setup.log"
@@ -38,45 +37,36 @@ def main(words: Sequence[str]) -> int:
 def _alone(venv: Path) -> Iterator[None]:
     """One set-up of an environment at a time: another one waits. Raises UserError where there is no such folder."""
     try:
-        folder = os.open(venv.parent, os.O_RDONLY | os.O_DIRECTORY)
+        parent = os.open(venv.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UserError(f"the packages cannot be installed in {venv}: {venv.parent}: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"Waiting for another set-up of {venv}", file=sys.stderr, flush=True)
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            fcntl.flock(parent, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(folder)
+        os.close(parent)
 
 
 def _set_up(venv: Path, extra: str) -> None:
     """Raises UserError where it fails: the same command then goes on."""
-    environments.prepare(venv)
+    folder.prepare(venv)
     print(f"Setting up {venv}, once; details: {venv / DETAILS}", file=sys.stderr, flush=True)
     with open(venv / DETAILS, "w+", encoding="utf-8") as details, Terminal() as terminal:
         installer = Installer(venv, details, terminal)
         installer.make()
-        (venv / environments.UNFINISHED).write_text(environments.looks(venv))  # empty, but whole
+        (venv / folder.UNFINISHED).write_text(folder.looks(venv))  # empty, but whole
         newest = os.environ.get("STOKER_VERSIONS") == "newest"
-        if not (installer.newest(extra) if newest else installer.locked(extra)):
+        if not ((installer.newest(extra) if newest else installer.locked(extra)) and installer.loads()):
             details.seek(0)
             raise UserError(f"the set-up failed: {reason(details.readlines())}; details: {venv / DETAILS}; the same "
                             "command tries again")
-    (venv / environments.UNFINISHED).unlink()
-    _compile_later(venv)
+    (venv / folder.UNFINISHED).unlink()
     print(f"Set up in {terminal.seconds:.0f} s by {'uv' if installer.uv else 'pip'}: "
-          f"{environments.build_of_torch(venv)}", file=sys.stderr, flush=True)
-
-
-def _compile_later(venv: Path) -> None:
-    """Byte code for all packages, in the background and at the lowest priority: without it, what imports torch first
-    would wait twice as long."""
-    subprocess.Popen(["nice", "-n", "19", venv / "bin/python", "-m", "compileall", "-q", environments.packages(venv)],
-                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                     start_new_session=True)
+          f"{folder.build_of_torch(venv)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from environment import pip_settings
 UV = "uv >=0.9, <1"  # --torch-backend, and hashes that are checked where the lock has them
 OLDEST_UV = (0, 9)
 LOCK = PROJECT / "run/lock"
+LOADED = "import training.session, wheels; wheels.torchaudio(); wheels.torchvision()"
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; then twice as long, and so on
 MEGABYTES = {"kB": 0.001, "MB": 1.0, "GB": 1000.0, "KiB": 2**10 / 1e6, "MiB": 2**20 / 1e6, "GiB": 2**30 / 1e6}
@@ -131,6 +132,12 @@ class Installer:
         """Install the newest releases that setup.cfg admits."""
         return self._install("--upgrade", "--editable", str(PROJECT) + (f"[{extra}]" if extra else ""))
 
+    def loads(self) -> bool:
+        """Whether what a run imports can be loaded. Its byte code is written meanwhile: otherwise the first start would
+        take twice as long."""
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return self._run([self.python, "-P", "-c", LOADED], env | {"PYTHONPATH": str(PROJECT / "src")})
+
     def _install(self, *words: str) -> bool:
         if not self.uv:
             return self._run([self.python, "-m", "pip", "install", "--no-compile", *words])
@@ -173,5 +180,5 @@ def _is_new(uv: str) -> bool:
 
 def reason(lines: Sequence[str]) -> str:
     """The line in which uv or pip says why it failed."""
-    told = [line.strip() for line in lines if re.match(r"\s*(ERROR|error|×|Caused by|╰─▶)[: ]", line)]
+    told = [line.strip() for line in lines if re.match(r"\s*(ERROR|error|×|Caused by|╰─▶|\w+Error)[: ]", line)]
     return re.sub(r"^(ERROR|error|×|Caused by|╰─▶)[: ]*", "", told[-1]) if told else "it does not say why"

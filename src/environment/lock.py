@@ -18,7 +18,7 @@ from pathlib import Path
 
 from config import UserError, answered
 from daemon.rundir import PROJECT
-from environment import venv
+from environment import folder
 from environment.installer import LOCK
 
 OF_TORCH = re.compile(r"(torch|torchaudio|torchvision|triton|(nvidia|cuda)-(?!ml-py)[\w-]+)==")
@@ -36,9 +36,9 @@ def main(words: Sequence[str]) -> int:
 
 def _resolved(words: Sequence[str], path: Path) -> list[str]:
     """The entries that uv resolves, without those that belong to torch; written to `path`."""
-    uv = venv.folder() / "bin/uv"
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder, "found.txt")
+    uv = folder.path() / "bin/uv"
+    with tempfile.TemporaryDirectory() as aside:
+        found = Path(aside, "found.txt")
         if path.exists() and "--upgrade" not in words:
             found.write_text(path.read_text())  # uv keeps the releases that it finds there
         subprocess.run([uv, "pip", "compile", PROJECT / "setup.cfg", "--universal", "--python-version", "3.11",

@@ -33,7 +33,7 @@ from daemon.process import Process
 from daemon.rundir import Gone, RunDir, Status
 from daemon.supervisor import SUPERVISOR, Supervisor
 from daemon.table import duration
-from environment import venv
+from environment import folder as environment
 from training import fork, pages, pretrained
 from training.fork import LONGEST_NAME
 from training.options import Options, here, working_in
@@ -91,13 +91,13 @@ def main(stage: type[Stage]) -> None:
 def _main(stage: type[Stage], argv: list[str]) -> int:
     if page := pages.asked(stage, argv):
         if "--info" in argv:
-            venv.go_on_inside()
+            environment.go_on_inside()
         print(page(), flush=True)
         return FINISHED
     only_check = "--check" in argv
     job = decide(stage, [arg for arg in argv if arg != "--check"])
     if not only_check:
-        venv.go_on_inside()
+        environment.go_on_inside()
     if job.asks:
         _confirm(job)
     if only_check:
@@ -378,8 +378,8 @@ def _evaluate(job: Job) -> int:
 
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {venv.folder()} is not set "
-                        "up: start with a script of run/, which sets it up")
+        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {environment.path()} is not "
+                        "set up: start with a script of run/, which sets it up")
 
 
 def _new_run(job: Job) -> RunDir:

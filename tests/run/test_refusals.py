@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def test_all_mistakes_are_told_at_once(texts: Desk) -> None:
     ("ps.sh", ["nothing"], "no run 'nothing'"), ("ps.sh", ["--jsno"], "--jsno"), ("logs.sh", ["nothing"], "no run"),
     ("logs.sh", [], "which run?"), ("logs.sh", ["-x"], "-x"), ("stop.sh", ["nothing"], "no run 'nothing'"),
     ("stop.sh", ["1"], "process 1 trains no run"), ("resume.sh", ["nothing", "--yes"], "no run 'nothing'"),
-    ("board.sh", ["nothing"], "no run 'nothing'"),
+    ("board.sh", ["nothing"], "no run 'nothing'"), ("stop.sh", [], "which run?"), ("delete.sh", [], "which run?"),
+    ("resume.sh", [], "which run?"), ("evaluate.sh", [], "which run?"), ("generate.sh", [], "which run?"),
+    ("read.sh", [], "which picture?"), ("data.sh", [], "which of check"),
 ])
 def test_asked_for_what_is_not_there(desk: Desk, script: str, argv: list[str], part: str) -> None:
     ran = desk.call(script, *argv)
@@ -120,3 +123,75 @@ def test_a_mistake_is_told_before_anything_is_set_up(desk: Desk, fresh: Path) ->
     assert ran.returncode == 2 and "--batch_size?" in ran.stderr
     assert call(desk, fresh, "ps.sh").stdout.startswith("RUN ")
     assert not (fresh / ".venv").exists()
+
+
+def test_closed_standard_streams_are_not_taken_for_files(desk: Desk) -> None:
+    """Where they are closed Python has none at all, and what is printed fails."""
+    script = (". ./run/lib.sh; python=\"$(any_python)\"; "
+              "\"${python}\" -c 'import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))'")
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        ran = subprocess.run(["bash", "-c", f"bash -c '{script.replace(chr(39), chr(39) + chr(92) + 2 * chr(39))}' "
+                              + closed], cwd=ROOT, env=desk.env, capture_output=True, text=True)
+        assert ran.returncode == 0, (closed, ran.stderr)
+
+
+@pytest.mark.parametrize("python, found", [
+    (None, "none"), ("echo 'Python 3.9.1'; [ $1 = --version ]", "Python 3.9.1"),
+    ("echo 'pyenv: python3: command not found' >&2; exit 127", "pyenv: python3: command not found"),
+])
+def test_without_a_python_that_fits_nothing_starts(desk: Desk, fresh: Path, tmp_path: Path, python: str | None,
+                                                   found: str) -> None:
+    for name in ("bash", "uname", "dirname", "readlink", "sed", "head", "cat", "sha256sum", "cut"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    if python:
+        (tmp_path / "python3").write_text(f"#!{shutil.which('bash')}\n{python}\n")
+        (tmp_path / "python3").chmod(0o755)
+    for script, argv in (("ps.sh", []), ("run_train_lm.sh", ["--preset", "nano"]), ("data.sh", ["check", "x"])):
+        ran = subprocess.run([str(fresh / "run" / script), *argv], env={**desk.env, "PATH": str(tmp_path)}, text=True,
+                             capture_output=True, stdin=subprocess.DEVNULL)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert ran.stderr == (f"{script}: needs Python 3.11 to 3.14, as python3 or python3.14 and so on; found: "
+                              f"{found}\n")
+
+
+@pytest.mark.parametrize("variables, part", [
+    ({"STOKER_VENV": "/proc/nothing/.venv"}, "/proc/nothing: No such file or directory"),
+    ({"STOKER_VENV": "/proc/.venv"}, "in /proc/.venv: "),
+    ({"STOKER_VERSIONS": "old"}, "must be locked or newest, is old"),
+])
+def test_a_set_up_that_cannot_be_is_one_line(desk: Desk, variables: dict[str, str], part: str) -> None:
+    ran = subprocess.run(["bash", "-c", ". ./run/lib.sh && setup"], cwd=ROOT, env=desk.env | variables, text=True,
+                         capture_output=True)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and part in ran.stderr, ran.stderr
+
+
+@pytest.fixture
+def venv(tmp_path: Path) -> Path:
+    """An environment whose Python only says how it was called."""
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nexit 7\n")
+    (tmp_path / "venv/bin/python").chmod(0o755)
+    (tmp_path / "venv/lib/python3.11/site-packages/torch").mkdir(parents=True)
+    return tmp_path / "venv"
+
+
+@pytest.mark.parametrize("argv", [["--preset", "nano"], ["--info"], ["--eval_only", "--init_from", "gone"]])
+def test_a_python_without_torch_goes_on_in_venv(desk: Desk, venv: Path, argv: list[str]) -> None:
+    """As the guides type it: python src/training/train_lm.py ..."""
+    words = ["-S", str(ROOT / "src/training/train_lm.py"), "--dataset", str(desk.corpus), *argv]
+    ran = subprocess.run([sys.executable, *words], env={**desk.env, "STOKER_VENV": str(venv)}, text=True,
+                         capture_output=True, stdin=subprocess.DEVNULL)
+    if "gone" in argv:
+        assert ran.returncode == 2 and "gone" in ran.stderr, "mistakes come first"
+        return
+    assert (ran.returncode, ran.stdout.splitlines()) == (7, words), ran.stderr
+    assert ran.stderr == (f"torch is not installed for this Python ({sys.executable}): going on with "
+                          f"{venv}/bin/python\n")
+
+
+def test_without_torch_and_without_venv_it_says_what_to_do(desk: Desk, venv: Path) -> None:
+    shutil.rmtree(venv / "lib")
+    ran = subprocess.run([sys.executable, "-S", str(ROOT / "src/training/train_lm.py"), "--dataset", str(desk.corpus),
+                          "--tokenizer", "bytes", "--result_dir", str(desk.results)], text=True,
+                         env={**desk.env, "STOKER_VENV": str(venv)}, capture_output=True, stdin=subprocess.DEVNULL)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and f"{venv} is not set up" in ran.stderr

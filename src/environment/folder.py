@@ -14,7 +14,7 @@ from daemon.rundir import PROJECT
 UNFINISHED = ".unfinished"  # there while packages are installed: what the folder looked like before
 
 
-def folder() -> Path:
+def path() -> Path:
     """`$STOKER_VENV`, or `.venv` in the project."""
     return Path(os.environ.get("STOKER_VENV") or PROJECT / ".venv")
 
@@ -22,10 +22,10 @@ def folder() -> Path:
 def go_on_inside() -> None:
     """Where this Python has no torch, replace this process by the same program in the environment; returns where there
     is none, or this is it."""
-    python = folder() / "bin/python"
+    python = path() / "bin/python"
     if importlib.util.find_spec("torch"):
         return
-    if (packages(folder()) or Path()).joinpath("torch").exists() and Path(sys.prefix).resolve() != folder().resolve():
+    if (packages(path()) or Path()).joinpath("torch").exists() and Path(sys.prefix).resolve() != path().resolve():
         print(f"torch is not installed for this Python ({sys.executable}): going on with {python}", file=sys.stderr,
               flush=True)
         os.execv(python, [str(python), *sys.orig_argv[1:]])
@@ -69,7 +69,7 @@ def prepare(venv: Path) -> None:
     the folder holds something else, which is left alone."""
     try:
         if venv.exists() and not is_usable(venv) and any(venv.iterdir()):
-            if not any((venv / name).exists() for name in ("pyvenv.cfg", UNFINISHED)):
+            if venv.parent != PROJECT and not any((venv / name).exists() for name in ("pyvenv.cfg", UNFINISHED)):
                 raise UserError(f"{venv} is no Python environment: move it away, or name another folder in STOKER_VENV")
             shutil.rmtree(venv)
         venv.mkdir(parents=True, exist_ok=True)
