@@ -175,6 +175,8 @@ def test_a_model_without_classes_says_that_it_needs_some(run: RunDir, see: Seen,
     shutil.copytree(run.models / "best", tmp_path / "model")
     content = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(content | {"labels": {}}))
+    found = pretrained.find(str(run.models / "best"))
+    pretrained.note(tmp_path / "model", found.stage, found.step, found.options, found.scores)
     code, _, told = see(square(tmp_path / "a.png", "red"), "--model", tmp_path / "model")
     assert code == 2 and "what may the pictures show?" in told
 

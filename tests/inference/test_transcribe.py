@@ -183,4 +183,4 @@ def test_a_model_that_is_damaged_is_an_error(run: RunDir, tmp_path: Path) -> Non
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     ran = transcribe(run, recording(tmp_path / "a.flac", "abc d"), "--model", tmp_path / "model")
-    assert ran.returncode == 2 and ran.stdout == b"" and b"cannot be read" in ran.stderr
+    assert ran.returncode == 2 and ran.stdout == b"" and b"not as it was written: model.safetensors has" in ran.stderr
