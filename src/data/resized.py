@@ -136,7 +136,7 @@ def opened(source: bytes | str) -> Tensor:
 def digest(pixels: Tensor) -> str:
     """SHA-256 of a decoded picture, as facts have it."""
     found = hashlib.sha256(str(tuple(pixels.shape)).encode())
-    found.update(pixels.numpy())  # not copied: it may be large
+    found.update(pixels.numpy().data)  # not copied: it may be large
     return found.hexdigest()
 
 

@@ -175,7 +175,7 @@ def _is_new(uv: str) -> bool:
     except OSError:
         return False
     found = re.match(r"uv (\d+)\.(\d+)", answer)
-    return bool(found) and (int(found[1]), int(found[2])) >= OLDEST_UV
+    return found is not None and (int(found[1]), int(found[2])) >= OLDEST_UV
 
 
 def reason(lines: Sequence[str]) -> str:
