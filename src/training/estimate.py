@@ -271,8 +271,9 @@ class Rounds:
     def scatter(self) -> float:
         """How many times as long as on an idle machine the slowest round took: about 1 on an idle machine."""
         rounds = list(zip(*self.took.values()))
+        idle: float = min(sum(took.computing for took in each) for each in rounds)
         slowest: float = max(sum(took.wall for took in each) for each in rounds)
-        return slowest / min(sum(took.computing for took in each) for each in rounds)
+        return slowest / idle
 
     def seconds(self, work: str, busy: bool) -> float:
         """The median; on a busy machine, of what it would be on an idle one."""
