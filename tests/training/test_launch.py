@@ -342,9 +342,9 @@ TOY = type("Toy", (Regression,), {"check": classmethod(lambda cls, cfg, resumed:
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> RunDir:
-    """With snapshots of steps 0, 3, 4, 6 and 7, of 9."""
+    """With snapshots of steps 0, 3, 4, 6 and 7, of 9; its name and place were typed."""
     run = new_run(tmp_path, TOY)
-    train(with_callbacks(TOY, StopAt(7)), run)
+    train(with_callbacks(TOY, StopAt(7)), run, run_name=run.name, result_dir=str(tmp_path / "where it was"))
     run.write_status(replace(run.status(), state="stopped"))
     (run.path / "tokenizer.json").write_text("what the stage keeps")
     return run

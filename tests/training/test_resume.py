@@ -355,12 +355,13 @@ def test_a_length_edited_by_hand_is_refused(stopped: RunDir, options: dict[str, 
     assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
 
 
-def test_an_extended_run_is_resumed_before_its_first_new_snapshot(stopped: RunDir) -> None:
+def test_an_extended_run_is_resumed_before_its_first_new_snapshot(logged: RunDir) -> None:
     """The newest snapshot is still of the shorter plan."""
-    extended = {"max_steps": 14, "epochs": 99}
     with pytest.raises(KeyboardInterrupt):
-        train(with_callbacks(Regression, Killed(5)), stopped, resume=True, extend_steps=5, **extended)
-    trainer, ending = train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)
+        train(with_callbacks(Regression, Killed(6)), logged, resume=True, extend_steps=5, max_steps=14, epochs=99)
+    newest = Snapshots(logged.snapshots, {}).newest_good()
+    assert newest and manifest.read(newest)["made_by"]["config"]["max_steps"] == 9
+    trainer, ending = train(with_callbacks(Regression, StopAt(-1)), logged, resume=True)
     assert (ending.state, trainer.step) == ("finished", 14)
 
 
