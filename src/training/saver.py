@@ -114,7 +114,8 @@ class Saver:
                 path = self.snapshots.save(packed, keep_last=self.cfg.keep_last_n_snapshots, best_step=best_step,
                                            judged=judged)
             except (OSError, Damaged) as error:
-                if not (files.may_pass(error) or isinstance(error, Damaged)):
+                passes = files.may_pass(error) or isinstance(error, Damaged)
+                if not passes or not self.snapshots.folder.is_dir():  # it is gone, with what was written
                     raise
                 self._note(packed, error)
                 progress.mark()  # to try again and again is no stall

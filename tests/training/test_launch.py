@@ -299,6 +299,8 @@ class Takes(Callback):
     def on_step_end(self, trainer: Trainer) -> None:
         if trainer.step == self.step:
             away = self.run.path.with_name("away")
+            if self.how == "replaced":  # else a snapshot may be under way
+                trainer.saver.finish(patient=True)
             self.run.path.rename(away)
             if self.how == "replaced":
                 shutil.copytree(away, self.run.path)

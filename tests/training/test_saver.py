@@ -19,6 +19,7 @@ from daemon.rundir import RunDir
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 from training import saver, snapshots
 from training.callback import ACT, Callback
+from training.manifest import Damaged
 from training.snapshots import Snapshots
 from training.trainer import Ending, Trainer
 
@@ -165,6 +166,18 @@ def test_what_will_not_pass_is_not_tried_again(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="refused on purpose"):
         trained(run, disk)
     assert disk.refused == 1
+
+
+def test_a_snapshot_that_is_gone_with_its_folder_is_not_tried_again(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the run's folder is moved in the midst of it."""
+    def gone(self: Snapshots, *_: object, **__: object) -> None:
+        shutil.rmtree(self.folder)
+        raise Damaged("it is missing")
+
+    monkeypatch.setattr(Snapshots, "save", gone)
+    with pytest.raises(Damaged, match="it is missing"):
+        train(Regression, new_run(tmp_path, Regression))
 
 
 def test_room_is_looked_for_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
