@@ -123,14 +123,14 @@ class Installer:
         base = [LOCK / "base.txt", *([LOCK / f"{extra}.txt"] if extra else [])]
         project = ["--no-deps", "--no-build-isolation", "--editable", str(PROJECT)]
         if self.uv:
-            return self._install(*_each("-r", [LOCK / "torch.txt", *base])) and self._install(*project)
+            return self._install_torch(*_each("-r", [LOCK / "torch.txt", *base])) and self._install(*project)
         # pip checks either all hashes of a call or none; without dependencies, what torch brings is left to torch
         return (self._install("--no-deps", "--require-hashes", *_each("-r", base))
                 and self._install(*_each("-r", [LOCK / "torch.txt"])) and self._install(*project))
 
     def newest(self, extra: str) -> bool:
         """Install the newest releases that setup.cfg admits."""
-        return self._install("--upgrade", "--editable", str(PROJECT) + (f"[{extra}]" if extra else ""))
+        return self._install_torch("--upgrade", "--editable", str(PROJECT) + (f"[{extra}]" if extra else ""))
 
     def loads(self) -> bool:
         """Whether what a run imports can be loaded. Its byte code is written meanwhile: otherwise the first start would
@@ -138,16 +138,24 @@ class Installer:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return self._run([self.python, "-P", "-c", LOADED], env | {"PYTHONPATH": str(PROJECT / "src")})
 
-    def _install(self, *words: str) -> bool:
+    def _install_torch(self, *words: str) -> bool:
+        """With the build of torch for this machine's GPU, or for CPUs, where nobody has said where to take it from."""
+        chosen = "UV_TORCH_BACKEND" in os.environ or pip_settings.names_sources(self.options)
+        if not self.uv or chosen:
+            return self._install(*words)
+        if self._install(*words, UV_TORCH_BACKEND="auto"):
+            return True
+        print("The builds of torch for one kind of machine cannot be had here: taking the one of the package index, "
+              "which is for CUDA", file=sys.stderr, flush=True)
+        return self._install(*words)
+
+    def _install(self, *words: str, **variables: str) -> bool:
         if not self.uv:
             return self._run([self.python, "-m", "pip", "install", "--no-compile", *words])
         command = [self.uv, "pip", "install", "--python", self.python]
-        env = os.environ | pip_settings.for_uv(self.options)
         if pip_settings.no_index(self.options):
             command.append("--no-index")
-        elif not pip_settings.names_sources(self.options):
-            env.setdefault("UV_TORCH_BACKEND", "auto")  # the build for this machine's GPU, or for CPUs
-        return self._run([*command, *words], env)
+        return self._run([*command, *words], os.environ | pip_settings.for_uv(self.options) | variables)
 
     def _run(self, command: Sequence[str], env: Mapping[str, str] = os.environ) -> bool:
         """Run a program, with its lines in the file of details; whether it succeeded."""

@@ -28,6 +28,7 @@ esac
 UV = """#!/bin/sh
 [ "$1" = --version ] && echo "uv 0.13.9" && exit
 echo "uv $* $(env | grep -E '^(UV_|SSL_)' | grep -v CACHE | sort | tr '\\n' ' ')" >>"$STUB/calls"
+[ "$UV_TORCH_BACKEND" = auto ] && [ -e "$STUB/no-builds" ] && exit 2
 exec sh "$STUB/install" "$*"
 """
 INSTALL = """
@@ -142,6 +143,14 @@ def test_what_pip_is_configured_with_holds_for_uv(machine: Machine, monkeypatch:
 def test_a_build_of_torch_can_be_chosen(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_TORCH_BACKEND", "rocm7.2")
     assert machine.set_up() == 0 and "UV_TORCH_BACKEND=rocm7.2 " in machine.calls()[2]
+
+
+def test_where_the_builds_of_torch_cannot_be_had_the_index_serves(machine: Machine,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    (machine.folder / "no-builds").touch()
+    assert machine.set_up() == 0
+    assert ["UV_TORCH_BACKEND=auto" in call for call in machine.calls()[2:]] == [True, False, False]
+    assert "cannot be had here: taking the one of the package index, which is for CUDA" in capsys.readouterr().err
 
 
 def test_the_newest_are_those_that_setup_cfg_admits(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
