@@ -142,6 +142,18 @@ def test_the_thread_that_copies_batches_may_end(soon: None) -> None:
         next(awaited(batches, lambda: False))
 
 
+class Mistaken(Rows):
+    def __getitem__(self, index: int) -> int:
+        raise EOFError("of the data set's own")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_error_of_the_data_set_stays_what_it_is(count: int) -> None:
+    """Also where a stop is asked for."""
+    with pytest.raises(EOFError, match="of the data set's own"):
+        list(evaluation_batches(Mistaken(), list, 4, count, lambda: True))
+
+
 class Pictures(torch.utils.data.Dataset[torch.Tensor]):
     """Rows of 1 MB."""
 
