@@ -170,13 +170,14 @@ def training_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any],
     """
     workers = workers_that_fit(workers, dataset, collate, next(order.micro_batches(first, end), []))
     loader = _loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end))
-    return awaited(iter(loader), stopped)  # the workers start now
+    return awaited(iter(loader), stopped) if workers else iter(loader)  # the workers start now
 
 
 def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch: int, workers: int,
                        stopped: Callable[[], object] = lambda: False) -> Iterator[Any]:
     """Every row once, in its own order. Raises Abandoned as `training_batches` does."""
-    return awaited(iter(_loader(dataset, collate, workers, False, batch_size=batch)), stopped)
+    batches = iter(_loader(dataset, collate, workers, False, batch_size=batch))
+    return awaited(batches, stopped) if workers else batches
 
 
 def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,

@@ -99,7 +99,9 @@ def test_a_stop_is_obeyed_while_a_worker_hangs(soon: None, monkeypatch: pytest.M
         next(batches)
     lines = [line for line in caplog.messages if line.startswith("no batch for")]
     assert 1 <= len(lines) <= 4 and " is sleeping; /dev/shm has" in lines[0], "rarer and rarer"
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that freeing them waits
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that it waits
+    for left in workers._left:
+        left._shutdown_workers()
     workers._left.clear()
 
 
@@ -140,6 +142,18 @@ def test_the_thread_that_copies_batches_may_end(soon: None) -> None:
     batches._pin_memory_thread = SimpleNamespace(is_alive=lambda: False)
     with pytest.raises(RuntimeError, match="copies batches for the GPU has ended"):
         next(awaited(batches, lambda: False))
+
+
+class Mistaken(Rows):
+    def __getitem__(self, index: int) -> int:
+        raise EOFError("of the data set's own")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_error_of_the_data_set_stays_what_it_is(count: int) -> None:
+    """Also where a stop is asked for."""
+    with pytest.raises(EOFError, match="of the data set's own"):
+        list(evaluation_batches(Mistaken(), list, 4, count, lambda: True))
 
 
 class Pictures(torch.utils.data.Dataset[torch.Tensor]):

@@ -14,6 +14,7 @@ import torch
 
 import monitors
 import training.callbacks
+from config import UserError
 from daemon.journal import Journal
 from daemon.rundir import RunDir
 from monitors.blanks import Blanks
@@ -197,6 +198,11 @@ def test_a_batch_of_nan_is_left_out_of_the_overfit_gap() -> None:
             stopping.on_step_end(trainer)
         stopping.on_eval_end(trainer, {"eval/loss": 1 + gap})
     assert stopping.gap == pytest.approx(0.3) and trainer.reason
+
+
+def test_a_state_of_an_older_version_is_refused() -> None:
+    with pytest.raises(UserError, match="counted evaluations"):
+        EarlyStopping("eval/x", "min", 5, 0.0).load_state_dict({"best": 1.0, "waited": 3, "gap": 0.1, "grown": 1})
 
 
 @pytest.mark.parametrize("epoch, overfit_patience, line", [

@@ -63,7 +63,9 @@ def test_a_stop_while_a_batch_is_awaited_abandons_it(tmp_path: Path, monkeypatch
         monkeypatch.setattr(Points, "__getitem__", lambda self, index: time.sleep(600 if get_worker_info() else 0))
         monkeypatch.setattr(Recall, "collate", lambda self, samples: {})
     done = evaluate(stage, stage.model(), rows, stage.cfg, torch.device("cpu"), lambda: stops)
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that freeing them waits
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that it waits
+    for batches in workers._left:
+        batches._shutdown_workers()
     workers._left.clear()
     assert (done is None) == stops
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from config import UserError
 from training.callback import ACT, Callback
 from training.options import Options
 from training.stage import Ratio
@@ -112,6 +113,9 @@ class EarlyStopping(Callback):
                                                                 "trained": list(self.trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.keys() - self.state_dict().keys():
+            raise UserError("the snapshot is of an older version, whose early stopping counted evaluations: resume it "
+                            "with that version, or start a new run with its weights: --checkpoint_file")
         if state:
             for name in STATE:
                 setattr(self, name, state[name])
