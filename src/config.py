@@ -233,8 +233,7 @@ def _looks_like_flag(token: str) -> bool:
 
 def without(argv: Sequence[str], *flags: str) -> list[str]:
     """A command line without some flags and their values."""
-    left: list[str] = []
-    dropped = False
+    left, dropped = list[str](), False
     for token in argv:
         if _looks_like_flag(token):
             dropped = token.lstrip("-").partition("=")[0].replace("-", "_") in flags
