@@ -112,8 +112,8 @@ class Installer:
         """An environment with pip in it, where there is none. Raises UserError where Python cannot make one."""
         self.uv = next((path for path in (shutil.which("uv"), str(self.venv / "bin/uv")) if path and _is_new(path)), "")
         if not Path(self.python).exists():
-            if not self._run([sys.executable, "-m", "venv", str(self.venv)]):
-                raise UserError(f"{sys.executable} cannot make a virtual environment; on Debian: apt install "
+            if not self._run([system_python(), "-m", "venv", str(self.venv)]):
+                raise UserError(f"{system_python()} cannot make a virtual environment; on Debian: apt install "
                                 f"python3-venv; details: {self.details.name}")
         if not self.uv and self._run([self.python, "-m", "pip", "install", "--retries", "1", UV]):
             self.uv = str(self.venv / "bin/uv")
@@ -186,7 +186,13 @@ def _is_new(uv: str) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= OLDEST_UV
 
 
+def system_python() -> str:
+    """The Python that this one's environment was made with: the environment may be the one to be made again."""
+    found = Path(sys.base_prefix, f"bin/python{sys.version_info.major}.{sys.version_info.minor}")
+    return str(found) if found.exists() else sys.executable
+
+
 def reason(lines: Sequence[str]) -> str:
     """The line in which uv or pip says why it failed."""
-    told = [line.strip() for line in lines if re.match(r"\s*(ERROR|error|×|Caused by|╰─▶|\w+Error)[: ]", line)]
-    return re.sub(r"^(ERROR|error|×|Caused by|╰─▶)[: ]*", "", told[-1]) if told else "it does not say why"
+    told = [line.strip() for line in lines if re.match(r"\s*(ERROR|error|×|cause|Caused by|╰─▶|\w+Error)[: ]", line)]
+    return re.sub(r"^(ERROR|error|×|cause|Caused by|╰─▶)[: ]*", "", told[-1]) if told else "it does not say why"

@@ -11,7 +11,7 @@ import pytest
 
 from config import UserError
 from environment import __main__ as environment
-from environment import folder
+from environment import folder, installer
 from environment.installer import Progress, reason
 
 # Makes an environment, or installs, as far as that shows; $STUB/fails names what is to fail.
@@ -78,7 +78,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("STUB", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(installer, "system_python", lambda: str(tmp_path / "python"))
     monkeypatch.setattr("shutil.which", lambda name: None)
     return Machine(tmp_path)
 
@@ -249,6 +249,12 @@ def test_only_the_project_s_own_folder_needs_no_sign(machine: Machine, monkeypat
     assert machine.set_up() == 0 and not (machine.venv / "lib/left").exists()
 
 
+def test_an_environment_is_not_made_by_its_own_python() -> None:
+    """It would delete the Python that is to make it again."""
+    made_by = Path(installer.system_python())
+    assert made_by.exists() and not made_by.is_relative_to(sys.prefix) or sys.prefix == sys.base_prefix
+
+
 # -- what the programs print ----------------------------------------------------------------------------------------
 
 
@@ -279,6 +285,8 @@ def test_progress_of_pip() -> None:
     ("error: Failed to fetch: `https://x/`\n  Caused by: Could not connect\n  Caused by: dns error\n", "dns error"),
     ("  × No solution found when resolving dependencies:\n  ╰─▶ Because a was not found in the registry\n      and you "
      "require a\n", "Because a was not found in the registry"),
+    ("error: No solution found when resolving dependencies\n  cause: Because a was not found and you require a==1, we "
+     "can conclude\n", "Because a was not found and you require a==1, we can conclude"),
     ("Killed\n", "it does not say why"),
 ])
 def test_the_reason_is_the_line_that_says_it(lines: str, why: str) -> None:
