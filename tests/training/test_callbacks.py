@@ -179,6 +179,7 @@ def test_the_overfit_gap_is_compared_from_epoch_to_epoch() -> None:
     def epochs(*gaps: float) -> list[float]:
         return [1 + gap + noise for gap in gaps for noise in (-0.05, 0.05, -0.05, 0.05)]
 
+    assert overfit([1.1, 1.2, 1.3], [1.0] * 3, epoch=1) == 2, "an evaluation every other epoch"
     grows = epochs(0.1, 0.2, 0.3, 0.4)
     assert overfit(grows, [1.0] * 16, epoch=8) == 12
     assert overfit(epochs(0.2, 0.2, 0.2, 0.2), [1.0] * 16, epoch=8) == 0

@@ -118,18 +118,18 @@ def test_killed_between_snapshots(tmp_path: Path, at: int) -> None:
 
 
 def test_early_stopping_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Three steps are an epoch, so that it is stopped in the midst of one, after an evaluation in it."""
+    """Three steps are an epoch: it is stopped in the midst of one, after an evaluation in it."""
     options: dict[str, Any] = dict(early_stopping=True, early_stop_patience=2, early_stop_min_delta=9.0,
-                                   eval_interval=2, early_stop_overfit_patience=50)
+                                   eval_interval=1, early_stop_overfit_patience=50)
     whole, run = new_run(tmp_path, Buffers), new_run(tmp_path, Buffers)
     trainer, ending = train(with_callbacks(Buffers, StopAt(-1)), whole, **options)
-    assert trainer.step == 8 and ending.reason.endswith("in 2 epochs")  # the first, at step 2, is the best
+    assert trainer.step == 7 and ending.reason.endswith("in 2 epochs")  # the first, at step 1, is the best
     train(with_callbacks(Buffers, StopAt(5)), run, **options)
     trainer, again = train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, **options)
     assert again == ending
     assert_same(everything(whole), everything(run))
     trainer, again = train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, **options)
-    assert again == ending and trainer.step == 8  # killed after it had stopped, it does not train on
+    assert again == ending and trainer.step == 7  # killed after it had stopped, it does not train on
 
 
 def test_going_on_from_an_older_snapshot(tmp_path: Path) -> None:
