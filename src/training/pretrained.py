@@ -124,7 +124,7 @@ def _of_model(folder: Path) -> Pretrained:
                           known.get("scores", {}))
     except FileNotFoundError:  # another program's
         return Pretrained(folder, False, run=_run_around(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / MADE_BY} cannot be read ({error!r}): bring it back, or take the model from a "
                         "snapshot") from error
 
