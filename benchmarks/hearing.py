@@ -6,12 +6,14 @@ Speech of the set `spoken-digits`, made here. A step is the trainer's own, its d
 monitors; the products are those of the linear layers, the strided convolutions and the attention of the very same
 batches, forward and backward, into memory that is there already, nothing between them. Step and products in turn.
 Transcribing is that of transcribe.sh, of one recording at a time and of one long recording in windows, against the
-products of the forward passes.
+products of the forward passes. Resampling is that of recordings at usual rates, and of those that --speed plays faster
+or slower, against torchaudio's windowed sinc, by one thread, in turn.
 """
 
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,13 +22,16 @@ import numpy as np
 import rig  # noqa: I001  finds the packages of src/
 import torch
 
-from data import spoken
+import wheels
+from data import audio, spoken
+from data.threads import one_thread
 from inference.transcribe import Config as Hearing
 from inference.transcribe import Listener
 from training import pretrained
 from training.train_audio_enc import AudioEncoder
 
 LONG, SHORT = 120, 50  # seconds of one recording; recordings
+RESAMPLED, TURNS = 5, 51  # seconds; turns
 
 
 def training(trainer: Any, steps: int) -> None:
@@ -49,11 +54,35 @@ def transcribing(name: str, listener: Listener, recordings: list[np.ndarray], cf
           f"{multiplying / hearing:.2f} of the bare products")
 
 
+def resampling() -> None:
+    for rate, new_rate in ((8000, 16000), (44100, 16000), (48000, 16000), (18, 20), (19, 20), (21, 20), (22, 20)):
+        own = rate if rate > 100 else 16000
+        samples = np.random.default_rng(0).standard_normal(RESAMPLED * own).astype(np.float32)
+        sinc = wheels.torchaudio().transforms.Resample(rate, new_rate)
+        ours, theirs = in_turn(lambda: audio.resampled(samples, rate, new_rate),
+                               lambda: sinc(torch.from_numpy(samples)).numpy())
+        print(f"resampling     {rate} -> {new_rate}: {theirs / ours:.2f} times as fast as a windowed sinc, "
+              f"{RESAMPLED / ours:,.0f} seconds of speech a second")
+
+
+def in_turn(*works: Callable[[], object]) -> list[float]:
+    """The median seconds of CPU of each."""
+    took: list[list[float]] = [[] for _ in works]
+    with one_thread():
+        for _ in range(TURNS):
+            for work, seconds in zip(works, took):
+                start = time.process_time()
+                work()
+                seconds.append(time.process_time() - start)
+    return [sorted(seconds)[TURNS // 2] for seconds in took]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="nano", choices=AudioEncoder.presets)
     parser.add_argument("--steps", default=40, type=int)
     asked = parser.parse_args()
+    resampling()
     speech = spoken.build("spoken-digits")
     print(f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}, {asked.preset}")
     with rig.trainer(asked.preset, AudioEncoder, dataset=str(speech), device="cpu", precision="fp32") as trainer:

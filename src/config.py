@@ -309,7 +309,7 @@ def read_json(cls: type, path: Path, problems: list[str], invalid: set[str]) -> 
     except OSError as error:
         problems.append(f"--config {path}: {error.strerror}")
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: it is too deep
         problems.append(f"--config {path}: not JSON: {error}")
         return {}
     if not isinstance(content, dict):

@@ -245,7 +245,8 @@ def test_one_mistake_is_one_line(argv: list[str], parts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text, part", [
-    ("{", "not JSON"), ("[1]", "must be an object {...}, is list"), ('{"rate": NaN}', "is nan"),
+    ("{", "not JSON"), pytest.param("[" * 100_000, "not JSON", id="deep"),
+    ("[1]", "must be an object {...}, is list"), ('{"rate": NaN}', "is nan"),
     ('{"width": 4.0}', "width is 4.0, not a whole number"), ('{"width": null}', "width is null"),
     ('{"words": 4}', "words is 4, not a string"), ('{"width": 9, "heads": "two"}', 'heads is "two"'),
     ('{"kind": "blue"}', "none of red, green"), ('{"resume": true}', "not a string"),

@@ -226,3 +226,42 @@ def test_home_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert files.home() == tmp_path
     monkeypatch.setenv("STOKER_HOME", "")
     assert files.home() == Path.home() / ".cache" / "stoker"
+
+
+# -- reading what others have made ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder of things that are no regular files, or cannot be opened."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, why", [
+    ("pipe", "cannot be read (it is a pipe, a socket or a device instead of a regular file)"),
+    ("zero", "cannot be read (it is a pipe, a socket or a device instead of a regular file)"),
+    ("loop", "cannot be read (Too many levels of symbolic links)"), ("folder", "is a folder"),
+    ("none", "there is no such file"), ("a\0b", "cannot be read (no file can have such a name)"),
+    ("\ud800", "cannot be read (no file can have such a name)"), ("x" * 300, "cannot be read (File name too long)")])
+def test_only_regular_files_are_read(odd: Path, name: str, why: str) -> None:
+    """The pipe has no writer: opened as usual it would wait for one."""
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError) as caught:
+        files.read(odd / name, most=100)
+    assert files.reason(caught.value) == why and len(os.listdir("/proc/self/fd")) == before
+    assert files.identity(odd / name)[0] == str(odd / name), "what is refused can still be asked whether it changed"
+
+
+def test_no_more_is_read_than_asked_for(old: Path) -> None:
+    assert files.read(old, most=3) == b"old" and files.read(old, most=2, start=1, size=2) == b"ld"
+    with pytest.raises(OSError) as caught:
+        files.read(old, most=2)
+    assert files.reason(caught.value) == "cannot be read (it has 3 bytes, more than 2)"
+    with open(old, "r+b") as sparse:
+        sparse.truncate(2**40)  # far more than the memory holds
+    with pytest.raises(OSError, match="it has 1,099,511,627,776 bytes"):
+        files.read(old, most=2**20)

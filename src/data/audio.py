@@ -102,6 +102,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
         raise AudioError(files.reason(error)) from error
     except RuntimeError as error:  # soundfile's own
         said = str(getattr(error, "error_string", "") or error).removeprefix("Error : ").strip().rstrip(".")
+        if "psf_fseek" in said:  # to behind what was read, where the file has ended
+            raise AudioError("is cut short: its header names more samples than there are") from error
         raise AudioError(f"cannot be read as sound ({said})") from error
 
 
@@ -132,8 +134,6 @@ def _blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
         if not np.isfinite(mono).all():
             raise AudioError("holds NaN or Inf")
         yield mono
-    if count < file.frames and file.format == "FLAC":
-        raise AudioError(f"is cut short: {count:,} of the {file.frames:,} samples that its header names are there")
 
 
 def _cut_off(head: bytes, size: int) -> int:

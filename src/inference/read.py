@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 STAGE = "ocr"
 AT_ONCE = 32  # lines
+COLUMNS = 32_768  # of pixels, of all lines together that are read at once: they fill the memory, not their number
+WIDEST = 16  # times as wide as the model was trained on: such a picture is no line, and may be made to fill the memory
 LIKE = 1.25  # times as wide as the narrowest: lines that are read together
 INK, HIGH = 0.3, 0.2  # of the contrast of a picture, of its height: a line of text has so much at least
 USAGE = """usage: read.sh PICTURE... [OPTIONS]
@@ -103,6 +105,9 @@ class LineReader:
         from data import resized
 
         pixels = self.frame(resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path))
+        if pixels.shape[2] > WIDEST * self.stage.cfg.max_width:
+            raise images.ImageError(f"is {pixels.shape[2]:,} pixels wide at a height of {pixels.shape[1]}, up to "
+                                    f"{WIDEST * self.stage.cfg.max_width:,} can be read: cut it into lines")
         if pixels.min() == pixels.max():
             raise images.ImageError("is blank: nothing is written there")
         if (count := text_lines(pixels[0].numpy())) > 1:
@@ -142,10 +147,11 @@ class LineReader:
 
 
 def _alike(widths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in groups of like width: one that is far wider would make all others of its group as wide."""
+    """Rows in groups of like width: one that is far wider would make all others of its group as wide; of very wide ones
+    a few at a time."""
     group = list[int]()
     for row in sorted(range(len(widths)), key=lambda row: widths[row]):
-        if group and widths[row] > LIKE * widths[group[0]]:
+        if group and (widths[row] > LIKE * widths[group[0]] or (len(group) + 1) * widths[row] > COLUMNS):
             yield group
             group = []
         group.append(row)

@@ -24,8 +24,8 @@ LONGEST = 2 * 3600  # seconds of a recording, half a gigabyte as samples
 BYTES = 2**32  # of standard input: a WAV file cannot have more
 USAGE = """usage: transcribe.sh FILE... [OPTIONS]
 
-Writes down what is said in sound files of any kind and length, in all those of a folder, or, for -, in one that comes
-from standard input."""
+Writes down what is said in sound files of any kind, up to two hours long, in all those of a folder, or, for -, in one
+that comes from standard input."""
 
 
 @dataclass

@@ -59,7 +59,7 @@ def gpt2_options(folder: Path) -> dict[str, int]:
             raise UserError(f"{path} describes another model than the GPT-2 trained here: {', '.join(different)}")
         return {"d_model": content["n_embd"], "num_heads": content["n_head"], "num_layers": content["n_layer"],
                 "d_ff": content.get("n_inner") or 4 * content["n_embd"], "max_seq_len": content["n_positions"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} describes no GPT-2 ({error!r})") from error
 
 

@@ -165,7 +165,7 @@ def read(path: Path) -> Incident:
     """Raises UserError where there is no incident."""
     try:
         return Incident(**json.loads((path / "incident.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no incident of a run (result/RUN/incidents/step_00000500): {error}") from error
 
 

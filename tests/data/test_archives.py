@@ -1,6 +1,7 @@
 """TAR archives as tarfile and the tar command make them: read in place, member by member, compressed or not."""
 
 import errno
+import gzip
 import io
 import os
 import subprocess
@@ -36,9 +37,10 @@ def test_as_the_command_makes_them(folder: Path, suffix: str) -> None:
     expected = {**CONTENTS, "train/dog/same.jpg": b"one"}
     assert sorted(archives.members(path)) == sorted(archives.names(path)) == sorted(expected)
     for name, content in reversed(expected.items()):
-        assert archives.read(str(path), name) == archives.read(str(path), f"./{name}") == content
+        for named in (name, f"./{name}"):
+            assert archives.read(str(path), named, most=len(content)) == content
     with pytest.raises(FileNotFoundError):
-        archives.read(str(path), "train")
+        archives.read(str(path), "train", most=9999)
 
 
 def test_a_compressed_one_is_unpacked_once(folder: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,14 +54,14 @@ def test_a_compressed_one_is_unpacked_once(folder: Path, own_home: Path, monkeyp
 
     make(b"first")
     assert list(archives.names(path)) == ["x"] and not (own_home / "archives").exists(), "a look unpacks nothing"
-    assert archives.read(str(path), "x") == b"first"
+    assert archives.read(str(path), "x", most=9999) == b"first"
     [copy] = (own_home / "archives").glob("*.tar")
     with monkeypatch.context() as patch:
         patch.setattr(archives, "_unpack", lambda *args: pytest.fail("was unpacked again"))
-        assert archives.read(str(path), "x") == b"first"
+        assert archives.read(str(path), "x", most=9999) == b"first"
     os.utime(path, ns=(0, 0))
     make(b"another")
-    assert archives.read(str(path), "x") == b"another" and copy.exists()
+    assert archives.read(str(path), "x", most=9999) == b"another" and copy.exists()
 
 
 def test_another_of_the_same_size_is_read_anew(tmp_path: Path) -> None:
@@ -67,7 +69,8 @@ def test_another_of_the_same_size_is_read_anew(tmp_path: Path) -> None:
         with open(tmp_path / "a.tar", "wb") as file:
             archives.write(file, [(name, content)])
         os.utime(tmp_path / "a.tar", ns=(0, ord(name)))
-        assert archives.members(tmp_path / "a.tar") == [name] and archives.read(f"{tmp_path}/a.tar", name) == content
+        assert archives.members(tmp_path / "a.tar") == [name]
+        assert archives.read(f"{tmp_path}/a.tar", name, most=3) == content
 
 
 def test_what_is_written_is_what_tarfile_reads(tmp_path: Path) -> None:
@@ -114,3 +117,59 @@ def test_a_full_disk_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, own_
     monkeypatch.setattr("files.write", full)
     with pytest.raises(UserError, match="No space left on device in .*: make room there for what is in .*a.tar.gz"):
         archives.members(folder / "a.tar.gz")
+
+
+def member(name: str, content: bytes = b"x", *, size: int | None = None, kind: bytes = tarfile.REGTYPE,
+           **pax: str) -> bytes:
+    """One whose header may claim what it likes."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.pax_headers = len(content) if size is None else size, kind, pax
+    return info.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+HOSTILE = {
+    "negative": member("a", size=-1024), "endless": member("a", size=2**60), "beyond": member("a", size=5000),
+    "negative by PAX": member("a", **{"size": "-512"}), "endless by PAX": member("a", **{"size": str(2**60)}),
+    "a huge PAX header": member("a", size=2**40, kind=tarfile.XHDTYPE),
+    "a huge name": member("a", size=2**33, kind=tarfile.GNUTYPE_LONGNAME),
+    "a chain of headers": member("a", b"a\0", kind=tarfile.GNUTYPE_LONGNAME) * 5000 + member("a"),
+    "a sparse map without end": member("a", b"9999999\n" + b"1" * 504, **{
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a", "GNU.sparse.realsize": "9"}),
+    "garbage between": b"garbage!" * 64 + member("a"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_hostile_one_is_refused(tmp_path: Path, own_home: Path, what: str, suffix: str) -> None:
+    """Behind a member that is fine: tarfile reads on and on, or takes it for the end, or all the memory."""
+    content = member("first", b"fine") + HOSTILE[what] + archives.END
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == ".tar.gz" else content)
+    for listed in (archives.names, archives.members):
+        with pytest.raises(UserError, match="a.tar.*: cannot be read as a TAR archive") as caught:
+            list(listed(path))
+        assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
+
+
+def test_an_archive_may_unpack_to_so_much(tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = member("first", b"fine") + member("zeros", bytes(2_000_000)) + archives.END
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(archives, "UNPACKED", 1_000_000)
+    with pytest.raises(UserError, match="unpacked it has more than 1,000,000 bytes"):
+        archives.members(tmp_path / "a.tar.gz")
+    with pytest.raises(UserError, match="its member 'zeros' would have 2,000,000 bytes"):
+        list(archives.names(tmp_path / "a.tar.gz"))
+    assert not list((own_home / "archives").glob("*tar*[!k]"))
+    monkeypatch.setattr(archives, "TIMES", 1000)
+    assert archives.members(tmp_path / "a.tar.gz") == list(archives.names(tmp_path / "a.tar.gz")) == ["first", "zeros"]
+
+
+def test_names_of_other_encodings_are_names(tmp_path: Path) -> None:
+    content = bytearray(member("a.png"))
+    content[0] = 0xE4
+    content[148:156] = b"%06o\0 " % (sum(content[:148]) + 8 * 32 + sum(content[156:512]))
+    (tmp_path / "a.tar").write_bytes(bytes(content) + archives.END)
+    assert archives.members(tmp_path / "a.tar") == ["\udce4.png"]
+    assert archives.read(str(tmp_path / "a.tar"), "\udce4.png", most=1) == b"x"

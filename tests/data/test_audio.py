@@ -1,14 +1,21 @@
 """Sound files: every format, rate and number of channels comes out as the same mono samples; what is broken is told."""
 
+import math
+import os
+import tracemalloc
 import wave
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.utils.data import Dataset
 
 from data import audio
+from data.loader import evaluation_batches
 
 
 def tone(frequency: float, rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -36,10 +43,23 @@ def test_another_rate_is_the_same_sound(tmp_path: Path, rate: int) -> None:
     assert np.abs(found - known)[200:-200].max() < 2e-3
 
 
-def test_what_the_new_rate_cannot_hold_is_gone(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", tone(11000, 44100), 44100, subtype="FLOAT")
-    assert np.abs(audio.read(tmp_path / "a.wav"))[200:-200].max() < 0.01
-    assert np.abs(audio.read(tmp_path / "a.wav", 44100)).max() > 0.49
+@pytest.mark.parametrize("rate", [22050, 44100, 48000, 48017])
+def test_what_the_new_rate_cannot_hold_is_gone_and_the_rest_stays(rate: int) -> None:
+    """Against the sines themselves: above half of the new rate nothing comes through, also not as another tone."""
+    above = audio.resampled(tone(8100, rate, 2), rate, 16000)[4000:-4000]
+    assert np.sqrt(np.mean(np.square(above))) < 0.5 * math.sqrt(0.5) * 10 ** (-100 / 20)
+    for frequency in (100, 3000, 7000):
+        found, known = audio.resampled(tone(frequency, rate, 2), rate, 16000), tone(frequency, 16000, 2)
+        loudness = [np.sqrt(np.mean(np.square(each[4000:-4000].astype(float)))) for each in (found, known)]
+        assert abs(20 * math.log10(loudness[0] / loudness[1])) < 0.01
+        assert np.abs(found - known)[4000:-4000].max() < 1e-3, "nor is it moved"
+
+
+@pytest.mark.parametrize("rate, new", [(8000, 16000), (44100, 16000), (48000, 16000), (48017, 16000), (19, 20)])
+def test_the_length_at_another_rate_is_rounded_up(rate: int, new: int) -> None:
+    for count in [*range(130), *np.random.default_rng(rate).integers(130, 200_000, 20).tolist()]:
+        found = audio.resampled(np.ones(count, np.float32), rate, new)
+        assert len(found) == -(-count * new // rate) and found.dtype == np.float32 and np.isfinite(found).all(), count
 
 
 def test_channels_become_their_mean(tmp_path: Path) -> None:
@@ -111,16 +131,90 @@ def test_a_real_recording_of_two_channels_at_another_rate() -> None:
     assert len(audio.read(REAL)) == 11 * 16000 and audio.seconds(REAL) == 11
 
 
-def test_resampled_by_any_number_of_threads_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By one, that is, whatever the number: not on all machines are the last bits of several others."""
-    samples, threads = np.random.default_rng(0).standard_normal(50000).astype(np.float32), torch.get_num_threads()
-    asked, resampler = [], audio._resampler
-    monkeypatch.setattr(audio, "_resampler", lambda *rates: (asked.append(torch.get_num_threads()),
-                                                             resampler(*rates))[1])
-    found = []
+class Resampled(Dataset[np.ndarray]):
+    """Item i is a sound at another rate."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return audio.resampled(np.random.default_rng(0).standard_normal(50_000).astype(np.float32), 44100, 16000)
+
+
+def test_resampled_anywhere_and_in_any_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, threads = Resampled()[0], torch.get_num_threads()
+    assert len(known) and np.array_equal(next(evaluation_batches(Resampled(), list, 1, 1))[0], known), "in a worker"
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(audio.resampled(samples, 8000, 16000))
-        assert torch.get_num_threads() == count
+        assert np.array_equal(Resampled()[0], known)
     torch.set_num_threads(threads)
-    assert asked == [1, 1, 1] and np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    for size in (1000, 7919, 2**20):
+        monkeypatch.setattr(audio, "AT_ONCE", size)
+        assert np.array_equal(Resampled()[0], known)
+
+
+# -- hostile files --------------------------------------------------------------------------------------------------
+
+
+def wave_file(path: Path, *, rate: int = 16000, channels: int = 1) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(bytes(2 * channels * 100))
+
+
+def flac_file(path: Path, *, rate: int = 16000, frames: int = 8000) -> None:
+    """With a header that claims so much of 8,000 samples (RFC 9639, 8.2: 20 bits, and the last 36 of the same 64)."""
+    soundfile.write(path, tone(300, 16000), 16000)
+    content = bytearray(path.read_bytes())
+    middle = int.from_bytes(content[18:26], "big") >> 36 & 0xFF
+    content[18:26] = (rate << 44 | middle << 36 | frames).to_bytes(8, "big")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("make, why", [
+    (lambda path: wave_file(path, rate=1), "has 1 samples a second: from 1,000 to 384,000 can be read"),
+    (lambda path: wave_file(path, rate=2**31 - 1), "has 2,147,483,647 samples a second: from"),
+    (lambda path: wave_file(path, channels=1000), "has 1,000 channels: up to 64 can be read"),
+    (lambda path: flac_file(path, rate=655_350), "has 655,350 samples a second: from"),
+    (lambda path: flac_file(path, frames=2**36 - 1), "is longer than 10 minutes: cut it into parts"),
+    (lambda path: flac_file(path, frames=0), "does not say how long it is, as if written to a pipe: save it again"),
+    (lambda path: soundfile.write(path.with_suffix(".flac"), np.zeros(601 * 1000, np.int16), 1000) or
+     path.with_suffix(".flac").rename(path), "is longer than 10 minutes: cut it into parts"),
+    (os.mkfifo, "cannot be read (it is a pipe, a socket or a device instead of a regular file)"),
+    (lambda path: path.symlink_to("/dev/zero"), "cannot be read (it is a pipe, a socket or a device"),
+    (lambda path: path.symlink_to(path), "cannot be read (Too many levels of symbolic links)"),
+    (Path.mkdir, "is a folder")])
+def test_a_hostile_file_is_refused(tmp_path: Path, make: Callable[[Path], None], why: str) -> None:
+    make(tmp_path / "a.flac")
+    for read in (audio.read, audio.seconds):
+        with pytest.raises(audio.AudioError) as caught:
+            read(tmp_path / "a.flac")
+        assert str(caught.value).startswith(why)
+
+
+def test_a_rate_without_a_common_divisor_is_read(tmp_path: Path) -> None:
+    """The windowed sinc that such rates once went through needed a table of 6 GB."""
+    wave_file(tmp_path / "a.wav", rate=48017)
+    assert len(audio.read(tmp_path / "a.wav")) == math.ceil(100 * 16000 / 48017)
+
+
+@pytest.mark.parametrize("claimed, why", [(9_000_000, "is cut short: its header names more"), (8000, "")])
+def test_what_a_header_claims_takes_no_memory(tmp_path: Path, claimed: int, why: str) -> None:
+    flac_file(tmp_path / "a.flac", frames=claimed)
+    tracemalloc.start()
+    try:
+        with pytest.raises(audio.AudioError) if why else nullcontext() as caught:
+            audio.read(tmp_path / "a.flac")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000, "a block, not the 36 MB of that length"
+    finally:
+        tracemalloc.stop()
+    assert why in str(caught.value if why else "")
+
+
+def test_a_longer_recording_may_be_asked_for(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(601 * 1000, np.int16), 1000)
+    assert len(audio.read(tmp_path / "a.wav", 1000, longest=601)) == 601_000
+    with pytest.raises(audio.AudioError, match="is longer than 10 minutes"):
+        audio.read(tmp_path / "a.wav", 1000, longest=600)

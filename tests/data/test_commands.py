@@ -1,5 +1,6 @@
 """What ./run/data.sh runs, in this process: which data are taken for pictures, and what is told of them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_check_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert f"\t{tmp_path}/3.png\tunreadable: cannot be read as a picture (" in told
     code, told = ran(capsys, "check", name, "--group_by", r"(\d)\d*\.png$", "--held_out", "7,8")
     assert "validation: 2 of 2 rows, 2 groups" in told and "files with the same picture as another: 1" in told
+
+
+def test_names_in_another_encoding_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_pictures.write(tmp_path)
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    (tmp_path / "0.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/0.png"))
+    (tmp_path / "pictures.csv").unlink()
+    code, told = ran(capsys, "check", str(tmp_path))
+    assert code == 1 and told.isascii() and "caf\\udce9/0.png\tnot Unicode: its text or label" in told
 
 
 def test_which_data_are_pictures(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Picture files: every mode comes out as what it shows, upright; what is damaged is told, whatever is wrong with it."""
 
 import io
+import os
 import random
 import struct
 import zlib
@@ -134,14 +135,95 @@ def test_whatever_is_damaged_there_is_a_line(kind: str) -> None:
     assert refused > 20
 
 
-def test_an_attack_is_not_opened() -> None:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    bomb = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
-    with pytest.raises(ImageError, match="has more than 179 million pixels: make it smaller"):
-        decode(bomb)
+
+def png(width: int, height: int, colour: int = 2, extra: bytes = b"") -> bytes:
+    """One that claims a size and has no pixels: whoever decodes it before looking at the size says that it is cut."""
+    head = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(b""))
+            + chunk(b"IEND", b""))
+
+
+def gif(width: int, height: int) -> bytes:
+    content = bytearray(encoded(Image.new("P", (9, 9)), "GIF"))
+    content[6:10] = struct.pack("<HH", width, height)
+    return bytes(content)
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG file whose last scan comes so often: each goes over all pixels again."""
+    content = encoded(Image.fromarray(GRADIENT), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * count + content[-2:]
+
+
+ZEROS = zlib.compress(bytes(3_000_000))
+LARGE = "has more than 50 million pixels: make it smaller"
+
+
+@pytest.mark.parametrize("content, why", [
+    (png(13_000, 13_000), LARGE), (png(50_000, 50_000), LARGE), (gif(65_535, 65_535), LARGE),
+    (png(7_100, 7_100, 3, chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", b"\0")), LARGE),
+    (png(50_000, 1), "has 1 x 50,000 pixels: the longer side may have 1,000 times as many as the shorter"),
+    (png(9, 9, extra=chunk(b"iCCP", b"a\0\0" + ZEROS)), "cannot be read as a picture (Decompressed data too large"),
+    (png(9, 9, extra=chunk(b"zTXt", b"a\0\0" + ZEROS)), "cannot be read as a picture (Decompressed data too large"),
+    (scans(300), "is a JPEG file of more than 200 scans, which would take too long: save it again")])
+def test_a_hostile_file_is_refused(content: bytes, why: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(content)
+    assert str(caught.value).startswith(why)
+
+
+def test_postscript_starts_no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho started >> {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # where it was found the last time
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="it is none of PNG, JPEG, WEBP, BMP, GIF, TIFF"):
+        decode(tmp_path / "x.png")
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_file_may_have_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.fromarray(GRADIENT))
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "a.tar").write_bytes(archives.entry("a.png", content) + archives.END)
+    monkeypatch.setattr(images, "BYTES", len(content) - 1)
+    for path in (tmp_path / "a.png", tmp_path / "a.tar!a.png"):
+        with pytest.raises(ImageError, match=rf"cannot be read \(it has {len(content):,} bytes, more than"):
+            decode(path)
+    with pytest.raises(ImageError, match="has more than 0 million bytes: make it smaller"):
+        decode(content)
+    monkeypatch.setattr(images, "BYTES", len(content))
+    assert decode(tmp_path / "a.png").size == decode(tmp_path / "a.tar!a.png").size == decode(content).size
+
+
+def test_scans_are_those_of_the_picture_itself() -> None:
+    """Not of the small one in its metadata, and not what stands behind its end, as in a photograph that moves."""
+    plain, progressive = (encoded(Image.fromarray(GRADIENT), "JPEG", progressive=kind) for kind in (False, True))
+    assert images._scans(plain) == 1 and images._scans(progressive) == 10  # libjpeg's own script
+    assert images._scans(scans(7)) == 16 and shown(scans(2)).shape == GRADIENT.shape
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(progressive)) + progressive
+    assert images._scans(plain[:2] + thumbnail + plain[2:] + progressive) == 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_converted_in_parts_it_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(GRADIENT).convert("RGB" if mode in ("PA", "I;16") else mode)
+    if mode == "I;16":
+        image = Image.fromarray(GRADIENT[..., 0].astype(np.uint16) * 200)
+    elif "A" in mode:
+        image = image.convert("L").convert(mode) if mode == "PA" else image
+        image.putalpha(Image.fromarray(GRADIENT[..., 1]))
+    whole = np.asarray(images._opaque(image))
+    content = encoded(Image.fromarray(GRADIENT))
+    pixels = images.pixels(content)
+    assert whole.shape == GRADIENT.shape and (pixels == np.asarray(decode(content)).transpose(2, 0, 1)).all()
+    monkeypatch.setattr(images, "AT_ONCE", 5 * image.width + 3)
+    assert (np.asarray(images._opaque(image)) == whole).all() and (images.pixels(content) == pixels).all()
 
 
 def test_mistakes_say_why(tmp_path: Path) -> None:
@@ -149,7 +231,7 @@ def test_mistakes_say_why(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "real.tif")
     for name, why in {"none.png": "there is no such file", "empty.png": "is empty", ".": "is a folder",
-                      "text.png": r"cannot be read as a picture \(format not recognised\)",
+                      "text.png": r"cannot be read as a picture \(it is none of PNG, JPEG, WEBP, BMP, GIF, TIFF\)",
                       "real.tif": r"cannot be read as a picture \(its values have no known range\)",
                       "text.png/below.png": r"cannot be read \(Not a directory\)"}.items():
         with pytest.raises(ImageError, match=f"^{why}$"):

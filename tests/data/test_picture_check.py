@@ -1,6 +1,7 @@
 """The data check: each kind of bad picture is named with its file and reason, and only those are refused."""
 
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
     Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(tmp_path / "blank.png")
     (tmp_path / "again.webp").write_bytes(encoded(Image.fromarray(pixels(2)), "WEBP", lossless=True))
     bad = {
-        picture(tmp_path / "text.png"): "unreadable: cannot be read as a picture (format not recognised)",
+        picture(tmp_path / "text.png"):
+            "unreadable: cannot be read as a picture (it is none of PNG, JPEG, WEBP, BMP, GIF, TIFF)",
         picture(tmp_path / "none.png"): "unreadable: there is no such file",
         picture(tmp_path / "empty.jpg"): "unreadable: is empty",
         picture(tmp_path / "cut.png"): "unreadable: cannot be read as a picture (image file is truncated)",
@@ -59,6 +61,30 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
             "by") in caplog.text
     kept = [resized[split].pixels(row.path) for split, rows in used.items() for row in rows]
     assert all(each is not None and each.shape == (3, 8, 8) for each in kept)
+
+
+def test_hostile_rows_are_refused_and_the_others_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fine = [picture(make_picture(tmp_path / f"fine{i}.png", i)) for i in range(3)]
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    make_picture(tmp_path / "thread.png", height=1, width=2000)
+    with open(tmp_path / "sparse.tar", "wb") as file:
+        file.truncate(2**40)
+    bad = {"pipe.png": "it is a pipe, a socket or a device", "zero.png": "it is a pipe, a socket or a device",
+           "folder.png": "is a folder", "thread.png": "has 1 x 2,000 pixels",
+           "a\0b.png": "no file can have such a name", "\ud800.png": "no file can have such a name",
+           "x" * 300 + ".png": "File name too long",
+           "pipe.png/a.tar!b.png": "Not a directory", "sparse.tar!b.png": "there is no such file"}
+    rows = [picture(tmp_path / name) for name in bad]
+    half = [picture(make_picture(tmp_path / "half.png", 4), "a \ud800 thing"),
+            picture(make_picture(tmp_path / "other.png", 5), "a thing", label="caf\udce9")]
+    splits = {"train": [fine[0], *rows, *half, fine[1]], "validation": [fine[2]]}
+    used, _, report = checked(splits, FRAMES, keep=True)
+    assert used == {"train": fine[:2], "validation": [fine[2]]}
+    assert [path for _, path, _ in report.refused] == [each.path for each in rows + half]
+    for (_, path, why), part in zip(report.refused, [*bad.values(), *["not Unicode: its text or label"] * 2]):
+        assert part in why and f"{path}: {why}" in caplog.text
 
 
 def test_lines_that_cannot_be_read(tmp_path: Path) -> None:

@@ -72,6 +72,19 @@ def test_annotations_as_coco_has_them(tmp_path: Path) -> None:
         ("train", "7.jpg", "a", ""), ("train", "7.jpg", "b", ""), ("train", "8.jpg", "eight", "")]
 
 
+def test_annotations_too_deep_to_be_read_are_told(tmp_path: Path) -> None:
+    name = csv_of(tmp_path, "[" * 100_000, "annotations.json")
+    [problem] = pictures.check(name)
+    assert "is not of the form" in problem and "RecursionError" in problem
+
+
+def test_names_and_texts_that_are_not_unicode_are_split_like_others(tmp_path: Path) -> None:
+    """Such rows are for the check to refuse."""
+    images = [{"file_name": "\ud800" * (row % 2) + f"{row}.png", "caption": "half \ud800"} for row in range(60)]
+    found = pictures.read(csv_of(tmp_path, json.dumps({"images": images}), "annotations.json"))
+    assert sum(map(len, found.values())) == 60 and found["validation"]
+
+
 def test_files_lie_beside_the_table_then_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "data/both.png", "here/both.png", "here/only.png", "far/away.png")
     name = csv_of(tmp_path / "data", f"both.png,a\nonly.png,b\n{tmp_path}/far/away.png,c\nnone.png,d\nx.tar!y.png,e\n")

@@ -1,6 +1,7 @@
 """The data check: each kind of bad row is named with its file and reason, and only those are refused."""
 
 import logging
+import os
 import random
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
     assert "Data check: train: 3 of 12 rows, 0.00 h" in caplog.text
     assert "refused: 3 unreadable, 1 silent, 1 too long, 1 unlabelled, 1 long text, 1 not alignable, 1 judged by" in (
         caplog.text)
+
+
+def test_hostile_rows_are_refused_and_the_others_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fine = [utterance(make_sound(tmp_path / f"fine{i}.wav", seed=i)) for i in range(3)]
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "zero.wav").symlink_to("/dev/zero")
+    (tmp_path / "folder.wav").mkdir()
+    soundfile.write(tmp_path / "slow.wav", np.zeros(9, np.int16), 1)
+    bad = {"pipe.wav": "it is a pipe, a socket or a device", "zero.wav": "it is a pipe, a socket or a device",
+           "folder.wav": "is a folder", "slow.wav": "has 1 samples a second",
+           "a\0b.wav": "no file can have such a name", "\ud800.wav": "no file can have such a name",
+           "x" * 300 + ".wav": "File name too long"}
+    splits = {"train": [fine[0], *(utterance(tmp_path / name) for name in bad), fine[1]], "validation": [fine[2]]}
+    used, _, report = checked(splits, keep=True)
+    assert [row.path for row in used["train"]] == [fine[0].path, fine[1].path]
+    assert [path for _, path, _ in report.refused] == [str(tmp_path / name) for name in bad]
+    for (_, path, why), part in zip(report.refused, bad.values()):
+        assert why.startswith("unreadable: ") and part in why and f"{path}: {why}" in caplog.text
 
 
 def test_what_ctc_can_align_is_what_torch_can() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import files
 from config import UserError
 from data import tables
 
@@ -40,3 +41,26 @@ def test_tabs_part_cells_too(tmp_path: Path) -> None:
     assert found == [("a.png", "1,234.50, please")]
     with pytest.raises(UserError, match="line 2 has a cell that begins with a quote"):
         read(tmp_path, 'file\tcaption\na.png\t"tea\n', "rows.tsv")
+
+
+def test_names_that_no_file_can_have_are_passed_on(tmp_path: Path) -> None:
+    """The check refuses their rows; the others are read."""
+    for name in ("a\0b.png", "x" * 5000, "\ud800.png"):
+        assert tables.located(name, tmp_path) == str(tmp_path / name)
+
+
+def test_a_line_that_is_no_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="line 1 has 200,000 characters, more than 131,072: a row is one line"):
+        read(tmp_path, "a" * 200_000)
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is a pipe, a socket or a device instead of a regular file"):
+        list(tables.rows(tmp_path / "zero.csv", COLUMNS, ""))
+
+
+@pytest.mark.parametrize("content, told", [
+    (b"caf\xe9", "is not UTF-8 text (unexpected end of data)"), (b"x" * (tables.TEXT + 1), "it has 1,048,577 bytes")])
+def test_a_text_of_its_own_that_cannot_be_read_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        tables.text("a.txt", lambda: files.read(tmp_path / "a.txt", most=tables.TEXT))
+    assert told in str(caught.value) and str(caught.value).startswith("--dataset a.txt: ")

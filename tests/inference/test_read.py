@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -128,11 +129,16 @@ def test_what_is_wider_than_trained_on_is_told(read: Read, tmp_path: Path) -> No
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_read(read: Read, line: Path) -> None:
+    os.mkfifo(line.parent / "pipe.png")
+    (line.parent / "folder.png").mkdir()
+    Image.linear_gradient("L").resize((9000, 32)).save(line.parent / "wide.png")
     (line.parent / "broken.png").write_bytes(line.read_bytes()[:60])
     Image.new("L", (40, 20), 9).save(line.parent / "blank.png")
     Image.linear_gradient("L").resize((1, 200)).save(line.parent / "thin.png")
     code, out, told = read(line.parent)
     assert code == 1 and "broken.png cannot be read as a picture" in told
+    assert "wide.png is 9,000 pixels wide at a height of 32, up to 3,200 can be read: cut it into lines" in told
+    assert "pipe.png cannot be read (it is a pipe" in told and "folder.png" not in told
     assert "blank.png is blank: nothing is written there" in told
     assert [Path(row.split("\t")[0]).name for row in out.splitlines()] == ["line.png", "thin.png"]
 
@@ -153,6 +159,7 @@ def test_lines_are_read_with_others_of_like_width() -> None:
     assert sorted(row for group in groups for row in group) == list(range(200)) and 5 < len(groups) < 40
     for group in groups:
         assert max(widths[row] for row in group) <= 1.25 * min(widths[row] for row in group)
+    assert [len(group) for group in script._alike([16_000] * 5)] == [2, 2, 1], "what they take is bounded"
 
 
 def test_the_beam_and_the_limits_of_training_are_those_of_reading(read: Read, line: Path, run: RunDir,
@@ -167,7 +174,8 @@ def test_the_beam_and_the_limits_of_training_are_those_of_reading(read: Read, li
 
 
 @pytest.mark.parametrize("argv, told", [
-    ([], "which picture?"), (["nowhere.png"], "nowhere.png: there is no such file"), (["--beem", "2"], "--beam"),
+    ([], "which picture?"), (["nowhere.png"], "nowhere.png: there is no such file"),
+    (["/dev/null"], "/dev/null is a pipe, a socket or a device; - reads standard input"), (["--beem", "2"], "--beam"),
     (["--beam", "0", "x"], "--beam")])
 def test_mistakes_are_one_line(read: Read, argv: list[str], told: str) -> None:
     code, out, err = read(*argv)

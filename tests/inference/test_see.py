@@ -120,8 +120,10 @@ def test_a_picture_may_come_from_standard_input(see: Seen, tmp_path: Path) -> No
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_seen(see: Seen, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
-    code, out, told = see(tmp_path / "bad.png", square(tmp_path / "good.png", "red"))
+    Image.new("1", (8000, 8000)).save(tmp_path / "huge.png")
+    code, out, told = see(tmp_path / "bad.png", tmp_path / "huge.png", square(tmp_path / "good.png", "red"))
     assert code == 1 and out.startswith(f"{tmp_path / 'good.png'}\tred\t") and out.count("\n") == 1
+    assert f"{tmp_path / 'huge.png'} has more than 50 million pixels: make it smaller" in told
     assert f"{tmp_path / 'bad.png'} cannot be read as a picture" in told
 
 

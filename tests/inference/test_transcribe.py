@@ -1,5 +1,6 @@
 """A recogniser that has learned tones for letters, and what the command writes down with it."""
 
+import io
 import json
 import os
 import subprocess
@@ -152,9 +153,22 @@ def test_a_moment_of_sound_is_nothing_said(run: RunDir, tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_heard(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_text("no sound")
-    ran = transcribe(run, tmp_path / "bad.wav", recording(tmp_path / "good.flac", "abc d"))
+    (tmp_path / "zero.wav").symlink_to("/dev/zero")
+    recording(tmp_path / "good.flac", "abc d")
+    ran = transcribe(run, tmp_path)
     assert ran.returncode == 1 and ran.stdout.decode() == f"{tmp_path / 'good.flac'}\tabc d\n"
     assert f"{tmp_path / 'bad.wav'} cannot be read as sound" in ran.stderr.decode()
+    assert f"{tmp_path / 'zero.wav'} cannot be read (it is a pipe, a socket or a device" in ran.stderr.decode()
+
+
+def test_standard_input_may_go_on_for_so_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content = recording(tmp_path / "a.flac", "abc d").read_bytes()
+    for most, longest, why in ((len(content) - 1, 9.0, "has more than"), (len(content), 0.1, "is longer than")):
+        monkeypatch.setattr(script, "BYTES", most)
+        monkeypatch.setattr(script, "LONGEST", longest)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        with pytest.raises(audio.AudioError, match=why):
+            script._read("-")
 
 
 @pytest.mark.parametrize("argv, part", [

@@ -115,3 +115,6 @@ def test_other_models_are_refused(tmp_path: Path, changed: dict[str, Any], why: 
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(UserError, match=why):
         gpt2_options(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="describes no GPT-2 .*RecursionError"):
+        gpt2_options(tmp_path)
