@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 C = TypeVar("C")
 
-SPIN = 3000  # rounds in which a thread of OpenMP's waits for work before it sleeps
+SPIN = 1000  # rounds in which a thread of OpenMP's waits for work before it sleeps
 
 
 class UserError(Exception):

@@ -271,7 +271,7 @@ class Rounds:
     @property
     def scatter(self) -> float:
         """How many times as long as on an idle machine the slowest round took: about 1 on an idle machine."""
-        rounds = list(zip(*self.took.values()))
+        rounds: list[tuple[Took, ...]] = list(zip(*self.took.values()))
         return (max(sum(took.wall for took in each) for each in rounds)
                 / min(sum(took.computing for took in each) for each in rounds))
 
