@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 C = TypeVar("C")
 HARMLESS = "\t\u200c\u200d"  # the last two join letters, or keep them apart, in many scripts and in emoji
-SPIN = 3000  # rounds in which a thread of OpenMP's waits for work before it sleeps
+SPIN = 1000  # rounds in which a thread of OpenMP's waits for work before it sleeps
 
 
 class UserError(Exception):

@@ -270,10 +270,9 @@ class Rounds:
     @property
     def scatter(self) -> float:
         """How many times as long as on an idle machine the slowest round took: about 1 on an idle machine."""
-        rounds = list(zip(*self.took.values()))
-        idle: float = min(sum(took.computing for took in each) for each in rounds)
-        slowest: float = max(sum(took.wall for took in each) for each in rounds)
-        return slowest / idle
+        rounds: list[tuple[Took, ...]] = list(zip(*self.took.values()))
+        return (max(sum(took.wall for took in each) for each in rounds)
+                / min(sum(took.computing for took in each) for each in rounds))
 
     def seconds(self, work: str, busy: bool) -> float:
         """The median; on a busy machine, of what it would be on an idle one."""

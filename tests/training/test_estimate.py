@@ -16,7 +16,7 @@ from monitors.speed import Speed
 from toys import Regression, StopAt, Toy, new_run, session, train, with_callbacks
 from training import blocks, estimate
 from training import session as sessions
-from training.estimate import Estimate, Length
+from training.estimate import Estimate, Length, Took
 from training.media import Media
 from training.stage import Batch, Ratio
 
@@ -136,6 +136,8 @@ def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> 
     kind = type("Tested", (Regression,), {"splits": lambda self: ("train", "validation", "test")})
     tested = Length.of(kind(stage.cfg, tmp_path), replace(stage.cfg, max_steps=9))
     assert tested == replace(length, scored=28, evaluations=4)
+    other = Length.of(stage, replace(stage.cfg, max_steps=9, eval_interval=5))  # at 5 and 9, each may be the best
+    assert other == replace(length, scored=14, evaluations=2, snapshots=7)
     whole = replace(SIMPLE, waiting_seconds=0.25, shown_seconds=3.0, saved_seconds=0.75, start_seconds=7.0)
     assert whole.seconds(length) == pytest.approx(
         66 * 2.25 + 9 * 0.1 + 21 * 0.5 + 3 * 3.0 + 6 * 0.75 + 7.0 + estimate.FINISH_SECONDS)
@@ -257,6 +259,11 @@ def test_a_trial_of_compiling_takes_both_in_turn(tmp_path: Path, monkeypatch: py
     tried = estimate.try_compiled(replace(SIMPLE, tried_size=4), stage, stage.cfg, CPU)
     assert tried.compiled_speedup == pytest.approx(1.5) and tried.busy is (clock.slowed > 1)
     assert order == [False, True] * (len(order) // 2) and len(order) >= 2 + 2 * estimate.FEWEST
+
+
+def test_works_are_compared_by_computing() -> None:
+    rounds = estimate.Rounds({"one": [Took(9.0, 2.0), Took(2.0, 2.0), Took(9.0, 2.0)], "other": [Took(1.0, 1.0)] * 3})
+    assert rounds.ratio("one", "other") == 2.0 and rounds.scatter == pytest.approx(10 / 3)
 
 
 @pytest.mark.parametrize("told, reason", [("no compiler\nTraceback", "no compiler"), ("", "RuntimeError")])
