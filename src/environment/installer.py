@@ -21,7 +21,8 @@ from environment import pip_settings
 UV = "uv >=0.9, <1"  # --torch-backend, and hashes that are checked where the lock has them
 OLDEST_UV = (0, 9)
 LOCK = PROJECT / "run/lock"
-LOADED = "import training.session, wheels; wheels.torchaudio(); wheels.torchvision()"
+LOADED = "import soundfile, training.session, wheels; wheels.torchaudio(); wheels.torchvision()"
+MAIN_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"  # pip has no public name for it
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; then twice as long, and so on
 MEGABYTES = {"kB": 0.001, "MB": 1.0, "GB": 1000.0, "KiB": 2**10 / 1e6, "MiB": 2**20 / 1e6, "GiB": 2**30 / 1e6}
@@ -117,6 +118,9 @@ class Installer:
                                 f"python3-venv; details: {self.details.name}")
         if not self.uv and self._run([self.python, "-m", "pip", "install", "--retries", "1", UV]):
             self.uv = str(self.venv / "bin/uv")
+        if "extra-index-url" in self.options and "index-url" not in self.options:
+            asked = subprocess.run([self.python, "-c", MAIN_INDEX], capture_output=True, text=True)
+            self.options |= {"index-url": asked.stdout.strip()} if asked.stdout.strip() else {}
 
     def locked(self, extra: str) -> bool:
         """Install the releases of run/lock/, then the project itself."""

@@ -55,13 +55,17 @@ def files(env: Mapping[str, str]) -> list[Path]:
 def for_uv(options: Mapping[str, str], env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that make uv look where pip looks; what is set for uv itself is left as it is.
 
-    pip takes the best version from all its sources; uv would take the first source that knows the package.
+    pip takes the best file from all its sources. uv would take the first source that knows the package; told to, it
+    takes the best version from all, but that from the first index which has it. Further indexes often have few of a
+    version's files, one without a compiled library for example, so the main index comes first.
     """
     variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for option, value in options.items():
         if option in VARIABLES:
             name, between = VARIABLES[option]
             variables[name] = between.join(value.split()) if between else value
+    if "index-url" in options and "extra-index-url" in options:
+        variables["UV_INDEX"] = f"{options['index-url']} {variables['UV_INDEX']}"
     return {name: value for name, value in variables.items() if name not in env}
 
 
