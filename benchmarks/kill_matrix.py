@@ -246,7 +246,10 @@ def _content(path: Path, run: Path) -> Any:
     """Of a file of weights, or of JSON that may name the folder of the run."""
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    return json.loads(path.read_text().replace(str(run.parent), ""))
+    content = json.loads(path.read_text().replace(str(run.parent), ""))
+    if path.name == "stoker.json":
+        content.pop("sha256")  # of a content that names the folder
+    return content
 
 
 def board(folder: Path) -> dict[str, Any]:

@@ -130,7 +130,10 @@ def _headers(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"its member {member.name[:99]!r} would have {member.size:,} bytes")
             yield member
         file.seek(tar.offset)
-        if any(file.read(tarfile.BLOCKSIZE)):
+        end = file.read(tarfile.BLOCKSIZE)
+        if not end:  # cut off between two members: the others are missing
+            raise tarfile.ReadError("the empty block is missing that ends an archive")
+        if any(end):
             raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
 
 

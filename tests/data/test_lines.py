@@ -28,7 +28,7 @@ def documentation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def contents(manifest: Path) -> list[bytes]:
     archive = str(manifest.parent / lines.ARCHIVE)
-    return [archives.read(archive, name) for name in archives.members(Path(archive))]
+    return [archives.read(archive, name, most=10**6) for name in archives.members(Path(archive))]
 
 
 def grey(picture: bytes) -> np.ndarray:

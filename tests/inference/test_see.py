@@ -55,7 +55,8 @@ def see(run: RunDir, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: py
     def call(*argv: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
         capsysbinary.readouterr()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setattr(sys, "argv", ["see.sh", "--model", str(run.path), *map(str, argv)])
+        model = () if "--model" in argv else ("--model", str(run.path))
+        monkeypatch.setattr(sys, "argv", ["see.sh", *model, *map(str, argv)])
         code = config.answered(script._main)
         out, told = capsysbinary.readouterr()
         return code, out.decode(), told.decode()

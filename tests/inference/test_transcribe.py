@@ -42,7 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def transcribe(run: RunDir, *argv: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-P", "-m", "inference.transcribe", "--model", str(run.path), *map(str, argv)]
+    model = () if "--model" in argv else ("--model", str(run.path))
+    command = [sys.executable, "-P", "-m", "inference.transcribe", *model, *map(str, argv)]
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1"},
                           input=stdin, capture_output=True, timeout=120)
 

@@ -121,6 +121,6 @@ def test_a_cache_that_is_damaged_again_at_once_is_refused(text: str, tmp_path: P
 def test_a_resume_reads_no_more_than_it_trains_on(text: str, tmp_path: Path, expected: dict[str, Any]) -> None:
     run = RunDir(tmp_path / "alone" / "run_lm")
     with run.lock():
-        trainer, _ = session(LanguageModel, run, resume=True, max_steps=10).prepare()
+        trainer, _ = session(LanguageModel, run, resume=True, max_steps=10, extend_steps=1).prepare()
     verified = trainer.stage.tokens["train"]._verified[:]  # type: ignore[attr-defined]
     assert verified and not any(verified)

@@ -294,7 +294,7 @@ def test_a_longer_plan_has_a_longer_estimate(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     train(Regression, run)
     before, found = run.status().expected_seconds, estimate.read(run.estimate)
-    train(Regression, run, resume=True, max_steps=18, epochs=100)
+    train(Regression, run, resume=True, max_steps=18, epochs=100, extend_steps=9)
     then = run.status().expected_seconds
     assert before and found and then
     fixed = found.start_seconds + estimate.FINISH_SECONDS
