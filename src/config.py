@@ -133,7 +133,7 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
         problems.append(f"--preset: there is no preset {preset!r}{_nearest(preset, presets)}; "
                         f"presets: {', '.join(presets)}")
     typed = {name: _absolute(fields(cls)[name][1], value) for name, value in typed.items()}
-    computed = {name: value for name, (_, _, value) in _following(cls, typed).items()}
+    computed = {name: value for name, (value, _) in following(cls, typed).items()}
     config = cls(**{**presets.get(preset, {}), **computed, **typed})
     problems += check(config, invalid) + further(config)
     if problems:
@@ -141,19 +141,14 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     return Parsed(config, frozenset(typed), preset)
 
 
-def following(parsed: Parsed[Any]) -> dict[str, str]:
-    """The fields whose values follow from those of fields that were given, each with a line that says so."""
-    given = {name: getattr(parsed.config, name) for name in parsed.typed}
-    return {name: f"{name} {value} ({factor:.3g} x the {other} given; --{name} sets another)"
-            for name, (other, factor, value) in _following(type(parsed.config), given).items()}
-
-
-def _following(cls: type, typed: Mapping[str, Any]) -> dict[str, tuple[str, float, int]]:
-    """field -> the field it follows, the factor, and its value. Of a value out of range nothing follows."""
+def following(cls: type, typed: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """The fields whose values follow from those of fields that were given, each with its value and a line that says so.
+    Of a value out of range nothing follows."""
     table = fields(cls)
-    return {name: (other, factor, round(factor * typed[other]))
+    return {name: (value, f"{name} {value} ({factor:.3g} x the {other} given; --{name} sets another)")
             for name, (_, spec, _) in table.items() if spec.follows and name not in typed
-            for other, factor in [spec.follows] if other in typed and not table[other][1].problem(typed[other])}
+            for other, factor in [spec.follows] if other in typed and not table[other][1].problem(typed[other])
+            for value in [round(factor * typed[other])]}
 
 
 def _absolute(spec: Spec, value: Any) -> Any:

@@ -326,7 +326,8 @@ def test_the_feed_forward_size_follows_a_width_that_was_given(stage: Any, argv: 
     given = config.parse(stage.Config, stage.presets, argv)
     plain = stage.Config(**(stage.presets["small"] if "small" in argv else {}))
     assert (given.config.d_model, given.config.d_ff) == (width or plain.d_model, d_ff or plain.d_ff)
-    assert bool(config.following(given)) == (width is not None and "--d_ff" not in argv)
+    typed = {name: getattr(given.config, name) for name in given.typed}
+    assert bool(config.following(stage.Config, typed)) == (width is not None and "--d_ff" not in argv)
 
 
 def test_a_file_may_give_the_width_and_a_stage_another_factor(tmp_path: Path) -> None:
@@ -339,7 +340,8 @@ def test_a_file_may_give_the_width_and_a_stage_another_factor(tmp_path: Path) ->
 
     given = config.parse(SwiGLU, {}, ["--config", written(tmp_path, '{"d_model": 384}')])
     assert given.config.d_ff == 1024
-    assert config.following(given) == {"d_ff": "d_ff 1024 (2.67 x the d_model given; --d_ff sets another)"}
+    line = "d_ff 1024 (2.67 x the d_model given; --d_ff sets another)"
+    assert config.following(SwiGLU, {"d_model": 384}) == {"d_ff": (1024, line)}
     assert "(default: 512; 2.67 x d_model where that is given)" in config.help_text(SwiGLU, {}, "")
     with pytest.raises(UserError) as caught:
         config.parse(SwiGLU, {}, ["--d_model", "-3"])

@@ -55,10 +55,11 @@ def settled(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[
     """
     if named := parsed.config.init_from:
         parsed = pretrained.taken(stage, parsed, pretrained.find(named, stage.name))
-    computed = config.following(parsed)
+    computed = config.following(stage.Config, {name: getattr(parsed.config, name) for name in parsed.typed})
     cfg, notes = stage.settle(parsed.config, parsed.typed)
     changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}
-    return replace(parsed, config=cfg, typed=parsed.typed | changed | computed.keys()), [*computed.values(), *notes]
+    lines = [line for _, line in computed.values()] + notes
+    return replace(parsed, config=cfg, typed=parsed.typed | changed | computed.keys()), lines
 
 
 def _of_new_run(stage: type[Stage], argv: Sequence[str]) -> tuple[Parsed[Any], list[str]]:
