@@ -125,11 +125,8 @@ def _blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
     """The mean of its channels, (n,) float32, part by part."""
     import numpy as np
 
-    _refuse_length(file.frames, file.samplerate, longest)
-    count = 0
+    _refuse_length(file.frames, file.samplerate, longest)  # libsndfile reads no more than that
     while len(block := file.read(AT_ONCE // file.channels, dtype="float32", always_2d=True)):
-        count += len(block)
-        _refuse_length(count, file.samplerate, longest)
         mono = block.mean(axis=1) if file.channels > 1 else block[:, 0]
         if not np.isfinite(mono).all():
             raise AudioError("holds NaN or Inf")

@@ -169,7 +169,8 @@ LARGE = "has more than 50 million pixels: make it smaller"
     (png(50_000, 1), "has 1 x 50,000 pixels: the longer side may have 1,000 times as many as the shorter"),
     (png(9, 9, extra=chunk(b"iCCP", b"a\0\0" + ZEROS)), "cannot be read as a picture (Decompressed data too large"),
     (png(9, 9, extra=chunk(b"zTXt", b"a\0\0" + ZEROS)), "cannot be read as a picture (Decompressed data too large"),
-    (scans(300), "is a JPEG file of more than 200 scans, which would take too long: save it again")])
+    (scans(300), "is a JPEG file of more than 200 scans, which would take too long: save it again")],
+    ids="large larger gif palette thread iccp ztxt scans".split())
 def test_a_hostile_file_is_refused(content: bytes, why: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode(content)
@@ -207,7 +208,7 @@ def test_scans_are_those_of_the_picture_itself() -> None:
     assert images._scans(plain) == 1 and images._scans(progressive) == 10  # libjpeg's own script
     assert images._scans(scans(7)) == 16 and shown(scans(2)).shape == GRADIENT.shape
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(progressive)) + progressive
-    assert images._scans(plain[:2] + thumbnail + plain[2:] + progressive) == 1
+    assert images._scans(plain[:2] + thumbnail + plain[2:] + bytes(2) + progressive) == 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
