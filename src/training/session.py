@@ -96,8 +96,8 @@ class Session:
         except (OSError, RuntimeError, MemoryError) as error:
             if not (files.may_pass(error) or devices.is_out_of_memory(error)):
                 raise
-            return Ending("halted", f"{ending.reason}, but the model could not be written "
-                          f"({blocks.first_line(error)}): make room, and resume: nothing is trained again")
+            return Ending("halted", f"{ending.reason}, but the model could not be written ({blocks.first_line(error)}"
+                          "): make room, or free memory, and resume: nothing is trained again")
         _draw(self.run)
         self.pulse.write(busy_seconds=self.pulse.busy_seconds)
         return ending
@@ -116,8 +116,8 @@ class Session:
         self.ledger, self.micro = trainer.ledger, trainer.order.micro
 
     def prepare(self) -> tuple[Trainer, Path | None]:
-        """The trainer of this sitting, and the snapshot to resume from. What is found damaged in the cache has been
-        removed, so a second try makes it again."""
+        """The trainer of this sitting, and the snapshot to resume from. Whoever finds a damaged file in the cache
+        removes it, so a second try makes it again."""
         try:
             return self._prepare()
         except Damaged as damaged:

@@ -185,7 +185,7 @@ def test_a_python_without_torch_goes_on_in_venv(desk: Desk, venv: Path, argv: li
         assert ran.returncode == 2 and "gone" in ran.stderr, "mistakes come first"
         return
     assert (ran.returncode, ran.stdout.splitlines()) == (7, words), ran.stderr
-    assert ran.stderr == (f"torch is not installed for this Python ({sys.executable}): going on with "
+    assert ran.stderr == (f"torch is not installed for this Python ({sys.executable}): continuing with "
                           f"{venv}/bin/python\n")
 
 
