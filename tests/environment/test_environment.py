@@ -150,7 +150,7 @@ def test_where_the_builds_of_torch_cannot_be_had_the_index_serves(machine: Machi
     (machine.folder / "no-builds").touch()
     assert machine.set_up() == 0
     assert ["UV_TORCH_BACKEND=auto" in call for call in machine.calls()[2:]] == [True, False, False]
-    assert "cannot be had here: taking the one of the package index, which is for CUDA" in capsys.readouterr().err
+    assert "not available here: installing the build of the package index, which is for CUDA" in capsys.readouterr().err
 
 
 def test_the_newest_are_those_that_setup_cfg_admits(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
