@@ -124,7 +124,7 @@ def _stop(which: str, seconds: float) -> int:
         return 0
     for found in ours:
         if process.is_paused(found.pid):
-            _say(f"{run.name} is paused; it goes on to save and stop")
+            _say(f"{run.name} is paused; it continues, to save and stop")
             os.kill(found.pid, signal.SIGCONT)
     with suppress(ProcessLookupError):  # it has ended by itself this moment
         os.kill(ours[0].pid, signal.SIGTERM)  # a supervisor passes it on to its trainer, and starts no other
@@ -135,7 +135,7 @@ def _stop(which: str, seconds: float) -> int:
     status = run.status()
     _say(f"{run.name}: {run.state()} at step {status.step} of {status.of or '?'}: {status.reason}")
     if status.state != "finished":
-        _say(f"Go on: ./run/resume.sh {run.name}")
+        _say(f"Resume: ./run/resume.sh {run.name}")
     return 0
 
 

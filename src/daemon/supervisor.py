@@ -196,7 +196,7 @@ class Supervisor:
         assert self.run is not None
         self._write(state, reason)
         log.info("Training %s: %s", state, reason)
-        log.info("Go on: ./run/resume.sh %s", self.run.name)
+        log.info("Resume: ./run/resume.sh %s", self.run.name)
         return FAILED if state == "failed" else RESUMABLE
 
     def _write(self, state: str, reason: str) -> None:

@@ -285,10 +285,10 @@ def _confirm(job: Job) -> None:
     if job.forks:
         what = f"{job.snapshot}, in a folder of its own, since {run.name} has newer snapshots"
     if not sys.stdin.isatty():
-        raise UserError(f"to go on with {what} without a terminal to ask on, add --yes")
+        raise UserError(f"to resume {what} without a terminal to ask on, add --yes")
     try:
         ending = f", and run this command when it ends: {job.cfg.on_end}" if job.cfg.on_end else ""
-        answer = input(config.printable(f"Go on with {what}{ending}? [Y/n] "))
+        answer = input(config.printable(f"Resume {what}{ending}? [Y/n] "))
     except (EOFError, KeyboardInterrupt):
         print()
         answer = "no"
@@ -449,7 +449,7 @@ def _end(run: RunDir, state: str, reason: str, code: int) -> int:
     if state == "finished" and (expected := run.status().expected_seconds):
         log.info("Trained for %s in all; the estimate was %s", duration(run.status().busy_seconds), duration(expected))
     if state != "finished":
-        log.info("Go on: ./run/resume.sh %s", run.name)
+        log.info("Resume: ./run/resume.sh %s", run.name)
     return code
 
 
@@ -459,7 +459,7 @@ def _end_elsewhere(run: RunDir, there: RunDir | None) -> int:
     log.error("Training failed: %s", reason)
     if there:
         there.write_status(replace(there.status(), state="failed", reason=reason, eta_seconds=None))
-        log.info("Go on: ./run/resume.sh %s", there.path)
+        log.info("Resume: ./run/resume.sh %s", there.path)
     return FAILED
 
 

@@ -404,7 +404,7 @@ def lose(damage: Callable[[list[str]], list[str]]) -> Callable[[RunDir], object]
     (lose(lambda lines: [re.sub(r"\.\d", ".x", lines[0], count=1), *lines[1:]]), "lost its row of step 1 (1 of 3)"),
     (lose(lambda lines: [re.sub(r"\.\d", ".0", lines[0], count=1), *lines[1:]]), "has other figures up to step 4"),
 ])
-def test_a_damaged_journal_is_named_and_the_run_goes_on(logged: RunDir, caplog: pytest.LogCaptureFixture,
+def test_a_damaged_journal_is_named_and_the_run_continues(logged: RunDir, caplog: pytest.LogCaptureFixture,
                                                         damage: Callable[[RunDir], object], line: str) -> None:
     """The same weights, the rows that are left, and those that come; the next resume has nothing to add."""
     damage(logged)
