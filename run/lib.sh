@@ -1,12 +1,12 @@
 # Shared by the scripts of run/; sourced, never executed.
 #
-# The shell owns processes: it starts, follows and stops. What a run's files are called and whether a run lives is
-# asked of `python -m daemon`; `python -m environment` sets up .venv. Neither needs anything installed.
+# The shell owns processes: it starts, follows and stops. `python -m daemon` answers what a run's files are called
+# and whether it lives; `python -m environment` sets up .venv. Neither needs anything installed.
 # shellcheck shell=bash
 
 set -euo pipefail
 
-# A closed standard stream would become the next file that somebody opens.
+# Without this, the next file that is opened would take the place of a closed standard stream and receive its output.
 [[ -e /proc/$$/fd/0 ]] || exec </dev/null
 [[ -e /proc/$$/fd/1 ]] || exec >/dev/null
 [[ -e /proc/$$/fd/2 ]] || exec 2>/dev/null

@@ -3,7 +3,7 @@
 #
 #   ./run/transcribe.sh FILE... [OPTIONS]
 #
-#   FILE                   WAV, FLAC, OGG, MP3, of any rate, up to two hours; a folder: all in it; -: one on standard input
+#   FILE                   WAV, FLAC, OGG, MP3, up to two hours; a folder: all in it; -: one on standard input
 #
 #   --model RUN            a run (its name, the beginning of it, its PID or its folder, also while it trains), a snapshot or
 #                          a model folder (default: the newest finished run of run_train_audio_enc.sh)

@@ -124,10 +124,10 @@ def _stop(which: str, seconds: float) -> int:
         return 0
     for found in ours:
         if process.is_paused(found.pid):
-            _say(f"{run.name} is paused; it goes on to save and stop")
+            _say(f"{run.name} is paused; it continues, to save and stop")
             os.kill(found.pid, signal.SIGCONT)
     with suppress(ProcessLookupError):  # it has ended by itself this moment
-        os.kill(ours[0].pid, signal.SIGTERM)  # a supervisor tells its trainer, and starts no other
+        os.kill(ours[0].pid, signal.SIGTERM)  # a supervisor passes it on to its trainer, and starts no other
     if not _until(lambda: all(process.find(found.pid) != found for found in ours), seconds):  # its memory is free
         pid = ours[-1].pid
         raise UserError(f"process {pid} of {run.name} has not stopped in {seconds:g} s: wait, or end it with "
@@ -135,7 +135,7 @@ def _stop(which: str, seconds: float) -> int:
     status = run.status()
     _say(f"{run.name}: {run.state()} at step {status.step} of {status.of or '?'}: {status.reason}")
     if status.state != "finished":
-        _say(f"Go on: ./run/resume.sh {run.name}")
+        _say(f"Resume: ./run/resume.sh {run.name}")
     return 0
 
 
@@ -190,11 +190,11 @@ def _yes(question: str) -> bool:
 
 
 def _tell(which: str, what: str) -> int:
-    """For scripts, so as it is; `pid` only where that process is to be seen from here."""
+    """Print one fact for a script, with its control characters; `pid` only if that process exists here."""
     run = registry.find(which)
     holder, script = run.holder(), run.status().script
     if what == "script" and not (SCRIPT.fullmatch(script) and (PROJECT / "src" / "training" / script).is_file()):
-        raise UserError(f"{run.status_file} names {script!r} as its script, which is none of src/training: mend it")
+        raise UserError(f"{run.status_file} names {script!r} as its script, not a script of src/training: correct it")
     print({"name": run.name, "script": script, "log": run.latest_log,
            "pid": holder.pid if holder and process.find(holder.pid) == holder else "", "folder": run.path,
            "resume": registry.snapshot(which) or run.path}[what])

@@ -40,7 +40,7 @@ def note(run: RunDir, death: Death) -> None:
 
 
 def last(run: RunDir) -> Death | None:
-    """Raises OSError where the file is none that can be read as a whole."""
+    """The newest row that is whole. Raises OSError where the file cannot be read, or has more than 64 MiB."""
     try:
         lines = files.read(run.deaths, most=2**26).splitlines()
     except FileNotFoundError:

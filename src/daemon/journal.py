@@ -49,16 +49,16 @@ class Journal:
             files.write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def extent(self) -> "Extent":
-        """How far it goes now; reads all of it."""
+        """How far the journal goes now; reads all of it."""
         extent = Extent()
         if self.path.exists():
             extent.add(self.path.read_text(encoding="utf-8", errors="replace"))
         return extent
 
     def damage(self, noted: Mapping[str, Any], steps: Sequence[int]) -> str:
-        """What it no longer holds of what an earlier `Extent.state()` noted, or ''. It must have been cut already.
+        """How the journal differs from what `Extent.state()` noted earlier, or ''. It must have been cut already.
 
-        `steps`: those of which a row was written, as far as that is known from elsewhere; they give the loss a name.
+        `steps`: those of which another file shows that a row was written; the message names the lost ones.
         """
         content = self.path.read_bytes() if self.path.exists() else b""
         if hashlib.sha256(content[:noted["size"]]).hexdigest() == noted["sha256"]:

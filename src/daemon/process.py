@@ -58,7 +58,7 @@ def owner(pid: int) -> int | None:
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """Whether a process has this very file open. Raises PermissionError where that is not ours to know."""
+    """Whether a process has this very file open. Raises PermissionError where we may not know that."""
     try:
         links = list(Path(f"/proc/{pid}/fd").iterdir())
     except (FileNotFoundError, ProcessLookupError):

@@ -46,8 +46,8 @@ class _Pace:
 class Pulse:
     """Keeps phase, time of the last progress and budget in status.json, for those who look from outside.
 
-    It is told of progress by the one who makes it, never by a clock, and writes at most once a second. Each time it
-    looks whether the run's folder is still there, and raises Gone in the main thread where it is not.
+    The code that makes progress reports it here, never a clock; it is written at most once a second. Each report also
+    checks that the run's folder is still there, and raises Gone in the main thread where it is not.
     """
 
     run: RunDir
@@ -92,7 +92,7 @@ class Pulse:
         self._last = now
 
     def _look_for_folder(self) -> None:
-        """Raises Gone, once, where it is not in its place any more."""
+        """Raises Gone, once, where the run's folder is not in its place any more."""
         if not self._gone and threading.current_thread() is threading.main_thread():
             self._gone = self.run.where_now() != self.run
             if self._gone:
@@ -100,7 +100,7 @@ class Pulse:
 
     @property
     def busy_seconds(self) -> float:
-        """That trainers of this run have lived, all together, up to now."""
+        """How long trainers of this run have been at work, all together, up to now."""
         before, since = self.lived
         return before + time.monotonic() - since if since else before
 

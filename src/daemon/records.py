@@ -16,7 +16,7 @@ MOST = 2**20  # bytes of such a file
 
 def read(path: Path, cls: type[T]) -> T:
     """The dataclass that a file holds as JSON. Raises OSError where it cannot be read as a small file, and ValueError
-    where it holds something else, be it a single value of another type."""
+    where it holds something else, or a single value has another type."""
     return build(cls, load(path))
 
 
@@ -47,7 +47,7 @@ def build(cls: type[T], content: Any) -> T:
         raise ValueError(f"has no key {min(missing)!r}")
     for name, value in content.items():
         if not any(_fits(value, kind) for kind in kinds[name]):
-            raise ValueError(f"has {str(value)[:40]!r} as its {name}")
+            raise ValueError(f"has {str(value)[:40]!r} as its {name}, which is not valid")
     return cls(**content)
 
 

@@ -19,7 +19,7 @@ def runs() -> list[RunDir]:
 
 
 def look() -> tuple[list[RunDir], dict[RunDir, str]]:
-    """Those runs, and a line for each other entry that cannot be read."""
+    """What `runs` returns, and a line for each other entry, which cannot be read."""
     created: dict[RunDir, float] = {}
     unreadable: dict[RunDir, str] = {}
     for folder in (files.results(), files.home() / "runs"):
@@ -108,7 +108,7 @@ def newest_finished(stage: str) -> RunDir:
 
 
 def taken_by(trainer: Process) -> RunDir | None:
-    """The run that a process trains, or trained last. No clock is asked: one may be set back meanwhile."""
+    """The run that a process trains, or trained last. Start times are not compared, since a clock may be set back."""
     return next((run for run in reversed(runs()) if run.last_holder() == trainer), None)
 
 
@@ -123,14 +123,14 @@ def _of_process(pid: int, known: list[RunDir]) -> RunDir:
 
 
 def _at(path: Path) -> RunDir:
-    return RunDir(Path(os.path.realpath(path)))  # unlike `resolve` it bears a link that leads to itself
+    return RunDir(Path(os.path.realpath(path)))  # `resolve` would fail at a link that leads to itself
 
 
 def _status(run: RunDir) -> Status | None:
-    """None where there is no run. Raises UserError where there is one, but not all can be read that is asked of it."""
+    """None where there is no run. Raises UserError where there is one whose status or lock cannot be read."""
     try:
         status = run.status()
-        run.holder(), run.supervisor()
+        run.holder(), run.supervisor()  # they raise here if the lock cannot be read, not later
         return status
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in NO_RUN:

@@ -63,7 +63,7 @@ class Status:
     of: int = 0
     loss: float | None = None
     best: float | None = None
-    best_metric: str = ""  # of what that is the best: "wer"
+    best_metric: str = ""  # the metric of which `best` is the best value: "wer"
     best_mode: str = ""  # "min" or "max"
     speed: str = ""
     eta_seconds: float | None = None
@@ -75,8 +75,8 @@ class Status:
 
 
 class Gone(BaseException):
-    """The folder of a run is not in its place any more while it is trained. No Exception, since it is nothing that a
-    monitor may fail of by itself."""
+    """The folder of a run is not in its place any more while it is trained. No Exception, so that the guard
+    around monitors does not take it for the failure of one."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RunDir:
     # -- status -----------------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """As written last; where a power cut has left nothing of it, what the config and the newest snapshot say.
+        """As written last; if a power cut has destroyed it, rebuilt from the config and the newest snapshot.
         Raises OSError or ValueError where there is no readable status of this version."""
         try:
             return records.read(self.status_file, Status)
@@ -132,14 +132,14 @@ class RunDir:
     def manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Path and content of each snapshot's manifest that can be read. They are not verified."""
         for path in self.snapshots.glob(f"snapshot_*/{MANIFEST}"):
-            with suppress(OSError, ValueError):  # damaged: whoever goes on from it will say so
+            with suppress(OSError, ValueError):  # damaged: a resume from it reports that
                 manifest = records.load(path)
                 if isinstance(manifest, dict) and isinstance(manifest.get("step"), int):
                     yield path, manifest
 
     def write_status(self, status: Status) -> None:
         """Replace the status, so that a reader sees the old one or the new one, never half of one. Synced where the
-        state is another than before: what became of a run is to outlive a power cut."""
+        state changes, so that a power cut does not lose how a run ended."""
         now = replace(status, heartbeat=time.time(), awake=time.monotonic())
         content = json.dumps(asdict(now), indent=2) + "\n"
         try:
@@ -190,12 +190,12 @@ class RunDir:
     def doubt(self, found: Process) -> str:
         """Why a process must not be signalled as the trainer or the supervisor of this run; '' where it may be.
 
-        What stands in the files proves nothing: they may have been written in another container, whose PIDs mean other
-        processes here, or by somebody who wants a process of yours to end. A trainer and a supervisor both have the
-        lock file open, and are the owner's.
+        The files alone prove nothing: they may have been written in another container, whose PIDs mean other processes
+        here, or by somebody who wants a process of yours to end. A trainer and a supervisor both have the lock file
+        open, and belong to the owner of the folder.
         """
         if process.find(found.pid) != found:
-            return (f"its files name process {found.pid}, which is not to be seen here: stop it in the container, or "
+            return (f"its files name process {found.pid}, which does not exist here: stop it in the container, or "
                     "on the machine, where it was started")
         if process.owner(found.pid) != self.path.stat().st_uid:
             return (f"its files name process {found.pid}, which is not of the user who owns {self.path}: see "
@@ -253,8 +253,8 @@ class RunDir:
         return self.last_holder()
 
     def where_now(self) -> "RunDir | None":
-        """To the process that holds the lock: this run, or where its folder was moved to; None where it, or its lock
-        file, was deleted or replaced."""
+        """Where the folder of this run is now, for the process that holds its lock: here, or where it was moved; None
+        if the folder or its lock file was deleted or replaced."""
         for file in _closed_in_children:
             if file.name == str(self.lock_file) and not _is_still(file, self.lock_file):
                 there = RunDir(Path(os.readlink(f"/proc/self/fd/{file.fileno()}")).parent)
@@ -295,7 +295,7 @@ class RunDir:
 
     @property
     def _entry(self) -> Path:
-        """In the machine's list. Two runs of one name in two result folders are two: hence the digits of the path."""
+        """The link in the machine's list. The digits keep runs of one name in two result folders apart."""
         return files.home() / "runs" / f"{self.name}-{hashlib.sha256(bytes(self.path)).hexdigest()[:8]}"
 
     def list_here(self) -> None:
@@ -304,7 +304,7 @@ class RunDir:
         _link(self._entry, str(self.path))
 
     def is_made_here(self) -> bool:
-        """Whether this user has made it, with this list of runs, where it is now."""
+        """Whether this user made the run, on this machine, in the folder where it is now."""
         return os.path.realpath(self._entry) == str(self.path) and self.path.stat().st_uid == os.geteuid()
 
     def remove(self) -> None:
@@ -318,7 +318,7 @@ class RunDir:
 def create(result_dir: Path, name: str, status: Status, *, exact: bool = False,
            fill: Callable[["RunDir"], None] = lambda run: None) -> RunDir:
     """Make the directory of a new run, with status and config, under `name` or, unless `exact`, if that is taken, the
-    like of it; `fill` puts into it whatever else it begins with.
+    like of it; `fill` writes whatever else it begins with.
 
     It gets its name last, so no run is ever met without its status. Raises UserError if it cannot be written; then
     nothing is left of it.
@@ -355,8 +355,8 @@ def run_name(stage: str, dataset: str, preset: str) -> str:
 
 
 def name_problem(name: str) -> str:
-    """Why a run cannot have this name, or ''. With one that it can have every command of run/ finds it, as it is typed:
-    none takes it for an option, a PID, a path or several words, and no terminal for a command."""
+    """Why a run cannot have this name, or ''. Every command of run/ finds a run by a name that is allowed: none takes
+    it for an option, a PID, a path or several words, and no terminal takes it for a command."""
     if name.isdigit() or name == "newest":
         return "means a PID" if name.isdigit() else "means the newest run"
     return "" if NAME.fullmatch(name) else ("must begin with a letter, a digit or '_', and hold only these and any of "

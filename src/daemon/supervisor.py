@@ -93,7 +93,7 @@ class Supervisor:
         return child.returncode, stall
 
     def _look_for_run(self) -> None:
-        """Its lock file is kept open from then on: by that others know that this process watches it."""
+        """Find the run of the trainer, and keep its lock file open: that shows others that this process watches it."""
         if self.run is None and self._child and (found := registry.taken_by(self._child)):
             self.run, self._lock_file = found, open(found.lock_file)
 
@@ -118,7 +118,8 @@ class Supervisor:
             return None
 
     def _is_trainer(self, run: RunDir) -> bool:
-        """Whether this trainer has taken the run and told of it. In a container the one before often had its PID."""
+        """Whether this trainer has the run's lock and has written its status. In a container the trainer before often
+        had the same PID."""
         return self._child is not None and run.last_holder() == self._child and run.status().pid == self._child.pid
 
     def _sign(self) -> int:
@@ -195,7 +196,7 @@ class Supervisor:
         assert self.run is not None
         self._write(state, reason)
         log.info("Training %s: %s", state, reason)
-        log.info("Go on: ./run/resume.sh %s", self.run.name)
+        log.info("Resume: ./run/resume.sh %s", self.run.name)
         return FAILED if state == "failed" else RESUMABLE
 
     def _write(self, state: str, reason: str) -> None:

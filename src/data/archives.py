@@ -107,7 +107,7 @@ def _index(archive: str, state: tuple[int, int]) -> dict[str, tuple[int, int]]:
 
 
 class _Headers:
-    """A file from which tarfile reads headers alone: none is so large that it could fill the memory."""
+    """A file from which tarfile reads headers only, and none so large that it could fill the memory."""
 
     def __init__(self, file: IO[bytes]):
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -119,15 +119,16 @@ class _Headers:
 
 
 def _headers(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive of at most so many bytes, whose contents are passed over. Raises what DAMAGED names,
-    also where a member does not lie within the archive, and where tarfile would take damage for the end."""
+    """The members of an archive of at most `size` bytes, without their contents. Raises what DAMAGED lists, also where
+    a member does not lie within the archive, and where tarfile would take damage for the end."""
     with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
         while member := tar.next():
             tar.members.clear()  # tarfile remembers all: 2 kB each
             room = tar.offset - member.offset_data  # negative, tarfile would begin at earlier members again
             within = 0 <= member.size <= room or not member.isreg() or member.issparse()
             if room < 0 or tar.offset > size or not within:
-                raise tarfile.ReadError(f"its member {member.name[:99]!r} would have {member.size:,} bytes")
+                raise tarfile.ReadError(f"its header gives member {member.name[:99]!r} an impossible size, "
+                                        f"{member.size:,} bytes")
             yield member
         file.seek(tar.offset)
         end = file.read(tarfile.BLOCKSIZE)

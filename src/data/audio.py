@@ -18,7 +18,7 @@ LONGEST = 600.0  # seconds of a recording to train on, 38 MB as samples; models 
 RATES = 1_000, 384_000  # Hz: with fewer nothing can be understood, and no recorder makes more
 CHANNELS = 64  # of a microphone array
 AT_ONCE = 2**16  # samples, of all channels together, that are read and resampled at once
-UNKNOWN = 2**62  # frames from which on a header means that it does not know: libsndfile has 2**63 - 1 for that
+UNKNOWN = 2**62  # frames: with so many, a header says that it does not know them (libsndfile: 2**63 - 1)
 
 
 class AudioError(Exception):
@@ -102,7 +102,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
         raise AudioError(files.reason(error)) from error
     except RuntimeError as error:  # soundfile's own
         said = str(getattr(error, "error_string", "") or error).removeprefix("Error : ").strip().rstrip(".")
-        if "psf_fseek" in said:  # to behind what was read, where the file has ended
+        if "psf_fseek" in said:  # libsndfile wanted to read beyond the end of the file
             raise AudioError("is cut short: its header names more samples than there are") from error
         raise AudioError(f"cannot be read as sound ({said})") from error
 

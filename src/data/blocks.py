@@ -62,7 +62,7 @@ class Numbers:
         return self._array[part]
 
     def _verify(self, block: int) -> None:
-        try:  # read, not mapped: there, what the disk cannot read would end the process
+        try:  # not by the mapping: a disk error there would end the process
             content = os.pread(self._descriptor, BLOCK, block * BLOCK)
         except OSError as error:
             self._remove(f"cannot be read ({error.strerror})")
@@ -85,7 +85,7 @@ def opened(path: Path, dtype: Any, count: int, digests: Sequence[str]) -> Number
     if size != count * np.dtype(dtype).itemsize:
         log.warning("%s is damaged (%s bytes for %s numbers): it is made again", path, f"{size:,}", f"{count:,}")
         return None
-    if len(digests) != -(-size // BLOCK):  # the note was written when the numbers were not wanted
+    if len(digests) != -(-size // BLOCK):  # the note was written by a run that did not keep the numbers
         return None
     return Numbers(path, dtype, digests)
 

@@ -25,7 +25,7 @@ BYTES = 250_000_000  # of a file: so many pixels, not compressed, with all that 
 ASPECT = 1000  # the longer side by the shorter: resized to a line's height, a picture 1 pixel high would become endless
 SCANS = 200  # of a JPEG file: each goes over all pixels; a progressive one has about ten
 AT_ONCE = 2**20  # pixels that are converted at a time
-MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # in a JPEG file, those that a length follows, and the end
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # JPEG markers: those followed by a length, and the end
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 # what PIL raises at files that are damaged; it has no common ancestor
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -50,8 +50,8 @@ def decode(source: bytes | str | Path) -> "Image":
     """A picture of mode RGB from a file's bytes, or from a path; of several pictures in a file, the first.
 
     Turned as its EXIF data say; transparent over white; grey of 16 bits by its upper eight. Colour profiles are
-    passed over. Raises ImageError; what is cut short is one, and what is above the bounds PIXELS, BYTES, ASPECT and
-    SCANS.
+    passed over. Raises ImageError, also for a file that is cut short or above the bounds PIXELS, BYTES, ASPECT
+    and SCANS.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -111,8 +111,8 @@ def _refuse_size(width: int, height: int) -> None:
     if width * height > PIXELS:
         raise _too_large()
     if max(width, height) > ASPECT * min(width, height):
-        raise ImageError(f"has {height:,} x {width:,} pixels: the longer side may have {ASPECT:,} times as many as the "
-                         "shorter")
+        raise ImageError(f"has {height:,} x {width:,} pixels: the longer side may be {ASPECT:,} times the shorter "
+                         "at most")
 
 
 def _too_large() -> ImageError:
@@ -120,7 +120,7 @@ def _too_large() -> ImageError:
 
 
 def _opaque(image: "Image") -> "Image":
-    """Any mode -> RGB, some rows after the other, so that nothing large but the two is in memory."""
+    """Any mode -> RGB, a few rows at a time, so that only the two pictures take much memory."""
     from PIL import Image
 
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -132,7 +132,7 @@ def _opaque(image: "Image") -> "Image":
 
 
 def _parts(image: "Image") -> "Iterator[tuple[Image, tuple[int, int, int, int]]]":
-    """Some rows of a picture after the other, and where they are."""
+    """A few rows of a picture at a time, and their box in it."""
     rows = max(1, AT_ONCE // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))

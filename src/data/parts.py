@@ -208,7 +208,7 @@ def _column(stream: "IterableDataset", feature: str) -> str:
 
 
 def _sha256(path: Path, size: int) -> "hashlib._Hash":
-    """Of the first bytes of a file, to be gone on with."""
+    """The digest of the first `size` bytes of a file, to be updated with what is appended."""
     digest = hashlib.sha256()
     if size and path.exists():
         with open(path, "rb") as file:

@@ -297,8 +297,8 @@ def from_json(name: str, content: str) -> Tokenizer:
 
 @contextmanager
 def _refused(name: str, what: str) -> Iterator[None]:
-    """Turn what the library raises into a UserError: a plain Exception, or a panic, which is no Exception at all: where
-    the tokenizer's regular expression takes too many attempts, for example."""
+    """Turn what the library raises into a UserError: a plain Exception, or a panic of its Rust code, which is only a
+    BaseException. It panics, for example, if the tokenizer's regular expression takes too many attempts."""
     try:
         yield
     except BaseException as error:

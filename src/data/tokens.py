@@ -87,7 +87,7 @@ class Windows(Dataset[torch.Tensor]):
 
 
 def _known(path: Path, dtype: np.dtype) -> Numbers | None:
-    """The file as its note says it was written; None where it is not there, or not so."""
+    """The tokens in a file; None where the file or its note is missing or damaged."""
     if (note := cache.read(path.with_suffix(".note"))) is None:
         return None
     known = json.loads(note)

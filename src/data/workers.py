@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SHARED_MEMORY = Path("/dev/shm")
 READ_AHEAD = 2  # batches of each worker: DataLoader's prefetch_factor
-LOOK, SILENCE = 1.0, 60.0  # seconds without a batch until a stop is looked for, and until it is reported
+LOOK, SILENCE = 1.0, 60.0  # seconds without a batch after which to look for a stop, and to report the silence
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "paused"}  # proc(5)
 
 
@@ -73,7 +73,7 @@ def awaited(batches: Iterator[Any], stopped: Callable[[], object]) -> Iterator[A
 
 
 def _clear(error: Exception) -> Exception:
-    """The error to report for one of a worker's end. What it leaves half sent looks like anything."""
+    """The error to report when a worker has ended: reading a message that it sent only in part can raise any error."""
     if isinstance(error, OutOfSharedMemory):
         return RuntimeError(f"DataLoader worker: a batch does not fit into shared memory, {_room()}: start with "
                             "--num_workers 0, or with more room (docker run --shm-size=2g)")
@@ -84,13 +84,13 @@ def _clear(error: Exception) -> Exception:
 
 
 def _report(silence: float) -> None:
-    """Log what the kernel says of workers that send nothing."""
+    """Log what the kernel says about the workers, since they send nothing."""
     said = []
     for worker in multiprocessing.active_children():
         with suppress(OSError):  # it has ended meanwhile
             state = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]
             said.append(f"{worker.pid} is {STATES.get(state, state)}")
-    log.warning("no batch for %.0f s: of the processes that read data %s; %s", silence,
+    log.warning("no batch for %.0f s; the processes that read data: %s; %s", silence,
                 ", ".join(said) or "none is left", _room())
 
 
@@ -113,9 +113,9 @@ def workers_that_fit(workers: int, dataset: Any, collate: Callable[[list[Any]], 
     room = shutil.disk_usage(SHARED_MEMORY)
     if needed <= room.free:
         return workers
-    _warn_once(f"--num_workers {workers}: the batches that they read ahead take {needed / 1e6:,.1f} MB, too much for "
-               f"the {room.total / 1e6:,.0f} MB of {SHARED_MEMORY}: data are read by the trainer itself, as with "
-               "--num_workers 0 (docker run --shm-size=2g makes room)")
+    _warn_once(f"--num_workers {workers}: the batches that the workers read ahead take {needed / 1e6:,.1f} MB, but "
+               f"less is free in {SHARED_MEMORY}, which has {room.total / 1e6:,.0f} MB in all: the trainer reads the "
+               "data itself, as with --num_workers 0 (docker run --shm-size=2g makes room)")
     return 0
 
 
@@ -128,7 +128,7 @@ def _tensor_bytes(batch: Any) -> int:
 
 @lru_cache
 def _warn_once(line: str) -> None:
-    """Loaders are opened for each evaluation."""
+    """Log a warning the first time only, since loaders are opened for each evaluation."""
     log.warning("%s", line)
 
 

@@ -39,7 +39,8 @@ def _alone(venv: Path) -> Iterator[None]:
     try:
         parent = os.open(venv.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UserError(f"the packages cannot be installed in {venv}: {venv.parent}: {error.strerror}") from error
+        raise UserError(f"the packages cannot be installed in {venv}: {venv.parent}: {error.strerror}; name another "
+                        "folder in STOKER_VENV") from error
     try:
         try:
             fcntl.flock(parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,13 +53,13 @@ def _alone(venv: Path) -> Iterator[None]:
 
 
 def _set_up(venv: Path, extra: str) -> None:
-    """Raises UserError where it fails: the same command then goes on."""
+    """Install the packages. Raises UserError where that fails; the same command then tries again."""
     folder.prepare(venv)
     print(f"Setting up {venv}, once; details: {venv / DETAILS}", file=sys.stderr, flush=True)
     with open(venv / DETAILS, "w+", encoding="utf-8") as details, Terminal() as terminal:
         installer = Installer(venv, details, terminal)
         installer.make()
-        (venv / folder.UNFINISHED).write_text(folder.looks(venv))  # empty, but whole
+        (venv / folder.UNFINISHED).write_text(folder.fingerprint(venv))  # no packages yet, but usable
         newest = os.environ.get("STOKER_VERSIONS") == "newest"
         if not ((installer.newest(extra) if newest else installer.locked(extra)) and installer.loads()):
             details.seek(0)
@@ -70,4 +71,4 @@ def _set_up(venv: Path, extra: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(answered(main, "\nThe set-up was interrupted; the same command goes on"))
+    sys.exit(answered(main, "\nThe set-up was interrupted; the same command continues it"))

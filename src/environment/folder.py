@@ -1,4 +1,4 @@
-"""The folder of the environment: where it is, whether it is whole, and how a script goes on in it."""
+"""The folder of the environment: where it is, whether it is whole, and how a script restarts in it."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from config import UserError
 from daemon.rundir import PROJECT
 
-UNFINISHED = ".unfinished"  # there while packages are installed: what the folder looked like before
+UNFINISHED = ".unfinished"  # there while packages are installed; holds the `fingerprint` from before
 
 
 def path() -> Path:
@@ -19,14 +19,14 @@ def path() -> Path:
     return Path(os.environ.get("STOKER_VENV") or PROJECT / ".venv")
 
 
-def go_on_inside() -> None:
-    """Where this Python has no torch, replace this process by the same program in the environment; returns where there
-    is none, or this is it."""
+def restart_inside() -> None:
+    """Replace this process by the same program in the environment, if this Python has no torch. Returns if it has, if
+    there is no environment with torch, or if this Python is already that of the environment."""
     python = path() / "bin/python"
     if importlib.util.find_spec("torch"):
         return
     if (packages(path()) or Path()).joinpath("torch").exists() and Path(sys.prefix).resolve() != path().resolve():
-        print(f"torch is not installed for this Python ({sys.executable}): going on with {python}", file=sys.stderr,
+        print(f"torch is not installed for this Python ({sys.executable}): continuing with {python}", file=sys.stderr,
               flush=True)
         os.execv(python, [str(python), *sys.orig_argv[1:]])
 
@@ -47,8 +47,8 @@ def build_of_torch(venv: Path) -> str:
     return f"torch {said.get('__version__', '')} for {kinds[0] if kinds else 'CPUs'}"
 
 
-def looks(venv: Path) -> str:
-    """Changes as soon as a package is installed or removed."""
+def fingerprint(venv: Path) -> str:
+    """A text that changes as soon as a package is installed or removed."""
     found = packages(venv)
     return str(found.stat().st_mtime_ns) if found else "none"
 
@@ -56,7 +56,7 @@ def looks(venv: Path) -> str:
 def is_usable(venv: Path) -> bool:
     """Whether its Python starts, and no set-up was ended in the middle of installing."""
     unfinished = venv / UNFINISHED
-    if unfinished.exists() and unfinished.read_text() != looks(venv):
+    if unfinished.exists() and unfinished.read_text() != fingerprint(venv):
         return False
     try:
         return subprocess.run([venv / "bin/python", "-c", ""], capture_output=True).returncode == 0
@@ -65,15 +65,15 @@ def is_usable(venv: Path) -> bool:
 
 
 def prepare(venv: Path) -> None:
-    """An empty folder, or the usable environment that is there. Raises UserError where neither can be had, and where
-    the folder holds something else, which is left alone."""
+    """Keep a usable environment, or make an empty folder in place of an unusable one. Raises UserError if the folder
+    cannot be written, or holds something else than an environment, which is left alone."""
     try:
         if venv.exists() and not is_usable(venv) and any(venv.iterdir()):
             if venv.parent != PROJECT and not any((venv / name).exists() for name in ("pyvenv.cfg", UNFINISHED)):
                 raise UserError(f"{venv} is no Python environment: move it away, or name another folder in STOKER_VENV")
             shutil.rmtree(venv)
         venv.mkdir(parents=True, exist_ok=True)
-        (venv / UNFINISHED).write_text(looks(venv))
+        (venv / UNFINISHED).write_text(fingerprint(venv))
     except OSError as error:
         raise UserError(f"the packages cannot be installed in {venv}: {error.strerror}; make that folder writable, or "
                         "name another one in STOKER_VENV") from error

@@ -18,7 +18,7 @@ from config import UserError
 from daemon.rundir import PROJECT
 from environment import pip_settings
 
-UV = "uv >=0.9, <1"  # --torch-backend, and hashes that are checked where the lock has them
+UV = "uv >=0.9, <1"  # knows --torch-backend, and checks hashes where the lock has them
 OLDEST_UV = (0, 9)
 LOCK = PROJECT / "run/lock"
 LOADED = "import soundfile, training.session, wheels; wheels.torchaudio(); wheels.torchvision()"
@@ -26,7 +26,7 @@ MAIN_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; then twice as long, and so on
 MEGABYTES = {"kB": 0.001, "MB": 1.0, "GB": 1000.0, "KiB": 2**10 / 1e6, "MiB": 2**20 / 1e6, "GiB": 2**30 / 1e6}
-SIZE = re.compile(r"^ *Downloading (\S+) \(([\d.]+) ?([kMGi]+B)\)")  # both write it so
+SIZE = re.compile(r"^ *Downloading (\S+) \(([\d.]+) ?([kMGi]+B)\)")  # uv and pip both write it like this
 
 
 @dataclass
@@ -137,20 +137,21 @@ class Installer:
         return self._install_torch("--upgrade", "--editable", str(PROJECT) + (f"[{extra}]" if extra else ""))
 
     def loads(self) -> bool:
-        """Whether what a run imports can be loaded. Its byte code is written meanwhile: otherwise the first start would
-        take twice as long."""
+        """Whether what a run imports can be loaded. This also writes its byte code: without it the first start of a run
+        would take twice as long."""
         env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return self._run([self.python, "-P", "-c", LOADED], env | {"PYTHONPATH": str(PROJECT / "src")})
 
     def _install_torch(self, *words: str) -> bool:
-        """With the build of torch for this machine's GPU, or for CPUs, where nobody has said where to take it from."""
+        """Install packages with the build of torch for this machine's GPU, or for CPUs, unless the user has configured
+        where packages come from."""
         chosen = "UV_TORCH_BACKEND" in os.environ or pip_settings.names_sources(self.options)
         if not self.uv or chosen:
             return self._install(*words)
         if self._install(*words, UV_TORCH_BACKEND="auto"):
             return True
-        print("The builds of torch for one kind of machine cannot be had here: taking the one of the package index, "
-              "which is for CUDA", file=sys.stderr, flush=True)
+        print("The builds of torch for CPUs or for one kind of GPU are not available here: installing the build of the "
+              "package index, which is for CUDA", file=sys.stderr, flush=True)
         return self._install(*words)
 
     def _install(self, *words: str, **variables: str) -> bool:
@@ -162,7 +163,7 @@ class Installer:
         return self._run([*command, *words], os.environ | pip_settings.for_uv(self.options) | variables)
 
     def _run(self, command: Sequence[str], env: Mapping[str, str] = os.environ) -> bool:
-        """Run a program, with its lines in the file of details; whether it succeeded."""
+        """Run a program and write what it prints to the file of details. Returns whether it succeeded."""
         print("$", *command, file=self.details, flush=True)
         self.terminal.progress = Progress()
         with subprocess.Popen(command, env={**env, "NO_COLOR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}, text=True,
@@ -198,5 +199,5 @@ def system_python() -> str:
 
 def reason(lines: Sequence[str]) -> str:
     """The line in which uv or pip says why it failed."""
-    told = [line.strip() for line in lines if re.match(r"\s*(ERROR|error|×|cause|Caused by|╰─▶|\w+Error)[: ]", line)]
-    return re.sub(r"^(ERROR|error|×|cause|Caused by|╰─▶)[: ]*", "", told[-1]) if told else "it does not say why"
+    errors = [line.strip() for line in lines if re.match(r"\s*(ERROR|error|×|cause|Caused by|╰─▶|\w+Error)[: ]", line)]
+    return re.sub(r"^(ERROR|error|×|cause|Caused by|╰─▶)[: ]*", "", errors[-1]) if errors else "it does not say why"

@@ -26,7 +26,7 @@ OF_TORCH = re.compile(r"(torch|torchaudio|torchvision|triton|(nvidia|cuda)-(?!ml
 
 def main(words: Sequence[str]) -> int:
     if set(words) - {"--upgrade"}:
-        raise UserError(f"{' '.join(words)}: there is only --upgrade")
+        raise UserError(f"{' '.join(words)}: the only option is --upgrade")
     base = _resolved([*words], LOCK / "base.txt")
     everything = _resolved([*words, "--extra", "dev", "--constraint", str(LOCK / "base.txt")], LOCK / "dev.txt")
     known = {_name(entry) for entry in base}

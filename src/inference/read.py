@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 STAGE = "ocr"
 AT_ONCE = 32  # lines
-COLUMNS = 32_768  # of pixels, of all lines together that are read at once: they fill the memory, not their number
-WIDEST = 16  # times as wide as the model was trained on: such a picture is no line, and may be made to fill the memory
+COLUMNS = 32_768  # of pixels in all lines that are read at once: the memory depends on these, not on the count of lines
+WIDEST = 16  # times as wide as the model was trained on: a wider picture is no line, and might fill the memory
 LIKE = 1.25  # times as wide as the narrowest: lines that are read together
 INK, HIGH = 0.3, 0.2  # of the contrast of a picture, of its height: a line of text has so much at least
 USAGE = """usage: read.sh PICTURE... [OPTIONS]
@@ -147,8 +147,8 @@ class LineReader:
 
 
 def _alike(widths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in groups of like width: one that is far wider would make all others of its group as wide; of very wide ones
-    a few at a time."""
+    """Rows in groups of like width, since one that is far wider would make all others of its group as wide. Very wide
+    rows come in smaller groups."""
     group = list[int]()
     for row in sorted(range(len(widths)), key=lambda row: widths[row]):
         if group and (widths[row] > LIKE * widths[group[0]] or (len(group) + 1) * widths[row] > COLUMNS):

@@ -61,7 +61,7 @@ def files(words: Sequence[str], suffixes: Collection[str], what: str) -> Iterato
         elif Path(word).is_dir():
             problems.append(f"{word} has no {what} files ({', '.join(suffixes)}) in it")
         elif os.path.exists(word):
-            problems.append(f"{word} is a pipe, a socket or a device; - reads standard input")
+            problems.append(f"{word} is a pipe, a socket or a device, not a file; give - to read standard input")
         else:
             problems.append(f"{word}: there is no such file or folder")
     if problems:
@@ -77,5 +77,5 @@ def tell(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """On standard error, which model answers."""
+    """Print a line on standard error, such as which model answers."""
     print(config.printable(line), file=sys.stderr, flush=True)

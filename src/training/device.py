@@ -40,7 +40,7 @@ def _why_no_cuda() -> str:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # without CUDA; the driver is too old, or does not answer
         return str(error).splitlines()[0].partition(". ")[0].rstrip(".") + "."
-    return "it says no reason."
+    return "torch gives no reason."
 
 
 def describe(device: torch.device) -> str:

@@ -147,14 +147,16 @@ def read(path: Path) -> Estimate | None:
 
 def expect(stage: Stage, cfg: Options, device: torch.device,
            started: float) -> tuple[Options, Estimate, Length, list[str]]:
-    """What a run whose program started then (`time.time()`) will take; the config says whether it is compiled, and the
-    lines why, if that was looked into, and whether the measurements can be trusted."""
+    """What a run will take. Returns the config, which says whether the run is compiled, and lines for the log: why it
+    is compiled or not, if that was tried, and whether the machine is too busy to trust the measurements.
+
+    `started`: when the program started (`time.time()`)."""
     length, found = Length.of(stage, cfg), measure(stage, cfg, device)
     cfg, found, line = settle_compile(found, stage, cfg, device, found.seconds(length))
     lines = [line] if line else []
     if found.busy:
-        lines.append(f"The machine is busy: estimates scatter by a factor of {found.scatter:.1f}; this one is for an "
-                     "idle machine")
+        lines.append(f"The machine is busy: measurements scatter by a factor of {found.scatter:.1f}; the estimate is "
+                     "for an idle machine")
     return cfg, replace(found, start_seconds=time.time() - started), length, lines
 
 
@@ -225,7 +227,8 @@ def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.de
 
 
 def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.device) -> Estimate:
-    """The estimate, with what compiling takes and gains: by steps of two models in turn, as they are and compiled."""
+    """The estimate with the time that compiling takes and the speed that it gains, from steps of a plain and of a
+    compiled model in turn."""
     with rng.preserved():
         plain, compiled = (_Trial(stage, replace(cfg, compile=False), device) for _ in range(2))
         blocks.shape(stage, compiled.model, replace(cfg, compile=True, gradient_checkpointing=False))
@@ -253,8 +256,8 @@ def peak_flops(device: torch.device, precision: str) -> float:
 class Took(NamedTuple):
     """Seconds of a piece of work by the clock on the wall, and those in which the thread that trains was computing.
 
-    On a CPU the second is what the first is on an idle machine: it stands still while other programs have the cores.
-    What a GPU does is in the first alone, so there both are that.
+    On a CPU `computing` is what `wall` would be on an idle machine, since it stands still while other programs have the
+    cores. It does not count what a GPU does, so for a GPU both are the time on the wall.
     """
 
     wall: float
@@ -368,7 +371,7 @@ class _Trial:
             self.stage.gather(self.model, batch)
 
     def shown(self) -> Took:
-        """Of the samples that an evaluation shows. That they cannot be made is no reason for a run not to begin: the
+        """What the samples take that an evaluation shows. If they cannot be made, the run begins all the same: the
         monitor that shows them reports the error, and is switched off."""
         with self._evaluating():
             try:

@@ -91,13 +91,13 @@ def main(stage: type[Stage]) -> None:
 def _main(stage: type[Stage], argv: list[str]) -> int:
     if page := pages.asked(stage, argv):
         if "--info" in argv:
-            environment.go_on_inside()
+            environment.restart_inside()
         print(page(), flush=True)
         return FINISHED
     only_check = "--check" in argv
     job = decide(stage, [arg for arg in argv if arg != "--check"])
     if not only_check:
-        environment.go_on_inside()
+        environment.restart_inside()
     if job.asks:
         _confirm(job)
     if only_check:
@@ -136,7 +136,7 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
     """Mistakes in what the options point at. A run that goes on has its own data."""
     sources = [f"--{name}" for name in ("resume", "init_from") if getattr(cfg, name)]
     if len(sources) > 1:
-        return [f"{' and '.join(sources)}: --resume (--checkpoint_file) goes on with a run, --init_from starts a new "
+        return [f"{' and '.join(sources)}: --resume (--checkpoint_file) resumes a run, --init_from starts a new "
                 "one from its weights; give one of them"]
     if cfg.eval_only and not sources:
         return ["--eval_only: of which weights? name a run, a snapshot or a model folder with --init_from"]
@@ -247,7 +247,7 @@ def _resume_problems(cfg: Options, run: RunDir, status: Status) -> list[str]:
 
 def _fork_problems(cfg: Options) -> list[str]:
     """Why a new run cannot continue from a snapshot."""
-    return [f"--run_name {cfg.run_name}: there is a run of that name already; --resume {cfg.run_name} goes on with it, "
+    return [f"--run_name {cfg.run_name}: there is a run of that name already: --resume {cfg.run_name} resumes it, "
             "or choose another name"] if _named_run(cfg) else []
 
 
@@ -285,10 +285,10 @@ def _confirm(job: Job) -> None:
     if job.forks:
         what = f"{job.snapshot}, in a folder of its own, since {run.name} has newer snapshots"
     if not sys.stdin.isatty():
-        raise UserError(f"to go on with {what} without a terminal to ask on, add --yes")
+        raise UserError(f"to resume {what} without a terminal to ask on, add --yes")
     try:
         ending = f", and run this command when it ends: {job.cfg.on_end}" if job.cfg.on_end else ""
-        answer = input(config.printable(f"Go on with {what}{ending}? [Y/n] "))
+        answer = input(config.printable(f"Resume {what}{ending}? [Y/n] "))
     except (EOFError, KeyboardInterrupt):
         print()
         answer = "no"
@@ -302,7 +302,7 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
     if cfg.resume:
         run, snapshot = _meant_by(stage, parsed)
         before: Any = config.from_json(stage.Config, _written_config(run), str(run.config_file))
-        if "dataset" in parsed.typed:  # files that another CSV names are looked for from here
+        if "dataset" in parsed.typed:  # look from here for the files that this CSV names
             before = replace(before, working_folder=here())
         cfg = replace(before, **{name: getattr(cfg, name) for name in parsed.typed})
         with working_in(cfg.working_folder):
@@ -449,17 +449,17 @@ def _end(run: RunDir, state: str, reason: str, code: int) -> int:
     if state == "finished" and (expected := run.status().expected_seconds):
         log.info("Trained for %s in all; the estimate was %s", duration(run.status().busy_seconds), duration(expected))
     if state != "finished":
-        log.info("Go on: ./run/resume.sh %s", run.name)
+        log.info("Resume: ./run/resume.sh %s", run.name)
     return code
 
 
 def _end_elsewhere(run: RunDir, there: RunDir | None) -> int:
-    """The run's folder is not in its place any more: nothing more can be saved."""
+    """End a run whose folder was moved (to `there`), deleted or replaced: nothing more can be saved."""
     reason = f"{run.path} was {'moved' if there else 'deleted or replaced'} while it was trained"
     log.error("Training failed: %s", reason)
     if there:
         there.write_status(replace(there.status(), state="failed", reason=reason, eta_seconds=None))
-        log.info("Go on: ./run/resume.sh %s", there.path)
+        log.info("Resume: ./run/resume.sh %s", there.path)
     return FAILED
 
 

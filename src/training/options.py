@@ -116,7 +116,7 @@ class GoingOn:
 
     resume: str = opt("", "resume a run, by name, PID, folder or snapshot, with all its options; alone: the newest "
                       "unfinished run of this stage. From a snapshot that is not its run's newest, training continues "
-                      "in a folder of its own, and the run stays as it is", bare="newest", may_change=True,
+                      "in a new run, and the old one stays as it is", bare="newest", may_change=True,
                       aliases=("checkpoint_file",))
     extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
                             "the longer plan", ge=0, may_change=True)
@@ -157,7 +157,7 @@ class EarlyStopping:
     """When to stop early"""
 
     early_stopping: bool = opt(False, "stop when the validation metric stops improving; the log says at the start "
-                               "what is counted")
+                               "whether epochs or evaluations are counted")
     early_stop_patience: int = opt(5, "epochs without improvement before stopping (evaluations, in a run shorter than "
                                    "an epoch)", ge=1)
     early_stop_min_delta: float = opt(0.001, "smallest improvement that counts", ge=0)
@@ -182,7 +182,7 @@ def here() -> str:
 
 
 def working_in(folder: str) -> AbstractContextManager[None]:
-    """Within it, relative paths start from the folder, if that is still there."""
+    """A context in which relative paths start from `folder`, if that still exists."""
     return chdir(folder) if folder and Path(folder).is_dir() else nullcontext()
 
 

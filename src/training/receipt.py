@@ -42,8 +42,8 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
     """A line for each thing that is not as it was when the snapshot was made: "packages.torch: 2.13.0 -> 2.13.1".
 
     `options` is the stage's Config; `extended`: whether the user has given the run another length since. Raises
-    UserError where the run could not go on as itself: of another stage, on other data, with an option that changes
-    what is computed, of another length.
+    UserError where it would be another run: of another stage, on other data, with another value of an option that
+    changes what is computed, or of another length.
     """
     old, new = _flat(manifest.read(snapshot)["made_by"]), _flat(now)
     changed = {name: f"{_shown(old.get(name, 'not recorded'))} -> {_shown(new.get(name, 'gone'))}"
@@ -67,8 +67,9 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
 
 
 def _is_harmful(name: str, options: type, new: Mapping[str, Any]) -> bool:
-    """Of what is recorded in both. Another path is not: what lies there counts. The length has rules of its own. A run
-    that was compiled may go on where there is no compiler."""
+    """Whether a difference, in something recorded both then and now, makes it another run. Another path does not, since
+    the data are compared themselves; `compare` checks the length. A run that was compiled may be resumed where there is
+    no compiler."""
     kind, _, option = name.partition(".")
     if kind != "config":
         return kind in ("stage", "data")

@@ -96,8 +96,8 @@ class Session:
         except (OSError, RuntimeError, MemoryError) as error:
             if not (files.may_pass(error) or devices.is_out_of_memory(error)):
                 raise
-            return Ending("halted", f"{ending.reason}, but the model could not be written "
-                          f"({blocks.first_line(error)}): make room, and resume: nothing is trained again")
+            return Ending("halted", f"{ending.reason}, but the model could not be written ({blocks.first_line(error)}"
+                          "): make room, or free memory, and resume: nothing is trained again")
         _draw(self.run)
         self.pulse.write(busy_seconds=self.pulse.busy_seconds)
         return ending
@@ -116,8 +116,8 @@ class Session:
         self.ledger, self.micro = trainer.ledger, trainer.order.micro
 
     def prepare(self) -> tuple[Trainer, Path | None]:
-        """The trainer of this sitting, and the snapshot to resume from. What is found damaged in the cache has been
-        removed, so a second try makes it again."""
+        """The trainer of this sitting, and the snapshot to resume from. Whoever finds a damaged file in the cache
+        removes it, so a second try makes it again."""
         try:
             return self._prepare()
         except Damaged as damaged:
@@ -127,15 +127,11 @@ class Session:
     def _prepare(self) -> tuple[Trainer, Path | None]:
         self.pulse.enter(PREPARING)
         cfg: Options = self.job.cfg
-        extends = cfg.extend_steps > 0
         devices.settle(cfg.threads)
         device = devices.choose(cfg.device)
         precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
         cfg = replace(cfg, precision=precision, threads=devices.threads(), resume="", yes=False, extend_steps=0)
-        log.info("Device: %s", devices.describe(device))
-        self.run.write_status(replace(self.run.status(), device=devices.describe(device)))
-        for line in [*self.job.notes, *config.unusual(cfg), *machine.warnings(), *self._neighbours()]:
-            log.warning("%s", line)
+        self._report_start(cfg, devices.describe(device))
         stage = self.job.stage(cfg, self.run.path)
         stage.prepare()
         self.signals.check()
@@ -159,7 +155,8 @@ class Session:
             _check_room(kept, snapshot, expected)
         weights = None if snapshot else self._initial_weights(cfg)
         kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
-        extended = extends or cfg.max_steps == self.run.status().of  # now, or in an earlier sitting
+        # now, or in an earlier sitting
+        extended = self.job.cfg.extend_steps > 0 or cfg.max_steps == self.run.status().of
         changed = _show_receipt(snapshot, kept.made_by, type(cfg), extended) if snapshot else []
         callbacks = [*self._lasting(cfg),
                      *_callbacks(cfg, self.run, self.pulse, stage, weights, expected),
@@ -177,6 +174,12 @@ class Session:
         if cfg.max_minutes:
             found.append(TimeLimit(cfg.max_minutes, self.began))
         return [*found, *([self.examination] if self.examination else [])]
+
+    def _report_start(self, cfg: Options, device: str) -> None:
+        log.info("Device: %s", device)
+        self.run.write_status(replace(self.run.status(), device=device))
+        for line in [*self.job.notes, *config.unusual(cfg), *machine.warnings(), *self._neighbours()]:
+            log.warning("%s", line)
 
     def _neighbours(self) -> list[str]:
         """A line for each other run that computes on the same device now."""

@@ -73,9 +73,10 @@ class Signals:
     @contextmanager
     def children_spared(self) -> Iterator[None]:
         """Keep Ctrl-C, which a terminal sends to all processes of its group, from those that are started in the block,
-        and from what these start: a compiler that ends by it would fail the step that is still to be done.
+        and from what these start: if it ended a compiler, the step that is still to be done would fail.
 
-        A child inherits what its parent's thread blocks. The thread that listens here gets the signal instead.
+        A child inherits the set of signals that its parent's thread blocks. The thread that listens here gets the
+        signal instead.
         """
         listening = bool(self._before)
         if listening:

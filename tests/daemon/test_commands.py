@@ -76,8 +76,8 @@ def locked(run: RunDir, written: Process) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("differs, why", [({"started": 1}, "not to be seen here"), ({"boot": "b"}, "not to be seen"),
-                                          ({"pid": 2**22 + 1}, "not to be seen"), ({}, "run.lock open, so it is")])
+@pytest.mark.parametrize("differs, why", [({"started": 1}, "exist here"), ({"boot": "b"}, "does not exist here"),
+                                          ({"pid": 2**22 + 1}, "does not exist here"), ({}, "run.lock open, so it is")])
 def test_what_a_lock_names_is_not_signalled_unless_it_holds_it(make: Make, call: Call, stranger: Process,
                                                                signalled: list[int], differs: dict[str, object],
                                                                why: str) -> None:
@@ -286,7 +286,7 @@ def test_only_a_script_of_ours_is_started_for_a_run(make: Make, call: Call, scri
     assert call("tell", run.name, "script") == (0, "train_lm.py\n", "")
     run.write_status(replace(run.status(), script=script))
     code, out, err = call("tell", run.name, "script")
-    assert code == 2 and out == "" and "none of src/training" in err
+    assert code == 2 and out == "" and "not a script of src/training" in err
 
 
 def test_a_process_of_another_container_is_none_to_wait_for(make: Make, call: Call, stranger: Process) -> None:

@@ -47,7 +47,7 @@ def test_a_finished_run_tells_how_long_it_took_and_was_to_take(make: Make) -> No
     ("wer", 1.0, "wer 100 %"), ("wer", 0.3412, "wer 34.1 %"), ("acc", 0.94, "acc 94 %"), ("ppl", 73.14, "ppl 73.1"),
     ("loss", 4.23412, "loss 4.2341"), ("recall_5", 0.0, "recall_5 0 %"), ("cer", math.inf, "cer inf %"),
     ("", 0.5, "0.5000"), ("wer", None, "-"), ("error", 12.0, "error 12.0000")])
-def test_the_best_says_of_what(make: Make, metric: str, value: float | None, words: str) -> None:
+def test_the_best_is_shown_with_its_metric(make: Make, metric: str, value: float | None, words: str) -> None:
     run = make()
     run.write_status(replace(run.status(), best=value, best_metric=metric, best_mode="min"))
     heading, line = table.table([table.row(run)]).splitlines()

@@ -72,7 +72,7 @@ def test_lines_have_a_limit_and_descriptions_none(tmp_path: Path, capsys: pytest
     assert told.count("too wide: 32 pixels at a height of 32, --max_width is 31") == 40
 
 
-def test_names_are_told_without_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_printed_without_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those of pictures and of recordings that are refused."""
     name = "evil\x1b[2J"
     made_pictures.write(tmp_path / "pictures")

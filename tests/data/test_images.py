@@ -166,7 +166,7 @@ LARGE = "has more than 50 million pixels: make it smaller"
 @pytest.mark.parametrize("content, why", [
     (png(13_000, 13_000), LARGE), (png(50_000, 50_000), LARGE), (gif(65_535, 65_535), LARGE),
     (png(7_100, 7_100, 3, chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", b"\0")), LARGE),
-    (png(50_000, 1), "has 1 x 50,000 pixels: the longer side may have 1,000 times as many as the shorter"),
+    (png(50_000, 1), "has 1 x 50,000 pixels: the longer side may be 1,000 times the shorter at most"),
     (png(9, 9, extra=chunk(b"iCCP", b"a\0\0" + ZEROS)), "cannot be read as a picture (Decompressed data too large"),
     (png(9, 9, extra=chunk(b"zTXt", b"a\0\0" + ZEROS)), "cannot be read as a picture (Decompressed data too large"),
     (scans(300), "is a JPEG file of more than 200 scans, which would take too long: save it again")],

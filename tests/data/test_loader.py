@@ -180,7 +180,7 @@ def test_workers_whose_batches_do_not_fit_into_shared_memory_are_not_started(
     for _ in range(2):
         assert workers_that_fit(count, Pictures(), stacked, range(8)) == fit
     assert len(caplog.messages) == (count != fit)
-    assert all(part in line for line in caplog.messages for part in ("the 64 MB of /dev/shm", "--num_workers 0"))
+    assert all("/dev/shm, which has 64 MB in all" in line and "--num_workers 0" in line for line in caplog.messages)
 
 
 def test_a_small_shared_memory_needs_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:

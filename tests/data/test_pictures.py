@@ -72,7 +72,7 @@ def test_annotations_as_coco_has_them(tmp_path: Path) -> None:
         ("train", "7.jpg", "a", ""), ("train", "7.jpg", "b", ""), ("train", "8.jpg", "eight", "")]
 
 
-def test_annotations_too_deep_to_be_read_are_told(tmp_path: Path) -> None:
+def test_annotations_too_deep_to_be_read_are_refused(tmp_path: Path) -> None:
     name = csv_of(tmp_path, "[" * 100_000, "annotations.json")
     [problem] = pictures.check(name)
     assert "is not of the form" in problem and "RecursionError" in problem

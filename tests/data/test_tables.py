@@ -59,7 +59,7 @@ def test_a_line_that_is_no_row_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content, told", [
     (b"caf\xe9", "is not UTF-8 text (unexpected end of data)"), (b"x" * (tables.TEXT + 1), "it has 1,048,577 bytes")])
-def test_a_text_of_its_own_that_cannot_be_read_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_text_of_its_own_that_cannot_be_read_is_reported(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UserError) as caught:
         tables.text("a.txt", lambda: files.read(tmp_path / "a.txt", most=tables.TEXT))

@@ -121,7 +121,7 @@ def test_a_uv_that_is_too_old_is_not_taken(machine: Machine, monkeypatch: pytest
     assert machine.set_up() == 0 and "pip install --retries 1 uv" in machine.calls()[1]
 
 
-def test_pip_installs_the_same_where_uv_cannot_be_had(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pip_installs_the_same_where_uv_is_not_available(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     """The hashes in a call of their own: pip checks those of all packages of a call, or none."""
     (machine.folder / "no-uv").touch()
     assert machine.set_up("dev") == 0
@@ -145,12 +145,12 @@ def test_a_build_of_torch_can_be_chosen(machine: Machine, monkeypatch: pytest.Mo
     assert machine.set_up() == 0 and "UV_TORCH_BACKEND=rocm7.2 " in machine.calls()[2]
 
 
-def test_where_the_builds_of_torch_cannot_be_had_the_index_serves(machine: Machine,
+def test_where_no_build_of_torch_is_available_the_index_serves(machine: Machine,
                                                                   capsys: pytest.CaptureFixture[str]) -> None:
     (machine.folder / "no-builds").touch()
     assert machine.set_up() == 0
     assert ["UV_TORCH_BACKEND=auto" in call for call in machine.calls()[2:]] == [True, False, False]
-    assert "cannot be had here: taking the one of the package index, which is for CUDA" in capsys.readouterr().err
+    assert "not available here: installing the build of the package index, which is for CUDA" in capsys.readouterr().err
 
 
 def test_the_newest_are_those_that_setup_cfg_admits(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_the_newest_are_those_that_setup_cfg_admits(machine: Machine, monkeypatc
     assert f" --upgrade --editable {folder.PROJECT}[dev] " in install and "run/lock" not in install
 
 
-def test_a_failure_is_one_line_and_the_same_command_goes_on(machine: Machine) -> None:
+def test_a_failure_is_one_line_and_the_same_command_tries_again(machine: Machine) -> None:
     (machine.folder / "fails").write_text("error: Failed to fetch: `x`\n  Caused by: the network is down\n")
     with pytest.raises(UserError) as told:
         machine.set_up()

@@ -175,7 +175,7 @@ def test_the_beam_and_the_limits_of_training_are_those_of_reading(read: Read, li
 
 @pytest.mark.parametrize("argv, told", [
     ([], "which picture?"), (["nowhere.png"], "nowhere.png: there is no such file"),
-    (["/dev/null"], "/dev/null is a pipe, a socket or a device; - reads standard input"), (["--beem", "2"], "--beam"),
+    (["/dev/null"], "/dev/null is a pipe, a socket or a device, not a file; give -"), (["--beem", "2"], "--beam"),
     (["--beam", "0", "x"], "--beam")])
 def test_mistakes_are_one_line(read: Read, argv: list[str], told: str) -> None:
     code, out, err = read(*argv)

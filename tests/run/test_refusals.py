@@ -176,7 +176,7 @@ def venv(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("argv", [["--preset", "nano"], ["--info"], ["--eval_only", "--init_from", "gone"]])
-def test_a_python_without_torch_goes_on_in_venv(desk: Desk, venv: Path, argv: list[str]) -> None:
+def test_a_python_without_torch_restarts_in_venv(desk: Desk, venv: Path, argv: list[str]) -> None:
     """As the guides type it: python src/training/train_lm.py ..."""
     words = ["-S", str(ROOT / "src/training/train_lm.py"), "--dataset", str(desk.corpus), *argv]
     ran = subprocess.run([sys.executable, *words], env={**desk.env, "STOKER_VENV": str(venv)}, text=True,
@@ -185,7 +185,7 @@ def test_a_python_without_torch_goes_on_in_venv(desk: Desk, venv: Path, argv: li
         assert ran.returncode == 2 and "gone" in ran.stderr, "mistakes come first"
         return
     assert (ran.returncode, ran.stdout.splitlines()) == (7, words), ran.stderr
-    assert ran.stderr == (f"torch is not installed for this Python ({sys.executable}): going on with "
+    assert ran.stderr == (f"torch is not installed for this Python ({sys.executable}): continuing with "
                           f"{venv}/bin/python\n")
 
 

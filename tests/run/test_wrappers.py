@@ -117,7 +117,7 @@ def test_kill_saves_and_stops(desk: Desk, stopped: str) -> None:
     saved = [path.name for path in (desk.results / "life" / "snapshots").iterdir()]
     assert any(name.endswith(f"{row['step']:08d}") or name.startswith("snapshot_epoch") for name in saved)
     assert "SIGTERM: finishing this step" in stopped and "Training stopped" in stopped.splitlines()[-2]
-    assert stopped.endswith("Go on: ./run/resume.sh life\n")
+    assert stopped.endswith("Resume: ./run/resume.sh life\n")
 
 
 def test_without_a_terminal_going_on_wants_a_yes(desk: Desk, stopped: str) -> None:

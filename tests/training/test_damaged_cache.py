@@ -62,7 +62,7 @@ def expected(text: str, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_block_damaged_meanwhile_fails_the_run_and_the_resume_goes_on(workers: int, text: str, tmp_path: Path,
+def test_a_block_damaged_meanwhile_fails_the_run_and_the_resume_mends_it(workers: int, text: str, tmp_path: Path,
                                                                         expected: dict[str, Any],
                                                                         caplog: pytest.LogCaptureFixture) -> None:
     """With the same bits as if nothing had happened. A resume reads only what it trains on."""

@@ -22,7 +22,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("there, asked, warned", [(True, "auto", True), (True, "cpu", False), (False, "auto", False)])
-def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+def test_a_gpu_that_torch_cannot_use_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
                                              there: bool, asked: str, warned: bool) -> None:
     monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: there)
     assert device.choose(asked) == torch.device("cpu")

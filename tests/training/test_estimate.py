@@ -198,7 +198,7 @@ def test_a_busy_machine_is_reported_and_the_estimate_is_for_an_idle_one(tmp_path
             80 * 2.125 + 20 * 280 + 28 * 0.625 + 4 * 4 + estimate.FINISH_SECONDS)
     assert told[0][0] == ["Not compiled: no compiler"] and told[1][0] == [
         "Not compiled: on a busy machine a trial shows nothing; add --compile to compile nevertheless",
-        "The machine is busy: estimates scatter by a factor of 2.5; this one is for an idle machine"]
+        "The machine is busy: measurements scatter by a factor of 2.5; the estimate is for an idle machine"]
     assert told[0][1].endswith(" for 20 steps") and told[1][1].endswith(" for 20 steps on an idle machine")
 
 

@@ -136,7 +136,7 @@ def test_a_broken_config_is_told(tmp_path: Path, text: Path) -> None:
         launch.decide(LanguageModel, ["--resume", run.name])
 
 
-def test_a_status_that_cannot_be_read_is_told(tmp_path: Path, text: Path) -> None:
+def test_a_status_that_cannot_be_read_is_reported(tmp_path: Path, text: Path) -> None:
     """However the run is named, as long as there is no snapshot to read the status from."""
     argv = ["--dataset", "text.txt", *SMALL, "--run_name", "mine"]
     run = begun(tmp_path, *argv)
@@ -199,7 +199,7 @@ def test_names_that_cannot_be(tmp_path: Path, text: Path, name: str, why: str) -
     assert len(caught.value.problems) == 1 and caught.value.problems[0].isprintable()
 
 
-def test_a_run_that_has_such_a_name_already_goes_on_by_it(tmp_path: Path, text: Path) -> None:
+def test_a_run_that_has_such_a_name_already_is_resumed_by_it(tmp_path: Path, text: Path) -> None:
     run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
     run.path.rename(run.path.with_name("my run"))
     job = launch.decide(LanguageModel, ["--run_name", "my run", "--result_dir", str(tmp_path / "runs")])
@@ -212,7 +212,7 @@ def test_a_run_that_has_such_a_name_already_goes_on_by_it(tmp_path: Path, text: 
 COMMAND = "echo 'it is over' >> ends\x1b[2J"
 
 
-def test_a_command_at_the_end_is_said_before_the_run_goes_on(tmp_path: Path, text: Path,
+def test_a_command_at_the_end_is_shown_before_the_run_resumes(tmp_path: Path, text: Path,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path, "--dataset", "text.txt", *SMALL, "--on_end", COMMAND)
     job = launch.decide(LanguageModel, ["--resume", run.name])
@@ -276,7 +276,7 @@ def test_the_command_runs_though_the_folder_is_gone(tmp_path: Path) -> None:
 # -- what is lost ---------------------------------------------------------------------------------------------------
 
 
-def test_a_run_whose_status_was_lost_goes_on(tmp_path: Path) -> None:
+def test_a_run_whose_status_was_lost_is_resumed(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, StopAt(5)), run)
     run.status_file.write_text("")
@@ -326,7 +326,7 @@ def test_a_folder_that_is_taken_away_ends_its_run_with_a_line(tmp_path: Path, mo
     moved = RunDir(tmp_path / "away")
     if how == "moved":
         assert moved.state() == "failed" and "was moved" in moved.status().reason
-        assert f"Go on: ./run/resume.sh {moved.path}" in caplog.text
+        assert f"Resume: ./run/resume.sh {moved.path}" in caplog.text
         assert train(Regression, moved, resume=True)[1].state == "finished"
     elif how == "replaced":
         assert run.status().state != "failed", "what stands there by now may be somebody else's"

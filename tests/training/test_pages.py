@@ -49,7 +49,7 @@ def test_info_tells_the_figures_of_these_options(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "text.txt"]
 
 
-def test_the_feed_forward_size_that_follows_the_width_is_said_and_stays(tmp_path: Path) -> None:
+def test_the_feed_forward_size_that_follows_the_width_is_reported_and_stays(tmp_path: Path) -> None:
     """It counts as typed, so that a run that is resumed before it began has it too; weights that give one win."""
     (tmp_path / "text.txt").write_text("one two three\n" * 200)
     argv = ["--dataset", str(tmp_path / "text.txt"), "--tokenizer", "bytes", "--n-embd", "96"]

@@ -404,13 +404,13 @@ def lose(damage: Callable[[list[str]], list[str]]) -> Callable[[RunDir], object]
     (lose(lambda lines: [re.sub(r"\.\d", ".x", lines[0], count=1), *lines[1:]]), "lost its row of step 1 (1 of 3)"),
     (lose(lambda lines: [re.sub(r"\.\d", ".0", lines[0], count=1), *lines[1:]]), "has other figures up to step 4"),
 ])
-def test_a_damaged_journal_is_named_and_the_run_goes_on(logged: RunDir, caplog: pytest.LogCaptureFixture,
+def test_a_damaged_journal_is_named_and_the_run_continues(logged: RunDir, caplog: pytest.LogCaptureFixture,
                                                         damage: Callable[[RunDir], object], line: str) -> None:
     """The same weights, the rows that are left, and those that come; the next resume has nothing to add."""
     damage(logged)
     train(with_callbacks(Regression, StopAt(7)), logged, resume=True)
     told = [message for message in caplog.messages if message.startswith("metrics.jsonl")]
-    assert len(told) == 1 and line in told[0] and "the run goes on" in told[0]
+    assert len(told) == 1 and line in told[0] and "training continues" in told[0]
     caplog.clear()
     trainer, ending = train(with_callbacks(Regression, StopAt(-1)), logged, resume=True)
     assert ending.state == "finished" and not trainer.switched_off

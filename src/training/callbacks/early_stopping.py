@@ -39,7 +39,7 @@ class EarlyStopping(Callback):
     best: float = math.nan
     improved: int = 0  # the step of the last improvement
     gap: float = math.nan  # of the last epoch that was complete
-    grown: int = 0  # for so many epochs in a row it has grown
+    grown: int = 0  # epochs in a row in which it has grown
     since: int = 0  # the step at which it was computed
     scored: Ratio = Ratio(0.0, 0)  # validation losses since then
     trained: Ratio = Ratio(0.0, 0)  # training losses since then
@@ -96,7 +96,7 @@ class EarlyStopping(Callback):
                                 f"{self.best:.4f} in {waited // self._unit} {self._units}")
 
     def _compare_gap(self, trainer: "Trainer", passed: int) -> None:
-        """At the first evaluation after the end of an epoch, or of several."""
+        """Called at the first evaluation after the end of an epoch; `passed` epochs have ended since the last call."""
         if not self.trained.count:
             return
         gap = self.scored.total / self.scored.count - float(self.trained.total / self.trained.count)
@@ -115,7 +115,7 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.keys() - self.state_dict().keys():
             raise UserError("the snapshot is of an older version, whose early stopping counted evaluations: resume it "
-                            "with that version, or start a new run with its weights: --checkpoint_file")
+                            "with that version, or start a new run from its weights: --init_from")
         if state:
             for name in STATE:
                 setattr(self, name, state[name])
