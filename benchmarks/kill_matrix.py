@@ -248,7 +248,7 @@ def _content(path: Path, run: Path) -> Any:
         return safetensors.torch.load_file(path)
     content = json.loads(path.read_text().replace(str(run.parent), ""))
     if path.name == "stoker.json":
-        content.pop("sha256")  # of a content that names the folder
+        content.pop("sha256")  # it covers the content before the folder's name was removed
     return content
 
 

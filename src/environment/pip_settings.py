@@ -1,4 +1,4 @@
-"""What pip is configured with, handed over to uv, which reads none of it.
+"""What pip is configured with, passed on to uv, which reads none of it.
 
 A company's mirror, further indexes, a folder of wheels, constraints, a certificate or a proxy that somebody has set for
 pip hold for uv as well. Where pip looks: https://pip.pypa.io/en/stable/topics/configuration/.
@@ -55,9 +55,10 @@ def files(env: Mapping[str, str]) -> list[Path]:
 def for_uv(options: Mapping[str, str], env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that make uv look where pip looks; what is set for uv itself is left as it is.
 
-    pip takes the best file from all its sources. uv would take the first source that knows the package; told to, it
-    takes the best version from all, but that from the first index which has it. Further indexes often have few of a
-    version's files, one without a compiled library for example, so the main index comes first.
+    pip takes the best file from all its sources. uv by itself takes the first source that knows the package; with the
+    strategy set here it takes the best version from all sources, but the files of that version from the first index
+    that has it. Further indexes often have only a few of a version's files, for example none with a compiled library,
+    so the main index comes first.
     """
     variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for option, value in options.items():
@@ -70,7 +71,7 @@ def for_uv(options: Mapping[str, str], env: Mapping[str, str] = os.environ) -> d
 
 
 def no_index(options: Mapping[str, str]) -> bool:
-    """Whether only `find-links` count. uv has no variable for it, but an option: --no-index."""
+    """Whether packages come from `find-links` only. uv has no variable for that, but an option: --no-index."""
     return options.get("no-index", "no").lower() in ("1", "true", "yes", "on", "t", "y")
 
 
