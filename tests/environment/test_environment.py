@@ -22,7 +22,7 @@ case "$*" in
     mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
   *"install --retries 1 uv"*) [ ! -e "$STUB/no-uv" ] && cp "$STUB/uv" "${0%python}uv" ;;
   *"pip install"*) exec sh "$STUB/install" "$*" ;;
-  *"import training.session"*) [ ! -e "$STUB/broken" ] || { cat "$STUB/broken"; exit 1; } ;;
+  *"training.session"*) [ ! -e "$STUB/broken" ] || { cat "$STUB/broken"; exit 1; } ;;
 esac
 """
 UV = """#!/bin/sh
