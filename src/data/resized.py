@@ -156,5 +156,5 @@ class _Files(Dataset[tuple[Fact, np.ndarray]]):
 
 def _digest(pixels: Tensor) -> str:
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
-    digest.update(pixels.numpy())  # not copied: it may be large
+    digest.update(pixels.numpy().data)  # not copied: it may be large
     return digest.hexdigest()
