@@ -2,6 +2,7 @@
 progress.
 """
 
+import configparser
 import os
 import re
 import shutil
@@ -103,7 +104,10 @@ class Installer:
     uv: str = ""
 
     def __post_init__(self) -> None:
-        self.options = pip_settings.read()
+        try:
+            self.options = pip_settings.read()
+        except (OSError, configparser.Error) as error:
+            raise UserError(f"pip's settings cannot be read: {' '.join(str(error).split())}; mend that file") from error
 
     @property
     def python(self) -> str:

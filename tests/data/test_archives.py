@@ -100,7 +100,7 @@ def test_damaged_ones_are_told(folder: Path, suffix: str, own_home: Path) -> Non
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         between = tar.getmembers()[3].offset
-    cut = whole[:between] if suffix == ".tar" else whole[:-40]
+    cut = whole[:between] if suffix == ".tar" else whole[:len(whole) // 3]
     for damaged in (whole[:len(whole) // 2], cut, b"\0" * 100, b"no archive" * 300, whole[:20] + b"garbage" * 80):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="cannot be read as a TAR archive"):
@@ -133,7 +133,7 @@ def member(name: str, content: bytes = b"x", *, size: int | None = None, kind: b
 HOSTILE = {
     "negative": member("a", size=-1024), "endless": member("a", size=2**60), "beyond": member("a", size=5000),
     "negative by PAX": member("a", **{"size": "-512"}), "endless by PAX": member("a", **{"size": str(2**60)}),
-    "more by PAX than there is": member("a", **{"GNU.sparse.size": "1500"}) + member("b"),
+    "more by PAX than there is": member("a", **{"GNU.sparse.realsize": "1500"}) + member("b"),
     "a huge PAX header": member("a", size=2**40, kind=tarfile.XHDTYPE),
     "a huge name": member("a", size=2**33, kind=tarfile.GNUTYPE_LONGNAME),
     "a chain of headers": member("a", b"a\0", kind=tarfile.GNUTYPE_LONGNAME) * 5000 + member("a"),
