@@ -131,10 +131,7 @@ def _headers(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
                                         f"{member.size:,} bytes")
             yield member
         file.seek(tar.offset)
-        end = file.read(tarfile.BLOCKSIZE)
-        if not end:  # cut off between two members: the others are missing
-            raise tarfile.ReadError("the empty block is missing that ends an archive")
-        if any(end):
+        if any(file.read(tarfile.BLOCKSIZE)):
             raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
 
 

@@ -40,7 +40,7 @@ def read(path: Path) -> str | None:
     """What `write` put there; None where nothing is there. What is damaged is named in the log, and None as well."""
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         log.warning("%s cannot be read (%s): it is made again", path, error.strerror)

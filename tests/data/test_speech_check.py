@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from config import UserError
+from config import UserError, printable
 from data import audio, speech
 from data.decoded import Fact
 from data.speech import Utterance
@@ -81,7 +81,7 @@ def test_hostile_rows_are_refused_and_the_others_checked(tmp_path: Path, caplog:
     assert [row.path for row in used["train"]] == [fine[0].path, fine[1].path]
     assert [path for _, path, _ in report.refused] == [str(tmp_path / name) for name in bad]
     for (_, path, why), part in zip(report.refused, bad.values()):
-        assert why.startswith("unreadable: ") and part in why and f"{path}: {why}" in caplog.text
+        assert why.startswith("unreadable: ") and part in why and printable(f"{path}: {why}") in caplog.text
 
 
 def test_what_ctc_can_align_is_what_torch_can() -> None:
