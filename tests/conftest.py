@@ -19,13 +19,15 @@ wheels.torchvision()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests write lies in memory where there is room: every snapshot waits for the disk, and a disk that is busy made a
-# test of 8 seconds take 110.
+# test of 8 seconds take 110. pytest keeps the folders of tests that failed; all else goes when the tests have ended.
 MEMORY, ROOM = "/dev/shm", 4 * 2**30
-if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
-    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
+in_memory = "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
+_shared = tempfile.TemporaryDirectory(prefix="stoker-tests-", dir=MEMORY if in_memory else None)
+if in_memory:
+    os.environ |= {"TMPDIR": _shared.name, "PYTEST_DEBUG_TEMPROOT": MEMORY}
+    tempfile.tempdir = _shared.name
 
 # Fixtures of a module or of the session run before any test's own: they too must not see the user's runs and caches.
-_shared = tempfile.TemporaryDirectory(prefix="stoker-tests-")
 os.environ |= {"STOKER_HOME": f"{_shared.name}/home", "STOKER_RESULTS": f"{_shared.name}/result"}
 
 
