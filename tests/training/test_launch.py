@@ -410,7 +410,7 @@ def test_a_new_run_from_an_older_snapshot_is_a_run_like_any(tmp_path: Path, stop
     assert run.path == tmp_path / "results" / "other"
     assert [row["step"] for row in Journal(run.metrics).rows()] == [1, 2, 4]
     assert (run.status().step, run.status().of) == (4, 9)
-    with pytest.raises(UserError, match="there is a run of that name already; --resume other"):
+    with pytest.raises(UserError, match="there is a run of that name already"):
         launch.decide(TOY, argv)
     shutil.rmtree(stopped.path)
     job = launch.decide(TOY, ["--resume", "other", "--yes"])
