@@ -158,8 +158,10 @@ def _delete(which: str, sure: bool) -> int:
         raise UserError(f"nothing was deleted: {problem}")
     if not sure and not _yes(f"Delete {run.path} ({run.state()}, step {run.status().step})? [y/N] "):
         raise UserError("nothing was deleted")
+    status = run.status()
     with run.lock():  # whoever does not hold it never deletes a run
         run.remove()
+    registry.link_newest(run.path.parent, status.stage, status.dataset)
     _say(f"Deleted {run.path}")
     return 0
 

@@ -98,6 +98,14 @@ def newest_unfinished(stage: str, dataset: str | None, preset: str | None) -> Ru
                     "leave --resume out to start a new one")
 
 
+def link_newest(folder: Path, stage: str, dataset: str) -> None:
+    """Let folder/<stage>_<dataset> point at the newest such run there, where one is left."""
+    same = [run for run in runs() if run.path.parent == folder
+            and (run.status().stage, run.status().dataset) == (stage, dataset)]
+    if same:
+        same[-1].announce(stage, dataset)
+
+
 def newest_finished(stage: str) -> RunDir:
     """The run whose weights another begins with where none is named. Raises UserError if there is none."""
     finished = [run for run in runs() if (status := run.status()).stage == stage and status.state == "finished"]

@@ -286,9 +286,13 @@ class RunDir:
             _link(self.latest_log, before[-1].name)
 
     def announce(self, stage: str, dataset: str) -> None:
-        """Let result/<stage>_<dataset> point at this run, unless a run was given that very name."""
+        """Let result/<stage>_<dataset> point at this run, unless it points at a newer one, or a run was given that very
+        name."""
         link = self.path.parent / f"{stage}_{slug(dataset)}"
         if link.is_symlink() or not link.exists():
+            with suppress(OSError, ValueError, RuntimeError):  # no link yet, or one to nothing, or to itself
+                if RunDir(link.resolve(strict=True)).status().created > self.status().created:
+                    return
             _link(link, self.name)
         elif link != self.path:
             log.warning("%s is a run of that name, so no link of that name can point at this run", link)

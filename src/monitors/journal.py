@@ -69,8 +69,7 @@ class JournalWriter(Callback):
             return
         timed = [row["step"] for row in Journal(self.timings).rows()]  # has a row of every step too
         if damage := journal.damage(self._noted, timed):
-            log.warning("%s %s: training continues, but its curves have a gap or a wrong figure there",
-                        journal.path.name, damage)
+            log.warning("%s %s: training continues, but its curves are not whole there", journal.path.name, damage)
 
     def state_dict(self) -> dict[str, Any]:
         extent = self._noted if "metrics" in self._cut else self._extent.state()

@@ -285,7 +285,7 @@ def _confirm(job: Job) -> None:
     if job.forks:
         what = f"{job.snapshot}, in a folder of its own, since {run.name} has newer snapshots"
     if not sys.stdin.isatty():
-        raise UserError(f"to resume {what} without a terminal to ask on, add --yes")
+        raise UserError(f"{what}: to resume it without a terminal to ask on, add --yes")
     try:
         ending = f", and run this command when it ends: {job.cfg.on_end}" if job.cfg.on_end else ""
         answer = input(config.printable(f"Resume {what}{ending}? [Y/n] "))

@@ -161,7 +161,7 @@ class Session:
         callbacks = [*self._lasting(cfg),
                      *_callbacks(cfg, self.run, self.pulse, stage, weights, expected),
                      Repetition(self.run.metrics, changed),
-                     Begin(self.run, snapshot is None, self.begun)]
+                     Begin(self.run, self.begun)]
         return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
                        self.ledger if snapshot else _ledger(cfg.skip_rows)), snapshot
 

@@ -269,6 +269,13 @@ def test_by_our_own_link_the_newest_is_deleted(make: Make, call: Call) -> None:
     assert [path.name for path in run.path.parent.iterdir()] == ["loop"]
 
 
+def test_when_the_newest_is_deleted_the_link_points_at_the_one_before(make: Make, call: Call) -> None:
+    oldest, before, newest, other = make("a"), make("b"), make("c"), make("d", dataset="other")
+    newest.announce("lm", "corpus")
+    assert call("delete", "c", "--yes")[0] == 0
+    assert (oldest.path.parent / "lm_corpus").resolve() == before.path != other.path
+
+
 def test_what_a_supervisor_starts_again_is_not_deleted(make: Make, call: Call, stranger: Process) -> None:
     run = make(state="restarting")
     run.write_status(replace(run.status(), supervisor=stranger.to_json()))

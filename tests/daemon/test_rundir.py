@@ -115,6 +115,13 @@ def test_the_newest_run_is_linked(make: Make) -> None:
         assert link.is_symlink() and link.resolve() == run.path
 
 
+def test_an_older_run_that_is_resumed_does_not_take_the_link(make: Make) -> None:
+    older, newer = make("older"), make("newer")
+    for run in (newer, older):
+        run.announce("lm", "corpus")
+    assert (older.path.parent / "lm_corpus").resolve() == newer.path
+
+
 def test_a_run_that_bears_the_link_s_name_stays(make: Make) -> None:
     run, other = make("lm_corpus"), make("other")
     run.announce("lm", "corpus")

@@ -16,16 +16,14 @@ if TYPE_CHECKING:
 @dataclass
 class Begin(Callback):
     """From here on nothing can be refused any more: the config is kept as it was settled, the stage's own files are
-    there, and result/<stage>_<dataset> points at the run if it is a new one."""
+    there, and result/<stage>_<dataset> points at the run if it is the newest."""
 
     order = SHAPE
     run: RunDir
-    is_new: bool
     begun: threading.Event
 
     def on_start(self, trainer: "Trainer") -> None:
         files.write_json(self.run.config_file, config.to_json(trainer.cfg))
         trainer.stage.begin()
-        if self.is_new:
-            self.run.announce(trainer.stage.name, self.run.status().dataset)
+        self.run.announce(trainer.stage.name, self.run.status().dataset)
         self.begun.set()
