@@ -296,6 +296,9 @@ def read_json(cls: type, path: Path, problems: list[str], invalid: set[str]) -> 
 
     Mistakes are added to `problems`, the fields they concern to `invalid`.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # to read it may never end
+        problems.append(f"--config {path}: is a pipe or a device, not a file")
+        return {}
     try:
         content = json.loads(_without_comments(path.read_text(encoding="utf-8")), object_pairs_hook=_without_repeats)
     except UserError as error:

@@ -258,6 +258,11 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, text: str, part: str) -
     assert len(found) == 1 and part in found[0], found
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    assert mistakes("--config", str(tmp_path / "pipe.json"))[0].endswith("is a pipe or a device, not a file")
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "binary.json"
     path.write_bytes(b"{\xff\xfe}")

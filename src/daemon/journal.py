@@ -62,7 +62,8 @@ class Journal:
         """
         content = self.path.read_bytes() if self.path.exists() else b""
         if hashlib.sha256(content[:noted["size"]]).hexdigest() == noted["sha256"]:
-            return ""
+            more = sum(row["step"] <= noted["step"] for row in self.rows()) - noted["rows"]
+            return f"has {more} rows more up to step {noted['step']} than were written" if more else ""
         present = {row["step"] for row in self.rows() if row["step"] <= noted["step"]}
         missing = noted["rows"] - len(present)
         if missing <= 0:

@@ -63,7 +63,7 @@ def _note(run: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _figure(name: str, value: float | None) -> str:
@@ -72,7 +72,7 @@ def _figure(name: str, value: float | None) -> str:
         return _number(value)
     if name.endswith(RATES):
         return f"{name} {round(100 * value, 1):g} %"
-    return f"{name} {value:.1f}" if name.endswith("ppl") else f"{name} {value:.4f}"
+    return f"{name} {value:.1f}" if name.endswith("ppl") and abs(value) < 1e6 else f"{name} {_number(value)}"
 
 
 def duration(seconds: float | None) -> str:

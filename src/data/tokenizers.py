@@ -44,6 +44,7 @@ TRAINED_ON_AT_MOST = 64_000_000
 PIECE = 100_000
 WORD_START = re.compile(r"(?<=\S) (?=[^\W\d_])")
 BLANKS = re.compile(r"\s+")
+LARGEST_ID = 10_000_000
 BLANKS_AT_MOST = 2**19  # tiktoken gives up on a million in a row; no token has more than 2**7 of the same
 
 
@@ -278,7 +279,7 @@ def from_json(name: str, content: str) -> Tokenizer:
 
     try:
         state = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: it is too deep
         raise UserError(f"--tokenizer {name}: is not JSON ({error}); {WHAT_TO_GIVE}") from error
     if not isinstance(state, dict) or not {"model", "pre_tokenizer", "added_tokens"} <= state.keys():
         raise UserError(f"--tokenizer {name}: is JSON, but no tokenizer; {WHAT_TO_GIVE}")
@@ -290,6 +291,9 @@ def from_json(name: str, content: str) -> Tokenizer:
     end = next((token for token in ENDS_OF_TEXT if token in known), None)
     if end is None:
         raise UserError(f"--tokenizer {name}: has none of {', '.join(ENDS_OF_TEXT)} to end a text with; add one")
+    if (largest := max(known.values())) > LARGEST_ID:  # the model has a row for each id up to that
+        raise UserError(f"--tokenizer {name}: has the id {largest:,}, for {len(known):,} tokens in all: ids up to "
+                        f"{LARGEST_ID:,} can be used")
     if ranks := _ranks(state, end):
         return Tiktoken(name, _encoding(ranks, end, known[end]), content)
     return TokenizerJson(name, library, content, known[end])

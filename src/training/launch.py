@@ -146,6 +146,8 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
         return problems
     if cfg.resume or _named_run(cfg):
         return []
+    if cfg.extend_steps and not cfg.eval_only:
+        return [f"--extend_steps {cfg.extend_steps} is for a run that is resumed: add --resume RUN, or leave it out"]
     if cfg.working_folder and not Path(cfg.working_folder).is_dir():
         return [f"--working_folder {cfg.working_folder}: there is no such folder"]
     with working_in(cfg.working_folder):

@@ -186,6 +186,12 @@ def working_in(folder: str) -> AbstractContextManager[None]:
     return chdir(folder) if folder and Path(folder).is_dir() else nullcontext()
 
 
+def without_effect(cfg: Options, typed: Collection[str]) -> list[str]:
+    """A line for each option that was typed and changes nothing."""
+    idle = [] if cfg.early_stopping else sorted(name for name in typed if name.startswith("early_stop_"))
+    return [f"--{name} changes nothing without --early_stopping" for name in idle]
+
+
 def device_problems(name: str) -> list[str]:
     kind, _, number = name.partition(":")
     if kind in ("auto", "cpu", "cuda", "mps") and (not number or (kind == "cuda" and number.isdigit())):

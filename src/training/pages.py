@@ -20,7 +20,7 @@ from config import Parsed, UserError
 from daemon import machine
 from daemon.rundir import PROJECT
 from training import pretrained
-from training.options import Options, fitted
+from training.options import Options, fitted, without_effect
 from training.stage import Stage
 
 
@@ -58,7 +58,7 @@ def settled(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[
     computed = config.following(stage.Config, {name: getattr(parsed.config, name) for name in parsed.typed})
     cfg, notes = stage.settle(parsed.config, parsed.typed)
     changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}
-    lines = [line for _, line in computed.values()] + notes
+    lines = [line for _, line in computed.values()] + notes + without_effect(parsed.config, parsed.typed)
     return replace(parsed, config=cfg, typed=parsed.typed | changed | computed.keys()), lines
 
 

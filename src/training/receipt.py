@@ -61,8 +61,8 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
             raise UserError(problem.format(", ".join(found)))
     planned, plan = (flat.get("config.max_steps") for flat in (old, new))
     if planned not in (None, plan) and not extended:
-        raise UserError(f"run_config.json says max_steps {plan}, but {snapshot.name} was made with max_steps "
-                        f"{planned}: put {planned} back; --extend_steps N makes a run longer")
+        raise UserError(f"run_config.json makes a run of {plan} steps, but {snapshot.name} was made in one of "
+                        f"{planned}: put max_steps and epochs back; --extend_steps N makes a run longer")
     return [f"{name}: {told}" for name, told in changed.items()]
 
 

@@ -142,6 +142,13 @@ def test_what_was_lost_is_named(tmp_path: Path, what: str) -> None:
     assert journal.damage(state, []).startswith(counted)
 
 
+def test_rows_that_were_not_written_are_noticed(tmp_path: Path) -> None:
+    journal, state = written(tmp_path)
+    journal.append({"step": 50, "train/loss": 0.0})
+    journal.cut(100)
+    assert journal.damage(state, STEPS) == "has 1 rows more up to step 100 than were written"
+
+
 def test_any_flipped_bit_of_a_journal_is_noticed(tmp_path: Path) -> None:
     journal, state = written(tmp_path)
     content = journal.path.read_bytes()

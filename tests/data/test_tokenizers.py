@@ -224,7 +224,8 @@ def test_what_would_add_to_a_text_or_cut_it_is_taken_out(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content, reason", [
-    (None, "No such file"), (b"{", "is not JSON"), (b"[1]", "no tokenizer"), (b'{"d_model": 64}', "no tokenizer"),
+    (None, "No such file"), (b"{", "is not JSON"), pytest.param(b"[" * 200_000, "is not JSON", id="deep"),
+    (b"[1]", "no tokenizer"), (b'{"d_model": 64}', "no tokenizer"),
     (b"\xff", "not UTF-8"),
 ])
 def test_a_bad_tokenizer_json_is_one_line(content: bytes | None, reason: str, tmp_path: Path) -> None:
@@ -244,6 +245,16 @@ def test_what_the_library_refuses_is_one_line(change: dict[str, object], tmp_pat
     with pytest.raises(UserError, match=f"{path}: is no tokenizer that .* can read .*; give one of") as caught:
         open_tokenizer(str(path), 0, [])
     assert "\n" not in str(caught.value)
+
+
+def test_an_id_that_would_need_billions_of_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    added = {"content": "<|endoftext|>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False}
+    model = {"type": "WordLevel", "vocab": {"a": 0, "<|endoftext|>": 2**31 - 1}, "unk_token": "a"}
+    path.write_text(json.dumps({"model": model, "pre_tokenizer": None, "added_tokens": [{"id": 2**31 - 1, **added}]}))
+    with pytest.raises(UserError, match="has the id 2,147,483,647, for 2 tokens in all"):
+        open_tokenizer(str(path), 0, [])
 
 
 def test_a_regular_expression_that_explodes_is_one_line(tmp_path: Path) -> None:

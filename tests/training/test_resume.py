@@ -348,7 +348,7 @@ def test_a_length_edited_by_hand_is_refused(stopped: RunDir, options: dict[str, 
     """Or a run of which a digit was damaged would be finished, at step 4 of 9, without a word."""
     before = json.loads(stopped.config_file.read_text())
     edit(stopped, **{"max_steps": 9, "epochs": 99} | options)
-    with pytest.raises(UserError, match=f"says max_steps {steps}, but .* was made with max_steps 9: put 9 back") as no:
+    with pytest.raises(UserError, match=f"makes a run of {steps} steps, but .* was made in one of 9: put max_") as no:
         train(Regression, stopped, resume=True)
     assert len(no.value.problems) == 1 and not list(stopped.models.iterdir())
     edit(stopped, **before)
