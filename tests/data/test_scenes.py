@@ -106,17 +106,27 @@ def test_near_are_those_that_differ_in_one_thing() -> None:
         assert set(near) & every.keys() == expected and len(near) == len(set(near)) >= 10
 
 
+def connected(inside: np.ndarray) -> np.ndarray:
+    """A number for each group of pixels that touch each other, diagonally too; 0 outside."""
+    numbers = np.where(inside, np.arange(1, inside.size + 1).reshape(inside.shape), 0)
+    while True:
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(numbers, 1), (3, 3)).max((2, 3))
+        larger = np.where(inside, around, 0)
+        larger = np.append(0, larger)[larger]  # that of the pixel which a number was made for: long ways at once
+        if (larger == numbers).all():
+            return numbers
+        numbers = larger
+
+
 def looked_at(scene: Scene, seed: int) -> list[tuple[str, float, float, float]]:
     """Colour, area as a share, and centre of each spot in the picture."""
-    from scipy import ndimage  # type: ignore[import-untyped]
-
     pixels = np.asarray(images.decode(scenes.picture(scene, str(seed)))).astype(int)
     background = [np.bincount(pixels[..., channel].ravel()).argmax() for channel in range(3)]
     contrast = np.abs(pixels - background).sum(-1)
-    spots, count = ndimage.label(contrast > 100, np.ones((3, 3)))  # diagonally too
+    spots = connected(contrast > 100)
     names, values = list(COLOURS), np.array(list(COLOURS.values()))
     found = []
-    for number in range(1, count + 1):
+    for number in np.unique(spots[spots > 0]):
         rows, columns = np.nonzero(spots == number)
         inside = np.argmax(contrast[rows, columns])
         colour = pixels[rows[inside], columns[inside]]
