@@ -106,18 +106,16 @@ def test_near_are_those_that_differ_in_one_thing() -> None:
         assert set(near) & every.keys() == expected and len(near) == len(set(near)) >= 10
 
 
-def connected(where: np.ndarray) -> tuple[np.ndarray, int]:
-    """The number of the spot that each pixel belongs to, from 1 (0: to none), and how many spots there are; pixels of a
-    spot touch, diagonally too."""
-    padded = np.pad(np.where(where, np.arange(1, where.size + 1).reshape(where.shape), 0), 1)
-    while True:  # each pixel takes the largest number around it, until nothing changes
-        around = np.max([np.roll(padded, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)], axis=0)
-        spread = np.where(padded > 0, around, 0)
-        if np.array_equal(spread, padded):
-            break
-        padded = spread
-    numbers, spots = np.unique(padded[1:-1, 1:-1], return_inverse=True)
-    return spots.reshape(where.shape), len(numbers) - 1
+def connected(inside: np.ndarray) -> np.ndarray:
+    """A number for each group of pixels that touch each other, diagonally too; 0 outside."""
+    numbers = np.where(inside, np.arange(1, inside.size + 1).reshape(inside.shape), 0)
+    while True:
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(numbers, 1), (3, 3)).max((2, 3))
+        larger = np.where(inside, around, 0)
+        larger = np.append(0, larger)[larger]  # that of the pixel which a number was made for: long ways at once
+        if (larger == numbers).all():
+            return numbers
+        numbers = larger
 
 
 def looked_at(scene: Scene, seed: int) -> list[tuple[str, float, float, float]]:
@@ -125,10 +123,10 @@ def looked_at(scene: Scene, seed: int) -> list[tuple[str, float, float, float]]:
     pixels = np.asarray(images.decode(scenes.picture(scene, str(seed)))).astype(int)
     background = [np.bincount(pixels[..., channel].ravel()).argmax() for channel in range(3)]
     contrast = np.abs(pixels - background).sum(-1)
-    spots, count = connected(contrast > 100)
+    spots = connected(contrast > 100)
     names, values = list(COLOURS), np.array(list(COLOURS.values()))
     found = []
-    for number in range(1, count + 1):
+    for number in np.unique(spots[spots > 0]):
         rows, columns = np.nonzero(spots == number)
         inside = np.argmax(contrast[rows, columns])
         colour = pixels[rows[inside], columns[inside]]
