@@ -200,7 +200,7 @@ def test_an_export_without_enough_memory_is_done_again(tmp_path: Path, error: Ba
     with run.lock():
         ending = session(Hungry, run).train()
     assert ending.state == "halted" and ending.reason.startswith("all steps done, but the model could not be written (")
-    assert ending.reason.endswith("make room, and resume: nothing is trained again")
+    assert ending.reason.endswith("and resume: nothing is trained again")
     assert not list(run.models.glob("[!.]*"))
     with run.lock():
         sitting = session(with_callbacks(Regression, never := Never()), run, resume=True)
