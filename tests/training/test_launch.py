@@ -7,11 +7,6 @@ import logging
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,16 +18,13 @@ import pytest
 from config import Parsed, UserError
 from daemon import rundir
 from daemon.journal import Journal
-from daemon.rundir import PROJECT, RunDir, Status
+from daemon.rundir import RunDir, Status
 from data import speech
-from desk import unless_typed
-from toys import QUICK, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
-from training import launch, manifest, optim, pretrained
+from toys import QUICK, Regression, StopAt, new_run, session, train, with_callbacks
+from training import launch, pretrained
 from training.callback import Callback
 from training.launch import Job
-from training.session import Session
 from training.signals import Signals
-from training.snapshots import read_plain
 from training.train_audio_enc import AudioEncoder
 from training.train_lm import LanguageModel
 from training.trainer import Trainer
@@ -339,134 +331,6 @@ def test_data_that_are_gone_are_told_before_the_start(tmp_path: Path, text: Path
         launch.decide(LanguageModel, ["--resume", run.name, "--yes"])
 
 
-TOY = type("Toy", (Regression,), {"check": classmethod(lambda cls, cfg, resumed: [])})
-
-
-@pytest.fixture
-def stopped(tmp_path: Path) -> RunDir:
-    """With snapshots of steps 0, 3, 4, 6 and 7, of 9; its name and place were typed."""
-    run = new_run(tmp_path, TOY)
-    train(with_callbacks(TOY, StopAt(7)), run, run_name=run.name, result_dir=str(tmp_path / "where it was"))
-    run.write_status(replace(run.status(), state="stopped"))
-    (run.path / "tokenizer.json").write_text("what the stage keeps")
-    return run
-
-
-@pytest.mark.parametrize("flag", ["--resume", "--checkpoint_file"])
-@pytest.mark.parametrize("spelling", ["snapshot_step_00000007", "snapshot_step_7.pt",
-                                      "snapshot_step_00000007/model.safetensors"])
-def test_the_newest_snapshot_of_a_run_means_the_run(stopped: RunDir, flag: str, spelling: str) -> None:
-    """With its data, its options and its position; nothing of it need be typed."""
-    job = launch.decide(TOY, [flag, str(stopped.snapshots / spelling)])
-    assert (job.run, job.snapshot, job.asks) == (stopped, stopped.snapshots / "snapshot_step_00000007", True)
-    assert (job.cfg.batch_size, job.cfg.max_steps, job.cfg.seed) == (4, 9, 42)
-    with pytest.raises(UserError, match="--lr 0.005 differs from the 0.01 of .* --init_from"):
-        launch.decide(TOY, [flag, str(stopped.snapshots / spelling), "--lr", "0.005"])
-
-
-def continued(job: Job, stage: type[Toy] = TOY) -> RunDir:
-    """What `launch.start` does with such a job."""
-    run = launch._new_run(job)
-    sitting = Session(replace(job, stage=stage).within(run), run, Signals(lambda name: 0), threading.Event())
-    with run.lock():
-        trainer, snapshot = sitting.prepare()
-        trainer.fit(snapshot)
-    return run
-
-
-@pytest.mark.parametrize("flag", ["--resume", "--checkpoint_file"])
-def test_an_older_snapshot_is_continued_in_a_new_run(tmp_path: Path, stopped: RunDir, flag: str) -> None:
-    """It ends as if it had never been interrupted; the run of the snapshot is left as it is, in whatever state."""
-    whole, before = new_run(tmp_path, TOY), contents(stopped)
-    train(TOY, whole)
-    snapshot = stopped.snapshots / "snapshot_step_00000004"
-    with stopped.lock():  # it may even be training meanwhile
-        job = launch.decide(TOY, [flag, str(snapshot), "--yes"])
-        assert job.run is None and job.forks
-        run = continued(job)
-    assert run.path == tmp_path / f"{stopped.name}_from_step_00000004"
-    last = "snapshots/snapshot_epoch_0003"
-    assert_same(read_plain(run.path / last / "state.pt"), read_plain(whole.path / last / "state.pt"))
-    assert list(Journal(run.metrics).rows()) == list(Journal(whole.metrics).rows())
-    assert (run.path / "tokenizer.json").read_text() == "what the stage keeps"
-    inner = "snapshots/snapshot_step_00000004/model.safetensors"
-    assert os.path.samefile(run.path / inner, stopped.path / inner)
-    assert run.status().origin == str(snapshot) and run.status().stage == "regression"
-    assert contents(stopped) == before
-    assert continued(launch.decide(TOY, [flag, str(snapshot)])).name == f"{run.name}-2"
-
-
-def contents(run: RunDir) -> dict[str, bytes]:
-    return {str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*")
-            if path.is_file() and path != run.lock_file}
-
-
-def test_a_new_run_from_an_older_snapshot_is_a_run_like_any(tmp_path: Path, stopped: RunDir) -> None:
-    """It may have a name and a place; before it has begun and after, it is resumed by itself, also if the other is
-    gone."""
-    argv = ["--checkpoint_file", str(stopped.snapshots / "snapshot_step_00000004"), "--run_name", "other",
-            "--result_dir", str(tmp_path / "results"), "--log_interval", "3"]
-    run = launch._new_run(launch.decide(TOY, argv))
-    assert run.path == tmp_path / "results" / "other"
-    assert [row["step"] for row in Journal(run.metrics).rows()] == [1, 2, 4]
-    assert (run.status().step, run.status().of) == (4, 9)
-    with pytest.raises(UserError, match="there is a run of that name already"):
-        launch.decide(TOY, argv)
-    shutil.rmtree(stopped.path)
-    job = launch.decide(TOY, ["--resume", "other", "--yes"])
-    assert (job.run, job.cfg.log_interval, job.cfg.resume) == (run, 3, str(run.name)) and not job.forks
-    trainer, ending = train(TOY, run, resume=True)
-    assert (ending.state, trainer.step) == ("finished", 9)
-
-
-def test_a_finished_run_is_continued_from_an_older_snapshot(stopped: RunDir) -> None:
-    stopped.write_status(replace(stopped.status(), state="finished"))
-    with pytest.raises(UserError, match="is finished: add --extend_steps"):
-        launch.decide(TOY, ["--checkpoint_file", str(stopped.snapshots / "snapshot_step_7.pt")])
-    assert launch.decide(TOY, ["--checkpoint_file", str(stopped.snapshots / "snapshot_step_4.pt")]).forks
-
-
-def test_a_damaged_snapshot_is_not_continued(stopped: RunDir, tmp_path: Path) -> None:
-    snapshot = stopped.snapshots / "snapshot_step_00000004"
-    content = bytearray((snapshot / "state.pt").read_bytes())
-    content[100] ^= 1
-    (snapshot / "state.pt").write_bytes(content)
-    with pytest.raises(UserError, match="is damaged: state.pt"):
-        launch._new_run(launch.decide(TOY, ["--checkpoint_file", str(snapshot)]))
-    assert not list(tmp_path.glob("*_from_*")) and not list(tmp_path.glob(".*"))
-
-
-def test_a_snapshot_under_another_name_is_continued_too(stopped: RunDir) -> None:
-    """Such as one that was set aside: the copy has a name that is looked for. The run's curves may be gone."""
-    aside = stopped.snapshots / "abandoned_snapshot_step_00000004"
-    (stopped.snapshots / "snapshot_step_00000004").rename(aside)
-    shutil.rmtree(stopped.tensorboard)
-    run = launch._new_run(launch.decide(TOY, ["--checkpoint_file", str(aside)]))
-    assert run.name == f"{stopped.name}_from_step_00000004"
-    assert [path.name for path in run.snapshots.iterdir()] == ["snapshot_step_00000004"]
-
-
-def test_a_copy_is_made_where_the_file_system_has_no_links(stopped: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*given: Any) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    run = launch._new_run(launch.decide(TOY, ["--checkpoint_file", str(stopped.snapshots / "snapshot_step_4.pt")]))
-    manifest.verify(run.snapshots / "snapshot_step_00000004")
-
-
-@pytest.mark.parametrize("named, why", [
-    ("nowhere.pt", "no snapshot there"), ("run_regression/snapshots/snapshot_step_00000099", "no snapshot there"),
-    ("lone", "is a snapshot, but not within a run: --init_from lone takes its weights")])
-def test_a_snapshot_that_cannot_be_resumed_from(stopped: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                named: str, why: str) -> None:
-    shutil.copytree(stopped.snapshots / "snapshot_step_00000004", tmp_path / "lone")
-    monkeypatch.chdir(tmp_path)
-    for more in ([], ["--eval_only"]):
-        with pytest.raises(UserError, match=why):
-            launch.decide(TOY, ["--checkpoint_file", named, *more])
-
-
 # -- the folder in which a run was started --------------------------------------------------------------------------
 
 
@@ -544,138 +408,3 @@ def test_a_run_that_has_taken_its_time_is_stopped_and_goes_on(tmp_path: Path) ->
     assert (ending.state, trainer.step, run.snapshots.name) == ("stopped", 1, "snapshots")
     trainer, ending = train(Regression, run, resume=True, max_minutes=0.0)
     assert (ending.state, trainer.step) == ("finished", 9)
-
-
-# -- real processes -----------------------------------------------------------------------------------------------
-
-
-def script(*argv: str, stderr: int = subprocess.DEVNULL, path: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), *argv], text=True,
-                            stderr=stderr, env=os.environ | {"PYTHONPATH": f"{path}:{PROJECT / 'src'}"})
-
-
-LATE = """
-import sys, time
-from pathlib import Path
-
-class Late:  # halfway through torch/__init__.py
-    def find_spec(name, path=None, target=None):
-        if name == "torch._C":
-            Path("importing").touch()
-            try:
-                while not Path("go on").exists():
-                    time.sleep(0.01)
-            except BaseException:  # as some imports do
-                pass
-
-sys.meta_path.insert(0, Late)
-"""
-
-
-def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
-    """It is answered, and obeyed when the import is over: within, it could abort the process."""
-    (tmp_path / "sitecustomize.py").write_text(LATE)
-    process = script("--dataset", "text.txt", *SMALL, "--result_dir", "runs", "--run_name", "early", path=str(tmp_path))
-    run = RunDir(tmp_path / "runs/early")
-    while not (tmp_path / "importing").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    while "SIGTERM: stopping" not in run.latest_log.read_text():
-        time.sleep(0.01)
-    (tmp_path / "go on").touch()
-    assert process.wait(60) == 0
-    assert run.state() == "stopped" and run.status().reason == "SIGTERM received before training began"
-    log = run.latest_log.read_text()
-    assert "SIGTERM received before training began" in log and "Device:" not in log
-
-
-def test_a_refused_resume_leaves_no_trace(tmp_path: Path, text: Path) -> None:
-    long = ["--max_steps", "100000"]
-    process = script("--dataset", "text.txt", *unless_typed(SMALL, long), *long, "--max_seq_len", "16", "--result_dir",
-                     "runs", "--run_name", "mine")
-    run = RunDir(tmp_path / "runs/mine")
-    while not (run.path.exists() and run.status().step):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    before = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
-    text.write_text("two three four\n" * 100 + text.read_text())
-    again = script("--resume", str(run.path), "--yes", stderr=subprocess.PIPE)
-    told = again.communicate(timeout=30)[1]
-    assert again.returncode == 2 and told.count("the data are not those of the interrupted run") == 1
-    assert "Traceback" not in told and "ERROR" not in told
-    after = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
-    statuses = [replace(status, heartbeat=0, awake=0) for status, *_ in (before, after)]
-    assert statuses[0] == statuses[1] and after[1:] == before[1:]
-
-
-def test_a_refused_run_leaves_the_link_to_the_one_before(tmp_path: Path) -> None:
-    first = new_run(tmp_path, Regression)
-    train(Regression, first)
-    other = new_run(tmp_path, Regression)
-    with pytest.raises(UserError, match="is of another model"):
-        sitting_with_other_shape(other, first)
-    other.remove()
-    assert (tmp_path / "regression_toy").resolve() == first.path
-
-
-def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
-    sitting = session(Regression, run, width=6, snapshot=first.snapshots / "snapshot_epoch_0003")
-    with run.lock():
-        trainer, snapshot = sitting.prepare()
-        trainer.fit(snapshot)
-
-
-def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path) -> None:
-    """The learning rate follows the longer plan; the command that was asked for runs at each end."""
-    start = ["--dataset", "text.txt", *SMALL, "--max_seq_len", "16", "--result_dir", "runs", "--run_name", "mine",
-             "--log_interval", "1", "--warmup_steps", "0", "--on_end",
-             'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
-    run = RunDir(tmp_path / "runs/mine")
-    assert script(*start).wait(200) == 0 and run.state() == "finished"
-    assert (tmp_path / "ends").read_text() == "finished: all steps done\n"
-    assert "--on_end" in run.latest_log.read_text() and "exit code 1" in run.latest_log.read_text()
-    assert "Trained for " in run.latest_log.read_text() and "; the estimate was " in run.latest_log.read_text()
-    assert script("--resume", "runs/mine", "--yes").wait(60) == 2
-    assert script("--resume", "runs/mine", "--yes", "--extend_steps", "6").wait(200) == 0
-    rates = {row["step"]: row["lr"] for row in Journal(run.metrics).rows()}
-    assert sorted(rates) == list(range(1, 16)) and run.status().of == 15
-    assert rates[9] == pytest.approx(3e-4 * optim.rate(8, 9, warmup=0, min_ratio=0.1, schedule="cosine"))
-    assert rates[10] == pytest.approx(3e-4 * optim.rate(9, 15, warmup=0, min_ratio=0.1, schedule="cosine"))
-    assert "planned for 9 steps, now for 15" in run.latest_log.read_text()
-    assert json.loads(run.config_file.read_text())["extend_steps"] == 0
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-from config import Parsed, UserError
-from toys import QUICK, Regression, with_callbacks
-from training.callback import Callback
-from training.launch import Job, start
-
-class Fails(Callback):
-    order = 10
-    def on_batch(self, trainer, batch):
-        if trainer.step == {at}:
-            raise {error}("a picture of the batch cannot be read")
-
-stage = with_callbacks(Regression, Fails())
-options = QUICK | {{"result_dir": sys.argv[1], "run_name": "mine"}}
-sys.exit(start(Job(stage, Parsed(stage.Config(**options), frozenset(options), ""))))
-"""
-
-
-@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
-def test_what_fails_in_training_leaves_the_run(tmp_path: Path, error: str) -> None:
-    """Also a user's mistake that shows itself only then: hours of training are not deleted for it."""
-    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(at=4, error=error), str(tmp_path)], text=True,
-                           capture_output=True, env=os.environ | {"PYTHONPATH": "src:tests"}, cwd=PROJECT)
-    run = RunDir(tmp_path / "mine")
-    assert ended.returncode == 1 and run.state() == "failed" and run.status().step == 4
-    known = error == "UserError"  # its message says everything
-    assert run.status().reason == f"{'' if known else 'RuntimeError: '}a picture of the batch cannot be read"
-    lines = run.latest_log.read_text().splitlines()
-    assert any("Traceback" in line for line in lines) != known and all(line.startswith("[20") for line in lines)
-    assert (run.snapshots / "snapshot_epoch_0001" / "manifest.json").exists()

@@ -1,0 +1,161 @@
+"""Starts as real processes: a stop while torch is imported, a refused resume, the end of a finished run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from config import UserError
+from daemon.journal import Journal
+from daemon.rundir import PROJECT, RunDir
+from desk import unless_typed
+from toys import Regression, new_run, session, train
+from training import optim
+
+SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(300)))
+    return path
+
+
+def script(*argv: str, stderr: int = subprocess.DEVNULL, path: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), *argv], text=True,
+                            stderr=stderr, env=os.environ | {"PYTHONPATH": f"{path}:{PROJECT / 'src'}"})
+
+
+LATE = """
+import sys, time
+from pathlib import Path
+
+class Late:  # halfway through torch/__init__.py
+    def find_spec(name, path=None, target=None):
+        if name == "torch._C":
+            Path("importing").touch()
+            try:
+                while not Path("go on").exists():
+                    time.sleep(0.01)
+            except BaseException:  # as some imports do
+                pass
+
+sys.meta_path.insert(0, Late)
+"""
+
+
+def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
+    """It is answered, and obeyed when the import is over: within, it could abort the process."""
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    process = script("--dataset", "text.txt", *SMALL, "--result_dir", "runs", "--run_name", "early", path=str(tmp_path))
+    run = RunDir(tmp_path / "runs/early")
+    while not (tmp_path / "importing").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    while "SIGTERM: stopping" not in run.latest_log.read_text():
+        time.sleep(0.01)
+    (tmp_path / "go on").touch()
+    assert process.wait(60) == 0
+    assert run.state() == "stopped" and run.status().reason == "SIGTERM received before training began"
+    log = run.latest_log.read_text()
+    assert "SIGTERM received before training began" in log and "Device:" not in log
+
+
+def test_a_refused_resume_leaves_no_trace(tmp_path: Path, text: Path) -> None:
+    long = ["--max_steps", "100000"]
+    process = script("--dataset", "text.txt", *unless_typed(SMALL, long), *long, "--max_seq_len", "16", "--result_dir",
+                     "runs", "--run_name", "mine")
+    run = RunDir(tmp_path / "runs/mine")
+    while not (run.path.exists() and run.status().step):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    before = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
+    text.write_text("two three four\n" * 100 + text.read_text())
+    again = script("--resume", str(run.path), "--yes", stderr=subprocess.PIPE)
+    told = again.communicate(timeout=30)[1]
+    assert again.returncode == 2 and told.count("the data are not those of the interrupted run") == 1
+    assert "Traceback" not in told and "ERROR" not in told
+    after = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
+    statuses = [replace(status, heartbeat=0, awake=0) for status, *_ in (before, after)]
+    assert statuses[0] == statuses[1] and after[1:] == before[1:]
+
+
+def test_a_refused_run_leaves_the_link_to_the_one_before(tmp_path: Path) -> None:
+    first = new_run(tmp_path, Regression)
+    train(Regression, first)
+    other = new_run(tmp_path, Regression)
+    with pytest.raises(UserError, match="is of another model"):
+        sitting_with_other_shape(other, first)
+    other.remove()
+    assert (tmp_path / "regression_toy").resolve() == first.path
+
+
+def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
+    sitting = session(Regression, run, width=6, snapshot=first.snapshots / "snapshot_epoch_0003")
+    with run.lock():
+        trainer, snapshot = sitting.prepare()
+        trainer.fit(snapshot)
+
+
+def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path) -> None:
+    """The learning rate follows the longer plan; the command that was asked for runs at each end."""
+    start = ["--dataset", "text.txt", *SMALL, "--max_seq_len", "16", "--result_dir", "runs", "--run_name", "mine",
+             "--log_interval", "1", "--warmup_steps", "0", "--on_end",
+             'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
+    run = RunDir(tmp_path / "runs/mine")
+    assert script(*start).wait(200) == 0 and run.state() == "finished"
+    assert (tmp_path / "ends").read_text() == "finished: all steps done\n"
+    assert "--on_end" in run.latest_log.read_text() and "exit code 1" in run.latest_log.read_text()
+    assert "Trained for " in run.latest_log.read_text() and "; the estimate was " in run.latest_log.read_text()
+    assert script("--resume", "runs/mine", "--yes").wait(60) == 2
+    assert script("--resume", "runs/mine", "--yes", "--extend_steps", "6").wait(200) == 0
+    rates = {row["step"]: row["lr"] for row in Journal(run.metrics).rows()}
+    assert sorted(rates) == list(range(1, 16)) and run.status().of == 15
+    assert rates[9] == pytest.approx(3e-4 * optim.rate(8, 9, warmup=0, min_ratio=0.1, schedule="cosine"))
+    assert rates[10] == pytest.approx(3e-4 * optim.rate(9, 15, warmup=0, min_ratio=0.1, schedule="cosine"))
+    assert "planned for 9 steps, now for 15" in run.latest_log.read_text()
+    assert json.loads(run.config_file.read_text())["extend_steps"] == 0
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from config import Parsed, UserError
+from toys import QUICK, Regression, with_callbacks
+from training.callback import Callback
+from training.launch import Job, start
+
+class Fails(Callback):
+    order = 10
+    def on_batch(self, trainer, batch):
+        if trainer.step == {at}:
+            raise {error}("a picture of the batch cannot be read")
+
+stage = with_callbacks(Regression, Fails())
+options = QUICK | {{"result_dir": sys.argv[1], "run_name": "mine"}}
+sys.exit(start(Job(stage, Parsed(stage.Config(**options), frozenset(options), ""))))
+"""
+
+
+@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
+def test_what_fails_in_training_leaves_the_run(tmp_path: Path, error: str) -> None:
+    """Also a user's mistake that shows itself only then: hours of training are not deleted for it."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(at=4, error=error), str(tmp_path)], text=True,
+                           capture_output=True, env=os.environ | {"PYTHONPATH": "src:tests"}, cwd=PROJECT)
+    run = RunDir(tmp_path / "mine")
+    assert ended.returncode == 1 and run.state() == "failed" and run.status().step == 4
+    known = error == "UserError"  # its message says everything
+    assert run.status().reason == f"{'' if known else 'RuntimeError: '}a picture of the batch cannot be read"
+    lines = run.latest_log.read_text().splitlines()
+    assert any("Traceback" in line for line in lines) != known and all(line.startswith("[20") for line in lines)
+    assert (run.snapshots / "snapshot_epoch_0001" / "manifest.json").exists()
