@@ -60,7 +60,8 @@ def test_uv_is_given_all_of_it_and_keeps_its_own(env: dict[str, str]) -> None:
     options = pip_settings.read(env)
     assert pip_settings.for_uv(options, env) == {
         "UV_INDEX_STRATEGY": "unsafe-best-match", "UV_DEFAULT_INDEX": "https://mirror.example/simple",
-        "UV_INDEX": "https://a.example https://b.example", "UV_FIND_LINKS": "/wheels,/more,wheels",
+        "UV_INDEX": "https://mirror.example/simple https://a.example https://b.example",
+        "UV_FIND_LINKS": "/wheels,/more,wheels",
         "SSL_CERT_FILE": "/second.pem", "ALL_PROXY": "http://proxy:2"}
     assert pip_settings.for_uv({"constraint": "a.txt\nb.txt"}, {})["UV_CONSTRAINT"] == "a.txt b.txt"
 
