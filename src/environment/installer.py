@@ -22,8 +22,8 @@ from environment import pip_settings
 UV = "uv >=0.9, <1"  # knows --torch-backend, and checks hashes where the lock has them
 OLDEST_UV = (0, 9)
 LOCK = PROJECT / "run/lock"
-LOADED = "import soundfile, training.session, wheels; wheels.torchaudio(); wheels.torchvision()"
-MAIN_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"  # pip has no public name for it
+LOADED = ("import training.session, wheels, PIL.Image, rapidfuzz, soundfile, soxr, tiktoken, tokenizers; "
+          "wheels.torchaudio(); wheels.torchvision()")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; then twice as long, and so on
 MEGABYTES = {"kB": 0.001, "MB": 1.0, "GB": 1000.0, "KiB": 2**10 / 1e6, "MiB": 2**20 / 1e6, "GiB": 2**30 / 1e6}
@@ -120,11 +120,16 @@ class Installer:
             if not self._run([system_python(), "-m", "venv", str(self.venv)]):
                 raise UserError(f"{system_python()} cannot make a virtual environment; on Debian: apt install "
                                 f"python3-venv; details: {self.details.name}")
+        if "extra-index-url" in self.options:
+            self.options.setdefault("index-url", self._default_index())
         if not self.uv and self._run([self.python, "-m", "pip", "install", "--retries", "1", UV]):
             self.uv = str(self.venv / "bin/uv")
-        if "extra-index-url" in self.options and "index-url" not in self.options:
-            asked = subprocess.run([self.python, "-c", MAIN_INDEX], capture_output=True, text=True)
-            self.options |= {"index-url": asked.stdout.strip()} if asked.stdout.strip() else {}
+
+    def _default_index(self) -> str:
+        """The index that pip asks where none is configured, as its help names it."""
+        told = subprocess.run([self.python, "-m", "pip", "install", "--help"], capture_output=True, text=True).stdout
+        found = re.search(r"--index-url.*?\(default\s+(\S+?)\)", told, re.DOTALL)
+        return found[1] if found else ""
 
     def locked(self, extra: str) -> bool:
         """Install the releases of run/lock/, then the project itself."""

@@ -55,18 +55,16 @@ def files(env: Mapping[str, str]) -> list[Path]:
 def for_uv(options: Mapping[str, str], env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that make uv look where pip looks; what is set for uv itself is left as it is.
 
-    pip takes the best file from all its sources. uv by itself takes the first source that knows the package; with the
-    strategy set here it takes the best version from all sources, but the files of that version from the first index
-    that has it. Further indexes often have only a few of a version's files, for example none with a compiled library,
-    so the main index comes first.
+    pip takes the best file from all its sources; uv would take the first source that knows the package, and of one
+    release the file of the first source that has it: that is to be the index, a further one may lack the better file.
     """
     variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    if "extra-index-url" in options:
+        options = {**options, "extra-index-url": f"{options.get('index-url', '')} {options['extra-index-url']}"}
     for option, value in options.items():
-        if option in VARIABLES:
+        if option in VARIABLES and value:
             name, between = VARIABLES[option]
             variables[name] = between.join(value.split()) if between else value
-    if "index-url" in options and "extra-index-url" in options:
-        variables["UV_INDEX"] = f"{options['index-url']} {variables['UV_INDEX']}"
     return {name: value for name, value in variables.items() if name not in env}
 
 

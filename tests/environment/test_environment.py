@@ -20,6 +20,7 @@ echo "python $*" >>"$STUB/calls"
 case "$*" in
   "-m venv "*)
     mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
+  *"install --help") echo "-i, --index-url <url>  Base URL (default"; echo "  https://index.example/simple). It" ;;
   *"install --retries 1 uv"*) [ ! -e "$STUB/no-uv" ] && cp "$STUB/uv" "${0%python}uv" ;;
   *"pip install"*) exec sh "$STUB/install" "$*" ;;
   *"training.session"*) [ ! -e "$STUB/broken" ] || { cat "$STUB/broken"; exit 1; } ;;
@@ -138,6 +139,14 @@ def test_what_pip_is_configured_with_holds_for_uv(machine: Machine, monkeypatch:
     assert machine.set_up() == 0
     assert machine.calls()[2] == (f"uv pip install --python .venv/bin/python --no-index {LOCKED} UV_FIND_LINKS=/wheels "
                                   "UV_INDEX_STRATEGY=unsafe-best-match ")
+
+
+def test_the_index_comes_before_further_ones(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one release uv takes the file of the first that has it; a further one had soundfile without its library."""
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "file:///more")
+    assert machine.set_up() == 0
+    assert ("UV_DEFAULT_INDEX=https://index.example/simple UV_INDEX=https://index.example/simple file:///more "
+            in machine.calls()[3])
 
 
 def test_a_build_of_torch_can_be_chosen(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
