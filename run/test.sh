@@ -7,7 +7,7 @@
 #   --newest   with the newest packages that setup.cfg admits instead of those of run/lock/; they are installed in
 #              .venv-newest
 #
-# The tests run side by side, one on each core. With pytest arguments only tests run, one after the other, unless
+# The tests run side by side, three on two cores. With pytest arguments only tests run, one after the other, unless
 # those say -n: ./run/test.sh tests/training -k resume
 
 # shellcheck source=run/lib.sh
@@ -31,8 +31,8 @@ done
 setup dev
 cd "${ROOT}"
 if ((${#arguments[@]} == 0)); then
-  cores="$(nproc)"
-  arguments=(-n "$((cores < MOST_AT_ONCE ? cores : MOST_AT_ONCE))" --dist worksteal)
+  at_once="$(($(nproc) * 3 / 2))" # with one for each core, the cores wait for a third of the time
+  arguments=(-n "$((at_once < MOST_AT_ONCE ? at_once : MOST_AT_ONCE))" --dist worksteal)
   "${VENV}/bin/ruff" check --quiet src tests benchmarks
   "${VENV}/bin/python" -m mypy src benchmarks
   "${VENV}/bin/shellcheck" --external-sources run/*.sh .ci/run
