@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--tokenizer bytes --d_model 16 --num_heads 2 --num_layers 1 --d_ff 32 --max_seq_len 16 --batch_size 4 "
         "--log_interval 5 --eval_interval 1000 --threads 1 --no_compile").split()
+SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
 ENDLESS = ["--max_steps", "1000000", "--snapshot_interval", "1000000"]
 
 

@@ -20,6 +20,7 @@ from daemon import rundir
 from daemon.journal import Journal
 from daemon.rundir import RunDir, Status
 from data import speech
+from desk import SMALL
 from toys import QUICK, Regression, StopAt, new_run, session, train, with_callbacks
 from training import launch, pretrained
 from training.callback import Callback
@@ -28,16 +29,6 @@ from training.signals import Signals
 from training.train_audio_enc import AudioEncoder
 from training.train_lm import LanguageModel
 from training.trainer import Trainer
-
-SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
-
-
-@pytest.fixture
-def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(300)))
-    return path
 
 
 def begun(tmp_path: Path, *argv: str, **settled: Any) -> RunDir:

@@ -14,19 +14,9 @@ import pytest
 from config import UserError
 from daemon.journal import Journal
 from daemon.rundir import PROJECT, RunDir
-from desk import unless_typed
+from desk import SMALL, unless_typed
 from toys import Regression, new_run, session, train
 from training import optim
-
-SMALL = ["--tokenizer", "bytes", "--max_steps", "9", "--epochs", "20", "--precision", "auto", "--no_compile"]
-
-
-@pytest.fixture
-def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(300)))
-    return path
 
 
 def script(*argv: str, stderr: int = subprocess.DEVNULL, path: str = "") -> subprocess.Popen[str]:
