@@ -19,6 +19,7 @@ import re
 import runpy
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -81,11 +82,16 @@ class Failpoints:
         self.phase, self.step = "start", -1
         self.trainer: Callable[[], Any] = lambda: None  # a weak reference: its loaders end with it
         self.unwrapped = dict(FUNCTIONS)
+        self.lock, self.dying = threading.RLock(), False
 
     def point(self, place: str, operation: str) -> bool:
         """Note a point; whether it is where to die."""
         if os.getpid() != self.pid or not place:
             return False
+        with self.lock:  # the trace ends with the point that kills, whatever other threads still reach
+            return not self.dying and self._note(place, operation)
+
+    def _note(self, place: str, operation: str) -> bool:
         if trainer := self.trainer():
             self.step = trainer.step
         os.write(self.trace, f"{self.phase}\t{place}\t{operation}\t{self.step}\n".encode())
@@ -93,6 +99,7 @@ class Failpoints:
             if target[0] == place and self.step >= target[1]:
                 target[2] -= 1
                 if target[2] <= 0:
+                    self.dying = True
                     os.write(self.trace, b"killed\n")
                     return True
         return False
