@@ -16,9 +16,9 @@ from typing import Any, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import config
+import command
 
-config.share_cores()  # as every program of this project does, before torch is there
+command.share_cores()  # as every program of this project does, before torch is there
 
 import numpy as np
 import torch

@@ -21,7 +21,6 @@ from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 C = TypeVar("C")
 HARMLESS = "\t\u200c\u200d"  # the last two join letters, or keep them apart, in many scripts and in emoji
-SPIN = 1000  # rounds in which a thread of OpenMP's waits for work before it sleeps
 
 
 class UserError(Exception):
@@ -204,7 +203,8 @@ def _flags(cls: type, argv: Sequence[str], problems: list[str],
         negated = name.startswith("no_") and name not in table
         targets = table.get(name.removeprefix("no_") if negated else name)
         if targets is None or (negated and not _is_bool(cls, targets[0])):
-            problems.append(f"there is no flag --{name}{_nearest(name, _flag_names(cls, table), '--')}")
+            typed = token.partition("=")[0]
+            problems.append(f"there is no flag {typed}{_nearest(name, _flag_names(cls, table), '--')}")
             if left and not _looks_like_flag(left[0]) and value is None:
                 left.pop(0)  # most likely its value: one mistake, one line
             continue
@@ -468,31 +468,3 @@ def complain(problems: Sequence[str], file: TextIO | None = None) -> None:
     """Print mistakes as a program does, one a line, on standard error or to `file`."""
     for problem in problems:
         print(printable(f"{program()}: {problem}"), file=file or sys.stderr)
-
-
-def share_cores() -> None:
-    """Let threads that wait for work sleep soon, so that several programs on one CPU share it fairly.
-
-    Between two operations the threads of GNU's OpenMP library spin for 300,000 rounds, in which nobody else has the
-    cores: two programs became five to twelve times slower. Results are the same bits. To be called before torch is
-    imported: libgomp reads the environment when it is loaded. What the user has set stays. (libgomp manual)
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))
-
-
-def answered(command: Callable[[Sequence[str]], int], interrupted: str = "") -> int:
-    """The exit code of a command in the foreground, called with the words it was given: mistakes are told, with 2;
-    Ctrl-C ends it with 130."""
-    share_cores()
-    try:
-        return command(sys.argv[1:])
-    except UserError as error:
-        complain(error.problems)
-        return 2
-    except BrokenPipeError:  # whoever was reading has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130

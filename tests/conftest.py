@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import config
+import command
 import wheels
 
-config.share_cores()  # the suite runs in several processes
+command.share_cores()  # the suite runs in several processes
 wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load
 wheels.torchvision()
 

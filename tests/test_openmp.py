@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-import config
+import command
 
-SOURCE = Path(config.__file__).parent
+SOURCE = Path(command.__file__).parent
 
 LOAD = """
 import ctypes, sys
 sys.path.insert(0, sys.argv[1])
-import config
-config.share_cores()
+import command
+command.share_cores()
 assert "torch" not in sys.modules
 ctypes.CDLL(sys.argv[2])
 """
 
 
 @pytest.mark.parametrize("own, spins, policy", [
-    ({}, str(config.SPIN), "PASSIVE"),  # which libgomp prints where none is set
+    ({}, str(command.SPIN), "PASSIVE"),  # which libgomp prints where none is set
     ({"GOMP_SPINCOUNT": "77"}, "77", "PASSIVE"),
     ({"OMP_WAIT_POLICY": "active"}, "30000000000", "ACTIVE"),  # libgomp's own count
     ({"OMP_WAIT_POLICY": "passive"}, "0", "PASSIVE"),
@@ -56,7 +56,7 @@ def test_every_program_shares_the_cores(program: str, monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SOURCE / program), run_name="__main__")
     assert ended.value.code == 2 and capsys.readouterr().err
-    assert os.environ.get("GOMP_SPINCOUNT") == str(config.SPIN)
+    assert os.environ.get("GOMP_SPINCOUNT") == str(command.SPIN)
 
 
 def test_the_programs_are_found() -> None:

@@ -9,12 +9,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import files
+from command import answered
 from config import UserError, complain, printable
 from daemon import process, registry
 from daemon.journal import plain
@@ -26,7 +27,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 SCRIPT = re.compile(r"(train|sft)_\w+\.py")  # of a stage
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     parser = _Parser(prog="daemon", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -59,20 +60,11 @@ def main() -> int:
     wait.add_argument("pid", type=int)
     wait.set_defaults(call=lambda given: _wait(given.pid))
 
+    given = parser.parse_args(words)
     try:
-        given = parser.parse_args()
         return int(given.call(given))
-    except UserError as error:
-        complain(error.problems)
-        return 2
     except PermissionError as error:
-        complain([f"{error.strerror}: that belongs to another user"])
-        return 2
-    except BrokenPipeError:  # whoever was reading has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
+        raise UserError(f"{error.strerror}: that belongs to another user") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -289,4 +281,4 @@ def _say(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answered(main))

@@ -57,20 +57,24 @@ def owner(pid: int) -> int | None:
     return next((int(line.split()[2]) for line in _status(pid) if line.startswith("Uid:")), None)
 
 
-def has_open(pid: int, path: Path) -> bool:
-    """Whether a process has this very file open. Raises PermissionError where we may not know that."""
+def writes(pid: int, path: Path) -> bool:
+    """Whether a process has this very file open for writing. Raises PermissionError where we may not know that."""
     try:
         links = list(Path(f"/proc/{pid}/fd").iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return any(_is_same(link, path) for link in links)
+    return any(_writes(link, path) for link in links)
 
 
-def _is_same(link: Path, path: Path) -> bool:
+def _writes(link: Path, path: Path) -> bool:
     try:
-        return link.samefile(path)
-    except FileNotFoundError:  # closed meanwhile
+        if not link.samefile(path):
+            return False
+        lines = Path(f"/proc/{link.parts[2]}/fdinfo/{link.name}").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
         return False
+    flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+    return flags & os.O_ACCMODE != os.O_RDONLY
 
 
 def _status(pid: int) -> list[str]:

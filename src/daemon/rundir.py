@@ -192,7 +192,7 @@ class RunDir:
 
         The files alone prove nothing: they may have been written in another container, whose PIDs mean other processes
         here, or by somebody who wants a process of yours to end. A trainer and a supervisor both have the lock file
-        open, and belong to the owner of the folder.
+        open for writing, and belong to the owner of the folder.
         """
         if process.find(found.pid) != found:
             return (f"its files name process {found.pid}, which does not exist here: stop it in the container, or "
@@ -200,8 +200,8 @@ class RunDir:
         if process.owner(found.pid) != self.path.stat().st_uid:
             return (f"its files name process {found.pid}, which is not of the user who owns {self.path}: see "
                     f"ps -p {found.pid}")
-        if not process.has_open(found.pid, self.lock_file):
-            return (f"its files name process {found.pid}, which does not have {self.lock_file} open, so it is another "
+        if not process.writes(found.pid, self.lock_file):
+            return (f"its files name process {found.pid}, which does not hold {self.lock_file}, so it is another "
                     f"program: see ps -p {found.pid}")
         return ""
 

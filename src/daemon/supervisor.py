@@ -93,9 +93,10 @@ class Supervisor:
         return child.returncode, stall
 
     def _look_for_run(self) -> None:
-        """Find the run of the trainer, and keep its lock file open: that shows others that this process watches it."""
+        """Find the run of the trainer, and keep its lock file open for writing: that shows others that this process
+        watches it."""
         if self.run is None and self._child and (found := registry.taken_by(self._child)):
-            self.run, self._lock_file = found, open(found.lock_file)
+            self.run, self._lock_file = found, open(found.lock_file, "a")
 
     def _errors(self) -> AbstractContextManager[IO[bytes] | None]:
         """Where a trainer tells that it is refused: to who started us; later, in the background, nobody listens."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import config
 from config import UserError, opt
 from data import archives, hub, images, pictures, speech, splits
@@ -224,4 +225,4 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...], Callable[..., list[str]], Calla
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(config.answered(_main, "interrupted: the same command goes on"))
+    sys.exit(command.answered(_main, "interrupted: the same command goes on"))

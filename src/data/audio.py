@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import files
+from data import truncation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +18,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 LONGEST = 600.0  # seconds of a recording to train on, 38 MB as samples; models are given 20 s by default
 RATES = 1_000, 384_000  # Hz: with fewer nothing can be understood, and no recorder makes more
 CHANNELS = 64  # of a microphone array
+INAUDIBLE = 0.05  # seconds that may be missing: encoders pad, and do not all tell by how much
 AT_ONCE = 2**16  # samples, of all channels together, that are read and resampled at once
 UNKNOWN = 2**62  # frames: with so many, a header says that it does not know them (libsndfile: 2**63 - 1)
 
@@ -90,11 +92,10 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
     try:
         with files.opened(path) as raw:
-            size = os.fstat(raw.fileno()).st_size
-            if not size:
+            if not os.fstat(raw.fileno()).st_size:
                 raise AudioError("is empty")
-            if missing := _cut_off(os.pread(raw.fileno(), 8, 0), size):
-                raise AudioError(f"is cut short: its last {missing:,} bytes are missing")
+            if missing := truncation.missing(raw.fileno()):
+                raise AudioError(f"is cut short: {missing}")
             with soundfile.SoundFile(raw.fileno(), closefd=False) as file:
                 _refuse_format(file.samplerate, file.channels)
                 yield file
@@ -126,16 +127,12 @@ def _blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
     import numpy as np
 
     _refuse_length(file.frames, file.samplerate, longest)  # libsndfile reads no more than that
+    count = 0
     while len(block := file.read(AT_ONCE // file.channels, dtype="float32", always_2d=True)):
         mono = block.mean(axis=1) if file.channels > 1 else block[:, 0]
         if not np.isfinite(mono).all():
             raise AudioError("holds NaN or Inf")
         yield mono
-
-
-def _cut_off(head: bytes, size: int) -> int:
-    """Bytes of a WAV file that are not there, as its first 8 say; libsndfile reads what there is, and says nothing."""
-    claimed = int.from_bytes(head[4:], "little")
-    if head[:4] != b"RIFF" or claimed >= 2**31:  # written to a pipe: the length was not known
-        return 0
-    return max(0, claimed + 8 - size)
+        count += len(block)
+    if (lacking := (file.frames - count) / file.samplerate) > INAUDIBLE and truncation.knows_frames(file.name):
+        raise AudioError(f"is cut short: its header names {lacking:.2f} s more than there are")

@@ -115,8 +115,7 @@ def listed(name: str) -> Iterator[tuple[str, Picture]]:
     elif path.is_file():
         yield from _file(path)
     else:
-        raise UserError(f"--dataset {name}: there is no such file or folder{tables.nearest(path, NAMES)}; "
-                        f"{WHAT_TO_GIVE}")
+        raise UserError(f"--dataset {name}: {tables.absent(path, NAMES)}; {WHAT_TO_GIVE}")
 
 
 def captioned(label: str, template: str) -> str:

@@ -99,8 +99,7 @@ def listed(name: str) -> Iterator[tuple[str, Utterance]]:
     elif path.is_file():
         yield from _csv(path)
     else:
-        raise UserError(f"--dataset {name}: there is no such file or folder{tables.nearest(path, NAMES)}; "
-                        f"{WHAT_TO_GIVE}")
+        raise UserError(f"--dataset {name}: {tables.absent(path, NAMES)}; {WHAT_TO_GIVE}")
 
 
 def normalised(text: str) -> str:

@@ -85,7 +85,14 @@ def text(path: str, read: Callable[[], bytes]) -> str:
         raise UserError(f"--dataset {path}: {files.reason(error)}") from error
 
 
-def nearest(path: Path, names: Collection[str]) -> str:
+def absent(path: Path, names: Collection[str]) -> str:
+    """Why nothing can be read at a path where there is neither a file nor a folder. `names`: what else can be meant."""
+    if path.exists():
+        return "is a pipe, a socket or a device: save what it gives as a file"
+    return f"there is no such file or folder{_nearest(path, names)}"
+
+
+def _nearest(path: Path, names: Collection[str]) -> str:
     """What was meant by a path where nothing is, as " (did you mean ...?)": something beside it, or one of the
     `names`; or ''."""
     beside = os.listdir(path.parent) if path.parent.is_dir() else []

@@ -133,16 +133,12 @@ def _texts(dataset: str) -> list[str]:
 
 def _path_problem(path: Path) -> str:
     """Why nothing can be read at a path, or ''. May raise OSError."""
-    if not path.exists():
-        return "there is no such file or folder" + tables.nearest(path, NAMES)
     if path.is_dir():
         files, _ = _files(path)
         if any(not _head_problem(file) for file in files):
             return ""
         return f"none of its {len(files)} files can be read as text" if files else "the folder has no files in it"
-    if not path.is_file():
-        return "is neither a file nor a folder"
-    return _head_problem(path)
+    return _head_problem(path) if path.is_file() else tables.absent(path, NAMES)
 
 
 def _head_problem(path: Path) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from config import UserError, answered
+from command import answered
+from config import UserError
 from environment import folder
 from environment.installer import Installer, Terminal, reason
 

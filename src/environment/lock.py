@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import UserError, answered
+from command import answered
+from config import UserError
 from daemon.rundir import PROJECT
 from environment import folder
 from environment.installer import LOCK

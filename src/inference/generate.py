@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import command
 import config
 from config import UserError, opt
 from inference import trained
@@ -132,4 +133,4 @@ def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], before: li
 
 
 if __name__ == "__main__":
-    sys.exit(config.answered(_main))
+    sys.exit(command.answered(_main))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import command
 import config
 from config import UserError, opt
 from data import images
@@ -175,4 +176,4 @@ def text_lines(pixels: "np.ndarray") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(config.answered(_main))
+    sys.exit(command.answered(_main))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import command
 import config
 from config import UserError
 from daemon import registry
@@ -20,7 +21,7 @@ SAME_LOSS = 1e-3  # relative: on another device, or with other threads, it diffe
 
 
 def main() -> int:
-    return config.answered(_main)
+    return command.answered(_main)
 
 
 def _main(argv: Sequence[str]) -> int:

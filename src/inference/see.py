@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import command
 import config
 from config import UserError, opt
 from data import images, pictures
@@ -171,4 +172,4 @@ class Viewer:
 
 
 if __name__ == "__main__":
-    sys.exit(config.answered(_main))
+    sys.exit(command.answered(_main))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import command
 import config
 from config import UserError, opt
 from data import audio
@@ -137,4 +138,4 @@ def _mean(spans: Sequence[Any]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(config.answered(_main))
+    sys.exit(command.answered(_main))

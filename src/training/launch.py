@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import command
 import config
 import files
 import progress
@@ -74,18 +75,10 @@ class Job:
 
 def main(stage: type[Stage]) -> None:
     """Run a stage's script; does not return."""
-    config.share_cores()
-    try:
-        code = _main(stage, sys.argv[1:])
-        for number in STOPS:  # all is done but Python's own end, which may take a second
-            signal.signal(number, lambda *_: os._exit(code))
-        sys.exit(code)
-    except UserError as error:
-        config.complain(error.problems)
-        sys.exit(REFUSED)
-    except BrokenPipeError:  # whoever was reading a page has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FINISHED)
+    code = command.answered(lambda words: _main(stage, [*words]))
+    for number in STOPS:  # all is done but Python's own end, which may take a second
+        signal.signal(number, lambda *_: os._exit(code))
+    sys.exit(code)
 
 
 def _main(stage: type[Stage], argv: list[str]) -> int:

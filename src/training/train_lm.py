@@ -150,10 +150,13 @@ class LanguageModel(Stage):
         }
         leaked, judged = corpus.leaked(), len(corpus.valid) + len(corpus.test)
         assert not leaked, f"{leaked} documents to judge by occur in the training text"
-        rows = [f"{len(self.dataset(split)):,} rows ({len(ids):,} tokens)"  # type: ignore[arg-type]
-                for split, ids in self.tokens.items()]
-        log.info("Data check: %s to train on, %s to validate; none of the %s documents to judge by occurs in training",
-                 *rows, f"{judged:,}")
+        rows = []
+        for split, ids in self.tokens.items():
+            count: int = len(self.dataset(split))  # type: ignore[arg-type]
+            used = count * self.cfg.max_seq_len + 1 if count == self.cfg.max_samples else len(ids)
+            rows.append(f"{count:,} rows ({used:,} tokens)")
+        log.info("Data check: %s to train on, %s to validate; none of the documents to judge by (%s) occurs in "
+                 "training", *rows, f"{judged:,}")
         log.info("Tokenizer: %s, %s pieces", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if not own.exists():  # a run that resumes has it in its first log, and need not read all tokens first
             log.info("Unigram baseline: validation perplexity %.1f", tokens.unigram_perplexity(

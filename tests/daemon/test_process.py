@@ -36,19 +36,21 @@ def test_start_is_in_ticks_after_boot() -> None:
 def test_no_process(tmp_path: Path, pid: int) -> None:
     assert process.find(pid) is None
     assert not process.is_paused(pid)
-    assert process.owner(pid) is None and not process.has_open(pid, tmp_path)
+    assert process.owner(pid) is None and not process.writes(pid, tmp_path)
 
 
-def test_whose_a_process_is_and_what_it_has_open(tmp_path: Path) -> None:
+def test_whose_a_process_is_and_what_it_writes(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for path in (one, other):
         path.touch()
     assert process.owner(os.getpid()) == os.geteuid()
-    assert not process.has_open(os.getpid(), one)
+    assert not process.writes(os.getpid(), one)
     with open(one):
+        assert not process.writes(os.getpid(), one), "somebody looks at it"
+    with open(one, "a"):
         one.rename(tmp_path / "renamed")
-        assert process.has_open(os.getpid(), tmp_path / "renamed") and not process.has_open(os.getpid(), other)
-    assert not process.has_open(os.getpid(), tmp_path / "renamed")
+        assert process.writes(os.getpid(), tmp_path / "renamed") and not process.writes(os.getpid(), other)
+    assert not process.writes(os.getpid(), tmp_path / "renamed")
 
 
 def test_a_zombie_is_no_process() -> None:

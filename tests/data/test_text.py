@@ -99,7 +99,7 @@ MISTAKES = {
     "zero.bin": "zero byte at offset 1",
     "utf16.txt": "is not UTF-8 text",
     "late.txt": "byte 0xff at offset 70,000",
-    "pipe": "neither a file nor a folder",
+    "pipe": "is a pipe, a socket or a device",
     "nothing": "has no files",
     "binaries": "none of its 1 files",
     "x" * 300: "File name too long",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-import config
+import command
 import made_lines
 from daemon.rundir import RunDir
 from inference import read as script
@@ -53,7 +53,7 @@ def read(run: RunDir, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: p
         capsysbinary.readouterr()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         monkeypatch.setattr(sys, "argv", ["read.sh", "--model", str(run.path), *map(str, argv)])
-        code = config.answered(script._main)
+        code = command.answered(script._main)
         out, told = capsysbinary.readouterr()
         return code, out.decode(), told.decode()
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import command
 import config
 import made_pictures
 from config import UserError
@@ -57,7 +58,7 @@ def see(run: RunDir, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: py
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         model = () if "--model" in argv else ("--model", str(run.path))
         monkeypatch.setattr(sys, "argv", ["see.sh", *model, *map(str, argv)])
-        code = config.answered(script._main)
+        code = command.answered(script._main)
         out, told = capsysbinary.readouterr()
         return code, out.decode(), told.decode()
 

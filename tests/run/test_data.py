@@ -60,6 +60,7 @@ MISTAKES = [
     (["chekc", "a"], "which of check, mel_lengths, download, strings? 'chekc' is none of them"),
     (["check"], "check takes DATA"),
     (["check", "/nowhere"], "/nowhere: there is no such file or folder"),
+    (["check", "/dev/null"], "/dev/null: is a pipe, a socket or a device"),
     (["check", "a", "b"], "check takes DATA, not 2: a b"),
     (["check", "spoken", "--max_mel_lenght", "3"], "there is no flag --max_mel_lenght; did you mean --max_mel_length?"),
     (["download"], "download what? --dataset librispeech-100, "),

@@ -135,6 +135,19 @@ def test_closed_standard_streams_are_not_taken_for_files(desk: Desk) -> None:
         assert ran.returncode == 0, (closed, ran.stderr)
 
 
+@pytest.mark.parametrize("script, argv", [
+    ("ps.sh", []), ("data.sh", ["check", "digits"]), ("run_train_lm.sh", ["--print_config"]),
+])
+def test_output_that_finds_no_room_is_one_line(desk: Desk, script: str, argv: list[str]) -> None:
+    """A device that is full, in place of a file on a disk that is."""
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([str(ROOT / "run" / script), *argv], cwd=desk.folder, env=desk.env, stdout=full,
+                             stderr=subprocess.PIPE, text=True)
+    last = ran.stderr.splitlines()[-1]
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr and "Exception ignored" not in ran.stderr
+    assert last == f"{script}: stopped, since nothing more can be written: No space left on device"
+
+
 @pytest.mark.parametrize("python, found", [
     (None, "none"), ("echo 'Python 3.9.1'; [ $1 = --version ]", "Python 3.9.1"),
     ("echo 'pyenv: python3: command not found' >&2; exit 127", "pyenv: python3: command not found"),

@@ -81,7 +81,7 @@ def test_the_data_are_checked_in_a_line(book: str, tmp_path: Path, caplog: pytes
     [line] = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Data check")]
     assert line == (f"Data check: {(len(train) - 1) // 16:,} rows ({len(train):,} tokens) to train on, "
                     f"{(len(valid) - 1) // 16:,} rows ({len(valid):,} tokens) to validate; "
-                    "none of the 1 documents to judge by occurs in training")
+                    "none of the documents to judge by (1) occurs in training")
 
 
 def test_leaked_documents_are_counted() -> None:

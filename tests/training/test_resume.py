@@ -16,7 +16,20 @@ from config import UserError
 from daemon.journal import Journal
 from daemon.rundir import RunDir
 from monitors.journal import JournalWriter
-from toys import QUICK, TOYS, Buffers, Regression, StopAt, Toy, assert_same, new_run, session, train, with_callbacks
+from toys import (
+    QUICK,
+    TOYS,
+    Buffers,
+    Killed,
+    Regression,
+    StopAt,
+    Toy,
+    assert_same,
+    new_run,
+    session,
+    train,
+    with_callbacks,
+)
 from training import manifest, receipt
 from training.callback import ACT, Callback
 from training.snapshots import Snapshots
@@ -92,18 +105,6 @@ def test_an_abandoned_evaluation_is_done_first_on_resume(tmp_path: Path) -> None
     assert [row["step"] for row in Journal(run.metrics).rows()] == [1, 2]  # its line is owed, with the evaluation
     train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
     assert_same(everything(whole), everything(run))
-
-
-@dataclass
-class Killed(Callback):
-    """The process vanishes: nothing is saved any more, nobody is told."""
-
-    order = 99
-    step: int
-
-    def on_step_end(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("at", [3, 5, 8])
@@ -462,53 +463,3 @@ def test_a_snapshot_that_records_less_goes_on(stopped: RunDir, caplog: pytest.Lo
     manifest.write(folder, known["step"], known["files"], old)
     assert train(with_callbacks(Regression, StopAt(-1)), stopped, resume=True)[1].state == "finished"
     assert "  stage: not recorded -> regression" in caplog.messages
-
-
-# -- the first step after a resume -------------------------------------------------------------------------------
-
-
-def recorded(run: RunDir, change: Any = lambda row: None, **options: Any) -> None:
-    """Kill a run after step 5's log line, the newest snapshot being of step 4, and change what it recorded."""
-    with pytest.raises(KeyboardInterrupt):
-        train(with_callbacks(Buffers, Killed(7)), run, snapshot_interval=4, log_interval=1, **options)
-    rows = list(Journal(run.metrics).rows())
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    change(next(row for row in rows if row["step"] == 5))
-    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for path in Snapshots(run.snapshots, {}).found()[3:]:  # that of the epoch's end at step 6
-        shutil.rmtree(path)
-
-
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [line for line in caplog.messages if " as recorded before" in line]
-
-
-def test_a_step_done_again_comes_out_as_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    run = new_run(tmp_path, Buffers)
-    recorded(run)
-    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
-    assert told(caplog) == ["step 5 came out as recorded before: bit for bit"]
-
-
-@pytest.mark.parametrize("factor, word", [(1 + 1e-12, "last bits"), (1.01, "more than rounding")])
-def test_a_step_that_comes_out_otherwise_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float,
-                                                 word: str) -> None:
-    """With the figure, both values, and what the receipt knows; training goes on."""
-    run = new_run(tmp_path, Buffers)
-    recorded(run, lambda row: row.update({"train/loss": row["train/loss"] * factor}))
-    row = next(row for row in Journal(run.metrics).rows() if row["step"] == 5)
-    _, ending = train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, keep_last_n_snapshots=2)
-    again = next(row for row in Journal(run.metrics).rows() if row["step"] == 5)
-    (line,) = told(caplog)
-    assert line.startswith(f"step 5 did not come out as recorded before: train/loss {row['train/loss']!r} then, "
-                           f"{again['train/loss']!r} now. ")
-    assert word in line and "keep_last_n_snapshots: 0 -> 2" in line and ending.state == "finished"
-
-
-def test_lines_at_another_interval_are_not_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    run = new_run(tmp_path, Buffers)
-    recorded(run)
-    train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, log_interval=2)
-    assert told(caplog) == []
