@@ -4,8 +4,9 @@
 
 For each stage two processes train its nano preset, each with all cores: the trainer's own step, on data made here,
 without monitors. In each round each setting is measured twice, one after the other: one of the two alone, then both at
-once, while all other processes sleep. Printed are medians of steps a second, and how many times slower each of the two
-was than alone: 2 is half the machine for each. `default` is what this project sets, `libgomp` is the library's own.
+once, while all other processes sleep; its first seconds are not counted. Printed are medians of steps a second, and how
+many times slower each of the two was than alone: 2 is half the machine for each. `default` is what this project does
+(src/sharing.py), `libgomp` is the library left to itself.
 """
 
 import argparse
@@ -15,17 +16,23 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import sharing
 
 STAGES = ("lm", "audio_enc", "vision", "ocr")
-KNOBS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 LIBGOMP = "GOMP_SPINCOUNT=300000"  # what it takes by itself
+SETTLE = 5.0  # seconds that are not counted: a program takes a few until it knows whether it is alone
 SLOWDOWN, SHARE = 2.2, 0.99  # at most, beside one other program; at least, of libgomp's speed alone
 LINES = {"train": 2000, "validation": 200, "test": 50}
 
 
 def environment(setting: str) -> dict[str, str]:
     """The environment under "default", "libgomp" or settings such as "GOMP_SPINCOUNT=3000"."""
-    clean = {name: value for name, value in os.environ.items() if name not in KNOBS}
+    clean = {name: value for name, value in os.environ.items() if name not in sharing.SETTINGS}
     if setting == "default":
         return clean
     return clean | dict(pair.split("=", 1) for pair in (LIBGOMP if setting == "libgomp" else setting).split(","))
@@ -98,11 +105,16 @@ def train(stage: str) -> None:
         for line in sys.stdin:
             trainer.step = 0  # the same rows each time: batches of other widths take longer
             trainer._open_data()
-            start, steps = time.perf_counter(), 0
-            while time.perf_counter() < start + float(line):
-                trainer._train_step()
-                steps += 1
-            print(steps / (time.perf_counter() - start), flush=True)
+            _steps_a_second(trainer, SETTLE)
+            print(_steps_a_second(trainer, float(line)), flush=True)
+
+
+def _steps_a_second(trainer: Any, seconds: float) -> float:
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() < start + seconds:
+        trainer._train_step()
+        steps += 1
+    return steps / (time.perf_counter() - start)
 
 
 def rig_stage(stage: str) -> tuple[type, dict[str, str]]:

@@ -16,9 +16,9 @@ from typing import Any, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import command
+import sharing
 
-command.share_cores()  # as every program of this project does, before torch is there
+sharing.start()  # as every program of this project does
 
 import numpy as np
 import torch

@@ -5,17 +5,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+import sharing
 from config import UserError, complain
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
-SPIN = 1000  # rounds in which a thread of OpenMP's waits for work before it sleeps
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def answered(work: Callable[[Sequence[str]], int], interrupted: str = "") -> int:
     """The exit code of a program that does `work`, called with the words it was given. Mistakes are told, with 2;
     output that cannot be written too, with 1; Ctrl-C ends it with 130 and the text `interrupted`."""
-    share_cores()
+    sharing.start()
     try:
         code = work(sys.argv[1:])
         sys.stdout.flush()
@@ -41,14 +41,3 @@ def answered(work: Callable[[Sequence[str]], int], interrupted: str = "") -> int
 def _drop_output() -> None:
     """What is still buffered would fail once more when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def share_cores() -> None:
-    """Let threads that wait for work sleep soon, so that several programs on one CPU share it fairly.
-
-    Between two operations the threads of GNU's OpenMP library spin for 300,000 rounds, in which nobody else has the
-    cores: two programs became five to twelve times slower. Results are the same bits. To be called before torch is
-    imported: libgomp reads the environment when it is loaded. What the user has set stays. (libgomp manual)
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import command
 import wheels
 
-command.share_cores()  # the suite runs in several processes
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the suite runs in several processes: waiting threads sleep soon
 wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load
 wheels.torchvision()
 

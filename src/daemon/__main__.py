@@ -27,7 +27,11 @@ SECONDS_BETWEEN_LOOKS = 0.2
 SCRIPT = re.compile(r"(train|sft)_\w+\.py")  # of a stage
 
 
-def main(words: Sequence[str]) -> int:
+def main() -> int:
+    return answered(_main)
+
+
+def _main(words: Sequence[str]) -> int:
     parser = _Parser(prog="daemon", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -281,4 +285,4 @@ def _say(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(answered(main))
+    sys.exit(main())

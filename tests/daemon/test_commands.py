@@ -77,7 +77,7 @@ def locked(run: RunDir, written: Process) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("differs, why", [({"started": 1}, "exist here"), ({"boot": "b"}, "does not exist here"),
-                                          ({"pid": 2**22 + 1}, "does not exist here"), ({}, "run.lock open, so it is")])
+                                          ({"pid": 2**22 + 1}, "does not exist here"), ({}, "run.lock, so it is another")])
 def test_what_a_lock_names_is_not_signalled_unless_it_holds_it(make: Make, call: Call, stranger: Process,
                                                                signalled: list[int], differs: dict[str, object],
                                                                why: str) -> None:
