@@ -21,10 +21,10 @@ from typing import Any
 from kill_matrix import differences, outcome, write_text
 
 HERE = Path(__file__).resolve()
-SCRIPT, SOURCE = HERE.parents[1] / "src/training/train_lm.py", HERE.parents[1] / "src"
+SCRIPT, SOURCE = HERE.parents[1] / "src/training/train_lm.py", HERE.parents[1] / "run/python"
 sys.path.insert(0, str(SOURCE))
 
-from daemon.rundir import RunDir  # noqa: E402
+from stoker.daemon.rundir import RunDir  # noqa: E402
 
 DISK = "48m"
 STEPS, FULL_AT = 4000, 200

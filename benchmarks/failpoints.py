@@ -56,18 +56,18 @@ PATHS = [
 ]
 # Calls that are points. None: the call begins a phase.
 FUNCTIONS = {
-    "training.trainer:Trainer._restore": "restore",
-    "training.snapshots:load_weights": "restore",
-    "training.events:Events.load_state_dict": "restore",
-    "training.snapshots:Snapshots.set_aside_after": "restore",
-    "training.trainer:Trainer._loop": None,
-    "training.trainer:Trainer._open_data": "start of workers",
-    "training.trainer:Trainer._update": "training step",
-    "training.trainer:Trainer._apply": "training step",
-    "training.optim:drop_update": "training step",
-    "training.callbacks.ema:EMA.on_step_end": "training step",
-    "training.stage:Stage.score": "evaluation",
-    "training.session:hand_out": None,
+    "stoker.training.trainer:Trainer._restore": "restore",
+    "stoker.training.core.snapshots:load_weights": "restore",
+    "stoker.training.core.events:Events.load_state_dict": "restore",
+    "stoker.training.core.snapshots:Snapshots.set_aside_after": "restore",
+    "stoker.training.trainer:Trainer._loop": None,
+    "stoker.training.trainer:Trainer._open_data": "start of workers",
+    "stoker.training.trainer:Trainer._update": "training step",
+    "stoker.training.trainer:Trainer._apply": "training step",
+    "stoker.training.core.optim:drop_update": "training step",
+    "stoker.training.callbacks.ema:EMA.on_step_end": "training step",
+    "stoker.training.core.stage:Stage.score": "evaluation",
+    "stoker.training.assembly.session:hand_out": None,
 }
 PLACES = ["imports", *dict.fromkeys(place for place, *_ in PATHS),
           *dict.fromkeys(filter(None, FUNCTIONS.values()))]

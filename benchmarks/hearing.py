@@ -22,13 +22,13 @@ import numpy as np
 import rig  # noqa: I001  finds the packages of src/
 import torch
 
-import wheels
-from data import audio, spoken
-from data.threads import one_thread
-from inference.transcribe import Config as Hearing
-from inference.transcribe import Listener
-from training import pretrained
-from training.train_audio_enc import AudioEncoder
+from stoker import wheels
+from stoker.data.speech import audio, spoken
+from stoker.data.threads import one_thread
+from stoker.inference.transcribe import Config as Hearing
+from stoker.inference.transcribe import Listener
+from stoker.training.core import pretrained
+from stoker.training.train_audio_enc import AudioEncoder
 
 LONG, SHORT = 120, 50  # seconds of one recording; recordings
 RESAMPLED, TURNS = 5, 51  # seconds; turns

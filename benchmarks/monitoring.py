@@ -12,8 +12,8 @@ from typing import Any
 
 import rig
 
-from monitors.samples import Samples
-from training.callback import Callback
+from stoker.monitors.samples import Samples
+from stoker.training.core.callback import Callback
 
 STEPS = 100
 PROMISED = 0.01

@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "run/python"))
 
-import sharing
+from stoker import sharing
 
 STAGES = ("lm", "audio_enc", "vision", "ocr")
 LIBGOMP = "GOMP_SPINCOUNT=300000"  # what it takes by itself
@@ -121,10 +121,11 @@ def rig_stage(stage: str) -> tuple[type, dict[str, str]]:
     """A stage, and the options that give it data."""
     import rig
 
-    from data import lines, scenes, spoken
-    from training.train_audio_enc import AudioEncoder
-    from training.train_ocr import OCR
-    from training.train_vision import Vision
+    from stoker.data.pictures import lines, scenes
+    from stoker.data.speech import spoken
+    from stoker.training.train_audio_enc import AudioEncoder
+    from stoker.training.train_ocr import OCR
+    from stoker.training.train_vision import Vision
 
     if stage == "lm":
         return type("Nano", (rig.Random,), {"vocabulary": rig.Random.presets["nano"]["vocab_size"]}), {}

@@ -19,10 +19,10 @@ from typing import Any
 import rig  # noqa: I001  finds the packages of src/
 import torch
 
-from data import lines
-from inference.read import AT_ONCE, LineReader
-from training import pretrained
-from training.train_ocr import OCR
+from stoker.data.pictures import lines
+from stoker.inference.read import AT_ONCE, LineReader
+from stoker.training.core import pretrained
+from stoker.training.train_ocr import OCR
 
 ROUNDS, LENGTH = 5, 32
 SIZES = {"train": 2000, "validation": 200, "test": 50}

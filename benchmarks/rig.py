@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, Iterator
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "run/python"))
 
-import sharing
+from stoker import sharing
 
 sharing.start()  # as every program of this project does
 
@@ -24,17 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import Parsed
-from daemon import rundir
-from daemon.rundir import Status
-from model.transformer import Attention
-from training.launch import Job
-from training.options import Options
-from training.session import Session
-from training.signals import Signals
-from training.stage import Batch, Stage
-from training.train_lm import LanguageModel
-from training.trainer import Trainer
+from stoker.config import Parsed
+from stoker.daemon import rundir
+from stoker.daemon.rundir import Status
+from stoker.model.transformer import Attention
+from stoker.training.assembly.job import Job
+from stoker.training.assembly.session import Session
+from stoker.training.core.options import Options
+from stoker.training.core.signals import Signals
+from stoker.training.core.figures import Batch
+from stoker.training.core.stage import Stage
+from stoker.training.train_lm import LanguageModel
+from stoker.training.trainer import Trainer
 
 VOCABULARY = 50257
 

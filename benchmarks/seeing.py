@@ -26,14 +26,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import wheels
-from data import pictures, resized, scenes
-from data.loader import Order, training_batches
-from data.resized import Frame
-from data.views import WIDEST, Augmentation, View, Views
-from inference.see import AT_ONCE, Viewer
-from training import pretrained
-from training.train_vision import Vision
+from stoker import wheels
+from stoker.data.loader import Order, training_batches
+from stoker.data.pictures import resized, scenes, table
+from stoker.data.pictures.resized import Frame
+from stoker.data.pictures.views import WIDEST, Augmentation, View, Views
+from stoker.inference.see import AT_ONCE, Viewer
+from stoker.training.core import pretrained
+from stoker.training.train_vision import Vision
 
 PHOTOGRAPHS, HEIGHT, WIDTH, SIDE = 512, 240, 320, 64
 CHANGES = Augmentation(crop=0.3, flip=0.5, colour=0.2)
@@ -63,7 +63,7 @@ def seeing(viewer: Viewer, rows: Any) -> None:
 
 def loading(folder: Path, batch: int) -> None:
     photographs(folder / "photographs")
-    rows = [each for _, each in pictures.listed(str(folder / "photographs"))]
+    rows = [each for _, each in table.listed(str(folder / "photographs"))]
     frame = Frame(SIDE, SIDE)
     kept = resized.resize([each.path for each in rows], CHANGES.stored(frame))
     works: Mapping[str, Callable[[], None]] = {

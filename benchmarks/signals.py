@@ -18,18 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from daemon.rundir import PROJECT, RunDir
+from stoker.daemon.rundir import PROJECT, RunDir
 
 PROGRAM = """
 import sys, time
-from training import train_lm
-from training.train_lm import LanguageModel
+from stoker.training import train_lm
+from stoker.training.train_lm import LanguageModel
 {patch}
-from training.launch import main
+from stoker.training.assembly.launch import main
 main(LanguageModel)
 """
 SLOW_ROWS = """
-from data.tokens import Windows
+from stoker.data.text.tokens import Windows
 row = Windows.__getitem__
 Windows.__getitem__ = lambda self, index: time.sleep(0.5) or row(self, index)
 """
@@ -110,7 +110,7 @@ class Trainer:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM.format(patch=self.phase.patch), *argv], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(PROJECT / "src"), "STOKER_HOME": str(self.folder / "home"),
+            env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python"), "STOKER_HOME": str(self.folder / "home"),
                               "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled")})
         until(lambda: self.run.status_file.exists() and self.phase.reached(self.run), self.process)
         time.sleep(self.phase.later)

@@ -20,8 +20,8 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[1] / "src/training/train_audio_enc.py"
 sys.path.insert(0, str(SCRIPT.parents[1]))
 
-from daemon.rundir import RunDir  # noqa: E402
-from data import speech  # noqa: E402
+from stoker.daemon.rundir import RunDir  # noqa: E402
+from stoker.data.speech import recordings  # noqa: E402
 
 
 def dealt(speakers: Counter[str], folds: int) -> list[list[str]]:
@@ -54,7 +54,7 @@ def main() -> None:
     own, options = (sys.argv[1:], []) if "--" not in sys.argv else (
         sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:])
     asked = parser.parse_args(own)
-    speakers = Counter(each.speaker for _, each in speech.listed(asked.data))
+    speakers = Counter(each.speaker for _, each in recordings.listed(asked.data))
     groups = dealt(speakers, asked.folds or len(speakers))
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="speakers"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 import rig
 import tokenizers as library
 
-from config import UserError
-from data import text, tokens, vocabularies
-from data.tokenizers import open_tokenizer
+from stoker.config import UserError
+from stoker.data.text import corpus, tokens, vocabularies
+from stoker.data.text.tokenizers import open_tokenizer
 
 KINDS = ("bpe", "gpt2", "gpt4", "gpt4o")
 MEGABYTES = 10
@@ -59,7 +59,7 @@ def main() -> None:
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(vocabularies.folder()))
     with TemporaryDirectory() as folder:
         os.environ["STOKER_HOME"] = folder
-        documents = text.documents(dataset).train if dataset else made_up()
+        documents = corpus.documents(dataset).train if dataset else made_up()
         print(f"{sum(map(len, documents)) / 1e6:.1f} M characters, documents: {len(documents):,}")
         for kind in KINDS:
             print(row(kind, documents), flush=True)

@@ -20,8 +20,8 @@ from typing import Any
 import rig  # noqa: I001  finds the packages of src/
 import torch
 
-import wheels
-from model.cross_entropy import CHUNK_NUMBERS
+from stoker import wheels
+from stoker.model.cross_entropy import CHUNK_NUMBERS
 
 wheels.torchaudio()  # before transformers imports them as they are
 wheels.torchvision()

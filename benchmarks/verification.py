@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import rig
 
-from data import blocks
-from data.blocks import Numbers
-from data.tokens import Windows
+from stoker.data import blocks
+from stoker.data.blocks import Numbers
+from stoker.data.text.tokens import Windows
 
 LENGTH, BATCH = 256, 32
 

@@ -26,7 +26,7 @@ done
 source="$(daemon board ${run:+"${run}"})"
 if [[ ! "${port}" =~ ^[0-9]{1,5}$ ]] || ((port < 1 || port > 65535)); then die "--port ${port}: must be 1 to 65535"; fi
 setup
-if [[ "${png}" == yes ]]; then exec "${VENV}/bin/python" -P -m monitors.plots ${run:+"${run}"}; fi
+if [[ "${png}" == yes ]]; then exec "${VENV}/bin/python" -P -m stoker.monitors.plots ${run:+"${run}"}; fi
 while (exec 3<>"/dev/tcp/127.0.0.1/${port}") 2>/dev/null; do port=$((port + 1)); done
 printf 'http://127.0.0.1:%d/\n' "${port}"
 exec "${VENV}/bin/python" -P -m tensorboard.main --logdir "${source}" --host 127.0.0.1 --port "${port}"

@@ -1,7 +1,7 @@
 # Shared by the scripts of run/; sourced, never executed.
 #
-# The shell owns processes: it starts, follows and stops. `python -m daemon` answers what a run's files are called
-# and whether it lives; `python -m environment` sets up .venv. Neither needs anything installed.
+# The shell owns processes: it starts, follows and stops. `python -m stoker.daemon` answers what a run's files are called
+# and whether it lives; `python -m stoker.environment` sets up .venv. Neither needs anything installed.
 # shellcheck shell=bash
 
 set -euo pipefail
@@ -13,7 +13,7 @@ set -euo pipefail
 
 ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${STOKER_VENV:-${ROOT}/.venv}"
-export PYTHONPATH="${ROOT}/src"
+export PYTHONPATH="${ROOT}/run/python" # where the package `stoker` is, which is src/
 export STOKER_SCRIPT="${0##*/}"
 
 die() {
@@ -58,7 +58,7 @@ setup() {
   stamp="${VENV}/.ready-${versions}-${digest}${extra:+-${extra}}"
   [[ -e "${stamp}" && -x "${VENV}/bin/python" ]] && return
   python="$(any_python)"
-  "${python}" -P -m environment "${stamp}" ${extra:+"${extra}"}
+  "${python}" -P -m stoker.environment "${stamp}" ${extra:+"${extra}"}
 }
 
 # Start a stage's script, in the background unless --foreground is given.  Arguments: SCRIPT, then its options.
@@ -101,7 +101,7 @@ start_in_background() {
   # setsid: a session of its own, so that no terminal's end reaches it; nohup alone is undone by any SIGHUP handler.
   STOKER_BACKGROUND=1 nohup setsid "${python}" -P "$@" --yes </dev/null >"${output}" 2>&1 &
   pid=$!
-  if ! "${python}" -P -m daemon wait "${pid}"; then # it has ended already
+  if ! "${python}" -P -m stoker.daemon wait "${pid}"; then # it has ended already
     wait "${pid}" || code=$?
     cat "${output}" >&2
     ((code == 0 || code == 2)) || printf '%s: the run ended with exit code %d\n' "${0##*/}" "${code}" >&2
@@ -110,7 +110,7 @@ start_in_background() {
   return "${code}"
 }
 
-# Run a module of src/ in this terminal; mistakes are told before anything is set up.  Arguments: MODULE, then its own.
+# Run a module of ours in this terminal; mistakes are told before anything is set up.  Arguments: MODULE, then its own.
 in_foreground() {
   local module="$1" python
   shift
@@ -118,15 +118,15 @@ in_foreground() {
     usage
   else
     python="$(any_python)"
-    "${python}" -P -m "${module}" --check "$@"
+    "${python}" -P -m "stoker.${module}" --check "$@"
     setup
-    exec "${VENV}/bin/python" -P -m "${module}" "$@"
+    exec "${VENV}/bin/python" -P -m "stoker.${module}" "$@"
   fi
 }
 
-# Ask about runs.  Arguments: those of `python -m daemon`.
+# Ask about runs.  Arguments: those of `python -m stoker.daemon`.
 daemon() {
   local python
   python="$(any_python)"
-  "${python}" -P -m daemon "$@"
+  "${python}" -P -m stoker.daemon "$@"
 }

@@ -34,7 +34,8 @@ if ((${#arguments[@]} == 0)); then
   at_once="$(($(nproc) * 3 / 2))" # with one for each core, the cores wait for a third of the time
   arguments=(-n "$((at_once < MOST_AT_ONCE ? at_once : MOST_AT_ONCE))" --dist worksteal)
   "${VENV}/bin/ruff" check --quiet src tests benchmarks
-  "${VENV}/bin/python" -m mypy src benchmarks
+  "${VENV}/bin/python" -m mypy -p stoker
+  "${VENV}/bin/python" -m mypy benchmarks
   "${VENV}/bin/shellcheck" --external-sources run/*.sh .ci/run
   printf 'lint, types and shell are clean\n'
 fi

@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-import sharing
-from config import UserError, complain
+from stoker import sharing
+from stoker.config import UserError, complain
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)

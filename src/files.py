@@ -29,6 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "run/lib.sh").is_file() else None  # None: installed without one
 HIDDEN = re.compile(r"\..+\.(\d+)\.stoker-tmp", re.DOTALL)  # the number is its writer's, see `hidden`
 OLDER = re.compile(r"\.(?:(?:status|run_config|estimate)\.json|[0-9a-f]{16,32}\.\w+)\.(\d+)\.tmp|\.latest\.log\.(\d+)")
 
@@ -39,8 +41,9 @@ def home() -> Path:
 
 
 def results() -> Path:
-    """The folder of runs started without `--result_dir`: `$STOKER_RESULTS`, or `result/` of the project."""
-    return Path(os.environ.get("STOKER_RESULTS") or Path(__file__).parents[1] / "result").resolve()
+    """The folder of runs started without `--result_dir`: `$STOKER_RESULTS`; else `result/` of the checkout that this
+    package is used from, or of the working folder where it is installed without one."""
+    return Path(os.environ.get("STOKER_RESULTS") or (CHECKOUT or Path()) / "result").resolve()
 
 
 def write(path: Path, content: bytes | memoryview | str | Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import wheels
+from stoker import wheels
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the suite runs in several processes: waiting threads sleep soon
 wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load

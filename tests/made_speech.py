@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import audio
+from stoker.data.speech import audio
 
 LETTERS = "abcdefg"
 

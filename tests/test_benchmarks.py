@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from daemon.rundir import PROJECT
+from stoker.daemon.rundir import PROJECT
 
 STEP = """
 import rig

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import config
-from config import UserError, opt
-from training.stage import discover
-from training.train_lm import LanguageModel
+from stoker import config
+from stoker.config import UserError, opt
+from stoker.training.core.stage import discover
+from stoker.training.train_lm import LanguageModel
 
 SOURCE = Path(config.__file__).parent
 SCRIPT = SOURCE / "training" / "train_lm.py"
@@ -408,7 +408,7 @@ def test_help_names_every_option_alias_and_default() -> None:
 def bare(*argv: str) -> subprocess.CompletedProcess[str]:
     """Run this Python without anything that was installed into it."""
     return subprocess.run([sys.executable, "-S", *argv], capture_output=True, text=True, check=True,
-                          env={"PYTHONPATH": str(SOURCE)})
+                          env={"PYTHONPATH": str(SOURCE.parent)})
 
 
 @pytest.fixture
@@ -428,13 +428,13 @@ def test_help_and_config_need_nothing_installed(text: str) -> None:
     assert caught.value.stderr == "train_lm.py: there is no flag --num_haeds; did you mean --num_heads?\n"
 
 
-@pytest.mark.parametrize("argv", [["-c", "import training.train_lm"], ["-P", str(SCRIPT), "--help"],
+@pytest.mark.parametrize("argv", [["-c", "from stoker.training import train_lm"], ["-P", str(SCRIPT), "--help"],
                                   ["-P", str(SCRIPT), "--print_config"]])
 def test_torch_and_numpy_stay_unloaded(argv: list[str]) -> None:
     told = subprocess.run([sys.executable, "-X", "importtime", *argv], capture_output=True, text=True, check=True,
-                          env={"PYTHONPATH": str(SOURCE)}).stderr
+                          env={"PYTHONPATH": str(SOURCE.parent)}).stderr
     loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
-    assert "training.options" in loaded
+    assert "stoker.training.core.options" in loaded
     assert not loaded & {"torch", "numpy"}
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import config
-from daemon.rundir import PROJECT
-from training import pages
-from training.stage import discover
+from stoker import config
+from stoker.daemon.rundir import PROJECT
+from stoker.training.assembly import pages
+from stoker.training.core.stage import discover
 
 WRAPPER_ONLY = {"--foreground", "--"}
 PAGES = {"--help", "--info", "--explain", "--print_config"}
@@ -105,7 +105,7 @@ def test_the_tree_of_the_readme_is_the_real_one() -> None:
 def test_the_stages_of_the_readme_are_those_there_are() -> None:
     table = (PROJECT / "README.md").read_text().split("## Stages")[1].split("##")[0]
     named = set(re.findall(r"`run/run_(\w+)\.sh`", table))
-    assert named == {stage.__module__.removeprefix("training.") for stage in discover().values()}
+    assert named == {stage.__module__.removeprefix("stoker.training.") for stage in discover().values()}
 
 
 def test_every_wrapper_says_what_it_does() -> None:

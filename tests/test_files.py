@@ -15,10 +15,10 @@ from typing import IO
 
 import pytest
 
-import files
-from daemon import rundir
+from stoker import files
+from stoker.daemon import rundir
 
-SOURCE = str(Path(files.__file__).parent)
+SOURCE = str(Path(files.__file__).parents[1])
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def alone(path: Path) -> bool:
 
 
 def test_what_a_killed_writer_left_is_tidied_away_and_nothing_else(old: Path) -> None:
-    killed = "import files, os, pathlib; files.write(pathlib.Path('there'), lambda file: os.kill(os.getpid(), 9))"
+    killed = ("import os, pathlib; from stoker import files; "
+              "files.write(pathlib.Path('there'), lambda file: os.kill(os.getpid(), 9))")
     assert subprocess.run([sys.executable, "-c", killed], cwd=old.parent, env={"PYTHONPATH": SOURCE}).returncode == -9
     assert len(os.listdir(old.parent)) == 2
     kept = {"there", f".there.{os.getpid()}.stoker-tmp", ".hidden", ".hidden.tmp", "999999999.tmp",

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import command
-import sharing
+from stoker import command, sharing
 
 SOURCE = Path(command.__file__).parent
 PROGRAMS = [str(path.relative_to(SOURCE)) for path in sorted(SOURCE.rglob("*.py")) if "__main__" in path.read_text()]
@@ -37,8 +36,8 @@ def test_the_programs_are_found() -> None:
 @pytest.mark.parametrize("own, threads", [({}, 2), ({"GOMP_SPINCOUNT": "77"}, 1), ({"OMP_WAIT_POLICY": "active"}, 1)])
 def test_what_the_user_has_set_wins(own: dict[str, str], threads: int) -> None:
     """Then nothing is watched; else one thread does, however often it is asked for."""
-    found = run("import sharing, threading; sharing.start(); sharing.start(); print(threading.active_count())", **own)
-    assert int(found) == threads
+    script = "import threading; from stoker import sharing; sharing.start(); sharing.start()"
+    assert int(run(f"{script}; print(threading.active_count())", **own)) == threads
 
 
 def test_others_are_there_at_once_and_gone_after_some_calm_seconds() -> None:
@@ -49,7 +48,7 @@ def test_others_are_there_at_once_and_gone_after_some_calm_seconds() -> None:
 
 WAITING = """
 import os, sys, threading, hashlib, time
-import sharing
+from stoker import sharing
 if sys.argv[1] == "crowded":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 before, block = sharing.waited(), bytes(2**20)
@@ -70,7 +69,7 @@ def test_two_threads_on_one_core_wait_half_of_the_time() -> None:
 
 CROWD = """
 import os, sys, time, threading
-import sharing
+from stoker import sharing
 def threads():
     return len(os.listdir("/proc/self/task"))
 crowd = sharing.Crowd()
@@ -95,5 +94,5 @@ def test_libgomp_manages_more_threads_than_there_are_cores_while_there_is_a_crow
 
 def run(script: str, *argv: str, **own: str) -> str:
     clean = {name: value for name, value in os.environ.items() if name not in sharing.SETTINGS}
-    return subprocess.run([sys.executable, "-c", script, *argv], env=clean | {"PYTHONPATH": str(SOURCE)} | own,
+    return subprocess.run([sys.executable, "-c", script, *argv], env=clean | {"PYTHONPATH": str(SOURCE.parent)} | own,
                           check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

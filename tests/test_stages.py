@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-import config
 import made_lines
 import made_pictures
 import made_speech
-from config import UserError
-from daemon.journal import Journal
+from stoker import config
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.training.core.blocks import checkpoint_blocks
+from stoker.training.core.callback import Callback
+from stoker.training.core.media import Text
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.core.stage import Stage, discover
 from toys import StopAt, assert_same, new_run, train
-from training.blocks import checkpoint_blocks
-from training.callback import Callback
-from training.media import Text
-from training.snapshots import Snapshots
-from training.stage import Stage, discover
 
 STAGES = discover()
 DATA: dict[str, dict[str, Any]] = {
@@ -109,8 +109,8 @@ def test_one_batch_is_overfitted(tmp_path: Path, name: str) -> None:
 
 
 def test_the_tokenizers_named_are_those_there_are() -> None:
-    from data.tokenizers import KINDS
-    from training.train_lm import TOKENIZERS
+    from stoker.data.text.tokenizers import KINDS
+    from stoker.training.train_lm import TOKENIZERS
 
     assert set(TOKENIZERS) == set(KINDS)
 
@@ -157,7 +157,7 @@ def test_a_run_keeps_its_own_tokenizer(tmp_path: Path, own_home: Path) -> None:
 
 
 def test_the_model_folder_has_the_trained_weights_and_the_tokenizer(tmp_path: Path) -> None:
-    from model.gpt import GPT
+    from stoker.model.gpt import GPT
 
     stage = STAGES["lm"](replace(STAGES["lm"].Config(), **OPTIONS | data_of("lm", tmp_path)), tmp_path)
     stage.prepare()

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-import wheels
+from stoker import wheels
 
 
 def test_what_torchaudio_has_in_python_works() -> None:

@@ -14,17 +14,18 @@ from tensorboard.summary.writer import event_file_writer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Parsed, opt
-from daemon import rundir
-from daemon.rundir import RunDir, Status
-from training.callback import EVENTS, Callback
-from training.launch import Job
-from training.media import Media, Picture, Sound, Text
-from training.options import Options
-from training.session import Session
-from training.signals import Signals
-from training.stage import Batch, Ratio, Stage
-from training.trainer import Ending, Trainer
+from stoker.config import Parsed, opt
+from stoker.daemon import rundir
+from stoker.daemon.rundir import RunDir, Status
+from stoker.training.assembly.job import Job
+from stoker.training.assembly.session import Session
+from stoker.training.core.callback import EVENTS, Callback
+from stoker.training.core.media import Media, Picture, Sound, Text
+from stoker.training.core.options import Options
+from stoker.training.core.signals import Signals
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.stage import Stage
+from stoker.training.trainer import Ending, Trainer
 
 # A file of events is named by second, process and a counter, and read in the order of the names: sittings of the same
 # second in one process, as only tests have them, keep their order where the counter keeps its digits.

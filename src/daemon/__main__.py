@@ -14,14 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import files
-from command import answered
-from config import UserError, complain, printable
-from daemon import process, registry
-from daemon.journal import plain
-from daemon.process import Process
-from daemon.rundir import PROJECT, RunDir
-from daemon.table import row, table
+from stoker import files
+from stoker.command import answered
+from stoker.config import UserError, complain, printable
+from stoker.daemon import process, registry
+from stoker.daemon.journal import plain
+from stoker.daemon.process import Process
+from stoker.daemon.rundir import RunDir
+from stoker.daemon.table import row, table
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SCRIPT = re.compile(r"(train|sft)_\w+\.py")  # of a stage
@@ -191,7 +191,7 @@ def _tell(which: str, what: str) -> int:
     """Print one fact for a script, with its control characters; `pid` only if that process exists here."""
     run = registry.find(which)
     holder, script = run.holder(), run.status().script
-    if what == "script" and not (SCRIPT.fullmatch(script) and (PROJECT / "src" / "training" / script).is_file()):
+    if what == "script" and not (SCRIPT.fullmatch(script) and (files.PACKAGE / "training" / script).is_file()):
         raise UserError(f"{run.status_file} names {script!r} as its script, not a script of src/training: correct it")
     print({"name": run.name, "script": script, "log": run.latest_log,
            "pid": holder.pid if holder and process.find(holder.pid) == holder else "", "folder": run.path,

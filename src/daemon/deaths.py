@@ -7,11 +7,11 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-import files
-from daemon import machine, process, records
-from daemon.journal import Journal
-from daemon.process import Process
-from daemon.rundir import ACTIVE, RESTARTING, RunDir, Status
+from stoker import files
+from stoker.daemon import machine, process, records
+from stoker.daemon.journal import Journal
+from stoker.daemon.process import Process
+from stoker.daemon.rundir import ACTIVE, RESTARTING, RunDir, Status
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import files
+from stoker import files
 
 log = logging.getLogger(__name__)
 

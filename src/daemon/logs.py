@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from config import printable
+from stoker.config import printable
 
 TIME = "%Y-%m-%d %H:%M:%S"
 

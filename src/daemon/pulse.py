@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from daemon.rundir import Gone, RunDir
+from stoker.daemon.rundir import Gone, RunDir
 
 PREPARING, ESTIMATING, STARTING = "preparing", "estimating", "starting"
 TRAINING, EVALUATING, SAVING, FINISHING = "training", "evaluating", "saving", "finishing"

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import files
+from stoker import files
 
 T = TypeVar("T")
 MOST = 2**20  # bytes of such a file

@@ -4,10 +4,10 @@ import errno
 import os
 from pathlib import Path
 
-import files
-from config import UserError
-from daemon.process import Process
-from daemon.rundir import MANIFEST, RunDir, Status
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon.process import Process
+from stoker.daemon.rundir import MANIFEST, RunDir, Status
 
 # A dangling link, a folder of something else, a name that is no file's.
 NO_RUN = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)

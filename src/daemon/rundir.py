@@ -25,14 +25,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import files
-from config import UserError
-from daemon import process, records
-from daemon.process import Process
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon import process, records
+from stoker.daemon.process import Process
 
 log = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = files.PACKAGE.parent
 MANIFEST = "manifest.json"  # of a snapshot: written last, so a folder that has one is whole
 ACTIVE = ("preparing", "training", "evaluating")
 RESTARTING = "restarting"  # its trainer died, its supervisor will start another

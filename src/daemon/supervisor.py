@@ -20,12 +20,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import IO
 
-from daemon import deaths, logs, machine, process, registry
-from daemon.deaths import Death
-from daemon.process import Process
-from daemon.pulse import ESTIMATING, PREPARING
-from daemon.rundir import ACTIVE, MANIFEST, RESTARTING, RunDir, Status
-from daemon.table import duration
+from stoker.daemon import deaths, logs, machine, process, registry
+from stoker.daemon.deaths import Death
+from stoker.daemon.process import Process
+from stoker.daemon.pulse import ESTIMATING, PREPARING
+from stoker.daemon.rundir import ACTIVE, MANIFEST, RESTARTING, RunDir, Status
+from stoker.daemon.table import duration
 
 log = logging.getLogger(__name__)
 

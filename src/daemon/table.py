@@ -4,9 +4,9 @@ import math
 import time
 from typing import Any
 
-from config import printable
-from daemon import deaths
-from daemon.rundir import ACTIVE, RESTARTING, RunDir, name_problem
+from stoker.config import printable
+from stoker.daemon import deaths
+from stoker.daemon.rundir import ACTIVE, RESTARTING, RunDir, name_problem
 
 RATES = ("wer", "cer", "acc", "_share", "recall_1", "recall_5", "recall_10")  # shown in percent
 COLUMNS = ("RUN", "STATE", "PID", "STEP", "LOSS", "BEST", "SPEED", "ETA", "HEARTBEAT", "NOTE")

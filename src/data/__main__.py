@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import command
-import config
-from config import UserError, opt
-from data import archives, hub, images, pictures, speech, splits
+from stoker import command, config
+from stoker.config import UserError, opt
+from stoker.data import splits
+from stoker.data.pictures import images, table
+from stoker.data.sources import archives, hub, names
+from stoker.data.speech import recordings
 
 DONE, REFUSED_ROWS = 0, 1
 DOWNLOADS = {"text": "wikitext", "audio_asr": "librispeech-100", "image": "coco-captions", "ocr": "mjsynth"}
-NAMES = (*speech.PUBLISHED, *pictures.PUBLISHED, *hub.CONFIGS)
+NAMES = (*names.LIBRISPEECH, *names.HUB_PICTURES, *hub.CONFIGS)
 PIXELS_A_COLUMN = 4  # of a reader's output
 LONGEST = 256  # characters that are spoken, or written on a picture; a description may be longer
 MODALITIES = ("text", "audio_asr", "audio_tts", "image", "ocr")
@@ -99,9 +101,9 @@ def check(cfg: Check, data: str) -> int:
 
 
 def _check_speech(cfg: Check, data: str) -> int:
-    from data.speech_check import Limits, examined, head_frames
+    from stoker.data.speech.check import Limits, examined, head_frames
 
-    found = speech.read(data, held_out=config.listed(cfg.held_out), shared_texts=bool(cfg.shared_texts))
+    found = recordings.read(data, held_out=config.listed(cfg.held_out), shared_texts=bool(cfg.shared_texts))
     frames = 100 / cfg.downsample_time * cfg.head_frames
     _, _, report = examined(found, keep=False, limits=Limits(
         cfg.max_mel_length, cfg.max_text_length or LONGEST, labels=lambda text: [ord(letter) for letter in text],
@@ -113,14 +115,14 @@ def _check_speech(cfg: Check, data: str) -> int:
 
 
 def _check_pictures(cfg: Check, data: str, modality: str) -> int:
-    from data.picture_check import Limits, examined
+    from stoker.data.pictures.check import Limits, examined
 
     limits = Limits(cfg.min_side, cfg.max_side, max_text_length=cfg.max_text_length or 0)
     if modality == "ocr":
         limits = Limits(cfg.min_side, cfg.max_side, cfg.max_width, cfg.image_height, cfg.max_text_length or LONGEST,
                         lines=True, labels=lambda text: [ord(letter) for letter in text],
                         columns=lambda width: -(-width // PIXELS_A_COLUMN))
-    found = pictures.read(data, template="" if modality == "ocr" else "{}", group_by=cfg.group_by,
+    found = table.read(data, template="" if modality == "ocr" else "{}", group_by=cfg.group_by,
                           held_out=config.listed(cfg.held_out), share=cfg.valid_share,
                           shared_texts=cfg.shared_texts is not False)
     _, _, report = examined(found, {}, keep=False, limits=limits)
@@ -144,22 +146,22 @@ def _say(*lines: str) -> None:
 
 def _of_pictures(data: str) -> bool:
     """Whether a data set is one of pictures, as far as it can be listed: as its first row is."""
-    if data in pictures.NAMES or archives.is_archive(data):
+    if data in table.NAMES or archives.is_archive(data):
         return True
     try:
-        first = None if data in speech.NAMES else next(pictures.listed(data), None)
+        first = None if data in recordings.NAMES else next(table.listed(data), None)
     except (UserError, OSError):
         return False
     return first is not None and first[1].path.lower().endswith(images.SUFFIXES)
 
 
 def mel_lengths(cfg: MelLengths, data: str) -> int:
-    from data import audio
-    from data.speech_check import FRAMES_A_SECOND, TALKER_FRAMES_A_SECOND
-    from data.speech_check import mel_lengths as told
+    from stoker.data.speech import audio
+    from stoker.data.speech.check import FRAMES_A_SECOND, TALKER_FRAMES_A_SECOND
+    from stoker.data.speech.check import mel_lengths as told
 
     found, unreadable = [], []
-    for _, row in speech.listed(data):
+    for _, row in recordings.listed(data):
         try:
             found.append(row.seconds or audio.seconds(row.path))
         except audio.AudioError as error:
@@ -173,7 +175,7 @@ def mel_lengths(cfg: MelLengths, data: str) -> int:
 
 
 def download(cfg: Download) -> int:
-    from data import published
+    from stoker.data.sources import published
 
     if cfg.repository:
         print(published.copy(cfg.repository, cfg.config_name, Path(cfg.out), cfg.max_samples))
@@ -188,21 +190,21 @@ def download(cfg: Download) -> int:
 
 
 def strings(cfg: Strings, data: str, folder: str) -> int:
-    from data import strings as making
+    from stoker.data.speech import strings as making
 
-    words = [row for _, row in speech.listed(data)]
+    words = [row for _, row in recordings.listed(data)]
     print(making.make(words, Path(folder), count=cfg.count, longest=cfg.longest, pause=cfg.pause, seed=cfg.seed))
     return DONE
 
 
 def _known(cfg: Any, data: str, *others: str) -> list[str]:
-    return [problem.replace("--dataset ", "", 1) for problem in speech.check(data)]
+    return [problem.replace("--dataset ", "", 1) for problem in recordings.check(data)]
 
 
 def _checkable(cfg: Check, data: str) -> list[str]:
     if cfg.modality == "audio_asr" or not (cfg.modality or _of_pictures(data)):
         return _known(cfg, data)
-    return [problem.replace("--dataset ", "", 1) for problem in pictures.check(data, group_by=cfg.group_by)]
+    return [problem.replace("--dataset ", "", 1) for problem in table.check(data, group_by=cfg.group_by)]
 
 
 def _fetched(cfg: Download) -> list[str]:

@@ -15,8 +15,8 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
-import files
-from config import Damaged
+from stoker import files
+from stoker.config import Damaged
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import files
-from config import UserError
+from stoker import files
+from stoker.config import UserError
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
+from stoker.data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
 
 LIKE = 0.8  # times as long as the longest: what is shorter is batched with others
 EXAMPLES = 1 / 8, 3 / 8, 5 / 8, 7 / 8  # shares of the rows, each in the middle of a quarter

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import files
-from config import Damaged
-from data import archives, cache
+from stoker import files
+from stoker.config import Damaged
+from stoker.data import cache
+from stoker.data.sources import archives
 
 log = logging.getLogger(__name__)
 

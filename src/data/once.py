@@ -14,11 +14,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-import files
-from data import blocks, cache
-from data.blocks import Numbers
-from data.loader import evaluation_batches
-from progress import tracked
+from stoker import files
+from stoker.data import blocks, cache
+from stoker.data.blocks import Numbers
+from stoker.data.loader import evaluation_batches
+from stoker.progress import tracked
 
 FILES_AT_ONCE = 32
 WORTH_WORKERS = 256  # files: fewer are read sooner than processes are started

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.pictures import Splits
-from data.resized import Resized
-from data.views import Views
+from stoker.data.pictures.resized import Resized
+from stoker.data.pictures.table import Splits
+from stoker.data.pictures.views import Views
 
 NO_CLASS = -1
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from config import UserError
+from stoker.config import UserError
 
 SPLITS = ("train", "validation", "test")
 NAMES = {"train": "train", "training": "train", "dev": "validation", "val": "validation", "valid": "validation",

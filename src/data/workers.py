@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from config import UserError
+from stoker.config import UserError
 
 log = logging.getLogger(__name__)
 

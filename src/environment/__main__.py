@@ -1,6 +1,6 @@
 """Make the environment hold what the project needs: called by run/lib.sh.
 
-    python -m environment STAMP [EXTRA]
+    python -m stoker.environment STAMP [EXTRA]
 
 STAMP is the file whose name says what the environment holds; it is written last. EXTRA is one of setup.cfg's.
 `STOKER_VERSIONS=newest` takes the newest releases that setup.cfg admits instead of those in run/lock/.
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from command import answered
-from config import UserError
-from environment import folder
-from environment.installer import Installer, Terminal, reason
+from stoker.command import answered
+from stoker.config import UserError
+from stoker.environment import folder
+from stoker.environment.installer import Installer, Terminal, reason
 
 DETAILS = "setup.log"
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from config import UserError
-from daemon.rundir import PROJECT
+from stoker.config import UserError
+from stoker.daemon.rundir import PROJECT
 
 UNFINISHED = ".unfinished"  # there while packages are installed; holds the `fingerprint` from before
 

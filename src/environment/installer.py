@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from config import UserError
-from daemon.rundir import PROJECT
-from environment import pip_settings
+from stoker.config import UserError
+from stoker.daemon.rundir import PROJECT
+from stoker.environment import pip_settings
 
 UV = "uv >=0.9, <1"  # knows --torch-backend, and checks hashes where the lock has them
 OLDEST_UV = (0, 9)
 LOCK = PROJECT / "run/lock"
-LOADED = ("import training.session, wheels, PIL.Image, rapidfuzz, soundfile, soxr, tiktoken, tokenizers; "
-          "wheels.torchaudio(); wheels.torchvision()")
+LOADED = ("import stoker.training.assembly.session, PIL.Image, rapidfuzz, soundfile, soxr, tiktoken, tokenizers; "
+          "from stoker import wheels; wheels.torchaudio(); wheels.torchvision()")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; then twice as long, and so on
 MEGABYTES = {"kB": 0.001, "MB": 1.0, "GB": 1000.0, "KiB": 2**10 / 1e6, "MiB": 2**20 / 1e6, "GiB": 2**30 / 1e6}
@@ -149,7 +149,7 @@ class Installer:
         """Whether what a run imports can be loaded. This also writes its byte code: without it the first start of a run
         would take twice as long."""
         env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        return self._run([self.python, "-P", "-c", LOADED], env | {"PYTHONPATH": str(PROJECT / "src")})
+        return self._run([self.python, "-P", "-c", LOADED], env | {"PYTHONPATH": str(PROJECT / "run/python")})
 
     def _install_torch(self, *words: str) -> bool:
         """Install packages with the build of torch for this machine's GPU, or for CPUs, unless the user has configured

@@ -1,4 +1,4 @@
-"""Write run/lock/ again from setup.cfg: .venv/bin/python -m environment.lock [--upgrade]
+"""Write run/lock/ again from setup.cfg: .venv/bin/python -m stoker.environment.lock [--upgrade]
 
     torch.txt   written by hand: the releases of torch and of what is built for it. No hashes: each build (for CPUs,
                 CUDA, ROCm) is another file with another hash, and a local version such as 2.13.0+cpu belongs to the
@@ -16,11 +16,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from command import answered
-from config import UserError
-from daemon.rundir import PROJECT
-from environment import folder
-from environment.installer import LOCK
+from stoker.command import answered
+from stoker.config import UserError
+from stoker.daemon.rundir import PROJECT
+from stoker.environment import folder
+from stoker.environment.installer import LOCK
 
 OF_TORCH = re.compile(r"(torch|torchaudio|torchvision|triton|(nvidia|cuda)-(?!ml-py)[\w-]+)==")
 
@@ -52,7 +52,7 @@ def _resolved(words: Sequence[str], path: Path) -> list[str]:
 
 
 def _write(path: Path, entries: Sequence[str]) -> None:
-    path.write_text("# Written by: .venv/bin/python -m environment.lock\n" + "".join(entries))
+    path.write_text("# Written by: .venv/bin/python -m stoker.environment.lock\n" + "".join(entries))
 
 
 def _name(entry: str) -> str:

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import command
-import config
-from config import UserError, opt
-from inference import trained
-from training import pretrained
-from training.options import device_problems
-from training.pretrained import Pretrained
-from training.stage import Stage, discover
+from stoker import command, config
+from stoker.config import UserError, opt
+from stoker.inference import trained
+from stoker.training.core import pretrained
+from stoker.training.core.options import device_problems
+from stoker.training.core.pretrained import Pretrained
+from stoker.training.core.stage import Stage, discover
 
 USAGE = """usage: generate.sh RUN ["PROMPT"] [OPTIONS]
 
@@ -88,8 +87,8 @@ def _generate(cfg: Config, run: str, prompt: str) -> None:
     trained.require_torch("generate.sh")
     import torch
 
-    from model.decoding import Decoder, Sampling, generate
-    from training import device as devices
+    from stoker.model.decoding import Decoder, Sampling, generate
+    from stoker.training.core import device as devices
 
     device = devices.choose(cfg.device)
     source = pretrained.find(run)  # only now: of a run that trains, snapshots come and go

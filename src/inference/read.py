@@ -7,21 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import command
-import config
-from config import UserError, opt
-from data import images
-from inference import trained
-from training import pretrained
-from training.options import device_problems
-from training.pretrained import Pretrained
-from training.stage import discover
+from stoker import command, config
+from stoker.config import UserError, opt
+from stoker.data.pictures import images
+from stoker.inference import trained
+from stoker.training.core import pretrained
+from stoker.training.core.options import device_problems
+from stoker.training.core.pretrained import Pretrained
+from stoker.training.core.stage import discover
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from model.decoding import Written
+    from stoker.model.decoding import Written
 
 STAGE = "ocr"
 AT_ONCE = 32  # lines
@@ -68,7 +67,7 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 def _read(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
     """Exit code 1 where some of the pictures could not be read; each is told."""
     trained.require_torch("read.sh")
-    from training import device as devices
+    from stoker.training.core import device as devices
 
     reader = LineReader(source, devices.choose(cfg.device))
     trained.note(f"{source}; {trained.scored(source, ('cer', 'wer', 'exact'))}")
@@ -94,7 +93,7 @@ class LineReader:
     """A trained model, and what it reads."""
 
     def __init__(self, source: Pretrained, device: Any):
-        from data.resized import Frame
+        from stoker.data.pictures.resized import Frame
 
         self.stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.device, self.frame = device, Frame(self.stage.cfg.image_height, grey=True)
@@ -103,7 +102,7 @@ class LineReader:
 
     def open(self, path: str) -> "Tensor":
         """(1, H, W) uint8, in the model's frame; tells what will hardly be read. Raises images.ImageError."""
-        from data import resized
+        from stoker.data.pictures import resized
 
         pixels = self.frame(resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path))
         if pixels.shape[2] > WIDEST * self.stage.cfg.max_width:
@@ -139,7 +138,7 @@ class LineReader:
         return found
 
     def _told(self, written: "Written") -> dict[str, Any]:
-        from data.units import words
+        from stoker.data.text.labels import words
 
         units = self.stage.units
         found = [{"word": word, "confidence": _likely(costs)}

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import command
-import config
-from config import UserError
-from daemon import registry
-from daemon.rundir import RunDir
-from training.options import device_problems
-from training.stage import discover
+from stoker import command, config
+from stoker.config import UserError
+from stoker.daemon import registry
+from stoker.daemon.rundir import RunDir
+from stoker.training.core.options import device_problems
+from stoker.training.core.stage import discover
 
 SAME, OTHER = 0, 1
 SAME_LOSS = 1e-3  # relative: on another device, or with other threads, it differs by rounding
@@ -51,8 +50,8 @@ def _incident(named: str) -> Path:
 def _replay(path: Path, device_name: str) -> int:
     if importlib.util.find_spec("torch") is None:
         raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/replay.sh")
-    from training import device as devices
-    from training import incident
+    from stoker.training.core import device as devices
+    from stoker.training.core import incident
 
     recorded, run = incident.read(path), RunDir(path.parents[1])
     kind = discover()[run.status().stage]

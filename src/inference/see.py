@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import command
-import config
-from config import UserError, opt
-from data import images, pictures
-from inference import trained
-from training import pretrained
-from training.options import device_problems
-from training.pretrained import Pretrained
-from training.stage import discover
+from stoker import command, config
+from stoker.config import UserError, opt
+from stoker.data.pictures import images
+from stoker.data.pictures import table as pictures
+from stoker.inference import trained
+from stoker.training.core import pretrained
+from stoker.training.core.options import device_problems
+from stoker.training.core.pretrained import Pretrained
+from stoker.training.core.stage import discover
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ def _known(source: Pretrained) -> dict[str, str]:
 def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Sequence[str]) -> int:
     """Exit code 1 where some of the pictures could not be read; each is told."""
     trained.require_torch("see.sh")
-    from training import device as devices
+    from stoker.training.core import device as devices
 
     viewer = Viewer(source, devices.choose(cfg.device), proposed)
     trained.note(f"{source}; {trained.scored(source, ('acc', 'label_acc', 'text_recall_5'))}")
@@ -137,7 +137,7 @@ class Viewer:
     def __init__(self, source: Pretrained, device: Any, proposed: Mapping[str, str]):
         import torch
 
-        from data.resized import Frame
+        from stoker.data.pictures.resized import Frame
 
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.device, self.answers = device, list(proposed)
@@ -151,7 +151,7 @@ class Viewer:
 
     def read(self, path: str) -> "Tensor":
         """(3, H, W) uint8, in the model's frame. Raises images.ImageError."""
-        from data import resized
+        from stoker.data.pictures import resized
 
         return self.frame(resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path))
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import config
-from config import UserError
-from training import pretrained
-from training.pretrained import Pretrained
+from stoker import config
+from stoker.config import UserError
+from stoker.training.core import pretrained
+from stoker.training.core.pretrained import Pretrained
 
 C = TypeVar("C")
 

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import command
-import config
-from config import UserError, opt
-from data import audio
-from inference import trained
-from training import pretrained
-from training.options import device_problems
-from training.pretrained import Pretrained
-from training.stage import discover
+from stoker import command, config
+from stoker.config import UserError, opt
+from stoker.data.speech import audio
+from stoker.inference import trained
+from stoker.training.core import pretrained
+from stoker.training.core.options import device_problems
+from stoker.training.core.pretrained import Pretrained
+from stoker.training.core.stage import discover
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +67,7 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
     """Exit code 1 where some of the files could not be read; each is told."""
     trained.require_torch("transcribe.sh")
-    from training import device as devices
+    from stoker.training.core import device as devices
 
     listener = Listener(source, devices.choose(cfg.device))
     trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
@@ -113,8 +112,8 @@ class Listener:
         confidences between 0 and 1: the mean probability of the units, in the frames in which they stand."""
         import torch
 
-        from data.units import words
-        from model import ctc
+        from stoker.data.text.labels import words
+        from stoker.model import ctc
 
         blank = self.units.end_of_text
         heard = self.model.log_probs(torch.from_numpy(samples).to(self.device), window_seconds=cfg.window_seconds,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.transformer import AttentionPool, init_linear
-from model.vision_encoder import VisionEncoder
+from stoker.model.transformer import AttentionPool, init_linear
+from stoker.model.vision_encoder import VisionEncoder
 
 LARGEST_SCALE = 100.0  # as CLIP's: a larger one makes training unstable
 FIRST = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # scale and bias, as CLIP's and SigLIP's

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.transformer import valid_places
+from stoker.model.transformer import valid_places
 
 IMPOSSIBLE = -math.inf
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from model.kv_cache import KVCache
+from stoker.model.kv_cache import KVCache
 
 
 @runtime_checkable

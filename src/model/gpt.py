@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.cross_entropy import linear_cross_entropy
-from model.kv_cache import KVCache, LayerCache
+from stoker.model.cross_entropy import linear_cross_entropy
+from stoker.model.kv_cache import KVCache, LayerCache
 
 INIT_STD = 0.02
 

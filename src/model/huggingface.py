@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import UserError
+from stoker.config import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model.gpt import GPT
+    from stoker.model.gpt import GPT
 
 NAMES = {
     "token_embedding.": "wte.", "position_embedding.": "wpe.", "final_norm.": "ln_f.", "blocks.": "h.",

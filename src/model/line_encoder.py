@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.transformer import Block, halved, init_blocks, init_linear, line_angles, sines, valid_places
+from stoker.model.transformer import Block, halved, init_blocks, init_linear, line_angles, sines, valid_places
 
 STRIDES = (2, 2), (2, 2), (2, 1), (2, 1)  # of rows, of columns
 COLUMNS, ROWS = 4, 16  # pixels to one state, and to one row of what the convolutions leave

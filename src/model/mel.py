@@ -6,8 +6,8 @@ Axes: B batch, N samples of sound, T frames (100 a second), M mel bands.
 import torch
 from torch import Tensor, nn
 
-import wheels
-from model.transformer import valid_places
+from stoker import wheels
+from stoker.model.transformer import valid_places
 
 SAMPLE_RATE, N_FFT, HOP_LENGTH = 16000, 400, 160  # a window of 25 ms each 10 ms
 FRAME_RATE = SAMPLE_RATE // HOP_LENGTH

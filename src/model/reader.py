@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.ctc import PrefixScores
-from model.gpt import Attention as CausalAttention
-from model.kv_cache import KVCache, LayerCache
-from model.line_encoder import LineEncoder
-from model.transformer import MLP, CrossAttention, init_blocks, init_linear, sines, valid_places
+from stoker.model.ctc import PrefixScores
+from stoker.model.gpt import Attention as CausalAttention
+from stoker.model.kv_cache import KVCache, LayerCache
+from stoker.model.line_encoder import LineEncoder
+from stoker.model.transformer import MLP, CrossAttention, init_blocks, init_linear, sines, valid_places
 
 Pair = tuple[Tensor, Tensor]
 SAY = 0.5  # of the CTC head

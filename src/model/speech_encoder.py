@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel
-from model.transformer import MLP, Attention, halved, init_blocks, init_linear, line_angles, valid_places
+from stoker.model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel
+from stoker.model.transformer import MLP, Attention, halved, init_blocks, init_linear, line_angles, valid_places
 
 KERNEL, NEAR = 3, 15  # of the front end; of a block
 FEATURE_RATE = 12.5  # a second: what an omni model reads, whatever the rate of the CTC head

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.transformer import AttentionPool, Block, init_blocks, init_linear, line_angles
+from stoker.model.transformer import AttentionPool, Block, init_blocks, init_linear, line_angles
 
 
 class TextTower(nn.Module):

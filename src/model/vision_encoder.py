@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.transformer import Block, init_blocks, init_linear, line_angles
+from stoker.model.transformer import Block, init_blocks, init_linear, line_angles
 
 STEMS, POSITIONS = ("patch", "conv"), ("learned", "rotary")
 SLOWEST = 100.0  # of rotary positions: a picture is few patches wide

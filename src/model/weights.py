@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import UserError
+from stoker.config import UserError
 
 if TYPE_CHECKING:
     from torch import nn

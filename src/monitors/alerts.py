@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon.journal import Journal
+from stoker.daemon.journal import Journal
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitors.alerts import Alarm, Alerts
-from training.callback import Callback
+from stoker.monitors.alerts import Alarm, Alerts
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 ONLY = 0.995  # share of the frames: less says something
 SHARE_OF_RUN, FEWEST_STEPS = 0.1, 200  # for which it must hold: each training by CTC begins so

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.table import RATES, duration
-from training.callback import REPORT, Callback
+from stoker.daemon.table import RATES, duration
+from stoker.training.core.callback import REPORT, Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

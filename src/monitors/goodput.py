@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from training.callback import Callback
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 
 @dataclass

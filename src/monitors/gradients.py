@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from monitors import histograms
-from monitors.alerts import Alerts
-from monitors.parts import by_part, entries, gradients
-from training import optim
-from training.callback import Callback
+from stoker.monitors import histograms
+from stoker.monitors.alerts import Alerts
+from stoker.monitors.parts import by_part, entries, gradients
+from stoker.training.core import optim
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 VANISHING, EXPLODING = 1e-7, 1e3
 ADVICE = {

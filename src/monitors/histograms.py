@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.media import Histogram
+from stoker.training.core.media import Histogram
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 BINS = 60
 

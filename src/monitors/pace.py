@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monitors.alerts import Alarm, Alerts
-from training.callback import Callback
+from stoker.monitors.alerts import Alarm, Alerts
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 WINDOW, ENOUGH = 50, 5  # log lines of which the usual speed is the median
 SLOW_LINES, WAITING_LINES, IDLE_LINES = 3, 5, 5  # in a row

@@ -1,4 +1,7 @@
-"""A page of plots of a run. `python -m monitors.plots [RUN]` draws it, or that of every run, and prints its path."""
+"""A page of plots of a run.
+
+`python -m stoker.monitors.plots [RUN]` draws it, or that of every run, and prints its path.
+"""
 
 import math
 import sys
@@ -7,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import files
-from config import UserError, complain
-from daemon import registry
-from daemon.journal import Journal
-from daemon.rundir import ACTIVE, RunDir, Status
+from stoker import files
+from stoker.config import UserError, complain
+from stoker.daemon import registry
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import ACTIVE, RunDir, Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monitors.alerts import Alarm, Alerts
-from training.callback import Callback
+from stoker.monitors.alerts import Alarm, Alerts
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 FEWEST_LINES, FEWEST_STEPS = 8, 100  # from which noise can be told from progress
 STANDSTILL = 0.01  # a fall by less than this share of the loss is none

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.journal import Journal, plain
-from training.callback import REPORT, Callback
+from stoker.daemon.journal import Journal, plain
+from stoker.training.core.callback import REPORT, Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -10,16 +10,16 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import torch
 
-import files
-from training import device as devices
-from training import rng
-from training.callback import Callback
-from training.media import Media, Picture, Sound, Text
+from stoker import files
+from stoker.training.core import device as devices
+from stoker.training.core import rng
+from stoker.training.core.callback import Callback
+from stoker.training.core.media import Media, Picture, Sound, Text
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 
 @dataclass

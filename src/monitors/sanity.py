@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import files
-from monitors.alerts import Alerts
-from monitors.parts import first_non_finite
-from training import optim
-from training.callback import Callback
-from training.incident import NON_FINITE
-from training.stage import Ratio
+from stoker import files
+from stoker.monitors.alerts import Alerts
+from stoker.monitors.parts import first_non_finite
+from stoker.training.core import optim
+from stoker.training.core.callback import Callback
+from stoker.training.core.incident import NON_FINITE
+from stoker.training.core.figures import Ratio
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 LIMIT = 3  # updates dropped in a row, after which a run is not healthy any more
 

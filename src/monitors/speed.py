@@ -5,11 +5,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from training.callback import Callback
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.stage import Batch
-    from training.trainer import Trainer
+    from stoker.training.core.figures import Batch
+    from stoker.training.trainer import Trainer
 
 
 @dataclass

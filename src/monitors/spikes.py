@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from monitors.alerts import Alerts
-from training.callback import Callback
-from training.incident import SPIKE
-from training.stage import Ratio
+from stoker.monitors.alerts import Alerts
+from stoker.training.core.callback import Callback
+from stoker.training.core.incident import SPIKE
+from stoker.training.core.figures import Ratio
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 WINDOW, ENOUGH = 150, 30  # losses that the running median is taken of: at most, at least
 FLOOR = 0.01  # of the median: deviations smaller than that are noise, however steady the loss

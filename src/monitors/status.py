@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from daemon.pulse import EVALUATING, FINISHING, STARTING, TRAINING, Pulse
-from monitors.console import rates
-from training.callback import REPORT, Callback
+from stoker.daemon.pulse import EVALUATING, FINISHING, STARTING, TRAINING, Pulse
+from stoker.monitors.console import rates
+from stoker.training.core.callback import REPORT, Callback
 
 if TYPE_CHECKING:
-    from training.stage import Ratio
-    from training.trainer import Trainer
+    from stoker.training.core.figures import Ratio
+    from stoker.training.trainer import Trainer
 
 LONG_STEP = 10.0  # seconds: in a longer one the micro-batches are written down too
 COMPILED_LEAST = 600.0  # seconds: a step whose shape is new is compiled first

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from monitors.alerts import Alarm, Alerts, log
-from training.callback import Callback
+from stoker.monitors.alerts import Alarm, Alerts, log
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 MB = 2**20
 

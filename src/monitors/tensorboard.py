@@ -8,12 +8,12 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, text
 
-import config
-from training.callback import REPORT, Callback
-from training.media import Histogram, Media, Picture, Sound, Text
+from stoker import config
+from stoker.training.core.callback import REPORT, Callback
+from stoker.training.core.media import Histogram, Media, Picture, Sound, Text
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 FLUSH_SECONDS = 10
 

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-import config
-import files
-from daemon.rundir import RunDir
-from data import network
-from monitors.samples import wav
-from monitors.tensorboard import figures
-from training.callback import REPORT, Callback
-from training.media import Histogram, Media, Picture, Sound, Text
+from stoker import config, files
+from stoker.daemon.rundir import RunDir
+from stoker.data.sources import network
+from stoker.monitors.samples import wav
+from stoker.monitors.tensorboard import figures
+from stoker.training.core.callback import REPORT, Callback
+from stoker.training.core.media import Histogram, Media, Picture, Sound, Text
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from monitors import histograms
-from monitors.alerts import Alerts, log
-from monitors.parts import by_part, entries, part_of
-from training.callback import Callback
+from stoker.monitors import histograms
+from stoker.monitors.alerts import Alerts, log
+from stoker.monitors.parts import by_part, entries, part_of
+from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 ADVICE = {
     "is trainable and does not move": "does it belong to a phase's parameters, and does the loss depend on it?",

@@ -9,25 +9,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
-    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+if __name__ == "__main__":  # run as a script: it lies within the package that it imports
+    sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-import files
-from config import UserError, listed, opt
-from data import audio, speech
-from training.options import Options
-from training.stage import Batch, Ratio, Stage
+from stoker import files
+from stoker.config import UserError, listed, opt
+from stoker.data.sources import names
+from stoker.data.speech import audio, recordings
+from stoker.training.core.options import Options
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from data.clips import Clip, Clips
-    from data.loader import Order
-    from data.tokenizers import Tokenizer
-    from model.speech_encoder import Recognizer
-    from training.callback import Callback
-    from training.media import Media
-    from training.pretrained import Pretrained
+    from stoker.data.loader import Order
+    from stoker.data.speech.clips import Clip, Clips
+    from stoker.data.text.tokenizers import Tokenizer
+    from stoker.model.speech_encoder import Recognizer
+    from stoker.training.core.callback import Callback
+    from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +45,12 @@ MASK_DRAWS = 1  # tells the random numbers of SpecAugment from those that change
 class Speech:
     """What speech"""
 
-    dataset: str = opt("spoken", f"{', '.join(speech.SPOKEN)} (made here by espeak-ng), {', '.join(speech.PUBLISHED)}, "
-                       "a CSV file (audio_path,transcription), or a folder of sound files with their texts",
-                       path=speech.NAMES, aliases=("data_path", "csv"))
-    extra_dataset: str = opt("", "train on this one's training part too; nothing is judged by it", path=speech.NAMES)
+    dataset: str = opt("spoken", f"{', '.join(names.SPOKEN)} (made here by espeak-ng), "
+                       f"{', '.join(names.LIBRISPEECH)}, a CSV file "
+                       "(audio_path,transcription), or a folder of sound files with their texts",
+                       path=recordings.NAMES, aliases=("data_path", "csv"))
+    extra_dataset: str = opt("", "train on this one's training part too; nothing is judged by it",
+                               path=recordings.NAMES)
     held_out: str = opt("", "speakers to validate by, with commas between them (default: the data's own split, else 5 "
                         "% of the speakers or texts)")
     shared_texts: bool = opt(False, "texts that are judged by may be trained on, said by others: for digits, commands")
@@ -130,9 +134,9 @@ class AudioEncoder(Stage):
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        problems = speech.check(cfg.dataset)
+        problems = recordings.check(cfg.dataset)
         if cfg.extra_dataset:
-            problems += _of_extra(speech.check(cfg.extra_dataset))
+            problems += _of_extra(recordings.check(cfg.extra_dataset))
         if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
             problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
         return problems
@@ -145,9 +149,9 @@ class AudioEncoder(Stage):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from data import speech_check
-        from data.speech_check import Limits
-        from data.units import open_units
+        from stoker.data.speech import check as speech_check
+        from stoker.data.speech.check import Limits
+        from stoker.data.text.labels import open_units
 
         cfg = self.cfg
         found = _splits(cfg)
@@ -164,7 +168,7 @@ class AudioEncoder(Stage):
 
     def _frames(self, samples: int) -> int:
         """Of the CTC head."""
-        from data.speech_check import head_frames
+        from stoker.data.speech.check import head_frames
 
         return head_frames(samples, self.cfg.downsample_time, self.cfg.head_frames)
 
@@ -177,8 +181,8 @@ class AudioEncoder(Stage):
                         "--head_frames, --units bpe or a smaller --speed takes them in", f"{refused:,}", rate)
 
     def dataset(self, split: str) -> "Clips":
-        from data.clips import Augmentation as Changes
-        from data.clips import Clips
+        from stoker.data.speech.clips import Augmentation as Changes
+        from stoker.data.speech.clips import Clips
 
         cfg, rows = self.cfg, self.utterances[split]
         if split != "train":
@@ -190,7 +194,7 @@ class AudioEncoder(Stage):
         return tuple(self.utterances)
 
     def order(self) -> "Order":
-        from data.loader import LengthOrder
+        from stoker.data.loader import LengthOrder
 
         cfg, rows = self.cfg, self.dataset("train").utterances
         return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
@@ -216,7 +220,7 @@ class AudioEncoder(Stage):
 
     def _longest(self) -> int:
         """Samples of the longest recording that can come, played as slow as it may be."""
-        from model.mel import HOP_LENGTH
+        from stoker.model.mel import HOP_LENGTH
 
         return int(self.cfg.max_mel_length * HOP_LENGTH / (1 - self.cfg.speed)) + HOP_LENGTH
 
@@ -237,7 +241,7 @@ class AudioEncoder(Stage):
     # -- model --------------------------------------------------------------------------------------------------
 
     def model(self) -> "Recognizer":
-        from model.speech_encoder import Recognizer, SpeechEncoder
+        from stoker.model.speech_encoder import Recognizer, SpeechEncoder
 
         cfg = self.cfg
         encoder = SpeechEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
@@ -251,7 +255,7 @@ class AudioEncoder(Stage):
 
     def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
         """Of the units, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""
-        from model.mel import spec_augment
+        from stoker.model.mel import spec_augment
 
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
         if model.training:
@@ -261,7 +265,7 @@ class AudioEncoder(Stage):
 
     def _figures(self, logits: "Tensor", lengths: "Tensor", batch: Batch, *,
                  alignable_only: bool = False) -> tuple[Ratio, dict[str, Ratio]]:
-        from model import ctc
+        from stoker.model import ctc
 
         blank, sizes = self.units.end_of_text, batch["label_lengths"]
         losses = ctc.ctc_loss(logits, lengths, batch["labels"], sizes, blank=blank)
@@ -275,7 +279,7 @@ class AudioEncoder(Stage):
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the loss, word and character error rates: edit distances over the lengths of the references. What
         has no alignment has no loss, but its errors count."""
-        from training.error_rates import error_rate
+        from stoker.training.core.error_rates import error_rate
 
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
@@ -284,14 +288,14 @@ class AudioEncoder(Stage):
                 "cer": error_rate(map(" ".join, said), map(" ".join, found))}
 
     def _heard(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
-        from model import ctc
+        from stoker.model import ctc
 
         return [self.units.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.units.end_of_text)]
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Transcripts below what was said, and the spectrogram and the sound of the first."""
-        from training import device as devices
-        from training.media import Sound, Text, heat_map
+        from stoker.training.core import device as devices
+        from stoker.training.core.media import Sound, Text, heat_map
 
         rows = self.dataset("validation")
         clips = [rows[row] for row in range(min(SHOWN, len(rows)))]
@@ -304,8 +308,8 @@ class AudioEncoder(Stage):
                 "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE)}
 
     def callbacks(self) -> "list[Callback]":
-        from daemon.rundir import RunDir
-        from monitors.blanks import Blanks
+        from stoker.daemon.rundir import RunDir
+        from stoker.monitors.blanks import Blanks
 
         return [Blanks(RunDir(self.folder).alerts)]
 
@@ -323,7 +327,7 @@ class AudioEncoder(Stage):
         self.units.save(folder)
 
     def load(self, model: Any, folder: Path) -> None:
-        from model import weights
+        from stoker.model import weights
 
         weights.load(model, folder)
 
@@ -340,20 +344,20 @@ class AudioEncoder(Stage):
         return {**{name: pretrained.options[name] for name in SHAPE}, "units": str(units)}
 
     def reopen(self) -> None:
-        from data.units import open_units
+        from stoker.data.text.labels import open_units
 
         own = self.folder / "tokenizer.json"
         self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, [])
 
 
-def _splits(cfg: Any) -> speech.Splits:
+def _splits(cfg: Any) -> recordings.Splits:
     """What the options name; of the extra data the training part, without the texts and speakers that are judged by."""
-    found = speech.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
+    found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
     if cfg.extra_dataset:
         judged = [each for split, rows in found.items() if split != "train" for each in rows]
         texts, speakers = {each.text for each in judged}, {each.speaker for each in judged} - {""}
         try:
-            extra = speech.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
+            extra = recordings.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
         except UserError as error:
             raise UserError(*_of_extra(error.problems)) from error
         used = [each for each in extra if each.speaker not in speakers
@@ -370,6 +374,6 @@ def _of_extra(problems: Iterable[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from training.launch import main
+    from stoker.training.assembly.launch import main
 
     main(AudioEncoder)

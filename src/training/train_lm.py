@@ -8,23 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
-    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+if __name__ == "__main__":  # run as a script: it lies within the package that it imports
+    sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-import files
-from config import UserError, opt
-from training.options import Options
-from training.stage import Batch, Ratio, Stage
+from stoker import files
+from stoker.config import UserError, opt
+from stoker.training.core.options import Options
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
     from torch.utils.data import Dataset
 
-    from data.blocks import Numbers
-    from data.tokenizers import Tokenizer
-    from training.media import Media
-    from training.pretrained import Pretrained
+    from stoker.data.blocks import Numbers
+    from stoker.data.text.tokenizers import Tokenizer
+    from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ class LanguageModel(Stage):
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        from data import hub, text
+        from stoker.data.sources import hub
+        from stoker.data.text import corpus as text
 
         problems = text.check(cfg.dataset)
         if resumed:  # the run has its own tokenizer
@@ -109,7 +111,8 @@ class LanguageModel(Stage):
     def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Without the hub, documentation instead of WikiText. Raises UserError where what was asked for by name, or
         the tokenizer, cannot be had."""
-        from data import hub, vocabularies
+        from stoker.data.sources import hub
+        from stoker.data.text import vocabularies
 
         lines, problems = [], []
         own = [f"--{name}" for name in ("vocab_size", "retrain_tokenizer")
@@ -134,8 +137,9 @@ class LanguageModel(Stage):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from data import text, tokens
-        from data.tokenizers import FIXED, open_tokenizer
+        from stoker.data.text import corpus as text
+        from stoker.data.text import tokens
+        from stoker.data.text.tokenizers import FIXED, open_tokenizer
 
         corpus = text.documents(self.cfg.dataset)
         own = self.folder / "tokenizer.json"  # a run that goes on keeps the tokenizer it began with
@@ -163,7 +167,7 @@ class LanguageModel(Stage):
                 self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
 
     def dataset(self, split: str) -> "Dataset[Any]":
-        from data.tokens import Windows, tokenize
+        from stoker.data.text.tokens import Windows, tokenize
 
         what = "training text" if split == "train" else f"{split} text"
         if split not in self.tokens:  # the test text: needed once, at the end
@@ -195,7 +199,7 @@ class LanguageModel(Stage):
     # -- model --------------------------------------------------------------------------------------------------
 
     def model(self) -> "nn.Module":
-        from model.gpt import GPT
+        from stoker.model.gpt import GPT
 
         cfg = self.cfg
         return GPT(self.tokenizer.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads, num_layers=cfg.num_layers,
@@ -212,7 +216,7 @@ class LanguageModel(Stage):
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """How a validation text goes on after its first tokens, which stand in brackets; and a text from nothing."""
-        from training.media import Text
+        from stoker.training.core.media import Text
 
         prompt = self.tokens["validation"][:min(PROMPT_TOKENS, self.cfg.max_seq_len // 2)].tolist()
         return {"text/0": Text(f"[{self.tokenizer.decode(prompt)}]{self._continued(model, prompt)}"),
@@ -221,7 +225,7 @@ class LanguageModel(Stage):
     def _continued(self, model: Any, prompt: list[int]) -> str:
         import torch
 
-        from model.decoding import Sampling, generate
+        from stoker.model.decoding import Sampling, generate
 
         read = torch.tensor([prompt], device=model.token_embedding.weight.device)
         made = generate(model, read, Sampling(temperature=0.8, top_k=50), max_new_tokens=SAMPLE_TOKENS,
@@ -234,28 +238,28 @@ class LanguageModel(Stage):
         """A Hugging Face folder: `GPT2LMHeadModel.from_pretrained` gives the same logits."""
         import safetensors.torch
 
-        from model.huggingface import gpt2_config, gpt2_weights
+        from stoker.model.huggingface import gpt2_config, gpt2_weights
 
         files.write(folder / "model.safetensors", safetensors.torch.save(gpt2_weights(model), {"format": "pt"}))
         files.write_json(folder / "config.json", gpt2_config(model, self.tokenizer.end_of_text))
         self.tokenizer.save(folder)
 
     def load(self, model: Any, folder: Path) -> None:
-        from model.huggingface import load_gpt2
+        from stoker.model.huggingface import load_gpt2
 
         load_gpt2(model, folder)
 
     @classmethod
     def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Shape and tokenizer."""
-        from model.huggingface import gpt2_options
+        from stoker.model.huggingface import gpt2_options
 
         known = pretrained.options
         sizes = {name: known[name] for name in SHAPE} if pretrained.is_snapshot else gpt2_options(pretrained.folder)
         return {**sizes, "tokenizer": _tokenizer_of(pretrained)}
 
     def reopen(self) -> None:
-        from data.tokenizers import open_tokenizer
+        from stoker.data.text.tokenizers import open_tokenizer
 
         own = self.folder / "tokenizer.json"
         self.tokenizer = open_tokenizer(str(own) if own.exists() else self.cfg.tokenizer, self.cfg.vocab_size, [])
@@ -278,6 +282,6 @@ def _exp(value: float) -> float:
 
 
 if __name__ == "__main__":
-    from training.launch import main
+    from stoker.training.assembly.launch import main
 
     main(LanguageModel)

@@ -11,27 +11,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
-    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+if __name__ == "__main__":  # run as a script: it lies within the package that it imports
+    sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-import files
-from config import UserError, listed, opt
-from data import pictures, splits
-from training.options import Options
-from training.stage import Batch, Ratio, Stage
+from stoker import files
+from stoker.config import UserError, listed, opt
+from stoker.data import splits
+from stoker.data.pictures import table
+from stoker.training.core.options import Options
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from data.line_augmentation import LineAugmentation
-    from data.loader import Order
-    from data.resized import Frame
-    from data.tokenizers import Tokenizer
-    from data.views import View, Views
-    from model.decoding import Written
-    from model.reader import Reader, Seen
-    from training.media import Media
-    from training.pretrained import Pretrained
+    from stoker.data.loader import Order
+    from stoker.data.pictures.line_augmentation import LineAugmentation
+    from stoker.data.pictures.resized import Frame
+    from stoker.data.pictures.views import View, Views
+    from stoker.data.text.tokenizers import Tokenizer
+    from stoker.model.decoding import Written
+    from stoker.model.reader import Reader, Seen
+    from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class Lines:
     """What lines"""
 
     dataset: str = opt("lines", "lines (printed here in many typefaces), mjsynth, a CSV file (image,text), or a folder "
-                       "or TAR archive of pictures with a manifest", path=pictures.NAMES, aliases=("data_path", "csv"))
+                       "or TAR archive of pictures with a manifest", path=table.NAMES, aliases=("data_path", "csv"))
     group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same, such as those of a "
                         "page, are never parted between training and validation")
     held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
@@ -140,7 +142,7 @@ class OCR(Stage):
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        problems = pictures.check(cfg.dataset, group_by=cfg.group_by)
+        problems = table.check(cfg.dataset, group_by=cfg.group_by)
         if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
             problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
         return problems
@@ -153,13 +155,13 @@ class OCR(Stage):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from data import picture_check
-        from data.picture_check import Limits
-        from data.units import open_units
-        from model.line_encoder import states_of
+        from stoker.data.pictures import check as picture_check
+        from stoker.data.pictures.check import Limits
+        from stoker.data.text.labels import open_units
+        from stoker.model.line_encoder import states_of
 
         cfg = self.cfg
-        found = pictures.read(cfg.dataset, template="", group_by=cfg.group_by, held_out=listed(cfg.held_out),
+        found = table.read(cfg.dataset, template="", group_by=cfg.group_by, held_out=listed(cfg.held_out),
                               share=cfg.valid_share)
         own = self.folder / "tokenizer.json"  # a run that goes on keeps the units it began with
         kind = str(own) if own.exists() else cfg.units
@@ -187,24 +189,24 @@ class OCR(Stage):
         return self.units.encode_batch([text.strip()])[0].tolist()  # type: ignore[no-any-return]
 
     def _frame(self) -> "Frame":
-        from data.resized import Frame
+        from stoker.data.pictures.resized import Frame
 
         return Frame(self.cfg.image_height, grey=True)
 
     def _changes(self, split: str) -> "LineAugmentation":
-        from data.line_augmentation import LineAugmentation
+        from stoker.data.pictures.line_augmentation import LineAugmentation
 
         if split != "train":
             return LineAugmentation()
         return LineAugmentation(**{name: getattr(self.cfg, name) for name in CHANGES})
 
-    def _width(self, split: str, picture: pictures.Picture) -> int:
+    def _width(self, split: str, picture: table.Picture) -> int:
         """Columns of pixels, in the frame."""
         fact = self.resized[split].facts[picture.path]
         return self._frame().width_of(fact.height, fact.width)
 
     def dataset(self, split: str) -> "Views":
-        from data.views import Views
+        from stoker.data.pictures.views import Views
 
         limit = self.cfg.max_samples if split == "train" else 0
         return Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
@@ -214,7 +216,7 @@ class OCR(Stage):
         return tuple(self.pictures)
 
     def order(self) -> "Order":
-        from data.loader import LengthOrder
+        from stoker.data.loader import LengthOrder
 
         cfg, rows = self.cfg, self.dataset("train").pictures
         return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
@@ -265,8 +267,8 @@ class OCR(Stage):
     # -- model --------------------------------------------------------------------------------------------------
 
     def model(self) -> "Reader":
-        from model.line_encoder import LineEncoder
-        from model.reader import Reader, TextDecoder
+        from stoker.model.line_encoder import LineEncoder
+        from stoker.model.reader import Reader, TextDecoder
 
         cfg = self.cfg
         encoder = LineEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
@@ -281,8 +283,8 @@ class OCR(Stage):
         return self._figures(model, batch, model(batch["pixels"], batch["widths"]))
 
     def _figures(self, model: Any, batch: Batch, seen: "Seen") -> tuple[Ratio, dict[str, Ratio]]:
-        from model import ctc
-        from model.cross_entropy import linear_cross_entropy
+        from stoker.model import ctc
+        from stoker.model.cross_entropy import linear_cross_entropy
 
         decoder, weight = model.decoder, self.cfg.ctc_weight
         hidden = decoder.hidden(batch["tokens"], model.memory(seen)).flatten(0, 1)
@@ -303,8 +305,8 @@ class OCR(Stage):
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the losses the errors of what is read: edit distances over the lengths of the references, and which
         lines are wholly right. `ctc_cer` is what the encoder reads by itself."""
-        from model import ctc
-        from training.error_rates import error_rate
+        from stoker.model import ctc
+        from stoker.training.core.error_rates import error_rate
 
         seen = model(batch["pixels"], batch["widths"])
         loss, extras = self._figures(model, batch, seen)
@@ -330,7 +332,7 @@ class OCR(Stage):
 
     def written(self, model: Any, seen: "Seen", beam: int = 1) -> "list[Written]":
         """What the decoder writes: of each line at most a unit for every state, and max_text_length."""
-        from model import decoding
+        from stoker.model import decoding
 
         limits = seen.lengths.clamp(max=self._most_units)
         memory = model.memory(seen, int(limits.max()))
@@ -343,8 +345,8 @@ class OCR(Stage):
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """The worst of some lines, evenly taken: what stands there, and what was read."""
-        from training import device as devices
-        from training import media
+        from stoker.training.core import device as devices
+        from stoker.training.core import media
 
         rows = self.dataset("validation")
         views = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
@@ -358,7 +360,7 @@ class OCR(Stage):
                 "picture/worst": media.strips([view.pixels[0].numpy() for view, _ in worst], below)}
 
     def _errors(self, pair: "tuple[View, str]") -> float:
-        from training.error_rates import error_rate
+        from stoker.training.core.error_rates import error_rate
 
         wrong, length = error_rate([self._judged(pair[0].text)], [self._judged(pair[1])])
         return float(wrong / max(1, length))
@@ -377,7 +379,7 @@ class OCR(Stage):
         self.units.save(folder)
 
     def load(self, model: Any, folder: Path) -> None:
-        from model import weights
+        from stoker.model import weights
 
         weights.load(model, folder)
 
@@ -395,13 +397,13 @@ class OCR(Stage):
                 **({} if pretrained.options.get("ctc_weight", 1) else {"ctc_weight": 0.0})}
 
     def reopen(self) -> None:
-        from data.units import open_units
+        from stoker.data.text.labels import open_units
 
         own = self.folder / "tokenizer.json"
         self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, [])
 
 
 if __name__ == "__main__":
-    from training.launch import main
+    from stoker.training.assembly.launch import main
 
     main(OCR)

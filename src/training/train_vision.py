@@ -9,27 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # run as a script: the packages lie in src/, not beside this file
-    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+if __name__ == "__main__":  # run as a script: it lies within the package that it imports
+    sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-import files
-from config import UserError, listed, opt
-from data import pictures, splits
-from training import pretrained
-from training.options import Options
-from training.stage import Batch, Ratio, Stage, discover
+from stoker import files
+from stoker.config import UserError, listed, opt
+from stoker.data import splits
+from stoker.data.pictures import table
+from stoker.training.core import pretrained
+from stoker.training.core.options import Options
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.stage import Stage, discover
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from data.loader import Order
-    from data.pairs import Pair, Pairs
-    from data.resized import Frame
-    from data.tokenizers import Tokenizer
-    from data.views import Augmentation as Changes
-    from model.contrastive import DualEncoder
-    from training.media import Media
-    from training.pretrained import Pretrained
+    from stoker.data.loader import Order
+    from stoker.data.pairs import Pair, Pairs
+    from stoker.data.pictures.resized import Frame
+    from stoker.data.pictures.views import Augmentation as Changes
+    from stoker.data.text.tokenizers import Tokenizer
+    from stoker.model.contrastive import DualEncoder
+    from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Pictures:
 
     dataset: str = opt("scenes", "scenes (drawn here, with captions), digits (written by hand, of scikit-learn), "
                        "coco-captions, a CSV file (image,caption or image,label), an annotations.json, or a folder or "
-                       "TAR archive of pictures by class", path=pictures.NAMES, aliases=("data_path",))
+                       "TAR archive of pictures by class", path=table.NAMES, aliases=("data_path",))
     template: str = opt("a photo of {}", "the caption where a picture has a class alone; {} stands for its name")
     group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same are never parted "
                         "between training and validation")
@@ -175,7 +177,7 @@ class Vision(Stage):
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        problems = pictures.check(cfg.dataset, group_by=cfg.group_by)
+        problems = table.check(cfg.dataset, group_by=cfg.group_by)
         if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
             problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
         if not resumed and cfg.text_model:
@@ -192,10 +194,11 @@ class Vision(Stage):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from data import pairs, picture_check
+        from stoker.data import pairs
+        from stoker.data.pictures import check as picture_check
 
         cfg = self.cfg
-        found = pictures.read(cfg.dataset, template=cfg.template, group_by=cfg.group_by,
+        found = table.read(cfg.dataset, template=cfg.template, group_by=cfg.group_by,
                               held_out=listed(cfg.held_out), share=cfg.valid_share)
         self.pictures, self.resized, _ = picture_check.checked(
             found, {split: self._stored(split) for split in found}, keep=cfg.cache_images)
@@ -207,7 +210,7 @@ class Vision(Stage):
 
     def _open_text(self, captions: list[str]) -> None:
         """What cuts captions into pieces and, if one is named, the language model that reads them."""
-        from data.units import open_units
+        from stoker.data.text.labels import open_units
 
         self.language: Any = None
         self.language_model: Any = None
@@ -255,13 +258,13 @@ class Vision(Stage):
                  "that share a picture or a caption are not%s", f"{cfg.batch_size:,}", more)
 
     def _changes(self, split: str) -> "Changes":
-        from data.views import Augmentation as Changes
+        from stoker.data.pictures.views import Augmentation as Changes
 
         cfg = self.cfg
         return Changes(crop=cfg.crop, flip=cfg.flip, colour=cfg.colour) if split == "train" else Changes()
 
     def _frame(self) -> "Frame":
-        from data.resized import Frame
+        from stoker.data.pictures.resized import Frame
 
         return Frame(self.cfg.image_size, self.cfg.image_size, self.cfg.fit)
 
@@ -269,8 +272,8 @@ class Vision(Stage):
         return self._changes(split).stored(self._frame())
 
     def dataset(self, split: str) -> "Pairs":
-        from data.pairs import Pairs
-        from data.views import Views
+        from stoker.data.pairs import Pairs
+        from stoker.data.pictures.views import Views
 
         limit = self.cfg.max_samples if split == "train" else 0
         views = Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
@@ -281,7 +284,7 @@ class Vision(Stage):
         return tuple(self.pictures)
 
     def order(self) -> "Order":
-        from data.loader import Order
+        from stoker.data.loader import Order
 
         cfg = self.cfg
         return Order(len(self.dataset("train")), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, by_epoch=True)
@@ -319,8 +322,8 @@ class Vision(Stage):
     # -- model --------------------------------------------------------------------------------------------------
 
     def model(self) -> "DualEncoder":
-        from model.contrastive import DualEncoder
-        from model.vision_encoder import VisionEncoder
+        from stoker.model.contrastive import DualEncoder
+        from stoker.model.vision_encoder import VisionEncoder
 
         cfg = self.cfg
         vision = VisionEncoder(**{name: getattr(cfg, name) for name in VISION}, dropout=cfg.dropout)
@@ -329,7 +332,7 @@ class Vision(Stage):
     def _text_tower(self) -> "nn.Module":
         import copy
 
-        from model.text_tower import FrozenTextTower, TextTower
+        from stoker.model.text_tower import FrozenTextTower, TextTower
 
         cfg = self.cfg
         if self.language_model:
@@ -343,7 +346,7 @@ class Vision(Stage):
         return list(model.vision.blocks)
 
     def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-        from model.contrastive import LOSSES, alike, right_ones
+        from stoker.model.contrastive import LOSSES, alike, right_ones
 
         logits, same = model.logits(*self._vectors(model, batch)), alike(*batch["numbers"].T[:2])
         count = len(logits)
@@ -370,7 +373,7 @@ class Vision(Stage):
         training, whatever the order of the data."""
         import torch
 
-        from model import contrastive, retrieval
+        from stoker.model import contrastive, retrieval
 
         seen, read, numbers = (gathered[name] for name in ("seen", "read", "numbers"))
         order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(self.cfg.seed))
@@ -383,7 +386,7 @@ class Vision(Stage):
         """Pictures with the nearest captions, where the model looks in them, and who is taken for whom."""
         import torch
 
-        from training import media
+        from stoker.training.core import media
 
         rows = self.dataset("validation")
         looked_at = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
@@ -407,7 +410,7 @@ class Vision(Stage):
         """The numbers of the caption of each picture, and of those of all that are nearest to it."""
         import torch
 
-        from training import device as devices
+        from stoker.training.core import device as devices
 
         parts = [devices.move(self.collate(looked_at[start:start + self.cfg.batch_size]), model.head.weight.device)
                  for start in range(0, len(looked_at), self.cfg.batch_size)]
@@ -433,7 +436,7 @@ class Vision(Stage):
         self._save_text(folder)
 
     def load(self, model: Any, folder: Path) -> None:
-        from model import weights
+        from stoker.model import weights
 
         weights.load(model, folder, but=(LANGUAGE_MODEL,))
 
@@ -479,6 +482,6 @@ def language_model_problems(named: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    from training.launch import main
+    from stoker.training.assembly.launch import main
 
     main(Vision)

@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.loader import Order, training_batches
-from data.workers import Abandoned
-from training import device as devices
-from training import optim, rng
-from training.callback import Callback
-from training.ending import Ending, Request, State
-from training.evaluation import evaluate
-from training.events import Events
-from training.media import Media
-from training.options import Options, due
-from training.saver import Saver
-from training.signals import Signals
-from training.snapshots import Snapshots
-from training.stage import Batch, Ratio, Stage
-from training.totals import Totals, finite_or_nothing
+from stoker.data.loader import Order, training_batches
+from stoker.data.workers import Abandoned
+from stoker.training.core import device as devices
+from stoker.training.core import optim, rng
+from stoker.training.core.callback import Callback
+from stoker.training.core.ending import Ending, Request, State
+from stoker.training.core.evaluation import evaluate
+from stoker.training.core.events import Events
+from stoker.training.core.media import Media
+from stoker.training.core.options import Options, due
+from stoker.training.core.saver import Saver
+from stoker.training.core.signals import Signals
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.stage import Stage
+from stoker.training.core.totals import Totals, finite_or_nothing
 
 log = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from daemon import rundir
-from daemon.rundir import RunDir, Status
+from stoker.daemon import rundir
+from stoker.daemon.rundir import RunDir, Status
 
-SOURCE = Path(rundir.__file__).parents[1]
+SOURCE = Path(rundir.__file__).parents[2]
 
 HOLD = """
 import sys
 from pathlib import Path
-from daemon.rundir import RunDir
+from stoker.daemon.rundir import RunDir
 with RunDir(Path(sys.argv[1])).lock():
     {inside}
     print("held", flush=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon import __main__ as commands
-from daemon.rundir import RunDir
+from stoker.daemon import __main__ as commands
+from stoker.daemon.rundir import RunDir
 
 Make = Callable[..., RunDir]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-import files
-from daemon import __main__ as commands
-from daemon import process, registry
-from daemon.process import Process
-from daemon.rundir import RunDir, name_problem
+from stoker import files
+from stoker.daemon import __main__ as commands
+from stoker.daemon import process, registry
+from stoker.daemon.process import Process
+from stoker.daemon.rundir import RunDir, name_problem
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]
@@ -77,7 +77,7 @@ def locked(run: RunDir, written: Process) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("differs, why", [({"started": 1}, "exist here"), ({"boot": "b"}, "does not exist here"),
-                                          ({"pid": 2**22 + 1}, "does not exist here"), ({}, "run.lock, so it is another")])
+                                          ({"pid": 2**22 + 1}, "does not exist here"), ({}, "so it is another")])
 def test_what_a_lock_names_is_not_signalled_unless_it_holds_it(make: Make, call: Call, stranger: Process,
                                                                signalled: list[int], differs: dict[str, object],
                                                                why: str) -> None:

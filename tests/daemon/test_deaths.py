@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon import deaths, machine, process
-from daemon import table as tables
-from daemon.rundir import RunDir
+from stoker.daemon import deaths, machine, process
+from stoker.daemon import table as tables
+from stoker.daemon.rundir import RunDir
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.journal import Extent, Journal
+from stoker.daemon.journal import Extent, Journal
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from daemon import logs
+from stoker.daemon import logs
 
-SOURCE = Path(logs.__file__).parents[1]
+SOURCE = Path(logs.__file__).parents[2]
 LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] (.*)")
 
 SCRIPT = """
 import logging, os, sys, warnings
 from pathlib import Path
-from daemon import logs
+from stoker.daemon import logs
 logs.to_console()
 logging.info("before")
 logs.to_file(Path(sys.argv[1]), background=sys.argv[2] == "background")

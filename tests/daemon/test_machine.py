@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import machine
+from stoker.daemon import machine
 
 
 @pytest.fixture

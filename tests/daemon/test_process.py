@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import process
+from stoker.daemon import process
 
 PR_SET_NAME = 15  # linux/prctl.h
 

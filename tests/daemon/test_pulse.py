@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-import progress
-from daemon import process, pulse, rundir
-from daemon import table as tables
-from daemon.pulse import EVALUATING, SAVING, STARTING, TRAINING, Patience, Pulse
-from daemon.rundir import RunDir
+from stoker import progress
+from stoker.daemon import process, pulse, rundir
+from stoker.daemon import table as tables
+from stoker.daemon.pulse import EVALUATING, SAVING, STARTING, TRAINING, Patience, Pulse
+from stoker.daemon.rundir import RunDir
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]

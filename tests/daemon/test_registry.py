@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import files
-from config import UserError
-from daemon import process, registry
-from daemon.rundir import PROJECT, RunDir
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon import process, registry
+from stoker.daemon.rundir import PROJECT, RunDir
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]

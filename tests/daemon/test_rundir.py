@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-import files
-from config import UserError
-from daemon import registry, rundir
-from daemon import table as tables
-from daemon.pulse import Pulse
-from daemon.rundir import RunDir, Status
-from training import manifest
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon import registry, rundir
+from stoker.daemon import table as tables
+from stoker.daemon.pulse import Pulse
+from stoker.daemon.rundir import RunDir, Status
+from stoker.training.core import manifest
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from daemon import deaths, process
-from daemon.rundir import PROJECT, RunDir
 from desk import until
+from stoker.daemon import deaths, process
+from stoker.daemon.rundir import PROJECT, RunDir
 
 # Each start does the next word of the plan; the last is repeated.
 TRAINER = """
 import faulthandler, json, os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
-from daemon import process, pulse, rundir
-from daemon.rundir import RunDir, Status
+from stoker.daemon import process, pulse, rundir
+from stoker.daemon.rundir import RunDir, Status
 
 folder, plan = Path(sys.argv[1]), Path(sys.argv[1]) / "plan"
 words = plan.read_text().split()
@@ -84,8 +84,8 @@ with run.lock():
 
 SUPERVISOR = """
 import logging, sys
-from daemon import logs
-from daemon.supervisor import Supervisor, Waits
+from stoker.daemon import logs
+from stoker.daemon.supervisor import Supervisor, Waits
 logs.to_console()
 command = [sys.executable, "-c", open(sys.argv[2]).read(), sys.argv[1]]
 sys.exit(Supervisor(command, lambda run, begun: command,
@@ -104,7 +104,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         (tmp_path / "trainer.py").write_text(TRAINER)
         started.append(subprocess.Popen([sys.executable, "-c", SUPERVISOR.format(wait=wait), str(tmp_path),
                                          str(tmp_path / "trainer.py")], stderr=subprocess.DEVNULL,
-                                        env=os.environ | {"PYTHONPATH": str(PROJECT / "src")}))
+                                        env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python")}))
         return started[-1]
 
     yield start

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from daemon import __main__ as commands
-from daemon import table
-from daemon.rundir import RunDir
+from stoker.daemon import __main__ as commands
+from stoker.daemon import table
+from stoker.daemon.rundir import RunDir
 
 Make = Callable[..., RunDir]
 

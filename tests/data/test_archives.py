@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
-from data import archives
+from stoker.config import UserError
+from stoker.data.sources import archives
 
 CONTENTS = {"train/cat/1.jpg": b"one", "train/dog/2.jpg": b"two" * 1000, "a" * 150 + "/ä.png": b"", "last": b"x" * 511}
 

@@ -14,8 +14,8 @@ import soundfile
 import torch
 from torch.utils.data import Dataset
 
-from data import audio
-from data.loader import evaluation_batches
+from stoker.data.loader import evaluation_batches
+from stoker.data.speech import audio
 
 
 def tone(frequency: float, rate: int, seconds: float = 0.5) -> np.ndarray:

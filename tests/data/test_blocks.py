@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import Damaged
 from damage import flip
-from data import blocks
-from data.blocks import Numbers
+from stoker.config import Damaged
+from stoker.data import blocks
+from stoker.data.blocks import Numbers
 
 BLOCK = 64  # bytes: 32 numbers
 NUMBERS = np.arange(100, dtype=np.uint16)

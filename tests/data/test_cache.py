@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
 from damage import flip
-from data import cache
+from stoker.config import UserError
+from stoker.data import cache
 
 TEXT = "a\nwörd\r\n\0"
 

@@ -8,14 +8,15 @@ import pytest
 import soundfile
 import torch
 
-from config import Damaged, UserError
 from damage import flip
-from data import audio, once
-from data.clips import KNOTS, Augmentation, Clips, coloured
-from data.decoded import as_int16, decode
-from data.loader import LengthOrder, training_batches
-from data.speech import Utterance
 from sounds import make_sound
+from stoker.config import Damaged, UserError
+from stoker.data import once
+from stoker.data.loader import LengthOrder, training_batches
+from stoker.data.speech import audio
+from stoker.data.speech.clips import KNOTS, Augmentation, Clips, coloured
+from stoker.data.speech.decoded import as_int16, decode
+from stoker.data.speech.recordings import Utterance
 
 LOUD = Augmentation(speed=0.1, gain=6, noise=20)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import made_pictures
-from data import __main__ as commands
 from sounds import make_sound
+from stoker.data import __main__ as commands
 
 
 def ran(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from config import UserError
-from data import digits, images, pictures
+from stoker.config import UserError
+from stoker.data.pictures import digits, images
+from stoker.data.pictures import table as pictures
 
 
 def test_all_of_them_as_they_are() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from config import UserError
-from data import hub, text
 from fake_hub import SIZES, make_copy, rows
+from stoker.config import UserError
+from stoker.data.sources import hub
+from stoker.data.text import corpus as text
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import archives, images
-from data.images import ImageError, decode
 from made_pictures import encoded, pixels
+from stoker.data.pictures import images
+from stoker.data.pictures.images import ImageError, decode
+from stoker.data.sources import archives
 
 GRADIENT = pixels(1)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from data.loader import LengthOrder
+from stoker.data.loader import LengthOrder
 
 LIMITS = [(400, 16, 1, 30.0), (400, 16, 3, 0.0), (37, 4, 2, 8.0), (5, 2, 1, 1.0), (1, 8, 2, 100.0)]
 

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from config import UserError
-from data.line_augmentation import LineAugmentation, moved
-from data.loader import LengthOrder, training_batches
-from data.pictures import Picture
-from data.resized import Frame, luminance, resize
-from data.views import Views
 from made_pictures import make_picture, pixels
+from stoker.config import UserError
+from stoker.data.loader import LengthOrder, training_batches
+from stoker.data.pictures.line_augmentation import LineAugmentation, moved
+from stoker.data.pictures.resized import Frame, luminance, resize
+from stoker.data.pictures.table import Picture
+from stoker.data.pictures.views import Views
 
 FRAME = Frame(32, grey=True)
 MUCH = LineAugmentation(stretch=0.3, slant=0.3, shift=0.1, weight=0.6, contrast=0.4, blur=1.5, noise=20, invert=0.3)

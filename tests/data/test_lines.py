@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config import UserError
-from data import archives, fonts, images, lines, pictures, pydocs, writing
+from stoker.config import UserError
+from stoker.data.pictures import fonts, images, lines, table, writing
+from stoker.data.sources import archives
+from stoker.data.text import pydocs
 
 FEW = {"train": 60, "validation": 12, "test": 12}
 DOCUMENTS = [f"Module {name} has some_{name} and os.{name}.path, which returns the {name} of a long list of things.\n"
@@ -134,7 +136,7 @@ def test_what_is_written_is_there() -> None:
 
 def test_as_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "SIZES", FEW)
-    splits = pictures.read("lines")
+    splits = table.read("lines")
     assert {split: len(rows) for split, rows in splits.items()} == FEW
     assert images.decode(splits["test"][3].path).mode == "RGB"
     expected = {split: [line.text for line in lines.script(FEW) if line.split == split] for split in FEW}

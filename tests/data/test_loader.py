@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import workers
-from data.loader import Order, evaluation_batches, training_batches
-from data.workers import Abandoned, OutOfSharedMemory, Shared, awaited, workers_that_fit
+from stoker.data import workers
+from stoker.data.loader import Order, evaluation_batches, training_batches
+from stoker.data.workers import Abandoned, OutOfSharedMemory, Shared, awaited, workers_that_fit
 
 
 @pytest.mark.parametrize("size, batch, accum", [(22, 4, 2), (24, 4, 2), (3, 4, 2), (1, 1, 1), (100, 7, 3)])
@@ -86,7 +86,7 @@ class Hangs(Rows):
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.loader.LOOK", 0.05)
+    monkeypatch.setattr("stoker.data.loader.LOOK", 0.05)
     monkeypatch.setattr(workers, "SILENCE", 0.1)
 
 

@@ -7,13 +7,14 @@ from shutil import rmtree
 
 import pytest
 
-from config import Damaged, UserError
 from damage import flip, full_disk
-from data import archives, made
-from data.decoded import decode
-from data.resized import resize
 from made_pictures import make_picture
 from sounds import make_sound
+from stoker.config import Damaged, UserError
+from stoker.data import made
+from stoker.data.pictures.resized import resize
+from stoker.data.sources import archives
+from stoker.data.speech.decoded import decode
 
 
 @pytest.fixture

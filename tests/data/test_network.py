@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from data import network
+from stoker.data.sources import network
 
 
 class Answering(http.server.BaseHTTPRequestHandler):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config import UserError, printable
-from data import pictures
-from data.picture_check import Limits, checked, examined, percentiles, problem
-from data.pictures import Picture
-from data.resized import Fact, Frame
 from made_pictures import encoded, make_picture, pixels
+from stoker.config import UserError, printable
+from stoker.data.pictures import table
+from stoker.data.pictures.check import Limits, checked, examined, percentiles, problem
+from stoker.data.pictures.resized import Fact, Frame
+from stoker.data.pictures.table import Picture
 
 FRAMES = {split: Frame(8, 8) for split in ("train", "validation", "test")}
 
@@ -176,8 +176,8 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 
 @pytest.mark.skipif(not REAL.exists(), reason="the pictures are not at hand")
 def test_real_pictures_are_all_of_use_but_one_that_comes_twice() -> None:
-    splits = pictures.read(str(REAL / "images/clothing"))
+    splits = table.read(str(REAL / "images/clothing"))
     _, _, report = examined(splits, FRAMES, keep=False)
     assert not report.refused and report.labels["validation"].most_common(1) == [("t-shirt", 81)]
-    _, _, report = examined(pictures.read(str(REAL / "images/captions")), FRAMES, keep=False)
+    _, _, report = examined(table.read(str(REAL / "images/captions")), FRAMES, keep=False)
     assert report.repeated == 1 and {why.partition(":")[0] for _, _, why in report.refused} <= {"judged by"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
-from data import pictures
-from data.pictures import Picture
+from stoker.config import UserError
+from stoker.data.pictures import table
+from stoker.data.pictures.table import Picture
 
 
 def csv_of(folder: Path, text: str, name: str = "a.csv") -> str:
@@ -18,7 +18,7 @@ def csv_of(folder: Path, text: str, name: str = "a.csv") -> str:
 
 
 def found(name: str) -> list[tuple[str, str, str, str]]:
-    return [(split, Path(each.path).name, each.text, each.label) for split, each in pictures.listed(name)]
+    return [(split, Path(each.path).name, each.text, each.label) for split, each in table.listed(name)]
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -41,14 +41,14 @@ def test_a_csv_of_labels(tmp_path: Path) -> None:
     name = csv_of(tmp_path, "image,label\na.png,t_shirt\nb.png,\n")
     assert found(name) == [("train", "a.png", "", "t_shirt"), ("train", "b.png", "", "")]
     rows = [*(f"{i}.png,t_shirt" for i in range(40)), "x.png,"]
-    splits = pictures.read(csv_of(tmp_path, "image,label\n" + "\n".join(rows)), template="a photo of a {}")
+    splits = table.read(csv_of(tmp_path, "image,label\n" + "\n".join(rows)), template="a photo of a {}")
     texts = {each.text for each in splits["train"] + splits["validation"]}
     assert texts == {"a photo of a t shirt", ""}, "what has no label has no text either: the data check tells"
 
 
 def test_columns_go_by_their_names(tmp_path: Path) -> None:
     name = csv_of(tmp_path, "split,caption,class,document,image_path\ntest,a cat,cat,d1,a.png\nval,,dog,d2,b.png\n")
-    assert list(pictures.listed(name)) == [
+    assert list(table.listed(name)) == [
         ("test", Picture(str(tmp_path / "a.png"), "a cat", "cat", "d1")),
         ("validation", Picture(str(tmp_path / "b.png"), "", "dog", "d2"))]
     assert found(csv_of(tmp_path, "x.png\tsaid, so\n", "a.tsv")) == [("train", "x.png", "said, so", "")]
@@ -61,7 +61,7 @@ def test_annotations_as_the_guide_has_them(tmp_path: Path) -> None:
     assert found(name) == found(str(tmp_path)) == [
         ("train", "image1.jpg", "A cat sitting on a couch", ""), ("train", "image2.jpg", "Two", ""),
         ("train", "3.jpg", "", "")]
-    assert [each.path for _, each in pictures.listed(name)][1] == str(tmp_path / "in/image2.jpg")
+    assert [each.path for _, each in table.listed(name)][1] == str(tmp_path / "in/image2.jpg")
 
 
 def test_annotations_as_coco_has_them(tmp_path: Path) -> None:
@@ -74,14 +74,14 @@ def test_annotations_as_coco_has_them(tmp_path: Path) -> None:
 
 def test_annotations_too_deep_to_be_read_are_refused(tmp_path: Path) -> None:
     name = csv_of(tmp_path, "[" * 100_000, "annotations.json")
-    [problem] = pictures.check(name)
+    [problem] = table.check(name)
     assert "is not of the form" in problem and "RecursionError" in problem
 
 
 def test_names_and_texts_that_are_not_unicode_are_split_like_others(tmp_path: Path) -> None:
     """Such rows are for the check to refuse."""
     images = [{"file_name": "\ud800" * (row % 2) + f"{row}.png", "caption": "half \ud800"} for row in range(60)]
-    found = pictures.read(csv_of(tmp_path, json.dumps({"images": images}), "annotations.json"))
+    found = table.read(csv_of(tmp_path, json.dumps({"images": images}), "annotations.json"))
     assert sum(map(len, found.values())) == 60 and found["validation"]
 
 
@@ -89,7 +89,7 @@ def test_files_lie_beside_the_table_then_in_the_working_folder(tmp_path: Path, m
     touch(tmp_path, "data/both.png", "here/both.png", "here/only.png", "far/away.png")
     name = csv_of(tmp_path / "data", f"both.png,a\nonly.png,b\n{tmp_path}/far/away.png,c\nnone.png,d\nx.tar!y.png,e\n")
     monkeypatch.chdir(tmp_path / "here")
-    assert [each.path for _, each in pictures.listed(name)] == [
+    assert [each.path for _, each in table.listed(name)] == [
         str(tmp_path / where) for where in ("data/both.png", "here/only.png", "far/away.png", "data/none.png",
                                             "data/x.tar!y.png")]
 
@@ -126,7 +126,7 @@ def test_archives_by_class(tmp_path: Path, kind: str) -> None:
         with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
             for name in [*names, *others]:
                 tar.add(tmp_path / "data" / name, arcname=f"{around}/{name}")
-        rows = list(pictures.listed(str(path)))
+        rows = list(table.listed(str(path)))
         if kind != "none" or around == ".":
             assert [(split, each.label) for split, each in rows] == expected
         assert [each.path for _, each in rows] == [f"{path}!{Path(around, name)}" for name in names]
@@ -151,11 +151,11 @@ def test_texts_lie_beside_pictures_of_archives_too(tmp_path: Path) -> None:
     expected = [("f.png", "Two\nlines", ""), ("a.jpg", "A  \u00a3 line.", ""), ("b.c.jpg", "", ""), ("d.jpg", "", "in")]
     for where in ("data", "a.tar.gz"):
         rows = [(each.path.rpartition("!")[2].rpartition("/")[2], each.text, each.label)
-                for _, each in pictures.listed(str(tmp_path / where))]
+                for _, each in table.listed(str(tmp_path / where))]
         assert rows == expected, where
-    assert [each.path for _, each in pictures.listed(str(tmp_path / "data"))] == [
+    assert [each.path for _, each in table.listed(str(tmp_path / "data"))] == [
         str(tmp_path / "data" / name) for name in names]
-    assert [each.path for _, each in pictures.listed(str(tmp_path / "a.tar.gz"))] == [
+    assert [each.path for _, each in table.listed(str(tmp_path / "a.tar.gz"))] == [
         f"{tmp_path}/a.tar.gz!{name}" for name in names]
 
 
@@ -186,29 +186,29 @@ def test_whole_groups_are_judged_by(tmp_path: Path) -> None:
     """Lines of a receipt are found by the file's name."""
     rows = [f"img/{receipt:03d}_{line:02d}.png,line {line}" for receipt in range(60) for line in range(7)]
     name = csv_of(tmp_path, "image,text\n" + "\n".join(rows))
-    splits = pictures.read(name, group_by=r"([^/]*)_[^/]*$")
+    splits = table.read(name, group_by=r"([^/]*)_[^/]*$")
     groups = {split: {each.group for each in rows} for split, rows in splits.items()}
     assert groups["train"] | groups["validation"] == {f"{i:03d}" for i in range(60)}
     assert not groups["train"] & groups["validation"]
     assert 0.05 <= len(splits["validation"]) / len(rows) <= 0.1
-    held = pictures.read(name, group_by=r"\d+(?=_)", held_out=["007", "011"])
+    held = table.read(name, group_by=r"\d+(?=_)", held_out=["007", "011"])
     assert {each.group for each in held["validation"]} == {"007", "011"} and len(held["validation"]) == 14
     with pytest.raises(UserError, match=r"--held_out 0077: .* has no such group \(did you mean 007\?\)"):
-        pictures.read(name, group_by=r"\d+(?=_)", held_out=["0077"])
+        table.read(name, group_by=r"\d+(?=_)", held_out=["0077"])
     with pytest.raises(UserError, match=r"--group_by receipt: matches nothing in .*/img/000_00.png"):
-        pictures.read(name, group_by="receipt")
+        table.read(name, group_by="receipt")
 
 
 def test_where_some_groups_are_not_known_whole_files_are(tmp_path: Path) -> None:
     rows = [f"{i}.png,text {i},{f'group {i // 10}' if i < 50 else ''}" for i in range(100)]
-    assert len(pictures.read(csv_of(tmp_path, "image,text,group\n" + "\n".join(rows)))["validation"]) == 5
+    assert len(table.read(csv_of(tmp_path, "image,text,group\n" + "\n".join(rows)))["validation"]) == 5
 
 
 def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
     """Though the data name other rows to validate by."""
     rows = [f"{g}{i}.png,{g} {i},{g},{split}" for g, split in (("a", "train"), ("b", "train"), ("c", "validation"))
             for i in range(4)]
-    splits = pictures.read(csv_of(tmp_path, "image,text,group,split\n" + "\n".join(rows)), held_out=["a"])
+    splits = table.read(csv_of(tmp_path, "image,text,group,split\n" + "\n".join(rows)), held_out=["a"])
     assert [each.text for each in splits["validation"]] == [f"a {i}" for i in range(4)]
     assert [each.text for each in splits["train"]] == [f"{g} {i}" for g in "bc" for i in range(4)]
 
@@ -216,22 +216,22 @@ def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
 def test_a_picture_is_not_parted_from_itself(tmp_path: Path) -> None:
     """Five captions of each."""
     name = csv_of(tmp_path, "image,text\n" + "\n".join(f"{i // 5}.png,caption {i}" for i in range(500)))
-    splits = pictures.read(name, share=0.2)
+    splits = table.read(name, share=0.2)
     paths = {split: {each.path for each in rows} for split, rows in splits.items()}
     assert not paths["train"] & paths["validation"] and len(paths["validation"]) == 20
-    assert pictures.read(name, share=0.2) == splits, "no random numbers"
+    assert table.read(name, share=0.2) == splits, "no random numbers"
 
 
 def test_where_the_files_lie_makes_no_difference(tmp_path: Path) -> None:
     text = "image,label\n" + "\n".join(f"in/{i}.png,{i % 3}" for i in range(100))
     names = [csv_of(tmp_path / folder, text) for folder in ("here", "there")]
-    chosen = [{Path(each.path).name for each in pictures.read(name)["validation"]} for name in names]
+    chosen = [{Path(each.path).name for each in table.read(name)["validation"]} for name in names]
     assert chosen[0] == chosen[1] and len(chosen[0]) == 5
 
 
 def test_official_parts_stay_what_they_are(tmp_path: Path) -> None:
     rows = [f"{i}.png,text {i},{split}" for i in range(60) for split in [("train", "test")[i % 2]]]
-    splits = pictures.read(csv_of(tmp_path, "image,text,split\n" + "\n".join(rows)))
+    splits = table.read(csv_of(tmp_path, "image,text,split\n" + "\n".join(rows)))
     assert [int(Path(each.path).stem) % 2 for each in splits["test"]] == [1] * 30
     assert len(splits["train"]) + len(splits["validation"]) == 30 and splits["validation"]
 
@@ -239,10 +239,10 @@ def test_official_parts_stay_what_they_are(tmp_path: Path) -> None:
 def test_texts_that_are_judged_by_can_be_left_out(tmp_path: Path) -> None:
     rows = [f"{i}.png,text {i % 10},{'test' if i > 90 else 'train'}" for i in range(100)]
     name = csv_of(tmp_path, "image,text,split\n" + "\n".join(rows))
-    kept = pictures.read(name, shared_texts=False)
+    kept = table.read(name, shared_texts=False)
     judged = {each.text for split in ("validation", "test") for each in kept[split]}
     assert not judged & {each.text for each in kept["train"]} and len(judged) == 9 and len(kept["train"]) >= 9
-    assert len(pictures.read(name)["train"]) > 80
+    assert len(table.read(name)["train"]) > 80
 
 
 # -- mistakes
@@ -270,23 +270,23 @@ def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
         csv_of(tmp_path, '{"images": [', "f.json"): r'is not of the form \{"images": .*JSONDecodeError',
         "mjsynth": "is not on this machine: ./run/data.sh download --dataset mjsynth fetches it, about 15 GB",
     }.items():
-        [line] = pictures.check(name)
+        [line] = table.check(name)
         with pytest.raises(UserError, match=why):
-            pictures.read(name)
+            table.read(name)
         assert "\n" not in line
-    assert pictures.check("scenes") == pictures.check("digits") == []
-    assert pictures.check("scenes", group_by="(") == [
+    assert table.check("scenes") == table.check("digits") == []
+    assert table.check("scenes", group_by="(") == [
         "--group_by (: is no regular expression (missing ), unterminated subpattern at position 0)"]
 
 
 def test_a_table_without_rows_but_a_header(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no pictures"):
-        pictures.read(csv_of(tmp_path, "image,label\n"))
+        table.read(csv_of(tmp_path, "image,label\n"))
 
 
 def test_a_single_picture_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of its 1 pictures nothing is left to judge by"):
-        pictures.read(csv_of(tmp_path, "image,label\na.png,x\n"))
+        table.read(csv_of(tmp_path, "image,label\na.png,x\n"))
 
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -295,12 +295,12 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 @pytest.mark.skipif(not REAL.exists(), reason="the pictures are not at hand")
 def test_real_ones_as_they_come() -> None:
     """Counts as their authors give them."""
-    cifar = pictures.read(str(REAL / "images/cifar10_train_jpg.tar.gz"), share=0.1)
+    cifar = table.read(str(REAL / "images/cifar10_train_jpg.tar.gz"), share=0.1)
     assert {split: len(rows) for split, rows in cifar.items()} == {"train": 45_000, "validation": 5_000}
     assert len({each.label for each in cifar["train"]}) == 10
-    clothing = pictures.read(str(REAL / "images/clothing"))
+    clothing = table.read(str(REAL / "images/clothing"))
     assert (len(clothing["train"]), len(clothing["validation"])) == (3068, 341)
-    captions = pictures.read(str(REAL / "images/captions"))
+    captions = table.read(str(REAL / "images/captions"))
     assert sum(map(len, captions.values())) == 700
-    lines = pictures.read(str(REAL / "ocr/receipt_lines"), group_by=r"([^/]*)_[^/]*$")
+    lines = table.read(str(REAL / "ocr/receipt_lines"), group_by=r"([^/]*)_[^/]*$")
     assert sum(map(len, lines.values())) == 6000

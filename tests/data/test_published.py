@@ -8,12 +8,14 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from config import UserError
 from damage import flip
-from data import parts, published, speech
-from data.parts import Part, Sounds, Source
-from data.published import PARTS
 from sounds import make_sound
+from stoker.data.sources.names import LIBRISPEECH
+from stoker.config import UserError
+from stoker.data.sources import parts, published
+from stoker.data.sources.parts import Part, Sounds, Source
+from stoker.data.sources.published import PARTS
+from stoker.data.speech import recordings
 
 SOURCE = Source("", "", {}, 0)
 SIZES = {"train.clean.100": 25, "validation.clean": 4, "test.clean": 5, "test.other": 3}
@@ -45,13 +47,13 @@ def _here(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(published.SOURCES, "librispeech-100",
                         Source(str(copy), "all", dict(itertools.islice(PARTS.items(), 3)), 7))
     monkeypatch.setattr(parts, "AT_ONCE", 4)
-    monkeypatch.setattr("data.hub.away", lambda repository: "")
+    monkeypatch.setattr("stoker.data.sources.hub.away", lambda repository: "")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
 
 
 def test_it_comes_with_its_official_parts(copy: Path) -> None:
     path = published.download("librispeech-100")
-    splits = speech.read("librispeech-100")
+    splits = recordings.read("librispeech-100")
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 25, "validation": 4, "test": 5}
     assert [row.text for row in splits["test"]] == [f"test clean number {i} so" for i in range(5)]
     assert {row.speaker for row in splits["validation"]} == {"160", "161", "162"}
@@ -78,7 +80,7 @@ def test_interrupted_it_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tm
         with pytest.raises(KeyboardInterrupt):
             published.download("librispeech-100")
     with pytest.raises(UserError, match="is only in part on this machine: ./run/data.sh download"):
-        speech.read("librispeech-100")
+        recordings.read("librispeech-100")
     folder = tmp_path / "other" / "speech" / "librispeech-100"
     open_part = next(part for part in SIZES if not Part(folder, SOURCE, part, "").done)
     with open(folder / f"{open_part}.rows", "a") as file:
@@ -108,8 +110,8 @@ def test_a_damaged_manifest_is_not_trained_on() -> None:
     was = path.read_text()
     flip(path, 100)
     with pytest.raises(UserError, match="manifest.csv was damaged and has been removed: ./run/data.sh download"):
-        speech.read("librispeech-100")
-    assert published.download("librispeech-100").read_text() == was and speech.read("librispeech-100")
+        recordings.read("librispeech-100")
+    assert published.download("librispeech-100").read_text() == was and recordings.read("librispeech-100")
 
 
 def test_without_the_hub_it_says_so(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
@@ -124,7 +126,7 @@ def test_without_the_hub_it_says_so(monkeypatch: pytest.MonkeyPatch, own_home: P
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; connect"):
         published.download("librispeech-100")
     with pytest.raises(UserError, match="is not on this machine: ./run/data.sh download"):
-        speech.read("librispeech-100")
+        recordings.read("librispeech-100")
 
 
 def test_a_download_that_fails_says_what_is_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +143,7 @@ def test_a_download_that_fails_says_what_is_kept(copy: Path, monkeypatch: pytest
 
 def test_any_other_repository(copy: Path, tmp_path: Path) -> None:
     path = published.copy(str(copy), "all", tmp_path / "out")
-    splits = speech.read(str(tmp_path / "out"))
+    splits = recordings.read(str(tmp_path / "out"))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 25, "validation": 4, "test": 8}
     assert splits["test"][7].text == "test other number 2 so" and splits["test"][7].speaker == "102"
     assert published.copy(str(copy), "all", tmp_path / "out") == path
@@ -150,7 +152,7 @@ def test_any_other_repository(copy: Path, tmp_path: Path) -> None:
 
 
 def test_larger_ones_hold_the_smaller() -> None:
-    parts = [list(published.SOURCES[name].splits) for name in speech.PUBLISHED[1:]]
+    parts = [list(published.SOURCES[name].splits) for name in LIBRISPEECH[1:]]
     assert [len(each) for each in parts] == [4, 5] and set(parts[0]) < set(parts[1])
     for source in published.SOURCES.values():
         assert all(ours == theirs.partition(".")[0] for theirs, ours in source.splits.items()), "no test in training"

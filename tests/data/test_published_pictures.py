@@ -9,10 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from config import UserError
-from data import archives, images, parts, pictures, published
-from data.parts import Images, Part, Source
 from made_pictures import make_picture
+from stoker.data.sources.names import HUB_PICTURES
+from stoker.config import UserError
+from stoker.data.pictures import images, table
+from stoker.data.sources import archives, parts, published
+from stoker.data.sources.parts import Images, Part, Source
 
 TEXTS = 3  # of each picture
 SIZES = {"train": 11, "validation": 3, "test": 2}  # pictures
@@ -46,13 +48,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _here(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(published.SOURCES, "coco-captions", Source(str(copy), None))
     monkeypatch.setattr(parts, "AT_ONCE", 4)
-    monkeypatch.setattr("data.hub.away", lambda repository: "")
+    monkeypatch.setattr("stoker.data.sources.hub.away", lambda repository: "")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
 
 
 def test_it_comes_with_its_official_parts(copy: Path) -> None:
     path = published.download("coco-captions")
-    splits = pictures.read("coco-captions")
+    splits = table.read("coco-captions")
     assert {split: len(rows) for split, rows in splits.items()} == {part: TEXTS * n for part, n in SIZES.items()}
     for part, rows in splits.items():
         assert [row.text for row in rows] == [text for n in range(SIZES[part]) for text in captions(part, n)]
@@ -80,7 +82,7 @@ def test_interrupted_it_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tm
         with pytest.raises(KeyboardInterrupt):
             published.download("coco-captions")
     with pytest.raises(UserError, match="is only in part on this machine: ./run/data.sh download"):
-        pictures.read("coco-captions")
+        table.read("coco-captions")
     folder = tmp_path / "other" / "published" / "coco-captions"
     begun = next(part for part in SIZES if not Part(folder, Source("", None), part, "").done)
     for suffix in (".rows", ".tar"):
@@ -97,16 +99,16 @@ def test_interrupted_it_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_part_of_it_and_later_more(monkeypatch: pytest.MonkeyPatch) -> None:
     first = published.download("coco-captions", 5).read_text().splitlines()
-    splits = pictures.read("coco-captions")
+    splits = table.read("coco-captions")
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 5, "validation": 5, "test": 5}
     with monkeypatch.context() as patch:
         patch.setattr(Images, "keep", lambda *args: pytest.fail("was fetched again"))
         published.download("coco-captions", 4)
-    assert {split: len(rows) for split, rows in pictures.read("coco-captions").items()} == dict.fromkeys(SIZES, 5)
+    assert {split: len(rows) for split, rows in table.read("coco-captions").items()} == dict.fromkeys(SIZES, 5)
     second = published.download("coco-captions", 8).read_text().splitlines()
     third = published.download("coco-captions").read_text().splitlines()
     assert set(first) < set(second) < set(third) and len(third) == 1 + 48 and len(second) == 1 + 8 + 8 + 6
-    assert all(images.decode(row.path) for rows in pictures.read("coco-captions").values() for row in rows)
+    assert all(images.decode(row.path) for rows in table.read("coco-captions").values() for row in rows)
 
 
 def test_what_is_written_on_them_may_be_called_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,7 @@ def test_what_is_written_on_them_may_be_called_a_label(tmp_path: Path, monkeypat
     assert published.SOURCES["mjsynth"].columns == {"text": "label", "label": ""}
     monkeypatch.setitem(published.SOURCES, "mjsynth", Source(str(folder), None, columns={"text": "label", "label": ""}))
     published.download("mjsynth")
-    splits = pictures.read("mjsynth")
+    splits = table.read("mjsynth")
     assert [(row.text, row.label) for row in splits["validation"]] == [(f"Word {i}", "") for i in range(6)]
 
 
@@ -136,7 +138,7 @@ def test_classes_go_by_their_names_and_lists_by_their_parts(tmp_path: Path) -> N
     for part in ("train", "test"):
         datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{part}.parquet")
     path = published.copy(str(folder), None, tmp_path / "out")
-    found = [(each.text, each.label) for split, each in pictures.listed(str(tmp_path / "out")) if split == "test"]
+    found = [(each.text, each.label) for split, each in table.listed(str(tmp_path / "out")) if split == "test"]
     assert found == [(f"{i}, {way}", ["cat", "dog"][i % 2]) for i in range(4) for way in ("one", "two")]
     assert len(archives.members(path.with_name("test.tar"))) == 4
 
@@ -154,4 +156,4 @@ def test_no_test_in_training() -> None:
     names = {name: published.splits.named(name) for name in ("train", "val", "validation", "test", "train.other.500")}
     assert names == {"train": "train", "val": "validation", "validation": "validation", "test": "test",
                      "train.other.500": "train"}
-    assert set(published.SOURCES) == {*pictures.PUBLISHED, "librispeech-100", "librispeech-460", "librispeech-960"}
+    assert set(published.SOURCES) == {*HUB_PICTURES, "librispeech-100", "librispeech-460", "librispeech-960"}

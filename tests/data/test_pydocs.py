@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import files
-from config import UserError
 from damage import flip
-from data import pydocs, text
+from stoker import files
+from stoker.config import UserError
+from stoker.data.text import corpus, pydocs
 
 MODULE = '''"""Tools for measuring rivers, written for the people who live beside them."""
 from . import add_newdoc
@@ -90,7 +90,7 @@ def test_it_is_built_once_and_read_as_documents(package: Path, monkeypatch: pyte
     monkeypatch.setattr(pydocs, "_roots", lambda: [package])
     built = pydocs.build()
     [path] = (files.home() / "pydocs").glob("*.txt")
-    read = text._between_marks(built)
+    read = corpus._between_marks(built)
     assert [document.removesuffix("\n") for document in read] == list(pydocs.gather([package]))
     monkeypatch.setattr(pydocs, "gather", None)
     assert pydocs.build() == built
@@ -106,7 +106,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     with pytest.raises(UserError, match="pip install torch"):
-        text.documents("pydocs")
+        corpus.documents("pydocs")
 
 
 def test_the_real_standard_library_gives_english() -> None:

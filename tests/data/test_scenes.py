@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import UserError
-from data import archives, images, pictures, scenes
-from data.scenes import CAPTIONS, COLOURS, HELD_OUT, PLACES, RADII, ROWS, SHAPES, SIDE, Group, Scene
+from stoker.config import UserError
+from stoker.data.pictures import images, scenes, table
+from stoker.data.pictures.scenes import CAPTIONS, COLOURS, HELD_OUT, PLACES, RADII, ROWS, SHAPES, SIDE, Group, Scene
+from stoker.data.sources import archives
 
 FEW = {"train": 60, "validation": 20, "test": 10}
 
@@ -191,7 +192,7 @@ def test_the_shapes_are_told_by_how_much_they_fill() -> None:
 
 def test_as_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "SIZES", FEW)
-    splits = pictures.read("scenes")
+    splits = table.read("scenes")
     assert {split: len(rows) for split, rows in splits.items()} == FEW
     assert len({each.text for each in splits["validation"]}) == 20
     assert images.decode(splits["test"][9].path).size == (SIDE, SIDE)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
-from data import speech
-from data.speech import Utterance
+from stoker.config import UserError
+from stoker.data.speech import recordings
+from stoker.data.speech.recordings import Utterance
 
 
 def csv_of(folder: Path, text: str, name: str = "a.csv") -> str:
@@ -15,7 +15,7 @@ def csv_of(folder: Path, text: str, name: str = "a.csv") -> str:
 
 
 def found(name: str) -> list[tuple[str, str, str]]:
-    return [(split, Path(each.path).name, each.text) for split, each in speech.listed(name)]
+    return [(split, Path(each.path).name, each.text) for split, each in recordings.listed(name)]
 
 
 HEADERS = ["audio_path,transcription\n", "wav,text\n", "", "# made by hand\nwav,text\n", "Audio_Path , Transcription\n",
@@ -30,11 +30,11 @@ def test_a_csv_with_a_header_or_none(tmp_path: Path, header: str) -> None:
 
 def test_columns_go_by_their_names(tmp_path: Path) -> None:
     name = csv_of(tmp_path, "speaker,text,split,seconds,wav\nanna,hi,test,1.25,a.wav\nbo,ho,dev,,b.wav\n")
-    assert list(speech.listed(name)) == [
+    assert list(recordings.listed(name)) == [
         ("test", Utterance(str(tmp_path / "a.wav"), "hi", 1.25, "anna")),
         ("validation", Utterance(str(tmp_path / "b.wav"), "ho", 0.0, "bo"))]
     tabs = csv_of(tmp_path, "client_id\tpath\tsentence\nx\ta.mp3\tI say, so\n", "a.tsv")
-    assert list(speech.listed(tabs)) == [("train", Utterance(str(tmp_path / "a.mp3"), "I say, so", 0.0, "x"))]
+    assert list(recordings.listed(tabs)) == [("train", Utterance(str(tmp_path / "a.mp3"), "I say, so", 0.0, "x"))]
 
 
 def test_files_lie_beside_the_csv_then_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_files_lie_beside_the_csv_then_in_the_working_folder(tmp_path: Path, mon
         (tmp_path / where).touch()
     name = csv_of(tmp_path / "data", f"both.wav,a\nonly.wav,b\n{tmp_path}/far/away.wav,c\nnone.wav,d\n")
     monkeypatch.chdir(tmp_path / "here")
-    assert [each.path for _, each in speech.listed(name)] == [
+    assert [each.path for _, each in recordings.listed(name)] == [
         str(tmp_path / where) for where in ("data/both.wav", "here/only.wav", "far/away.wav", "data/none.wav")]
 
 
@@ -65,7 +65,7 @@ def test_librispeech_as_it_is_unpacked(tmp_path: Path) -> None:
         for number in (0, 1):
             (folder / f"{stem}-000{number}.flac").touch()
         (folder / f"{stem}.trans.txt").write_text(f"{stem}-0000 FIRST OF {part.upper()}\n{stem}-0001 IT'S IT\n")
-    splits = speech.read(str(tmp_path), shared_texts=True)
+    splits = recordings.read(str(tmp_path), shared_texts=True)
     assert {split: [(each.text, each.speaker) for each in rows] for split, rows in splits.items()} == {
         "train": [("first of train clean 100", "19"), ("it's it", "19")],
         "validation": [("first of dev clean", "84"), ("it's it", "84")],
@@ -84,7 +84,7 @@ def test_a_folder_with_a_manifest_is_that(tmp_path: Path) -> None:
     ("na\u00efve caf\u00e9 \u2014 \ufb01n", "na\u00efve caf\u00e9 fin"),
 ])
 def test_labels(said: str, label: str) -> None:
-    assert speech.normalised(said) == label
+    assert recordings.normalised(said) == label
 
 
 # -- the split
@@ -97,7 +97,7 @@ def manifest(folder: Path, speakers: int, each: int) -> str:
 
 @pytest.mark.parametrize("speakers, each", [(40, 10), (4, 50), (2, 3)])
 def test_whole_speakers_are_judged_by(tmp_path: Path, speakers: int, each: int) -> None:
-    splits = speech.read(manifest(tmp_path, speakers, each))
+    splits = recordings.read(manifest(tmp_path, speakers, each))
     people = {split: {row.speaker for row in rows} for split, rows in splits.items()}
     assert not people["train"] & people["validation"] and len(people["train"] | people["validation"]) == speakers
     assert sum(map(len, splits.values())) == speakers * each
@@ -107,42 +107,42 @@ def test_whole_speakers_are_judged_by(tmp_path: Path, speakers: int, each: int) 
 
 def test_where_speakers_are_not_known_whole_texts_are(tmp_path: Path) -> None:
     name = csv_of(tmp_path, "\n".join(f"{i}.wav,text number {i % 100}" for i in range(400)))
-    splits = speech.read(name)
+    splits = recordings.read(name)
     texts = {split: {row.text for row in rows} for split, rows in splits.items()}
     assert not texts["train"] & texts["validation"] and len(splits["train"]) + len(splits["validation"]) == 400
     assert 0.05 <= len(splits["validation"]) / 400 <= 0.1
-    assert speech.read(name) == splits, "no random numbers"
+    assert recordings.read(name) == splits, "no random numbers"
 
 
 def test_where_some_speakers_are_not_known_whole_texts_are(tmp_path: Path) -> None:
     """What would be left are speakers who say what others say as well."""
     rows = [f"{i}.wav,text number {i % 100},{f'speaker {i // 10}' if i < 200 else ''}" for i in range(400)]
-    splits = speech.read(csv_of(tmp_path, "wav,text,speaker\n" + "\n".join(rows)))
+    splits = recordings.read(csv_of(tmp_path, "wav,text,speaker\n" + "\n".join(rows)))
     assert len(splits["train"]) + len(splits["validation"]) == 400 and 20 <= len(splits["validation"]) <= 40
 
 
 def test_who_is_judged_by_never_changes(tmp_path: Path) -> None:
     """A run is judged by the same rows in any process, and by those that older runs were judged by."""
-    splits = speech.read(manifest(tmp_path, 40, 10))
+    splits = recordings.read(manifest(tmp_path, 40, 10))
     assert {row.speaker for row in splits["validation"]} == {"speaker 2", "speaker 15"}
 
 
 def test_a_speaker_can_be_held_out(tmp_path: Path) -> None:
     name = manifest(tmp_path, 5, 4)
-    splits = speech.read(name, held_out=["speaker 1", "speaker 3"])
+    splits = recordings.read(name, held_out=["speaker 1", "speaker 3"])
     assert {row.speaker for row in splits["validation"]} == {"speaker 1", "speaker 3"}
     assert {row.speaker for row in splits["train"]} == {"speaker 0", "speaker 2", "speaker 4"}
     with pytest.raises(UserError, match=r"--held_out speker 1: .* \(did you mean speaker 1\?\)"):
-        speech.read(name, held_out=["speker 1"])
+        recordings.read(name, held_out=["speker 1"])
     with pytest.raises(UserError, match="names all the speakers"):
-        speech.read(name, held_out=[f"speaker {i}" for i in range(5)])
+        recordings.read(name, held_out=[f"speaker {i}" for i in range(5)])
 
 
 def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
     """Though the data name other rows to validate by."""
     rows = [f"{s}{i}.wav,{s} {i},{s},{split}" for s, split in (("a", "train"), ("b", "train"), ("c", "validation"))
             for i in range(4)]
-    splits = speech.read(csv_of(tmp_path, "wav,text,speaker,split\n" + "\n".join(rows)), held_out=["a"])
+    splits = recordings.read(csv_of(tmp_path, "wav,text,speaker,split\n" + "\n".join(rows)), held_out=["a"])
     assert [row.text for row in splits["validation"]] == [f"a {i}" for i in range(4)]
     assert [row.text for row in splits["train"]] == [f"{s} {i}" for s in "bc" for i in range(4)]
 
@@ -150,34 +150,34 @@ def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
 def test_texts_of_the_test_part_are_left_out_of_training_too(tmp_path: Path) -> None:
     rows = [f"{i}.wav,text {i},{split}" for i, split in enumerate(["train"] * 6 + ["dev"] * 2)]
     name = csv_of(tmp_path, "wav,text,split\n" + "\n".join([*rows, "x.wav,Text 1,test", "y.wav,text 9,test"]))
-    assert [row.text for row in speech.read(name)["train"]] == ["text 0", "text 2", "text 3", "text 4", "text 5"]
+    assert [row.text for row in recordings.read(name)["train"]] == ["text 0", "text 2", "text 3", "text 4", "text 5"]
 
 
 def test_texts_that_are_judged_by_are_left_out_of_training(tmp_path: Path) -> None:
     rows = [f"{s}{i}.wav,{text},{s}" for s in "abcd" for i, text in enumerate(["Yes.", f"{s} 1", f"{s} 2", f"{s} 3"])]
     name = csv_of(tmp_path, "wav,text,speaker\n" + "\n".join(rows))
-    splits = speech.read(name, held_out=["b"])
+    splits = recordings.read(name, held_out=["b"])
     assert len(splits["validation"]) == 4 and len(splits["train"]) == 9
     assert "yes" not in {row.text for row in splits["train"]}
-    assert len(speech.read(name, held_out=["b"], shared_texts=True)["train"]) == 12
+    assert len(recordings.read(name, held_out=["b"], shared_texts=True)["train"]) == 12
 
 
 def test_where_that_would_leave_little_it_is_refused(tmp_path: Path) -> None:
     rows = [f"{s}{i}.wav,{i % 3},{s}" for s in "abcd" for i in range(9)]
     name = csv_of(tmp_path, "wav,text,speaker\n" + "\n".join(rows))
     with pytest.raises(UserError, match="27 of 27 training rows say what is judged by as well; --shared_texts trains"):
-        speech.read(name)
-    splits = speech.read(name, shared_texts=True)
+        recordings.read(name)
+    splits = recordings.read(name, shared_texts=True)
     assert (len(splits["train"]), len(splits["validation"])) == (27, 9)
 
 
 def test_official_parts_stay_what_they_are(tmp_path: Path) -> None:
     rows = [f"{i}.wav,text {i},{split}" for i in range(30) for split in [("train", "dev", "test")[i % 3]]]
-    splits = speech.read(csv_of(tmp_path, "wav,text,split\n" + "\n".join(rows)))
+    splits = recordings.read(csv_of(tmp_path, "wav,text,split\n" + "\n".join(rows)))
     assert {split: [int(Path(row.path).stem) % 3 for row in rows] for split, rows in splits.items()} == {
         "train": [0] * 10, "validation": [1] * 10, "test": [2] * 10}
     only = [f"{i}.wav,text {i},{split}" for i in range(60) for split in [("train", "test")[i % 2]]]
-    splits = speech.read(csv_of(tmp_path, "wav,text,split\n" + "\n".join(only)))
+    splits = recordings.read(csv_of(tmp_path, "wav,text,split\n" + "\n".join(only)))
     assert all(int(Path(row.path).stem) % 2 for row in splits["test"]) and len(splits["test"]) == 30
     assert len(splits["train"]) + len(splits["validation"]) == 30 and splits["validation"]
 
@@ -199,13 +199,13 @@ def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
         csv_of(tmp_path, "wav,text,split\na.wav,b,tset\n", "c.csv"): "one of train, validation, test, is 'tset'",
         "librispeech-100": "is not on this machine: ./run/data.sh download --dataset librispeech-100 fetches it",
     }.items():
-        [line] = speech.check(name)
+        [line] = recordings.check(name)
         with pytest.raises(UserError, match=why):
-            speech.read(name)
+            recordings.read(name)
         assert line.startswith("--dataset") and "\n" not in line
-    assert speech.check("spoken") == []
+    assert recordings.check("spoken") == []
 
 
 def test_a_csv_without_rows_but_a_header(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no sound files"):
-        speech.read(csv_of(tmp_path, "wav,text\n"))
+        recordings.read(csv_of(tmp_path, "wav,text\n"))

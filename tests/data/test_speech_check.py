@@ -10,12 +10,12 @@ import pytest
 import soundfile
 import torch
 
-from config import UserError, printable
-from data import audio, speech
-from data.decoded import Fact
-from data.speech import Utterance
-from data.speech_check import Limits, checked, examined, mel_length, mel_lengths, problem
 from sounds import make_sound
+from stoker.config import UserError, printable
+from stoker.data.speech import audio, recordings
+from stoker.data.speech.check import Limits, checked, examined, mel_length, mel_lengths, problem
+from stoker.data.speech.decoded import Fact
+from stoker.data.speech.recordings import Utterance
 
 
 def utterance(path: Path, text: str = "hello there", speaker: str = "") -> Utterance:
@@ -157,7 +157,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "speech"
 
 @pytest.mark.skipif(not REAL.exists(), reason="the recordings are not at hand")
 def test_real_sentences_are_all_of_use() -> None:
-    splits = speech.read(str(REAL / "sentences"))
+    splits = recordings.read(str(REAL / "sentences"))
     used, decoded, report = examined(splits, keep=False, limits=Limits(2048, 256, labels=letters, frames=at_25))
     assert sum(map(len, used.values())) == 536 and not report.refused and report.shared["speakers"] == 0
     assert sum(report.seconds.values()) == pytest.approx(37 * 60, rel=0.02)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import UserError
-from data import audio, espeak, sentences, speech, spoken
-from data.espeak import Voice
-from data.speech_check import examined
+from stoker.config import UserError
+from stoker.data.speech import audio, espeak, recordings, spoken
+from stoker.data.speech.check import examined
+from stoker.data.speech.espeak import Voice
+from stoker.data.text import sentences
 
 FEW = {"train": 12, "validation": 3, "test": 2}
 
@@ -55,7 +56,7 @@ def test_what_a_killed_start_left_is_made_anew(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_each_sentence_can_be_heard() -> None:
-    splits = {"train": [row for _, row in speech.listed(str(spoken.build("spoken", sizes=FEW, workers=0)))]}
+    splits = {"train": [row for _, row in recordings.listed(str(spoken.build("spoken", sizes=FEW, workers=0)))]}
     used, decoded, report = examined(splits, keep=False)
     assert len(used["train"]) == 17 and not report.refused
     assert all(0.5 < row.seconds < 8 for row in used["train"])
@@ -67,13 +68,13 @@ def test_each_sentence_can_be_heard() -> None:
 def test_nothing_judged_by_is_in_training(name: str) -> None:
     lines = spoken.script(name, spoken.SIZES[name])
     assert Counter(line.split for line in lines) == spoken.SIZES[name]
-    assert len({speech.normalised(line.text) for line in lines}) == len(lines), "each sentence once"
+    assert len({recordings.normalised(line.text) for line in lines}) == len(lines), "each sentence once"
     timbres = {split: {line.voice.name.partition("+")[2] for line in lines if line.split == split}
                for split in spoken.SIZES[name]}
     assert all(timbres.values()) and not timbres["train"] & (timbres["validation"] | timbres["test"])
     assert not timbres["validation"] & timbres["test"]
     assert len({line.voice.name for line in lines if line.split == "train"}) > 200
-    words = [(line.split, set(speech.normalised(line.text).split())) for line in lines]
+    words = [(line.split, set(recordings.normalised(line.text).split())) for line in lines]
     known = {word for split, found in words if split == "train" for word in found}
     assert known == {word for _, found in words for word in found}
 
@@ -83,7 +84,7 @@ def test_the_grammar_says_ten_thousand_different_sentences_of_three_hundred_word
     words = {word for line in lines for word in line.text.split()}
     assert len([line for line in lines if line.split == "train"]) == 10_000
     assert words == sentences.vocabulary() and 290 <= len(words) <= 320
-    assert all(speech.normalised(line.text) == line.text for line in lines)
+    assert all(recordings.normalised(line.text) == line.text for line in lines)
     assert lines[0].text == "can you follow the tables on friday", "what older runs were trained on must not change"
 
 
@@ -96,7 +97,7 @@ def test_no_two_words_of_the_grammar_sound_alike() -> None:
 
 def test_strings_of_digits() -> None:
     lines = spoken.script("spoken-digits", spoken.SIZES["spoken-digits"])
-    texts = [speech.normalised(line.text).split() for line in lines]
+    texts = [recordings.normalised(line.text).split() for line in lines]
     assert {len(words) for words in texts} == set(range(1, 8)) and {word for words in texts for word in words} == {
         "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
     pauses = Counter(line.text[len(words[0])] for line, words in zip(lines, texts) if len(words) > 1)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import UserError
-from data import audio, strings
-from data.speech import Utterance
 from sounds import make_sound
+from stoker.config import UserError
+from stoker.data.speech import audio, strings
+from stoker.data.speech.recordings import Utterance
 
 
 @pytest.fixture

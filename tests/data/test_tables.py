@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import files
-from config import UserError
-from data import tables
+from stoker import files
+from stoker.config import UserError
+from stoker.data.sources import tables
 
 COLUMNS = {"path": ("image", "file"), "text": ("text", "caption"), "group": ("page",)}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
-from data import text
+from stoker.config import UserError
+from stoker.data.text import corpus as text
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import pytest
 import tiktoken
 import tokenizers as library
 
-import files
-from config import UserError
 from damage import flip, full_disk
-from data import tokenizers, vocabularies
-from data.tokenizers import Tokenizer, open_tokenizer, pieces
+from stoker import files
+from stoker.config import UserError
+from stoker.data.text import tokenizers, vocabularies
+from stoker.data.text.tokenizers import Tokenizer, open_tokenizer, pieces
 
 DOWNLOADED = Path(__file__).parents[3] / "shared" / "data" / "tiktoken_cache"
 WORDS = "the river runs to the sea and the sea runs to no one's river; we've 12 or 1234 reasons, you'll see".split()

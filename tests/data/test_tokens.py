@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-import files
-from config import Damaged, UserError
 from damage import flip, full_disk
-from data import tokenizers, tokens
-from data.tokens import Windows, tokenize, unigram_perplexity
+from stoker import files
+from stoker.config import Damaged, UserError
+from stoker.data.text import tokenizers, tokens
+from stoker.data.text.tokens import Windows, tokenize, unigram_perplexity
 
 
 @pytest.fixture(autouse=True)

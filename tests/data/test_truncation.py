@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import audio, truncation
+from stoker.data.speech import audio, truncation
 
 FORMATS = ["WAV", "RF64", "W64", "AIFF", "FLAC", "OGG", "MP3"]
 RATE = 16_000

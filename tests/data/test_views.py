@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from config import Damaged, UserError
 from damage import flip
-from data import archives, images, once
-from data.loader import Order, training_batches
-from data.pictures import Picture
-from data.resized import Frame, resize
-from data.views import Augmentation, Views
 from made_pictures import encoded, make_picture, pixels
+from stoker.config import Damaged, UserError
+from stoker.data import once
+from stoker.data.loader import Order, training_batches
+from stoker.data.pictures import images
+from stoker.data.pictures.resized import Frame, resize
+from stoker.data.pictures.table import Picture
+from stoker.data.pictures.views import Augmentation, Views
+from stoker.data.sources import archives
 
 SQUARE = Frame(16, 16)
 MUCH = Augmentation(crop=0.4, flip=0.5, colour=0.3)

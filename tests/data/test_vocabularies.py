@@ -13,9 +13,9 @@ import tiktoken.load
 import tokenizers as library
 from tiktoken_ext import openai_public
 
-import files
-from data import vocabularies
-from data.tokenizers import Tokenizer, _trained, open_tokenizer
+from stoker import files
+from stoker.data.text import vocabularies
+from stoker.data.text.tokenizers import Tokenizer, _trained, open_tokenizer
 
 DOWNLOADED = Path(__file__).parents[3] / "shared" / "data" / "tiktoken_cache"
 TEXTS = [

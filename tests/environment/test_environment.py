@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
-from environment import __main__ as environment
-from environment import folder, installer
-from environment.installer import Progress, reason
+from stoker.config import UserError
+from stoker.environment import __main__ as environment
+from stoker.environment import folder, installer
+from stoker.environment.installer import Progress, reason
 
 # Makes an environment, or installs, as far as that shows; $STUB/fails names what is to fail.
 PYTHON = """#!/bin/sh
@@ -23,7 +23,7 @@ case "$*" in
   *"install --help") echo "-i, --index-url <url>  Base URL (default"; echo "  https://index.example/simple). It" ;;
   *"install --retries 1 uv"*) [ ! -e "$STUB/no-uv" ] && cp "$STUB/uv" "${0%python}uv" ;;
   *"pip install"*) exec sh "$STUB/install" "$*" ;;
-  *"training.session"*) [ ! -e "$STUB/broken" ] || { cat "$STUB/broken"; exit 1; } ;;
+  *"stoker.training.assembly.session"*) [ ! -e "$STUB/broken" ] || { cat "$STUB/broken"; exit 1; } ;;
 esac
 """
 UV = """#!/bin/sh

@@ -8,9 +8,9 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from daemon.rundir import PROJECT
-from environment import lock
-from environment.installer import LOCK
+from stoker.daemon.rundir import PROJECT
+from stoker.environment import lock
+from stoker.environment.installer import LOCK
 
 SETUP = configparser.RawConfigParser()
 SETUP.read(PROJECT / "setup.cfg")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from environment import pip_settings
+from stoker.environment import pip_settings
 
 CONFIG = """\
 [global]

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from data.tokenizers import Bytes, open_tokenizer
-from inference import generate, trained
-from inference.generate import pieces
+from stoker.data.text.tokenizers import Bytes, open_tokenizer
+from stoker.inference import generate, trained
+from stoker.inference.generate import pieces
 
 TEXTS = ["plain", "Größe", "東京 und 🚀🚀!", "e\u0301 \u200d👩\u200d🚀", " ", "\n\n\t"]
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-import command
 import made_lines
-from daemon.rundir import RunDir
-from inference import read as script
+from stoker import command
+from stoker.daemon.rundir import RunDir
+from stoker.inference import read as script
+from stoker.training.train_ocr import CHANGES, OCR
 from toys import new_run, session
-from training.train_ocr import CHANGES, OCR
 
 TEXT = "Milk 2.50"
 
@@ -83,8 +83,8 @@ def test_files_folders_and_standard_input(read: Read, line: Path) -> None:
 
 def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: RunDir) -> None:
     """And of words that of their units, blanks not counted; against the decoder without a cache, and CTC."""
-    from model.ctc import PrefixScores
-    from training import pretrained
+    from stoker.model.ctc import PrefixScores
+    from stoker.training.core import pretrained
 
     _, out, _ = read(line, "--json")
     found = json.loads(out)

@@ -15,19 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-import command
-import config
 import made_pictures
-from config import UserError
-from daemon import registry
-from daemon.rundir import PROJECT, RunDir
-from data.resized import Frame, opened
-from inference import see as script
-from inference import trained
-from inference.see import Viewer
+from stoker import command, config
+from stoker.config import UserError
+from stoker.daemon import registry
+from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.data.pictures.resized import Frame, opened
+from stoker.inference import see as script
+from stoker.inference import trained
+from stoker.inference.see import Viewer
+from stoker.training.core import pretrained
+from stoker.training.train_vision import Vision
 from toys import new_run, session
-from training import pretrained
-from training.train_vision import Vision
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 230), "yellow": (230, 220, 40)}
 
@@ -77,9 +76,9 @@ def square(path: Path, colour: str, *, side: int = 40) -> Path:
 def test_it_says_what_class_and_by_which_model(run: RunDir, tmp_path: Path) -> None:
     """The program itself."""
     path = square(tmp_path / "a.png", "blue")
-    ran = subprocess.run([sys.executable, "-P", "-m", "inference.see", str(path), "--model", str(run.path)],
-                         env=os.environ | {"PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1"}, text=True,
-                         capture_output=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-P", "-m", "stoker.inference.see", str(path), "--model", str(run.path)],
+                         env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python"), "OMP_NUM_THREADS": "1"},
+                         text=True, capture_output=True, timeout=120)
     answer, probability = ran.stdout.strip().split("\t")
     assert ran.returncode == 0 and answer == "blue" and 50 < float(probability.strip("%")) <= 100, ran.stderr
     assert f"{run.models / 'best'}, step 100; acc " in ran.stderr

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 import made_speech
-from config import UserError
-from daemon import registry
-from daemon.rundir import PROJECT, RunDir
-from data import audio
-from data.units import open_units
-from inference import transcribe as script
-from inference.transcribe import Listener
+from stoker.config import UserError
+from stoker.daemon import registry
+from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.data.speech import audio
+from stoker.data.text.labels import open_units
+from stoker.inference import transcribe as script
+from stoker.inference.transcribe import Listener
+from stoker.training.train_audio_enc import AudioEncoder
 from toys import new_run, session
-from training.train_audio_enc import AudioEncoder
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 def transcribe(run: RunDir, *argv: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     model = () if "--model" in argv else ("--model", str(run.path))
-    command = [sys.executable, "-P", "-m", "inference.transcribe", *model, *map(str, argv)]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1"},
+    command = [sys.executable, "-P", "-m", "stoker.inference.transcribe", *model, *map(str, argv)]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python"), "OMP_NUM_THREADS": "1"},
                           input=stdin, capture_output=True, timeout=120)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.contrastive import LOSSES, DualEncoder, alike, right_ones, sigmoid_loss, softmax_loss
-from model.gpt import GPT
-from model.text_tower import FrozenTextTower, TextTower
-from model.vision_encoder import VisionEncoder
+from stoker.model.contrastive import LOSSES, DualEncoder, alike, right_ones, sigmoid_loss, softmax_loss
+from stoker.model.gpt import GPT
+from stoker.model.text_tower import FrozenTextTower, TextTower
+from stoker.model.vision_encoder import VisionEncoder
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 PICTURES, CAPTIONS = torch.tensor([0, 1, 2, 3, 3, 4]), torch.tensor([0, 1, 0, 2, 3, 4])  # 0 and 2, 3 and 4 belong
@@ -108,7 +108,7 @@ def test_the_nearest_of_a_batch_is_counted_among_what_is_contrasted() -> None:
 
 
 def test_the_losses_that_can_be_chosen_are_those_there_are() -> None:
-    from training import train_vision
+    from stoker.training import train_vision
 
     assert set(train_vision.LOSSES) == set(LOSSES)
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import cross_entropy
-from model.cross_entropy import linear_cross_entropy
+from stoker.model import cross_entropy
+from stoker.model.cross_entropy import linear_cross_entropy
 
 
 def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.units import aligned_length
-from model import ctc
+from stoker.data.text.labels import aligned_length
+from stoker.model import ctc
 
 BLANK = 2
 CASES = [(T, V, seed) for T in (1, 2, 4, 6) for V in (3, 4) for seed in (0, 1)]

@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.decoding import Sampling, generate
-from model.gpt import GPT
-from model.huggingface import gpt2_config, gpt2_weights
+from stoker.model.decoding import Sampling, generate
+from stoker.model.gpt import GPT
+from stoker.model.huggingface import gpt2_config, gpt2_weights
 
 SIZE, VOCABULARY = 24, 101
 GREEDY = Sampling(temperature=0)

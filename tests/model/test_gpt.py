@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.gpt import GPT
-from model.huggingface import gpt2_config, gpt2_weights
-from training.stage import discover
+from stoker.model.gpt import GPT
+from stoker.model.huggingface import gpt2_config, gpt2_weights
+from stoker.training.core.stage import discover
 
 SHAPE = dict(d_model=32, num_heads=4, num_layers=3, d_ff=80, max_seq_len=24)
 

@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from config import UserError
-from model.gpt import GPT
-from model.huggingface import gpt2_config, gpt2_options, gpt2_weights, load_gpt2
+from stoker.config import UserError
+from stoker.model.gpt import GPT
+from stoker.model.huggingface import gpt2_config, gpt2_options, gpt2_weights, load_gpt2
 
 SIZES = dict(vocab_size=101, n_positions=24, n_embd=32, n_layer=3, n_head=4)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE, LogMel, num_frames, spec_augment
+from stoker.model.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE, LogMel, num_frames, spec_augment
 
 
 def tones(seconds: float, seed: int = 0) -> torch.Tensor:

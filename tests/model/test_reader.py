@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.decoding import Written, beam_search, greedy
-from model.line_encoder import LineEncoder, states_of
-from model.reader import Memory, Reader, Seen, TextDecoder, begun
-from model.transformer import sines
+from stoker.model.decoding import Written, beam_search, greedy
+from stoker.model.line_encoder import LineEncoder, states_of
+from stoker.model.reader import Memory, Reader, Seen, TextDecoder, begun
+from stoker.model.transformer import sines
 
 V, END = 5, 4
 WIDTHS = torch.tensor([37, 8, 24, 1])

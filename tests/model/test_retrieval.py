@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.retrieval import distinct, figures, ranks
+from stoker.model.retrieval import distinct, figures, ranks
 
 DRAW = torch.Generator().manual_seed(0)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.mel import HOP_LENGTH
-from model.speech_encoder import Recognizer, SpeechEncoder
-from model.transformer import valid_places
+from stoker.model.mel import HOP_LENGTH
+from stoker.model.speech_encoder import Recognizer, SpeechEncoder
+from stoker.model.transformer import valid_places
 
 LENGTHS = torch.tensor([61, 1, 40, 9])
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from model.transformer import Attention, AttentionPool, Block, init_blocks, line_angles, rotated
+from stoker.model.transformer import Attention, AttentionPool, Block, init_blocks, line_angles, rotated
 
 
 def test_rotary_positions_depend_on_distances_alone() -> None:

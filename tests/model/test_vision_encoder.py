@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.transformer import rotated
-from model.vision_encoder import VisionEncoder, grid_angles, within
+from stoker.model.transformer import rotated
+from stoker.model.vision_encoder import VisionEncoder, grid_angles, within
 
 SIZES = torch.tensor([[32, 48], [16, 16], [32, 24], [8, 40]])
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.journal import Journal
-from monitors.alerts import Alarm, Alerts
-from monitors.pace import Pace
-from monitors.progress import Progress, stands_still
+from stoker.daemon.journal import Journal
+from stoker.monitors.alerts import Alarm, Alerts
+from stoker.monitors.pace import Pace
+from stoker.monitors.progress import Progress, stands_still
 from toys import Regression, StopAt, new_run, train, with_callbacks
 
 OF_THE_MACHINE = {"slow", "gpu idle", "gpu hot"}  # the rest follows from the mathematics

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from daemon.journal import Journal
-from monitors import histograms
-from monitors.parts import entries
+from stoker.daemon.journal import Journal
+from stoker.monitors import histograms
+from stoker.monitors.parts import entries
+from stoker.training.core.callback import REPORT, Callback
+from stoker.training.core.media import Histogram, Media
+from stoker.training.trainer import Trainer
 from toys import Regression, StopAt, new_run, train, with_callbacks
-from training.callback import REPORT, Callback
-from training.media import Histogram, Media
-from training.trainer import Trainer
 
 ALL: dict[str, Any] = dict(gradient_monitor_interval=4, weight_monitor_interval=4, weight_monitor_sample_size=10**6,
                            log_interval=4, max_steps=8, eval_interval=99)

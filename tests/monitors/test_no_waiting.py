@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from stoker.training.core.callback import ACT, OBSERVE, REPORT, Callback
+from stoker.training.trainer import Trainer
 from toys import GAN, Buffers, Toy, new_run, train, with_callbacks
-from training.callback import ACT, OBSERVE, REPORT, Callback
-from training.trainer import Trainer
 
 WAITS = ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "__index__", "nonzero")
 BETWEEN = ("on_step_start", "on_batch", "on_loss", "on_grad", "on_step_end")

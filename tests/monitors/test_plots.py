@@ -9,12 +9,12 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from monitors import plots
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.monitors import plots
+from stoker.training.core.stage import Stage
 from toys import GAN, Buffers, StopAt, new_run, session, train, with_callbacks
-from training.stage import Stage
 
 
 @pytest.fixture

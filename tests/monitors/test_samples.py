@@ -10,10 +10,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from daemon.rundir import RunDir
-from monitors.samples import evaluating
+from stoker.daemon.rundir import RunDir
+from stoker.monitors.samples import evaluating
+from stoker.training.core.media import Media
 from toys import Buffers, Showing, StopAt, Toy, assert_same, new_run, train, with_callbacks
-from training.media import Media
 
 
 class Maker(Showing):

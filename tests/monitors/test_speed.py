@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from daemon import pulse
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from daemon.table import row
-from monitors import goodput, speed, status
+from stoker.daemon import pulse
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.daemon.table import row
+from stoker.monitors import goodput, speed, status
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.figures import Batch
+from stoker.training.trainer import Trainer
 from toys import Regression, StopAt, new_run, train, with_callbacks
-from training.callback import ACT, Callback
-from training.stage import Batch
-from training.trainer import Trainer
 
 PREPARING, STEP, EVALUATION, IDLE = 30, 5, 10, 1000
 

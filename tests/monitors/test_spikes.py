@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from monitors.spikes import ENOUGH, FLOOR, WINDOW, Spikes
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.monitors.spikes import ENOUGH, FLOOR, WINDOW, Spikes
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.trainer import Trainer
 from toys import GAN, Regression, StopAt, new_run, train, with_callbacks
-from training.callback import ACT, Callback
-from training.stage import Batch, Ratio
-from training.trainer import Trainer
 
 LONG: dict[str, Any] = dict(max_steps=60, eval_interval=99, log_interval=7, rows=64, snapshot_interval=0, lr=1e-3)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from daemon.journal import Journal
-from monitors import status
+from stoker.daemon.journal import Journal
+from stoker.monitors import status
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.stage import Stage
+from stoker.training.train_lm import LanguageModel
 from toys import GAN, Regression, Toy, new_run, train
-from training.stage import Batch, Ratio, Stage
-from training.train_lm import LanguageModel
 
 
 class Sum(Regression):

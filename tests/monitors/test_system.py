@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from monitors import system
-from monitors.system import NotMeasured, System, gpu_figures
+from stoker.monitors import system
+from stoker.monitors.system import NotMeasured, System, gpu_figures
 
 
 class NVMLError(Exception):

@@ -10,12 +10,12 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from daemon.journal import Journal
-from daemon.rundir import RunDir
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.stage import Stage
+from stoker.training.trainer import Trainer
 from toys import GAN, Buffers, Regression, StopAt, new_run, train, with_callbacks
-from training.callback import ACT, Callback
-from training.stage import Stage
-from training.trainer import Trainer
 
 
 def board_of(path: Path) -> EventAccumulator:

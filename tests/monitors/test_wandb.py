@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from monitors import wandb as monitor
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.monitors import wandb as monitor
+from stoker.training.assembly import launch
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.stage import discover
+from stoker.training.trainer import Trainer
 from toys import Buffers, Showing, StopAt, assert_same, new_run, train, with_callbacks
-from training import launch
-from training.callback import ACT, Callback
-from training.stage import discover
-from training.trainer import Trainer
 
 PROJECT = {"id": "UA==", "name": "stoker", "entity": {"id": "RQ==", "name": "me"}}
 
@@ -212,9 +212,9 @@ from dataclasses import dataclass
 from pathlib import Path
 import psutil
 import torch
-from monitors import wandb
+from stoker.monitors import wandb
 from toys import Buffers, new_run, train, with_callbacks
-from training.callback import ACT, Callback
+from stoker.training.core.callback import ACT, Callback
 
 @dataclass
 class Strikes(Callback):

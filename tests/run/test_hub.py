@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data import hub, pydocs
 from desk import TINY, Desk, until
 from fake_hub import make_copy, serving
+from stoker.data.sources import hub
+from stoker.data.text import pydocs
 
 SHORT = [*TINY, "--max_steps", "10"]
 

@@ -157,12 +157,11 @@ def test_an_evaluation_that_cannot_be_is_refused(desk: Desk, finished: str, argv
 
 def test_the_step_of_an_incident_is_done_again(desk: Desk, finished: str) -> None:
     """An incident as a run would have left it: weights that have overflowed."""
-    sys.path.insert(0, str(ROOT / "src"))
     import torch
     from safetensors.torch import load_file
 
-    from training import incident, rng
-    from training.incident import Incident
+    from stoker.training.core import incident, rng
+    from stoker.training.core.incident import Incident
 
     run = desk.results / "done"
     path = run / "incidents" / "step_00000003"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from daemon.rundir import PROJECT, RunDir
+from stoker.daemon.rundir import PROJECT, RunDir
 
 KILLS = 5
 

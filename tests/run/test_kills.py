@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from daemon.journal import Journal
-from daemon.rundir import PROJECT, RunDir
 from desk import unless_typed
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.training.core.snapshots import Snapshots
 from toys import assert_same
-from training.snapshots import Snapshots
 
 STEPS = 60
 OPTIONS = [
@@ -37,7 +37,7 @@ def make_text(folder: Path) -> None:
 def start(folder: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), "--dataset", str(folder / "text.txt"),
                "--result_dir", str(folder), "--run_name", name, *unless_typed(OPTIONS, options), "--yes", *options]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "run/python")}
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             env=environment)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon import rundir
-from daemon.rundir import Status
 from desk import ROOT, Desk
+from stoker.daemon import rundir
+from stoker.daemon.rundir import Status
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,8 @@ def fresh(desk: Desk) -> Path:
     clone: Path = desk.folder / "clone"
     clone.mkdir()
     for folder in ("run", "src"):
-        shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(ROOT / folder, clone / folder, symlinks=True,
+                        ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return clone
 
 

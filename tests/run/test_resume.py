@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from desk import Desk
-from training import manifest
+from stoker.training.core import manifest
 
 NEWEST = "snapshots/snapshot_step_00000001"
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from daemon.rundir import PROJECT, RunDir
 from desk import TINY, Desk, living, unless_typed, until
+from stoker.daemon.rundir import PROJECT, RunDir
 
 PROGRAM = """
 import atexit, os, time
 from pathlib import Path
-from training import train_lm
-from training.train_lm import LanguageModel
+from stoker.training import train_lm
+from stoker.training.train_lm import LanguageModel
 
 def wait(what):
     if not {begun} or Path("run/metrics.jsonl").exists():
@@ -30,19 +30,19 @@ def slow(cls, name):
     setattr(cls, name, lambda *given, **options: wait(method(*given, **options)))
 
 {patch}
-from training.launch import main
+from stoker.training.assembly.launch import main
 main(LanguageModel)
 """
-ROWS = "from data.tokens import Windows; slow(Windows, '__getitem__')"
+ROWS = "from stoker.data.text.tokens import Windows; slow(Windows, '__getitem__')"
 ENCODING = """
-from data import tokenizers
+from stoker.data.text import tokenizers
 encode = tokenizers.Bytes.encode_batch
 tokenizers.Bytes.encode_batch = lambda self, texts: tokenizers._shared_out(
     lambda text: wait(encode(self, [text])[0]), texts)
 """
 SCORING = "slow(LanguageModel, 'score')"
 EXPORT = "slow(LanguageModel, 'export')"
-SAVING = "from training import manifest; slow(manifest, 'verify')"
+SAVING = "from stoker.training.core import manifest; slow(manifest, 'verify')"
 LEAVING = "atexit.register(wait, None)"
 
 
@@ -58,7 +58,8 @@ class Process:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", program, *argv], cwd=folder,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(PROJECT / "src"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")})
+            env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python"),
+                              "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")})
 
     def reach_phase(self) -> None:
         until(lambda: self.phase.exists() or self.process.poll() is not None)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon import process
-from daemon.journal import Journal
-from daemon.rundir import PROJECT, RunDir
 from desk import ENDLESS, Desk, living, until
+from stoker.daemon import process
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import PROJECT, RunDir
 from toys import QUICK, Regression, new_run, train
 
 WORKERS = ["--num_workers", "2"]
@@ -68,9 +68,9 @@ def test_a_start_that_fails_is_told_at_once(desk: Desk) -> None:
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from daemon import pulse
+from stoker.daemon import pulse
 from toys import Points, Regression
-from training import launch
+from stoker.training.assembly import launch
 
 pulse.PATIENCE = pulse.Patience(unknown=60, least=3, times_usual=0, times_longest=0)
 HERE = Path(__file__).parent
@@ -113,7 +113,7 @@ def test_a_data_set_that_hangs_or_kills_its_reader(tmp_path: Path, workers: int,
              ([f"--{name}" if value else f"--no_{name}"] if isinstance(value, bool) else [f"--{name}", str(value)])]
     ended = subprocess.run([sys.executable, "-P", str(tmp_path / "train_regression.py"), *flags, "--supervise",
                             "--no_compile", "--result_dir", str(tmp_path / "runs"), "--run_name", "mine"],
-                           env=os.environ | {"PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT / 'tests'}"}, text=True,
+                           env=os.environ | {"PYTHONPATH": f"{PROJECT / 'run/python'}:{PROJECT / 'tests'}"}, text=True,
                            capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
     run = RunDir(tmp_path / "runs/mine")
     assert ended.returncode == 0, ended.stderr

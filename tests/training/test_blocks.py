@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from config import UserError
-from daemon.journal import Journal
-from model.gpt import GPT
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.model.gpt import GPT
+from stoker.training.core import blocks, optim
+from stoker.training.core import device as devices
+from stoker.training.core.figures import Batch, Ratio
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
-from training import blocks, optim
-from training import device as devices
-from training.stage import Batch, Ratio
 
 # what torch imports to compile warns of torch's own age
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

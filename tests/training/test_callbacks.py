@@ -12,24 +12,24 @@ from typing import Any
 import pytest
 import torch
 
-import monitors
-import training.callbacks
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from monitors.blanks import Blanks
+from stoker import monitors
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.monitors.blanks import Blanks
+from stoker.training import callbacks
+from stoker.training.callbacks.early_stopping import EarlyStopping
+from stoker.training.callbacks.examination import Examination
+from stoker.training.core.callback import ACT, OBSERVE, Callback, in_order
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.trainer import Trainer
 from toys import GAN, Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
-from training.callback import ACT, OBSERVE, Callback, in_order
-from training.callbacks.early_stopping import EarlyStopping
-from training.callbacks.examination import Examination
-from training.snapshots import Snapshots
-from training.stage import Batch, Ratio
-from training.trainer import Trainer
 
 
 def all_callbacks() -> set[type[Callback]]:
     found = set()
-    for package in (monitors, training.callbacks):
+    for package in (monitors, callbacks):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             members = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
             found |= {c for _, c in members if issubclass(c, Callback) and c is not Callback}

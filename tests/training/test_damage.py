@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import torch
 
-import files
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from inference import replay
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.inference import replay
+from stoker.training.assembly.export import hand_out
+from stoker.training.core import incident, manifest, pretrained, rng
+from stoker.training.core.incident import Incident
+from stoker.training.core.manifest import Damaged
+from stoker.training.core.snapshots import Snapshots, load_weights, read_plain
 from toys import Buffers, Regression, StopAt, assert_same, new_run, train, with_callbacks
-from training import incident, manifest, pretrained, rng
-from training.hand_out import hand_out
-from training.incident import Incident
-from training.manifest import Damaged
-from training.snapshots import Snapshots, load_weights, read_plain
 
 FILES = ("model.safetensors", "state.pt", "manifest.json")
 NEWEST, BEFORE = "snapshot_step_00000005", "snapshot_step_00000004"
@@ -346,7 +346,7 @@ def test_code_in_weights_or_an_incident_is_not_run(run: RunDir, tmp_path: Path, 
     (tmp_path / "model").mkdir()
     shutil.copy(path / "model.safetensors", tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{}")
-    from model.huggingface import load_gpt2
+    from stoker.model.huggingface import load_gpt2
 
     with pytest.raises(UserError, match="cannot be read"):
         load_gpt2(None, pretrained.find(str(tmp_path / "model")).folder)  # type: ignore[arg-type]

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-import files
-from config import Damaged
-from daemon.rundir import RunDir
 from damage import flip
-from data import blocks
+from stoker import files
+from stoker.config import Damaged
+from stoker.daemon.rundir import RunDir
+from stoker.data import blocks
+from stoker.training.assembly import launch
+from stoker.training.core.callback import Callback
+from stoker.training.core.signals import Signals
+from stoker.training.train_lm import LanguageModel
+from stoker.training.trainer import Trainer
 from toys import assert_same, new_run, session, train
-from training import launch
-from training.callback import Callback
-from training.signals import Signals
-from training.train_lm import LanguageModel
-from training.trainer import Trainer
 
 SMALL: dict[str, Any] = dict(d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16, dropout=0.1, max_steps=9,
                              snapshot_interval=2, tokenizer="bytes", compile=False, samples=False)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from daemon import machine
-from training import device
+from stoker.daemon import machine
+from stoker.training.core import device
 
 TOO_OLD = ("The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
            "downloading and installing a new version.")

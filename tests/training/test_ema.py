@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from stoker.training.callbacks.ema import EMA
+from stoker.training.core.callback import Callback
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.trainer import Trainer
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
-from training.callback import Callback
-from training.callbacks.ema import EMA
-from training.stage import Batch, Ratio
-from training.trainer import Trainer
 
 
 @dataclass

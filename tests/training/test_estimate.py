@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from daemon.journal import Journal
-from daemon.table import duration
-from monitors.speed import Speed
+from stoker.daemon.journal import Journal
+from stoker.daemon.table import duration
+from stoker.monitors.speed import Speed
+from stoker.training.assembly import estimate
+from stoker.training.assembly import session as sessions
+from stoker.training.assembly.estimate import Estimate, Length, Took
+from stoker.training.core import blocks
+from stoker.training.core.media import Media
+from stoker.training.core.figures import Batch, Ratio
 from toys import Regression, StopAt, Toy, new_run, session, train, with_callbacks
-from training import blocks, estimate
-from training import session as sessions
-from training.estimate import Estimate, Length, Took
-from training.media import Media
-from training.stage import Batch, Ratio
 
 CPU = torch.device("cpu")
 SIMPLE = Estimate("cpu", parameters=1000, sample_seconds=2.0, scored_seconds=0.5, update_seconds=0.1,
@@ -111,14 +112,14 @@ def test_operations_and_bytes_are_those_of_the_arithmetic(tmp_path: Path) -> Non
 
 def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> None:
     """6 N + 12 L D T a token (Kaplan et al. 2020; the attention as in PaLM's appendix B), embeddings' look-up free."""
-    from training.train_lm import LanguageModel
+    from stoker.training.train_lm import LanguageModel
 
     class Small(LanguageModel):
         def dataset(self, split: str) -> Any:
             return [torch.randint(500, (33,)) for _ in range(8)]
 
         def model(self) -> nn.Module:
-            from model.gpt import GPT
+            from stoker.model.gpt import GPT
 
             return GPT(500, d_model=64, num_heads=2, num_layers=3, d_ff=256, max_seq_len=32)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
-from daemon.journal import Journal
-from data import workers
+from stoker.daemon.journal import Journal
+from stoker.data import workers
+from stoker.training.assembly import estimate
+from stoker.training.core.evaluation import evaluate
+from stoker.training.core.figures import Batch, Ratio
 from toys import Contrastive, Points, new_run, train
-from training import estimate
-from training.evaluation import evaluate
-from training.stage import Batch, Ratio
 
 
 class Recall(Contrastive):
@@ -58,7 +58,7 @@ def test_a_stop_while_a_batch_is_awaited_abandons_it(tmp_path: Path, monkeypatch
     """Of a worker that sends nothing, as if its data set hung."""
     stage = Recall(Recall.Config(batch_size=4, num_workers=1, precision="fp32"), tmp_path)
     rows = stage.dataset("validation")
-    monkeypatch.setattr("data.loader.LOOK", 0.05)
+    monkeypatch.setattr("stoker.data.loader.LOOK", 0.05)
     if stops:
         monkeypatch.setattr(Points, "__getitem__", lambda self, index: time.sleep(600 if get_worker_info() else 0))
         monkeypatch.setattr(Recall, "collate", lambda self, samples: {})

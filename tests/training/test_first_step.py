@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from daemon.journal import Journal
-from daemon.rundir import RunDir
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.training.core.snapshots import Snapshots
 from toys import Buffers, Killed, StopAt, new_run, train, with_callbacks
-from training.snapshots import Snapshots
 
 
 def recorded(run: RunDir, change: Any = lambda row: None, **options: Any) -> None:

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.training.assembly import launch
+from stoker.training.assembly.job import Job
+from stoker.training.assembly.session import Session
+from stoker.training.core import manifest
+from stoker.training.core.signals import Signals
+from stoker.training.core.snapshots import read_plain
 from toys import Regression, StopAt, Toy, assert_same, new_run, train, with_callbacks
-from training import launch, manifest
-from training.launch import Job
-from training.session import Session
-from training.signals import Signals
-from training.snapshots import read_plain
 
 TOY = type("Toy", (Regression,), {"check": classmethod(lambda cls, cfg, resumed: [])})
 

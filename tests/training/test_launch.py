@@ -15,20 +15,21 @@ from typing import Any
 
 import pytest
 
-from config import Parsed, UserError
-from daemon import rundir
-from daemon.journal import Journal
-from daemon.rundir import RunDir, Status
-from data import speech
 from desk import SMALL
+from stoker.config import Parsed, UserError
+from stoker.daemon import rundir
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir, Status
+from stoker.data.speech import recordings
+from stoker.training.assembly import launch
+from stoker.training.assembly.job import Job
+from stoker.training.core import pretrained
+from stoker.training.core.callback import Callback
+from stoker.training.core.signals import Signals
+from stoker.training.train_audio_enc import AudioEncoder
+from stoker.training.train_lm import LanguageModel
+from stoker.training.trainer import Trainer
 from toys import QUICK, Regression, StopAt, new_run, session, train, with_callbacks
-from training import launch, pretrained
-from training.callback import Callback
-from training.launch import Job
-from training.signals import Signals
-from training.train_audio_enc import AudioEncoder
-from training.train_lm import LanguageModel
-from training.trainer import Trainer
 
 
 def begun(tmp_path: Path, *argv: str, **settled: Any) -> RunDir:
@@ -348,7 +349,7 @@ def test_files_that_a_csv_names_are_found_from_another_folder(tmp_path: Path, mo
     found: list[str] = []
     for name in ("start", "_evaluate"):
         monkeypatch.setattr(launch, name, lambda job: found.extend(
-            each.path for _, each in speech.listed(job.cfg.dataset)) or 0)
+            each.path for _, each in recordings.listed(job.cfg.dataset)) or 0)
     monkeypatch.setattr(pretrained, "of_run", lambda run: pretrained.Pretrained(run.path, True, "audio_enc"))
     monkeypatch.setattr(AudioEncoder, "taken_from", lambda pretrained: {})
     where = "elsewhere" if "../mine.csv" in argv else "start"

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-import files
-from config import UserError
-from data import cache, hub, text, vocabularies
-from data.tokenizers import open_tokenizer
 from fake_hub import make_copy
+from stoker import files
+from stoker.config import UserError
+from stoker.data import cache
+from stoker.data.sources import hub
+from stoker.data.text import corpus, vocabularies
+from stoker.data.text.tokenizers import open_tokenizer
+from stoker.training.assembly import launch
+from stoker.training.train_lm import DATASETS, LanguageModel
 from toys import new_run, train
-from training import launch
-from training.train_lm import DATASETS, LanguageModel
 
 SMALL: dict[str, Any] = dict(d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16, tokenizer="bytes")
 
@@ -85,7 +87,7 @@ def test_the_data_are_checked_in_a_line(book: str, tmp_path: Path, caplog: pytes
 
 
 def test_leaked_documents_are_counted() -> None:
-    assert text.Corpus(["a\n", "b", "c"], ["x", " a"], "", ["c", "y"]).leaked() == 2
+    assert corpus.Corpus(["a\n", "b", "c"], ["x", " a"], "", ["c", "y"]).leaked() == 2
 
 
 # -- WikiText
@@ -105,7 +107,7 @@ def test_other_data_have_no_test_split(book: str, tmp_path: Path) -> None:
 
 
 def test_the_data_sets_named_are_those_there_are() -> None:
-    assert set(DATASETS) == set(text.NAMES)
+    assert set(DATASETS) == set(corpus.NAMES)
 
 
 # -- without network

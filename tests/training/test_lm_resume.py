@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-import files
-from config import UserError
-from daemon.rundir import RunDir
-from data import cache
-from data.tokenizers import open_tokenizer
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon.rundir import RunDir
+from stoker.data import cache
+from stoker.data.text.tokenizers import open_tokenizer
+from stoker.training.core.callback import Callback
+from stoker.training.train_lm import LanguageModel
 from toys import StopAt, new_run, session, train
-from training.callback import Callback
-from training.train_lm import LanguageModel
 
 SMALL: dict[str, Any] = dict(d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16, dropout=0.0, max_steps=9,
                              tokenizer="bpe", vocab_size=280, compile=False, samples=False)

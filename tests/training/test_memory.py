@@ -11,9 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from daemon.journal import Journal
-from daemon.rundir import PROJECT, RunDir
-from data.loader import Order
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.data.loader import Order
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.trainer import Ending, Trainer
 from toys import (
     GAN,
     Buffers,
@@ -27,10 +31,6 @@ from toys import (
     train,
     with_callbacks,
 )
-from training.callback import ACT, Callback
-from training.snapshots import Snapshots
-from training.stage import Batch, Ratio
-from training.trainer import Ending, Trainer
 
 
 def small(base: type[Toy], fits: int, phase: str = "", error: BaseException | None = None) -> type[Any]:
@@ -234,7 +234,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from toys import Regression, new_run, train, with_callbacks
-from training.callback import ACT, Callback
+from stoker.training.core.callback import ACT, Callback
 
 class Limit(Callback):
     order = ACT
@@ -259,7 +259,7 @@ print(json.dumps([ending.state, trainer.order.micro]))
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_an_allocation_that_the_system_refuses(tmp_path: Path) -> None:
     """500 MiB are left, and a sample takes 64."""
-    path = os.pathsep.join([str(PROJECT / "src"), str(PROJECT / "tests")])
+    path = os.pathsep.join([str(PROJECT / "run/python"), str(PROJECT / "tests")])
     ran = subprocess.run([sys.executable, "-P", "-c", LIMITED, str(tmp_path)], env=os.environ | {"PYTHONPATH": path},
                          capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr

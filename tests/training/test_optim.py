@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from training import optim
+from stoker.training.core import optim
 
 
 def test_cosine_is_torchs_after_a_linear_warm_up() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from stoker.training.core.options import fit_to_length, fitted, run_length
 from toys import Config
-from training.options import fit_to_length, fitted, run_length
 
 
 @pytest.mark.parametrize("typed, steps", [

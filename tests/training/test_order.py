@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from data.loader import LengthOrder, Order
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.data.loader import LengthOrder, Order
+from stoker.training.assembly.estimate import Length
+from stoker.training.core import incident
+from stoker.training.core.snapshots import Snapshots
 from toys import Buffers, Points, StopAt, assert_same, new_run, session, train, with_callbacks
-from training import incident
-from training.estimate import Length
-from training.snapshots import Snapshots
 
 BAD_ROW, BAD_EPOCH = 7, 1
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
-from daemon import machine
-from daemon.rundir import PROJECT
-from training import pages
-from training.stage import discover
-from training.train_lm import LanguageModel
+from stoker.config import UserError
+from stoker.daemon import machine
+from stoker.daemon.rundir import PROJECT
+from stoker.training.assembly import pages
+from stoker.training.core.stage import discover
+from stoker.training.train_lm import LanguageModel
 
 SCRIPT = PROJECT / "src/training/train_lm.py"
 
 
 def script(*argv: str) -> str:
     ran = subprocess.run([sys.executable, "-P", str(SCRIPT), *argv], text=True, capture_output=True, check=True,
-                         env=os.environ | {"PYTHONPATH": str(PROJECT / "src")})
+                         env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python")})
     return ran.stdout
 
 

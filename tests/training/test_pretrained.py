@@ -15,21 +15,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from config import UserError
-from daemon import rundir
-from daemon.journal import Journal
-from daemon.rundir import RunDir, Status
 from desk import TINY, unless_typed
-from inference import generate
+from stoker.config import UserError
+from stoker.daemon import rundir
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir, Status
+from stoker.inference import generate
+from stoker.training.assembly import eval_only, launch
+from stoker.training.assembly.session import Session
+from stoker.training.core import manifest, pretrained
+from stoker.training.core.callback import Callback
+from stoker.training.core.signals import Signals
+from stoker.training.train_audio_enc import AudioEncoder
+from stoker.training.train_lm import LanguageModel
+from stoker.training.trainer import Ending, Trainer
 from toys import Regression, StopAt, assert_same, new_run, with_callbacks
 from toys import session as toy_session
-from training import eval_only, launch, manifest, pretrained
-from training.callback import Callback
-from training.session import Session
-from training.signals import Signals
-from training.train_audio_enc import AudioEncoder
-from training.train_lm import LanguageModel
-from training.trainer import Ending, Trainer
 
 STEPS = ["--max_steps", "6", "--eval_interval", "2", "--snapshot_interval", "2", "--keep_last_n_snapshots", "0",
          "--no_delete_snapshots_after_training"]

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from data.loader import Order
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.data.loader import Order
+from stoker.training.core import incident, saver
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.core.figures import Ratio
+from stoker.training.trainer import Ending, Trainer
 from toys import GAN, Buffers, Points, Regression, StopAt, assert_same, new_run, session, with_callbacks
-from training import incident, saver
-from training.callback import ACT, Callback
-from training.snapshots import Snapshots
-from training.stage import Ratio
-from training.trainer import Ending, Trainer
 
 ROW, CPU = 5, torch.device("cpu")
 STEP = next(step for step in range(3) if ROW in sum(Order(24, 4, 2, 42).rows(step), [])) + 1  # of the first epoch

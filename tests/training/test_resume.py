@@ -12,10 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
-from monitors.journal import JournalWriter
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.monitors.journal import JournalWriter
+from stoker.training.assembly import receipt
+from stoker.training.core import manifest
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.trainer import Trainer
 from toys import (
     QUICK,
     TOYS,
@@ -30,11 +36,6 @@ from toys import (
     train,
     with_callbacks,
 )
-from training import manifest, receipt
-from training.callback import ACT, Callback
-from training.snapshots import Snapshots
-from training.stage import Batch, Ratio
-from training.trainer import Trainer
 
 
 def everything(run: RunDir) -> dict[str, Any]:

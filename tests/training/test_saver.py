@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import files
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import RunDir
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import RunDir
+from stoker.training.core import saver, snapshots
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.manifest import Damaged
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.trainer import Ending, Trainer
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
-from training import saver, snapshots
-from training.callback import ACT, Callback
-from training.manifest import Damaged
-from training.snapshots import Snapshots
-from training.trainer import Ending, Trainer
 
 
 def outcome(run: RunDir) -> dict[str, Any]:

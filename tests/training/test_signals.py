@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from torch._inductor.async_compile import AsyncCompile
 
-from daemon.rundir import PROJECT
 from desk import until
+from stoker.daemon.rundir import PROJECT
+from stoker.training.callbacks.blocks import Blocks
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.signals import Interrupted, Signals
+from stoker.training.trainer import Trainer
 from toys import Regression, new_run, session, with_callbacks
-from training.callback import ACT, Callback
-from training.callbacks.blocks import Blocks
-from training.signals import Interrupted, Signals
-from training.trainer import Trainer
 
 PROGRAM = """
 import hashlib, logging, sys, time
-from training.signals import Interrupted, Signals
+from stoker.training.core.signals import Interrupted, Signals
 logging.basicConfig(stream=sys.stdout, level="INFO", format="%(message)s")
 
 def at_second(name):
@@ -40,7 +40,8 @@ class Program:
 
     def __init__(self, body: str):
         self.process = subprocess.Popen([sys.executable, "-c", PROGRAM.replace("{body}", body)], text=True,
-                                        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")})
+                                        stdout=subprocess.PIPE,
+                                        env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python")})
         assert self.line() == "ready"
 
     def line(self) -> str:
@@ -130,7 +131,7 @@ def test_a_training_spares_its_children(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("torch._inductor.config.compile_threads", 2)  # where there is one core, it starts no others
     found = [in_compiler()]
-    monkeypatch.setattr("training.blocks.compile_blocks", lambda blocks: None)
+    monkeypatch.setattr("stoker.training.core.blocks.compile_blocks", lambda blocks: None)
     stage = with_callbacks(Regression, Look(), Compiled())
     sitting = session(stage, new_run(tmp_path, Regression), compile=False, max_steps=1)
     with sitting.run.lock(), sitting.signals:

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import files
-from config import UserError
-from daemon import registry
-from daemon.rundir import RunDir
+from stoker import files
+from stoker.config import UserError
+from stoker.daemon import registry
+from stoker.daemon.rundir import RunDir
+from stoker.training.core import manifest, snapshots
+from stoker.training.core.manifest import Damaged, _digest
+from stoker.training.core.snapshots import Snapshots
+from stoker.training.core.figures import Ratio
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
-from training import manifest, snapshots
-from training.manifest import Damaged, _digest
-from training.snapshots import Snapshots
-from training.stage import Ratio
 
 
 @pytest.fixture

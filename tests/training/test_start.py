@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
-from daemon.journal import Journal
-from daemon.rundir import PROJECT, RunDir
 from desk import SMALL, unless_typed
+from stoker.config import UserError
+from stoker.daemon.journal import Journal
+from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.training.core import optim
 from toys import Regression, new_run, session, train
-from training import optim
 
 
 def script(*argv: str, stderr: int = subprocess.DEVNULL, path: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), *argv], text=True,
-                            stderr=stderr, env=os.environ | {"PYTHONPATH": f"{path}:{PROJECT / 'src'}"})
+                            stderr=stderr, env=os.environ | {"PYTHONPATH": f"{path}:{PROJECT / 'run/python'}"})
 
 
 LATE = """
@@ -120,10 +120,11 @@ def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path
 PROGRAM = """
 import sys
 from pathlib import Path
-from config import Parsed, UserError
+from stoker.config import Parsed, UserError
 from toys import QUICK, Regression, with_callbacks
-from training.callback import Callback
-from training.launch import Job, start
+from stoker.training.core.callback import Callback
+from stoker.training.assembly.job import Job
+from stoker.training.assembly.launch import start
 
 class Fails(Callback):
     order = 10
@@ -141,7 +142,7 @@ sys.exit(start(Job(stage, Parsed(stage.Config(**options), frozenset(options), ""
 def test_what_fails_in_training_leaves_the_run(tmp_path: Path, error: str) -> None:
     """Also a user's mistake that shows itself only then: hours of training are not deleted for it."""
     ended = subprocess.run([sys.executable, "-c", PROGRAM.format(at=4, error=error), str(tmp_path)], text=True,
-                           capture_output=True, env=os.environ | {"PYTHONPATH": "src:tests"}, cwd=PROJECT)
+                           capture_output=True, env=os.environ | {"PYTHONPATH": "run/python:tests"}, cwd=PROJECT)
     run = RunDir(tmp_path / "mine")
     assert ended.returncode == 1 and run.state() == "failed" and run.status().step == 4
     known = error == "UserError"  # its message says everything

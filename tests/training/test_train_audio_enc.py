@@ -10,17 +10,16 @@ import jiwer
 import pytest
 import torch
 
-import config
 import made_speech
-import wheels
-from config import UserError
-from data import audio, speech
-from data.clips import Augmentation
-from monitors.blanks import Blanks
-from training import pretrained
-from training.error_rates import error_rate
-from training.media import Picture, Sound, Text
-from training.train_audio_enc import AudioEncoder, Config
+from stoker import config, wheels
+from stoker.config import UserError
+from stoker.data.speech import audio, recordings
+from stoker.data.speech.clips import Augmentation
+from stoker.monitors.blanks import Blanks
+from stoker.training.core import pretrained
+from stoker.training.core.error_rates import error_rate
+from stoker.training.core.media import Picture, Sound, Text
+from stoker.training.train_audio_enc import AudioEncoder, Config
 
 SMALL: dict[str, Any] = dict(d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.0, num_mels=40, batch_size=8,
                              mask_bands=6)
@@ -221,7 +220,7 @@ def test_extra_data_are_trained_on_but_for_what_is_judged_by(tmp_path: Path) -> 
 def test_who_is_judged_by_is_not_heard_in_extra_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     extra = made_speech.write(tmp_path / "extra", 60, seed=1)
-    heard = {each.speaker for each in speech.read(str(extra))["train"]}
+    heard = {each.speaker for each in recordings.read(str(extra))["train"]}
     stage = prepared(tmp_path, extra_dataset=str(extra), held_out="boris", shared_texts=True)
     assert {each.speaker for each in stage.utterances["validation"]} == {"boris"}
     assert "boris" not in {each.speaker for each in stage.utterances["train"]} and len(stage.utterances["train"]) > 40

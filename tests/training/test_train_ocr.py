@@ -10,14 +10,14 @@ import jiwer
 import pytest
 import torch
 
-import config
 import made_lines
-from config import Parsed, UserError
-from data.views import View
-from model import ctc
-from training import pretrained
-from training.media import Picture, Text
-from training.train_ocr import OCR, Config
+from stoker import config
+from stoker.config import Parsed, UserError
+from stoker.data.pictures.views import View
+from stoker.model import ctc
+from stoker.training.core import pretrained
+from stoker.training.core.media import Picture, Text
+from stoker.training.train_ocr import OCR, Config
 
 SMALL: dict[str, Any] = dict(stem_width=4, d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64,
                              batch_size=4)

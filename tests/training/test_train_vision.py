@@ -12,19 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-import config
 import made_pictures
-from config import UserError
-from data.pairs import NO_CLASS, Register
-from data.resized import Frame, opened
-from data.views import Augmentation
+from stoker import config
+from stoker.config import UserError
+from stoker.data.pairs import NO_CLASS, Register
+from stoker.data.pictures.resized import Frame, opened
+from stoker.data.pictures.views import Augmentation
+from stoker.training.core import pretrained
+from stoker.training.core.evaluation import evaluate
+from stoker.training.core.media import Picture, Text
+from stoker.training.core.stage import discover
+from stoker.training.train_vision import Config, Vision, told
 from test_stages import data_of
 from toys import new_run, session, train
-from training import pretrained
-from training.evaluation import evaluate
-from training.media import Picture, Text
-from training.stage import discover
-from training.train_vision import Config, Vision, told
 
 SMALL: dict[str, Any] = dict(image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=1, d_ff=64, dropout=0.0,
                              text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=16, batch_size=8)

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from daemon.journal import Journal
+from stoker.daemon.journal import Journal
+from stoker.training.core import callback
+from stoker.training.core.callback import ACT, OBSERVE, Callback
+from stoker.training.core.figures import Batch, Ratio
+from stoker.training.trainer import Trainer
 from toys import (
     GAN,
     TOYS,
@@ -25,10 +29,6 @@ from toys import (
     train,
     with_callbacks,
 )
-from training import callback
-from training.callback import ACT, OBSERVE, Callback
-from training.stage import Batch, Ratio
-from training.trainer import Trainer
 
 ORDER = """
 on_build

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from daemon.journal import Journal
-from monitors import speed
+from stoker.daemon.journal import Journal
+from stoker.monitors import speed
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.figures import Batch
+from stoker.training.trainer import Trainer
 from toys import GAN, Buffers, Regression, StopAt, new_run, train, with_callbacks
-from training.callback import ACT, Callback
-from training.stage import Batch
-from training.trainer import Trainer
 
 
 def test_console_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

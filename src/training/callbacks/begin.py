@@ -4,13 +4,12 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import config
-import files
-from daemon.rundir import RunDir
-from training.callback import SHAPE, Callback
+from stoker import config, files
+from stoker.daemon.rundir import RunDir
+from stoker.training.core.callback import SHAPE, Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 
 @dataclass

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from training import blocks
-from training.callback import SHAPE, Callback
+from stoker.training.core import blocks
+from stoker.training.core.callback import SHAPE, Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 
 @dataclass

@@ -5,14 +5,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from config import UserError
-from training.callback import ACT, Callback
-from training.options import Options
-from training.stage import Ratio
-from training.totals import finite_or_nothing
+from stoker.config import UserError
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.options import Options
+from stoker.training.core.figures import Ratio
+from stoker.training.core.totals import finite_or_nothing
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -6,15 +6,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.journal import Journal
-from training import device as devices
-from training import incident, rng
-from training.callback import ACT, Callback
-from training.incident import Incident
-from training.stage import Batch
+from stoker.daemon.journal import Journal
+from stoker.training.core import device as devices
+from stoker.training.core import incident, rng
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.incident import Incident
+from stoker.training.core.figures import Batch
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from training.callback import SHAPE, Callback
-from training.pretrained import Pretrained
+from stoker.training.core.callback import SHAPE, Callback
+from stoker.training.core.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

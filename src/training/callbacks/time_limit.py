@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from training.callback import ACT, Callback
+from stoker.training.core.callback import ACT, Callback
 
 if TYPE_CHECKING:
-    from training.trainer import Trainer
+    from stoker.training.trainer import Trainer
 
 
 @dataclass

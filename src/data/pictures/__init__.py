@@ -1,0 +1,1 @@
+"""Pictures: read, checked, made, kept, augmented."""

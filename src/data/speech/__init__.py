@@ -1,0 +1,1 @@
+"""Recordings of speech: read, checked, made, kept, augmented."""

@@ -1,0 +1,158 @@
+"""The embedded speech: sentences that espeak-ng says in many voices, made once on this machine, without network.
+
+    spoken          sentences of a grammar of some 300 words
+    spoken-digits   strings of one to seven digits, said in one go or one by one
+    spoken-pydocs   sentences of the documentation of the installed packages
+
+Each sentence is said once. Sentences and timbres of validation and test are not in training. The same seed gives the
+same samples, bit for bit, with the same espeak-ng.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import itertools
+import json
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stoker import files
+from stoker.config import UserError
+from stoker.data import made
+from stoker.data.speech import audio, espeak
+from stoker.data.speech.espeak import Voice
+from stoker.data.text import sentences
+from stoker.progress import tracked
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BUILDER = 2  # raise it when other sound, or other sentences, come out
+SIZES = {
+    "spoken": {"train": 10_000, "validation": 500, "test": 500},
+    "spoken-digits": {"train": 8_000, "validation": 200, "test": 200},
+    "spoken-pydocs": {"train": 3_000, "validation": 200, "test": 200},
+}
+LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc")
+TIMBRES = {
+    "train": """m1 m2 m3 m5 m6 m8 f1 f2 f4 Alicia Andy Annie Denis Diogo Gene Henrique Jacky Lee Marco Michael Reed adam
+        anika antonio belinda benjamin caleb david ed edward ian iven john linda max pablo paul quincy rob steph
+        victor""".split(),
+    "validation": "m4 f3 Mike boris grandma".split(),
+    "test": "m7 f5 Andrea robert shelby".split(),
+}
+RATES, PITCHES, RANGES = (130, 210), (25, 75), (30, 70)
+ONE_BY_ONE, PAUSES = (90, 210), (" ", ", ", ". ")  # numbers are often read out slowly, each digit for itself
+AT_ONCE = 32
+PACKAGES = ("espeakng_loader", "soundfile", "soxr")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is said, by whom."""
+
+    split: str
+    text: str
+    voice: Voice
+
+
+def missing() -> list[str]:
+    """Packages that the speech is made with and that are not installed, one line each."""
+    return [f"--dataset spoken is made with {name}, which is not installed; install it: pip install "
+            f"{name.replace('_', '-')}" for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def build(name: str, *, sizes: Mapping[str, int] | None = None, seed: int = 0, workers: int | None = None) -> Path:
+    """The manifest (CSV) of a set of files, which are made when they are not there yet. Raises UserError where a
+    package is missing, or there is no room."""
+    if problems := missing():
+        raise UserError(*problems)
+    lines = script(name, sizes or SIZES[name], seed)
+    folder = files.home() / "spoken" / f"{name}-{_key(lines)}"
+    return made.folder(folder, lambda half: _make(half, lines, workers), what=f"{len(lines):,} spoken sentences",
+                       room="0.5 GB") / "manifest.csv"
+
+
+def script(name: str, sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
+    """What is said in a set, all of it different."""
+    total, made = sum(sizes.values()), {"spoken": sentences.of_grammar, "spoken-digits": sentences.of_digits}
+    texts = sentences.distinct(made[name], total, seed) if name in made else _documentation(total, seed)
+    splits = itertools.chain.from_iterable([split] * count for split, count in sizes.items())
+    draw = random.Random(f"{name} {seed}")
+    if name == "spoken-digits":
+        return [Line(split, text.replace(" ", draw.choice(PAUSES)), _voice(split, draw, ONE_BY_ONE))
+                for split, text in zip(splits, texts)]
+    return [Line(split, text, _voice(split, draw)) for split, text in zip(splits, texts)]
+
+
+def _documentation(count: int, seed: int) -> list[str]:
+    from stoker.data.text import pydocs
+
+    corpus = pydocs.build().split(pydocs.SEPARATOR)
+    found = list(sentences.of_documentation(corpus))
+    random.Random(seed).shuffle(found)
+    return found[:count]
+
+
+def _voice(split: str, draw: random.Random, rates: tuple[int, int] = RATES) -> Voice:
+    name = f"{draw.choice(LANGUAGES)}+{draw.choice(TIMBRES[split])}"
+    return Voice(name, draw.randint(*rates), draw.randint(*PITCHES), draw.randint(*RANGES))
+
+
+def _key(lines: list[Line]) -> str:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    return hashlib.sha256(json.dumps([BUILDER, versions, [(line.split, line.text, line.voice) for line in lines]])
+                          .encode()).hexdigest()[:16]
+
+
+# -- making it ------------------------------------------------------------------------------------------------------
+
+
+def _make(folder: Path, lines: list[Line], workers: int | None) -> None:
+    rows = ["audio_path,transcription,speaker,split,seconds"]
+    for line, (sound, seconds) in zip(lines, _said(lines, workers)):
+        path = folder / f"{len(rows):05d}.flac"
+        path.write_bytes(sound)
+        rows.append(f'{path.name},"{line.text}",{line.voice.name},{line.split},{seconds:.3f}')
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+
+
+def _said(lines: list[Line], workers: int | None) -> "itertools.chain[tuple[bytes, float]]":
+    """(FLAC, seconds) of each line, made in processes of their own."""
+    from stoker.data.loader import evaluation_batches
+
+    if workers is None:
+        workers = min(8, len(os.sched_getaffinity(0)))
+    parts = evaluation_batches(_Sayings(lines), list, AT_ONCE, workers)  # type: ignore[arg-type]
+    sized = ((len(part), part) for part in parts)
+    return itertools.chain.from_iterable(tracked(sized, "Saying sentences", len(lines), "sentences"))
+
+
+class _Sayings:
+    """Item i is line i, said."""
+
+    def __init__(self, lines: list[Line]):
+        self.lines = lines
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> tuple[bytes, float]:
+        samples = said(self.lines[index].text, self.lines[index].voice)
+        file = io.BytesIO()
+        audio.write(file, samples)
+        return file.getvalue(), len(samples) / audio.RATE
+
+
+def said(text: str, voice: Voice) -> "np.ndarray":
+    """(N,) float32 at 16 kHz."""
+    import numpy as np
+
+    samples, rate = espeak.say(text, voice)
+    found: np.ndarray = np.clip(audio.resampled(samples.astype(np.float32) / 2**15, rate, audio.RATE), -1, 1)
+    return found

@@ -1,0 +1,54 @@
+"""What a recogniser's head tells apart: the characters of the training texts, or pieces of a BPE trained on them.
+
+Both are tokenizers (`data.tokenizers`), kept as tokenizer.json; the end of a text serves as CTC's blank.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from stoker.data.text.corpus import END_OF_TEXT
+from stoker.data.text.tokenizers import Tokenizer, from_json, open_tokenizer
+
+KINDS = ("chars", "bpe")
+T = TypeVar("T")
+
+
+def open_units(kind: str, vocab_size: int, train: Sequence[str]) -> Tokenizer:
+    """`chars`, `bpe` of `vocab_size` pieces, or the path of a tokenizer.json. Raises UserError."""
+    if kind == "chars":
+        return from_json("chars", _characters(train))
+    return open_tokenizer(kind, vocab_size, list(train))
+
+
+def _characters(texts: Sequence[str]) -> str:
+    """A tokenizer.json with one id a character; those that are not in the texts are passed over."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models
+
+    letters = [*sorted(set().union(*texts)), END_OF_TEXT]
+    library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    library.decoder = decoders.Fuse()
+    library.add_special_tokens([END_OF_TEXT])
+    return library.to_str(pretty=True)
+
+
+def aligned_length(labels: Sequence[int]) -> int:
+    """The fewest frames, or columns, to which CTC can put labels: one for each, and one for a blank between two that
+    are the same (Graves et al. 2006)."""
+    return len(labels) + sum(a == b for a, b in zip(labels, labels[1:]))
+
+
+def words(tokenizer: Tokenizer, units: Sequence[tuple[int, T]]) -> Iterator[tuple[str, list[T]]]:
+    """Ids with something about each -> the words they spell, with what belongs to the ids of each.
+
+    A word begins at an id that spells a blank or begins with one; what belongs to a blank alone is left out.
+    """
+    ids, things = list[int](), list[T]()
+    for unit, thing in [*units, (None, None)]:
+        if unit is None or tokenizer.decode([unit]).startswith(" "):
+            if word := tokenizer.decode(ids).strip():
+                yield word, things
+            ids, things = [], []
+        if unit is not None and thing is not None:
+            ids.append(unit)
+            things += [thing] if tokenizer.decode([unit]).strip() else []

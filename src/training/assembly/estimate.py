@@ -1,0 +1,456 @@
+"""What a run will take, in memory and time: measured on a throwaway copy of its model before it begins."""
+
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from stoker import progress
+from stoker.config import UserError
+from stoker.daemon.table import duration
+from stoker.training.core import blocks, optim, rng
+from stoker.training.core import device as devices
+from stoker.training.core.options import Options
+from stoker.training.core.snapshots import pack
+from stoker.training.core.figures import Batch
+from stoker.training.core.stage import Stage
+
+log = logging.getLogger(__name__)
+
+LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
+NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
+BUSY = 1.3  # times: measurements that scatter more are not trusted
+FEWEST, MOST = 3, 7  # rounds of measurements
+ROUNDS_SECONDS = 3.0  # after which there are no further rounds
+ENOUGH_SECONDS = 0.2  # of forward and backward: a bigger batch gives the same figures
+BIG_ENOUGH_SECONDS = 0.01  # of a matrix product whose speed is taken for the peak
+SCRATCH = 2**21  # numbers updated, and saved, to see how long the optimizer and a snapshot take
+FINISH_SECONDS = 4.0  # of models, plots and the last lines of the log, whatever the model
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))
+
+
+# torch's counter knows the attention kernels of GPUs only. As there, a causal mask is not taken off.
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes, seconds and floating-point operations, of this model on this device."""
+
+    device: str
+    parameters: int
+    sample_seconds: float  # forward and backward
+    scored_seconds: float  # of a sample in an evaluation, reading included
+    update_seconds: float  # of the optimizer
+    sample_flops: float  # forward and backward, as counted
+    peak_flops: float  # per second, of bare matrix products
+    kept_bytes: int  # for the backward pass, whatever the batch
+    kept_bytes_per_sample: int
+    tried_size: int = 2  # samples in the batches that were timed
+    compile_seconds: float = 0.0
+    compiled_speedup: float = 0.0  # 0: not tried
+    waiting_seconds: float = 0.0  # that training waits for the data of a sample
+    shown_seconds: float = 0.0  # of the samples that an evaluation shows
+    saved_seconds: float = 0.0  # of a snapshot
+    start_seconds: float = 0.0  # from the start of the program to the first step
+    scatter: float = 1.0  # times: how far apart the measurements lie; above BUSY all seconds are for an idle machine
+
+    def seconds(self, length: "Length") -> float:
+        """Of the whole run, from the start of the program to its end, on an idle machine."""
+        return (self.start_seconds + length.samples * (self.sample_seconds + self.waiting_seconds)
+                + length.updates * self.update_seconds + length.scored * self.scored_seconds
+                + length.evaluations * self.shown_seconds + length.snapshots * self.saved_seconds + FINISH_SECONDS)
+
+    def evaluation_seconds(self, rows: int) -> float:
+        return rows * self.scored_seconds + self.shown_seconds
+
+    @property
+    def busy(self) -> bool:
+        return self.scatter > BUSY
+
+    def memory(self, batch_size: int) -> dict[str, int]:
+        """Bytes: fp32 weights and gradients, AdamW's two moments, what a micro-batch keeps for the backward, and, on
+        the host, the copy of weights and moments that is written as a snapshot meanwhile."""
+        weights = 4 * self.parameters
+        return {"weights": weights, "gradients": weights, "optimizer": 2 * weights,
+                "activations": self.kept_bytes + batch_size * self.kept_bytes_per_sample, "snapshot": 3 * weights}
+
+    def describe(self, length: "Length", batch_size: int) -> str:
+        memory = {name: size(number) for name, number in self.memory(batch_size).items()}
+        return (f"Estimate: {duration(self.seconds(length))} for {length.updates:,} steps"
+                f"{' on an idle machine' if self.busy else ''}; "
+                f"{self.sample_flops / 1e9:.3g} GFLOP a sample, "
+                f"{self.sample_flops / self.sample_seconds / self.peak_flops:.0%} of the "
+                f"{self.peak_flops / 1e9:,.0f} GFLOP/s of bare matrix products here; memory: "
+                + ", ".join(f"{name} {number}" for name, number in memory.items()))
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much a run does."""
+
+    updates: int
+    samples: float  # trained on
+    scored: int  # in all its evaluations
+    evaluations: int
+    snapshots: int
+
+    @classmethod
+    def of(cls, stage: Stage, cfg: Options) -> "Length":
+        """Of a run whose config was fitted to it. A test set is taken to be as large as the validation set; each
+        evaluation may be the best so far, which is saved."""
+        assert cfg.max_steps is not None
+        updates = cfg.max_steps
+        train, validation = (len(stage.dataset(split)) for split in ("train", "validation"))  # type: ignore[arg-type]
+        per_epoch = stage.order().steps_per_epoch
+        evaluated = _multiples(cfg.eval_interval or per_epoch, updates)
+        saved = evaluated | _multiples(per_epoch, updates) | _multiples(cfg.snapshot_interval or per_epoch, updates)
+        evaluations = len(evaluated) + ("test" in stage.splits())
+        return cls(updates, updates / per_epoch * train, evaluations * validation, evaluations, len(saved) + 1)
+
+
+def _multiples(interval: int, last: int) -> set[int]:
+    """The steps up to the last at which an interval ends; the last is one in any case."""
+    return {*range(interval, last + 1, interval), last}
+
+
+def size(number: float) -> str:
+    """Bytes as a person reads them: `12 MB`, `5.6 GB`."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def read(path: Path) -> Estimate | None:
+    """What was written when the run began; None where it was not, or by another version."""
+    try:
+        return Estimate(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def expect(stage: Stage, cfg: Options, device: torch.device,
+           started: float) -> tuple[Options, Estimate, Length, list[str]]:
+    """What a run will take. Returns the config, which says whether the run is compiled, and lines for the log: why it
+    is compiled or not, if that was tried, and whether the machine is too busy to trust the measurements.
+
+    `started`: when the program started (`time.time()`)."""
+    length, found = Length.of(stage, cfg), measure(stage, cfg, device)
+    cfg, found, line = settle_compile(found, stage, cfg, device, found.seconds(length))
+    lines = [line] if line else []
+    if found.busy:
+        lines.append(f"The machine is busy: measurements scatter by a factor of {found.scatter:.1f}; the estimate is "
+                     "for an idle machine")
+    return cfg, replace(found, start_seconds=time.time() - started), length, lines
+
+
+def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
+    """Forward and backward passes of rows of the training set on a copy of the model; nothing of the run is touched.
+
+    `cfg.compile` is left out of account: `try_compiled` finds what it would change.
+    """
+    with rng.preserved(), _room_for_two(device):
+        trial = _Trial(stage, replace(cfg, compile=False), device)
+        size = trial.settle_size()
+        reading, counts = in_turn({"read": lambda: trial.batches(size)}, device), trial.counts(size)
+        rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
+        busy = rounds.scatter > BUSY
+        read = reading.seconds("read", busy) / sum(counts)
+        step, score = (statistics.mean(rounds.seconds(f"{work} {i}", busy) / count for i, count in enumerate(counts))
+                       for work in ("step", "score"))
+        workers = devices.loader_workers(device, cfg.num_workers)
+        waiting, late = (max(0.0, read / workers - work) if workers else read for work in (step, score))
+        fixed, each = trial.kept()
+        return Estimate(
+            devices.describe(device), trial.parameters, step, score + late,
+            _update_seconds(device) * trial.parameters, trial.flops(), peak_flops(device, cfg.precision), fixed, each,
+            size, waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
+            saved_seconds=_saved_seconds() * trial.parameters, scatter=rounds.scatter)
+
+
+@contextmanager
+def _room_for_two(device: torch.device) -> Iterator[None]:
+    """Raises UserError where the memory does not suffice for the smallest trial."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        raise UserError(f"the model does not fit into the memory of {devices.describe(device)} with two samples: "
+                        "choose a smaller preset, shorter samples, --gradient_checkpointing or --precision bf16 "
+                        f"({str(error).splitlines()[0]})") from error
+
+
+def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.device,
+                   seconds: float) -> tuple[Options, Estimate, str]:
+    """Whether the run is compiled: as asked, or where a trial that can be trusted shows that it pays; and a line about
+    it."""
+    plain = replace(cfg, compile=False)
+    if cfg.compile is False or (cfg.compile is None and seconds < LONG):
+        return plain, found, ""
+    if cfg.compile is None and found.busy:
+        return plain, found, ("Not compiled: on a busy machine a trial shows nothing; add --compile to compile "
+                              "nevertheless")
+    if why := blocks.compiler_problem(device):
+        return plain, found, f"Not compiled: {why}"
+    try:
+        tried = try_compiled(found, stage, cfg, device)
+    except RuntimeError as error:  # the compiler's, or not enough memory for two of the model
+        return plain, found, f"Not compiled: a trial failed ({blocks.first_line(error)})"
+    told = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
+    pays = tried.compiled_speedup > NOTICEABLE and (
+        seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
+    if cfg.compile is None and tried.busy:
+        return plain, replace(found, scatter=tried.scatter), (
+            f"Not compiled: {told}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; add "
+            "--compile to compile nevertheless")
+    if cfg.compile is None and not pays:
+        return plain, found, f"Not compiled: {told}"
+    return (replace(cfg, compile=True),
+            replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {told}")
+
+
+def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.device) -> Estimate:
+    """The estimate with the time that compiling takes and the speed that it gains, from steps of a plain and of a
+    compiled model in turn."""
+    with rng.preserved():
+        plain, compiled = (_Trial(stage, replace(cfg, compile=False), device) for _ in range(2))
+        blocks.shape(stage, compiled.model, replace(cfg, compile=True, gradient_checkpointing=False))
+        batches = plain.batches(estimate.tried_size)
+        first = [_timed(partial(trial.step, batches), device).wall for trial in (plain, compiled)][1]
+        rounds = in_turn({"plain": partial(plain.step, batches), "compiled": partial(compiled.step, batches)}, device)
+    return replace(estimate, compile_seconds=max(0.0, first - rounds.seconds("compiled", busy=False)),
+                   compiled_speedup=rounds.ratio("plain", "compiled"), scatter=max(estimate.scatter, rounds.scatter))
+
+
+@lru_cache
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a matrix product that is big enough to take a while: the best of a few."""
+    size, seconds = 256, 0.0
+    while seconds < BIG_ENOUGH_SECONDS and size < 16384:
+        size *= 2
+        a = torch.randn(size, size, device=device).to(devices.DTYPES[precision])
+        seconds = min(_timed(lambda: a @ a, device).computing for _ in range(4))
+    return 2 * size**3 / seconds
+
+
+# -- timing ---------------------------------------------------------------------------------------------------------
+
+
+class Took(NamedTuple):
+    """Seconds of a piece of work by the clock on the wall, and those in which the thread that trains was computing.
+
+    On a CPU `computing` is what `wall` would be on an idle machine, since it stands still while other programs have the
+    cores. It does not count what a GPU does, so for a GPU both are the time on the wall.
+    """
+
+    wall: float
+    computing: float
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What several works took, each once in every round."""
+
+    took: dict[str, list[Took]]
+
+    @property
+    def scatter(self) -> float:
+        """How many times as long as on an idle machine the slowest round took: about 1 on an idle machine."""
+        rounds: list[tuple[Took, ...]] = list(zip(*self.took.values()))
+        return (max(sum(took.wall for took in each) for each in rounds)
+                / min(sum(took.computing for took in each) for each in rounds))
+
+    def seconds(self, work: str, busy: bool) -> float:
+        """The median; on a busy machine, of what it would be on an idle one."""
+        return statistics.median(took.computing if busy else took.wall for took in self.took[work])
+
+    def ratio(self, work: str, other: str) -> float:
+        """How many times as long as the other a work takes: the median of all rounds, of computing alone."""
+        return statistics.median(a.computing / b.computing for a, b in zip(self.took[work], self.took[other]))
+
+
+def in_turn(works: dict[str, Callable[[], Any]], device: torch.device) -> Rounds:
+    """Do all works in turn, several times, so that what slows the machine down for a while slows down all of them."""
+    took: dict[str, list[Took]] = {name: [] for name in works}
+    rounds, end = 0, time.perf_counter() + ROUNDS_SECONDS
+    while rounds < FEWEST or (rounds < MOST and time.perf_counter() < end):
+        rounds += 1
+        for name, work in works.items():
+            took[name].append(_timed(work, device))
+    return Rounds(took)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> Took:
+    devices.wait(device)
+    wall, computing = time.perf_counter(), time.thread_time()
+    work()
+    devices.wait(device)
+    progress.mark()
+    wall = time.perf_counter() - wall
+    return Took(wall, time.thread_time() - computing if device.type == "cpu" else wall)
+
+
+class _Trial:
+    """A model of its own, and batches of training rows to try it on."""
+
+    def __init__(self, stage: Stage, cfg: Options, device: torch.device):
+        self.stage, self.cfg, self.device = stage, cfg, device
+        self.rows: Any = stage.dataset("train")
+        self.order = stage.order()
+        self.model = stage.model().to(device).train()
+        blocks.shape(stage, self.model, cfg)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def batches(self, size: int) -> list[Batch]:
+        """Micro-batches of at most so many samples, of all lengths that there are."""
+        return [devices.move(self.stage.collate([self.rows[row] for row in rows]), self.device)
+                for rows in self.order.examples(size)]
+
+    def counts(self, size: int) -> list[int]:
+        """How many samples each of these batches has."""
+        return [len(rows) for rows in self.order.examples(size)]
+
+    def works(self, size: int) -> dict[str, Callable[[], None]]:
+        """What is timed: forward and backward of each batch, and its evaluation."""
+        batches = list(enumerate(self.batches(size)))
+        return {**{f"step {i}": partial(self._passes, batch) for i, batch in batches},
+                **{f"score {i}": partial(self._score, batch) for i, batch in batches}}
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._passes(batch)
+
+    def _passes(self, batch: Batch) -> None:
+        self.model.zero_grad(set_to_none=True)
+        for phase in self.stage.phases:
+            with devices.autocast(self.device, self.cfg.precision):
+                loss, _ = self.stage.loss(self.model, batch, phase)
+            loss.total.backward()
+
+    def settle_size(self) -> int:
+        """Samples in a batch, up to the run's own, that takes long enough to be timed.
+
+        Begins with two samples: batch norm cannot learn from one. Each size is tried twice, its first pass is slower.
+        """
+        size, seconds = min(2, self.cfg.batch_size), self._try(min(2, self.cfg.batch_size))
+        while size < self.cfg.batch_size and seconds < ENOUGH_SECONDS:
+            bigger = min(2 * size, self.cfg.batch_size)
+            try:
+                size, seconds = bigger, self._try(bigger)
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+                break
+        return size
+
+    def _try(self, size: int) -> float:
+        """Seconds of a batch of so many samples, the mean of all lengths."""
+        batches = self.batches(size)
+        return min(_timed(lambda: self.step(batches), self.device).computing for _ in range(2)) / len(batches)
+
+    def _score(self, batch: Batch) -> None:
+        with self._evaluating():
+            self.stage.score(self.model, batch)
+            self.stage.gather(self.model, batch)
+
+    def shown(self) -> Took:
+        """What the samples take that an evaluation shows. If they cannot be made, the run begins all the same: the
+        monitor that shows them reports the error, and is switched off."""
+        with self._evaluating():
+            try:
+                return _timed(lambda: self.stage.samples(self.model), self.device)
+            except Exception as error:
+                log.warning("the estimate leaves out the samples, which cannot be made: %s: %s", type(error).__name__,
+                            error)
+                return Took(0.0, 0.0)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.model.eval()
+        with torch.no_grad(), devices.autocast(self.device, self.cfg.precision):
+            yield
+        self.model.train()
+
+    def flops(self) -> float:
+        """Floating-point operations of a sample, those that checkpointing does a second time left out."""
+        self.model.eval()
+        batches = self.batches(1)
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            self.step(batches)
+        self.model.train()
+        return float(counter.get_total_flops() / len(batches))
+
+    def kept(self) -> tuple[int, int]:
+        """Bytes that autograd keeps from the forward to the backward pass: fixed, and for each sample."""
+        few, more = min(2, self.cfg.batch_size), min(4, self.cfg.batch_size)  # no more than the run itself will try
+        bytes_few = self._kept(few)
+        try:
+            bytes_more = self._kept(more)
+        except (RuntimeError, MemoryError) as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            more, bytes_more = few, bytes_few
+        if few == more:
+            return 0, bytes_few // few
+        each = max(0, (bytes_more - bytes_few) // (more - few))
+        return max(0, bytes_few - few * each), each
+
+    def _kept(self, size: int) -> int:
+        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._passes(self.batches(size)[0])
+        return sum(kept.values())
+
+
+@lru_cache
+def _update_seconds(device: torch.device) -> float:
+    """Of clipping and AdamW, for each parameter."""
+    weight = nn.Parameter(torch.zeros(SCRATCH // 1024, 1024, device=device))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = optim.adamw([weight], 1e-4, 0.1)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        optimizer.step()
+
+    return statistics.median(_timed(update, device).computing for _ in range(FEWEST)) / SCRATCH
+
+
+@lru_cache
+def _saved_seconds() -> float:
+    """Of a snapshot, for each parameter: copied aside, and its checksum computed when it is written and read back."""
+    host = torch.device("cpu")
+    weight, moments = torch.zeros(SCRATCH), [torch.zeros(SCRATCH) for _ in range(2)]
+
+    def save() -> None:
+        for content in pack("snapshot", 0, {"weight": weight}, {"moments": moments}).content.values():
+            for _ in range(2):
+                hashlib.sha256(content).digest()
+
+    return _timed(save, host).computing / SCRATCH

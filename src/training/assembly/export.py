@@ -1,0 +1,137 @@
+"""What a finished run leaves: models/final, models/best, and the snapshots still wanted."""
+
+import logging
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stoker import config, files
+from stoker.daemon.rundir import RunDir
+from stoker.monitors.console import words
+from stoker.training.callbacks.ema import EMA
+from stoker.training.core import device as devices
+from stoker.training.core import manifest, pretrained
+from stoker.training.core.evaluation import evaluate
+from stoker.training.core.media import Text
+from stoker.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+SAMPLE_LINES = 10
+
+
+def hand_out(trainer: Trainer, run: RunDir) -> None:
+    """Write models/final and models/best, then delete the snapshots that are not needed any more.
+
+    With EMA both hold the average, which is what was evaluated.
+    """
+    kept, folders = trainer.snapshots, {"final": run.models / "final", "best": run.models / "best"}
+    best = _best(trainer) if trainer.best_step >= 0 else None
+    restore = best is not None and trainer.cfg.early_stopping and trainer.cfg.early_stop_restore_best
+    if not restore:
+        _export(trainer, run, folders["final"], trainer.step)
+    if best is not None:
+        _load(trainer, best)
+        _export(trainer, run, folders["best"], trainer.best_step)
+        if restore:
+            _export(trainer, run, folders["final"], trainer.best_step)
+        log.info("Best model saved: %s (%s %.4f at step %d)", folders["best"], trainer.stage.best[0], trainer.best,
+                 trainer.best_step)
+        _tell_target(trainer)
+    if trainer.cfg.delete_snapshots_after_training:
+        kept.keep_only({trainer.best_step})
+    with _averaged(trainer):
+        _tell_test_score(trainer)
+        _tell_sample(trainer)
+
+
+def _best(trainer: Trainer) -> Path | None:
+    """The snapshot of the best evaluation, verified; that it is gone or damaged is no reason to hand out nothing."""
+    try:
+        if best := trainer.snapshots.at_step(trainer.best_step):
+            manifest.verify(best)
+            return best
+        why = "gone"
+    except manifest.Damaged as damage:
+        why = f"damaged ({damage})"
+    log.error("the snapshot of step %d, the best, is %s: only the last model is handed out", trainer.best_step, why)
+    return None
+
+
+def _tell_target(trainer: Trainer) -> None:
+    """Whether the best evaluation was what the stage is meant to reach, and on which data."""
+    if (target := trainer.stage.target) is None:
+        return
+    cfg: Any = trainer.cfg
+    name, mode = trainer.stage.best
+    met = trainer.best < target if mode == "min" else trainer.best > target
+    aim = words({name: target}, "eval/").replace("=", " below " if mode == "min" else " above ")
+    log.info("Target %s: %s on validation data of %s (%s)", aim, "met" if met else "not met", cfg.dataset,
+             words({name: trainer.best}, "eval/"))
+
+
+def _tell_test_score(trainer: Trainer) -> None:
+    """Of the best model, where the data have a test split."""
+    if "test" not in trainer.stage.splits():
+        return
+    try:
+        done = evaluate(trainer.stage, trainer.model, trainer.stage.dataset("test"), trainer.cfg, trainer.device,
+                        lambda: trainer.signals.stop)
+    except MemoryError as error:  # the models are written
+        log.error("test set not evaluated: %s; ./run/evaluate.sh RUN --split test tries again", error)
+        return
+    if done:
+        log.info("  -> Test: %s", words(done.metrics, "eval/"))
+    else:
+        log.info("test score abandoned; ./run/evaluate.sh RUN --split test tells it")
+
+
+def _tell_sample(trainer: Trainer) -> None:
+    """A text that the best model makes, if it makes texts."""
+    if not trainer.cfg.samples:
+        return
+    trainer.model.eval()
+    try:
+        with torch.no_grad(), devices.autocast(trainer.device, trainer.cfg.precision):
+            made = trainer.stage.samples(trainer.model)
+    except Exception:  # a sample is no reason for a run to fail that has done all it should
+        log.exception("no sample could be made")
+        return
+    for text in [media.content for media in made.values() if isinstance(media, Text)][:1]:
+        log.info("Sample of the best model:")
+        for line in [line for line in text.splitlines() if line.strip()][:SAMPLE_LINES]:
+            log.info("  | %s", "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
+
+
+def _ema(trainer: Trainer) -> EMA | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+
+
+def _averaged(trainer: Trainer) -> AbstractContextManager[None]:
+    """Within it the model is what was evaluated: with EMA, the average."""
+    ema = _ema(trainer)
+    return ema.averaged(trainer.model) if ema else nullcontext()
+
+
+def _load(trainer: Trainer, snapshot: Path) -> None:
+    state = trainer.snapshots.load(snapshot, trainer.model)
+    if ema := _ema(trainer):
+        ema.load_state_dict(state["callbacks"][ema.key]["state"])
+
+
+def _export(trainer: Trainer, run: RunDir, folder: Path, step: int) -> None:
+    """Write a model folder whole, or not at all."""
+    hidden = folder.with_name(f".{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
+    hidden.mkdir()
+    with _averaged(trainer):
+        trainer.stage.export(trainer.model, hidden)
+    scores = pretrained.scores(run, step)
+    pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg), scores)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(hidden, folder)
+    files.sync_folder(folder.parent)

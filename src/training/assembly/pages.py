@@ -1,0 +1,118 @@
+"""What a stage's script prints instead of training: --help, --explain, --info, --print_config.
+
+The guide in docs/ is the one source of --explain, its section "In short", and of --info, all of it.
+"""
+
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stoker import config, files
+from stoker.config import Parsed, UserError
+from stoker.daemon import machine
+from stoker.training.core import pretrained
+from stoker.training.core.options import Options, fitted, without_effect
+from stoker.training.core.stage import Stage
+
+
+def asked(stage: type[Stage], argv: Sequence[str]) -> Callable[[], str] | None:
+    """What makes the page that a command line asks for; None where it asks for a run."""
+    rest = [word for word in argv if word not in ("--info", "--explain", "--print_config")]
+    if {"--help", "-h"} & set(argv):
+        return lambda: config.help_text(stage.Config, stage.presets, f"usage: python {sys.argv[0]} [--OPTION VALUE ...]"
+                                        f"\n\n{stage.__doc__ or ''}")
+    if "--explain" in argv:
+        return lambda: section(guide(stage), "In short")
+    if "--info" in argv:
+        return lambda: f"{guide(stage)}\n## The model of these options\n\n{figures(stage, _of_new_run(stage, rest))}"
+    if "--print_config" in argv:
+        return lambda: json.dumps(config.to_json(parse(stage, rest).config), indent=2)
+    return None
+
+
+def parse(stage: type[Stage], argv: Sequence[str], further: Callable[[Any], list[str]] = lambda cfg: []) -> Parsed[Any]:
+    """The config that a command line asks for; `--hardware auto` becomes the recipe for this machine."""
+    may_ask = any(word.endswith("auto") or word.lstrip("-").startswith("config") for word in argv)
+    auto = machine.hardware() if may_ask else ""
+    presets = {**stage.presets, **({"auto": stage.presets[auto]} if auto in stage.presets else {})}
+    parsed: Parsed[Any] = config.parse(stage.Config, presets, argv, further)
+    return Parsed(parsed.config, parsed.typed, auto) if parsed.preset == "auto" else parsed
+
+
+def settled(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[str]]:
+    """The config of a new run, with what the weights that it begins with and this machine settle; lines about it.
+
+    What is settled counts as typed: it stays when the run goes on. Raises UserError where it cannot be.
+    """
+    if named := parsed.config.init_from:
+        parsed = pretrained.taken(stage, parsed, pretrained.find(named, stage.name))
+    computed = config.following(stage.Config, {name: getattr(parsed.config, name) for name in parsed.typed})
+    cfg, notes = stage.settle(parsed.config, parsed.typed)
+    changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}
+    lines = [line for _, line in computed.values()] + notes + without_effect(parsed.config, parsed.typed)
+    return replace(parsed, config=cfg, typed=parsed.typed | changed | computed.keys()), lines
+
+
+def _of_new_run(stage: type[Stage], argv: Sequence[str]) -> tuple[Parsed[Any], list[str]]:
+    parsed = parse(stage, argv, lambda cfg: stage.check(cfg, resumed=False))
+    if parsed.config.resume:
+        raise UserError("--info is about a new run: leave --resume out, or take --init_from for the model of a run")
+    return settled(stage, parsed)
+
+
+def guide(stage: type[Stage]) -> str:
+    return (files.PACKAGE / "docs" / f"{Path(inspect.getfile(stage)).stem}.md").read_text()
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below a `## heading`, up to the next."""
+    found = re.search(rf"^## {heading}\n+(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1].rstrip()
+
+
+def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
+    """Size, memory and time of the model that these options make, measured here on its own data."""
+    if importlib.util.find_spec("torch") is None:
+        return "They are measured once set up: any script of run/ does that, ./run/test.sh for one."
+    from stoker.training.assembly import estimate
+    from stoker.training.core import device as devices
+
+    started, (parsed, notes), cfg = time.time(), of, of[0].config
+    devices.settle(cfg.threads)
+    device = devices.choose(cfg.device)
+    cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        made = stage(cfg, Path(folder))
+        made.prepare()
+        cfg, cuts = fitted(cfg, parsed.typed, made.order().steps_per_epoch)
+        cfg, found, length, lines = estimate.expect(made, cfg, device, started)
+    return "\n".join([*notes, *cuts, *lines, *table(cfg, found, length)])
+
+
+def table(cfg: Options, found: Any, length: Any) -> list[str]:
+    from stoker.daemon.table import duration
+    from stoker.training.assembly.estimate import size
+
+    memory = found.memory(cfg.batch_size)
+    rows = [
+        ("device", f"{found.device}, {cfg.precision}"),
+        ("parameters", f"{found.parameters:,}"),
+        *((name, f"{size(number)}" + (f" (a micro-batch of {cfg.batch_size})" if name == "activations" else ""))
+          for name, number in memory.items()),
+        ("memory in all", size(sum(memory.values()))),
+        ("a sample takes", f"{found.sample_seconds:.3g} s, {found.sample_flops / 1e9:.3g} GFLOP"),
+        ("speed", f"{found.sample_flops / found.sample_seconds / 1e9:,.0f} GFLOP/s, "
+                  f"{found.sample_flops / found.sample_seconds / found.peak_flops:.0%} of bare matrix products"),
+        ("the run", f"{length.updates:,} updates, {length.samples:,.0f} samples; {length.scored:,} evaluated"),
+        ("takes about", duration(found.seconds(length)) + (" on an idle machine" if found.busy else "")),
+    ]
+    return [f"{name:16s} {told}" for name, told in rows]

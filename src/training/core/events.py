@@ -1,0 +1,71 @@
+"""Who is told what happens in a run, and what becomes of it when a callback fails."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from stoker import files
+from stoker.config import UserError
+from stoker.training.core.callback import Callback, in_order, listeners
+
+if TYPE_CHECKING:
+    from stoker.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Events:
+    """The callbacks of a run, in the order in which they are told."""
+
+    def __init__(self, callbacks: list[Callback]):
+        self.callbacks = in_order(callbacks)
+        self.listeners = listeners(callbacks)
+        self.switched_off: list[str] = []  # keys of the monitors that failed
+        self._hindered: set[str] = set()  # of those that once could not write, told of already
+
+    def tell(self, event: str, trainer: "Trainer", *args: Any, guarded: bool = False) -> None:
+        """Tell every callback that listens; `guarded`: whatever they raise, nothing gets out."""
+        for callback in list(self.listeners[event]):
+            self._guarded(callback, lambda: getattr(callback, event)(trainer, *args), guarded)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of those that have one, and whether they have a hand in the training."""
+        return {c.key: {"acts": not c.is_monitor, "state": state}
+                for c in self.callbacks if (state := self._guarded(c, c.state_dict))}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Raises UserError where one that had a hand in the training is missing."""
+        left = dict(states)
+        for callback in self.callbacks:
+            state = left.pop(callback.key, {"state": {}})["state"]
+            self._guarded(callback, lambda: callback.load_state_dict(state))
+        for key, saved in left.items():
+            if saved["acts"]:
+                raise UserError(f"the snapshot holds the state of {key}, which had a hand in this training and is "
+                                "missing now: give the options that the run was started with")
+            log.warning("the state of %s is dropped: this run does not have it", key)
+
+    def _guarded(self, callback: Callback, call: Callable[[], Any], guarded: bool = False) -> Any:
+        """A monitor that raises is reported once and switched off, but not where a full disk kept it from writing; what
+        another raises ends the run."""
+        if callback.key in self.switched_off and not guarded:
+            return None
+        try:
+            return call()
+        except Exception as error:
+            if not (guarded or callback.is_monitor):
+                raise
+            if callback.is_monitor and files.may_pass(error):
+                if callback.key not in self._hindered:
+                    log.error("%s could not write: %s; training goes on", callback.key, error)
+                self._hindered.add(callback.key)
+                return None
+            log.exception("%s failed%s", callback.key, "" if guarded else "; it is switched off")
+            self._switch_off(callback)
+            return None
+
+    def _switch_off(self, callback: Callback) -> None:
+        self.switched_off.append(callback.key)
+        for event, called in self.listeners.items():
+            if callback in called and event != "close":
+                called.remove(callback)

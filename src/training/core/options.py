@@ -1,0 +1,249 @@
+"""The options every stage has, and what follows from them once the data are counted."""
+
+import math
+import os
+from collections.abc import Collection
+from contextlib import AbstractContextManager, chdir, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stoker.config import opt
+from stoker.training.core.ending import Request
+
+FIRINGS = 20  # each monitor, snapshot and evaluation fires at least so often in a run
+T = TypeVar("T", bound="Options")
+
+
+@dataclass
+class Length:
+    """How long"""
+
+    epochs: int = opt(20, "passes through the training data", ge=1, aliases=("num_epochs",))
+    max_steps: int | None = opt(None, "end after so many updates: alone, epochs repeat until then; with --epochs, "
+                                "whichever comes first", ge=1, aliases=("max_iters",))
+    max_samples: int = opt(0, "train on the first N samples only, for a quick test (0: all)", ge=0)
+    max_minutes: float = opt(0.0, "save and stop after so long; --resume goes on for as long again (0: no limit)", ge=0,
+                             may_change=True)
+
+
+@dataclass
+class Optimization:
+    """How"""
+
+    batch_size: int = opt(32, "samples in a micro-batch", ge=1, usual=(1, 256))
+    grad_accum_steps: int = opt(1, "micro-batches to an update", ge=1, aliases=("gradient_accumulation_steps",))
+    lr: float = opt(3e-4, "peak learning rate", gt=0, le=1e-2, aliases=("learning_rate",))
+    lr_schedule: str = opt("cosine", "course of the learning rate after the warm-up",
+                           choices=("cosine", "wsd", "linear", "constant"))
+    warmup_steps: int = opt(1000, "updates of linear warm-up; cut to a tenth of the run unless typed", ge=0,
+                            aliases=("warmup",))
+    min_lr_ratio: float = opt(0.1, "last learning rate as a share of the peak", ge=0, le=1)
+    weight_decay: float = opt(0.1, "decay of matrices; vectors are never decayed", ge=0, lt=1)
+    gradient_clip: float = opt(1.0, "largest norm of the gradients (0: not clipped)", ge=0, aliases=("max_grad_norm",))
+    ema_decay: float = opt(0.0, "evaluate and hand out a moving average of the weights with this decay, such as 0.999 "
+                           "(0: the weights themselves)", ge=0, lt=1)
+    seed: int = opt(42, "everything random follows from it", ge=0, lt=2**63)
+
+
+@dataclass
+class Machine:
+    """On what"""
+
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps", may_change=True)
+    precision: str = opt("auto", "of the forward pass; auto: bf16 on a GPU that has it, fp16 with loss scaling on one "
+                         "that has not, fp32 on a CPU", choices=("auto", "fp32", "bf16", "fp16"))
+    amp: bool = opt(True, "mixed precision; --no_amp means --precision fp32", aliases=("use_amp",))
+    compile: bool | None = opt(None, "compile the model's blocks with torch.compile; unless given, where a trial shows "
+                               "that it pays", aliases=("use_compile",))
+    gradient_checkpointing: bool = opt(False, "compute activations again in the backward pass instead of keeping them: "
+                                       "less memory, a third more time", may_change=True)
+    threads: int = opt(0, "CPU threads (0: what torch chooses); another number may change the last bits", ge=0,
+                       may_change=True)
+    num_workers: int | None = opt(None, "processes that read data (default: 0 on a CPU, up to 4 for a GPU)", ge=0,
+                                  may_change=True)
+    num_processes: int = opt(1, "processes that train together; more than one is not built yet", ge=1)
+
+    def problems(self) -> list[str]:
+        found = device_problems(self.device)
+        if not self.amp and self.precision not in ("auto", "fp32"):
+            found.append(f"--no_amp means --precision fp32, but --precision is {self.precision}: give one of them")
+        if self.num_processes > 1:
+            found.append(f"--num_processes {self.num_processes}: a run is trained by one process so far; leave it out")
+        return found
+
+
+@dataclass
+class Keeping:
+    """What is kept"""
+
+    snapshot_interval: int = opt(10000, "updates between snapshots (0: by epoch and time only)", ge=0, may_change=True,
+                                 aliases=("snapshot", "save_steps", "save_every"))
+    snapshot_minutes: float = opt(10.0, "longest time between snapshots (0: off)", ge=0, may_change=True)
+    keep_last_n_snapshots: int = opt(3, "older ones are deleted, the best never is (0: keep all)", ge=0,
+                                     may_change=True)
+    disk_full_minutes: float = opt(60.0, "go on for so long while no snapshot can be written, and try again and again; "
+                                   "then stop (exit code 75)", ge=0, may_change=True)
+    delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",
+                                                may_change=True)
+    result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
+                          aliases=("checkpoint_dir", "save_dir"))
+    run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
+    working_folder: str = opt("", "where paths in a CSV file are looked for that are not found beside it (default: the "
+                              "folder in which the run was started, also when it is resumed from another one)",
+                              path=(), may_change=True)
+    on_end: str = opt("", "a shell command to run when the run has finished, failed or stopped (not after kill -9 or a "
+                      "second stop signal); it finds STOKER_RUN (the folder), STOKER_STATE and STOKER_REASON in its "
+                      "environment", may_change=True)
+
+
+@dataclass
+class Recovery:
+    """What becomes of steps that fail"""
+
+    nan_recoveries: int = opt(3, "times that a run goes back to the snapshot before a loss or gradient that is not "
+                              "finite and leaves out the rows that made it so, before it stops (0: such an update is "
+                              "dropped; three in a row stop the run)", ge=0)
+    spike_recovery: bool = opt(False, "go back for a spike in the loss too, and leave out the rows of its step; at "
+                               "most ten times")
+    skip_rows: str = opt("", "leave out the rows of a ledger: the incident.json of another run on the same data",
+                         path=())
+
+
+@dataclass
+class GoingOn:
+    """Going on"""
+
+    resume: str = opt("", "resume a run, by name, PID, folder or snapshot, with all its options; alone: the newest "
+                      "unfinished run of this stage. From a snapshot that is not its run's newest, training continues "
+                      "in a new run, and the old one stays as it is", bare="newest", may_change=True,
+                      aliases=("checkpoint_file",))
+    extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
+                            "the longer plan", ge=0, may_change=True)
+    init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot or a "
+                         "model folder; alone: of the newest finished run of this stage", path=(), bare="newest")
+    eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
+    split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)
+    supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, "
+                          "goes on from the newest snapshot where it died, up to five times in a row without a new one",
+                          may_change=True)
+    yes: bool = opt(False, "do not ask before going on", aliases=("y",), may_change=True)
+
+
+@dataclass
+class Watching:
+    """What is watched (0 switches an interval off)"""
+
+    eval_interval: int = opt(0, "updates between evaluations (0: each epoch)", ge=0, aliases=("eval_every",))
+    log_interval: int = opt(100, "updates between log lines; the first has one too", ge=1, may_change=True)
+    sanity_check_interval: int = opt(10000, "updates between checks for NaN and Inf in weights, gradients and "
+                                     "optimizer; the loss is checked at every one", ge=0, may_change=True)
+    gradient_monitor: bool = opt(True, "norms of the gradients by part of the model", may_change=True)
+    gradient_monitor_interval: int = opt(100, "updates between its looks; --monitor_interval sets this and the next",
+                                         ge=0, may_change=True, aliases=("monitor_interval",))
+    weight_monitor: bool = opt(True, "size of the updates against the weights, by part of the model", may_change=True)
+    weight_monitor_interval: int = opt(100, "updates between its looks", ge=0, may_change=True,
+                                       aliases=("monitor_interval",))
+    weight_monitor_sample_size: int = opt(1024, "weights looked at in each tensor", ge=1, may_change=True)
+    spike_factor: float = opt(10.0, "a loss so many median deviations above the running median is told as a spike "
+                              "(0: off)", ge=0, may_change=True)
+    samples: bool = opt(True, "show at each evaluation what the model makes", may_change=True)
+    use_wandb: bool = opt(False, "send the figures to Weights & Biases too; kept on disk where it cannot be reached",
+                          may_change=True)
+
+
+@dataclass
+class EarlyStopping:
+    """When to stop early"""
+
+    early_stopping: bool = opt(False, "stop when the validation metric stops improving; the log says at the start "
+                               "whether epochs or evaluations are counted")
+    early_stop_patience: int = opt(5, "epochs without improvement before stopping (evaluations, in a run shorter than "
+                                   "an epoch)", ge=1)
+    early_stop_min_delta: float = opt(0.001, "smallest improvement that counts", ge=0)
+    early_stop_restore_best: bool = opt(True, "export the best model, not the last, as models/final")
+    early_stop_overfit_patience: int = opt(0, "stop when validation minus training loss is positive and has grown for "
+                                           "so many epochs in a row (or evaluations, as above), without a new best "
+                                           "evaluation (0: off)", ge=0)
+    early_stop_overfit_min_delta: float = opt(0.01, "smallest growth of that gap that counts", ge=0)
+
+
+@dataclass
+class Options(EarlyStopping, Watching, GoingOn, Recovery, Keeping, Machine, Optimization, Length):
+    """What every stage's Config inherits."""
+
+
+def here() -> str:
+    """The working folder; '' where it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def working_in(folder: str) -> AbstractContextManager[None]:
+    """A context in which relative paths start from `folder`, if that still exists."""
+    return chdir(folder) if folder and Path(folder).is_dir() else nullcontext()
+
+
+def without_effect(cfg: Options, typed: Collection[str]) -> list[str]:
+    """A line for each option that was typed and changes nothing."""
+    idle = [] if cfg.early_stopping else sorted(name for name in typed if name.startswith("early_stop_"))
+    return [f"--{name} changes nothing without --early_stopping" for name in idle]
+
+
+def device_problems(name: str) -> list[str]:
+    kind, _, number = name.partition(":")
+    if kind in ("auto", "cpu", "cuda", "mps") and (not number or (kind == "cuda" and number.isdigit())):
+        return []
+    return [f"--device: {name!r} is none of auto, cpu, cuda, cuda:N, mps"]
+
+
+# Cut so that what they time fires FIRINGS times a run, unless they were typed.
+INTERVALS = ("log_interval", "snapshot_interval", "sanity_check_interval", "gradient_monitor_interval",
+             "weight_monitor_interval")
+
+
+def run_length(cfg: Options, typed: Collection[str], steps_per_epoch: int) -> int:
+    """How many updates the run has."""
+    if cfg.max_steps is None:
+        return cfg.epochs * steps_per_epoch
+    return min(cfg.max_steps, cfg.epochs * steps_per_epoch) if "epochs" in typed else cfg.max_steps
+
+
+def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: int) -> tuple[T, list[str]]:
+    """The config with its defaults cut to the run's length, and a line about each cut and each odd value typed."""
+    cuts: dict[str, Any] = {}
+    lines: list[str] = []
+    longest = max(1, steps // FIRINGS)
+    for name in INTERVALS:
+        if name not in typed and getattr(cfg, name) > longest:
+            cuts[name] = longest
+    if "eval_interval" not in typed and steps_per_epoch > longest:
+        cuts["eval_interval"] = longest
+    if "warmup_steps" not in typed and cfg.warmup_steps > steps // 10:
+        cuts["warmup_steps"] = steps // 10
+    elif cfg.warmup_steps >= steps:
+        lines.append(f"warmup_steps {cfg.warmup_steps} is not shorter than the run's {steps} steps: "
+                     "the learning rate never reaches its peak")
+    if cuts:
+        lines.append(f"cut to the run's {steps} steps: " + ", ".join(f"{name} {value}" for name, value in cuts.items()))
+    return replace(cfg, **cuts), lines
+
+
+def due(cfg: Options, step: int, steps: int, steps_per_epoch: int) -> list[Request]:
+    """What the intervals ask for after a step (from 1). The first is logged: a sign of life, and where curves start."""
+    last, epoch_end = step == steps, step % steps_per_epoch == 0
+    asked: dict[Request, bool] = {
+        "eval": last or step % (cfg.eval_interval or steps_per_epoch) == 0,
+        "log": last or step == 1 or step % cfg.log_interval == 0,
+        "save": last or epoch_end or (cfg.snapshot_interval > 0 and step % cfg.snapshot_interval == 0),
+    }
+    return [what for what, is_due in asked.items() if is_due]
+
+
+def fitted(cfg: T, typed: Collection[str], steps_per_epoch: int) -> tuple[T, list[str]]:
+    """The config with the run's length settled, in `max_steps` and `epochs`, and what depends on it; lines about it."""
+    steps = run_length(cfg, typed, steps_per_epoch)
+    cfg, lines = fit_to_length(cfg, typed, steps, steps_per_epoch)
+    return replace(cfg, max_steps=steps, epochs=math.ceil(steps / steps_per_epoch)), lines

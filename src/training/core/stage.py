@@ -1,0 +1,165 @@
+"""Stage: what is trained, on what, toward what. A declaration in one file; the file being there registers it.
+
+A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`. The trainer knows stages only by
+what stands here. Importing a stage's file does not import torch: configs and help answer at once.
+"""
+
+import importlib
+import inspect
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from stoker.training.core.figures import Batch, Ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.data import Dataset
+
+    from stoker.data.loader import Order
+    from stoker.training.core.callback import Callback
+    from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
+
+
+class Stage:
+    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer and one update each, in this order
+    best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
+    target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
+    divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
+
+    def __init__(self, cfg: Any, folder: Path):
+        self.cfg, self.folder = cfg, folder
+
+    # -- before anything is started -----------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
+        """Mistakes that can be seen without torch and without reading all the data; `resumed`: a run goes on."""
+        return []
+
+    @classmethod
+    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """The config with those defaults replaced that cannot be met on this machine, and a line about each.
+
+        Called before a new run is made; `typed` values are never replaced.
+        """
+        return cfg, []
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Read and check the data, log what was found. Raises UserError where it cannot be trained on."""
+
+    def dataset(self, split: str) -> "Dataset[Any]":
+        """The rows of "train", "validation" or, where the data have one, "test"."""
+        raise NotImplementedError
+
+    def splits(self) -> tuple[str, ...]:
+        """What `dataset` may be asked for, once the data are prepared."""
+        return "train", "validation"
+
+    def collate(self, samples: list[Any]) -> Batch:
+        raise NotImplementedError
+
+    def order(self) -> "Order":
+        """Which rows of "train" make up each step."""
+        from stoker.data.loader import Order
+
+        rows = len(self.dataset("train"))  # type: ignore[arg-type]
+        return Order(rows, self.cfg.batch_size, self.cfg.grad_accum_steps, self.cfg.seed)
+
+    def fingerprint(self) -> str:
+        """Changes whenever the data do."""
+        return ""
+
+    def made_from(self) -> dict[str, str]:
+        """The fingerprints of what decides the rows, by the names that a refusal to go on tells."""
+        return {"content": self.fingerprint()}
+
+    def begin(self) -> None:
+        """Leave in `folder` what must be there beside snapshots; nothing can be refused any more."""
+
+    def size(self, batch: Batch) -> dict[str, int]:
+        """How much a batch holds, by the unit its speed is told in: {"samples": 32, "tok": 8192}."""
+        return {"samples": len(next(iter(batch.values())))}
+
+    # -- model --------------------------------------------------------------------------------------------------
+
+    def model(self) -> "nn.Module":
+        raise NotImplementedError
+
+    def params(self, model: "nn.Module", phase: str) -> Iterable["nn.Parameter"]:
+        """What the optimizer of a phase updates."""
+        return model.parameters()
+
+    def loss(self, model: "nn.Module", batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+        """The loss of a micro-batch as a sum over samples, and further figures for the log."""
+        raise NotImplementedError
+
+    def score(self, model: "nn.Module", batch: Batch) -> dict[str, Ratio]:
+        """The figures of an evaluation; they are added over the whole validation set."""
+        loss, extras = self.loss(model, batch, self.phases[-1])
+        return {"loss": loss, **extras}
+
+    def gather(self, model: "nn.Module", batch: Batch) -> "dict[str, Tensor]":
+        """What `judge` is to have of each batch of an evaluation, a row for each sample."""
+        return {}
+
+    def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, float]:
+        """The figures of an evaluation that are no ratios of sums, such as recall among all that there are: from what
+        `gather` gave, the rows of the whole validation set in their order, on the host. Not asked for of nothing."""
+        return {}
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Figures that follow from the means, as perplexity does from the loss."""
+        return {}
+
+    def blocks(self, model: "nn.Module") -> list["nn.Module"]:
+        """The repeated parts of the model, each called once in a forward pass with a tensor that it returns changed:
+        what is compiled one by one, and computed again under gradient checkpointing."""
+        return []
+
+    def samples(self, model: "nn.Module") -> dict[str, "Media"]:
+        """What the model makes, to look at: shown at each evaluation. Its own randomness is preserved around it."""
+        return {}
+
+    def callbacks(self) -> list["Callback"]:
+        """What this stage plugs in beside what every run has."""
+        return []
+
+    # -- out, and in again --------------------------------------------------------------------------------------
+
+    def export(self, model: "nn.Module", folder: Path) -> None:
+        """Write the trained model so that it can be used without the run."""
+        raise NotImplementedError
+
+    def load(self, model: "nn.Module", folder: Path) -> None:
+        """Put the weights of such a folder into the model. Raises UserError where they are not for it."""
+        raise NotImplementedError
+
+    @classmethod
+    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+        """The options that trained weights settle, such as the shape of the model and the tokenizer; found without
+        torch. Raises UserError where the weights are not for this stage."""
+        return {}
+
+    def reopen(self) -> None:
+        """Instead of `prepare`, to use a trained model: what `model` needs beside the config, without the data."""
+
+
+def discover() -> dict[str, type[Stage]]:
+    """name -> stage, for every file that declares one."""
+    here = Path(__file__).parents[1]
+    found: dict[str, type[Stage]] = {}
+    for path in sorted([*here.glob("train_*.py"), *here.glob("sft_*.py")]):
+        module = importlib.import_module(f"stoker.training.{path.stem}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if issubclass(member, Stage) and member.__module__ == module.__name__:
+                found[member.name] = member
+    return found

@@ -1,0 +1,48 @@
+"""Figures added up as ratios of sums; tensors stay on their device until the means are asked for."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stoker.training.core.figures import Ratio
+
+
+class Totals:
+    """name -> sum of totals, sum of counts."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Any]] = {}
+
+    def add(self, name: str, ratio: Ratio) -> None:
+        total, count = self._sums.get(name, (0.0, 0))
+        self._sums[name] = [total + _detached(ratio.total), count + _detached(ratio.count)]
+
+    def means(self) -> dict[str, float]:
+        """The ratios as floats, NaN where nothing was counted. All tensors come to the host together: one wait."""
+        tensors = [value for pair in self._sums.values() for value in pair if isinstance(value, Tensor)]
+        kind = torch.float32 if tensors and tensors[0].device.type == "mps" else torch.float64  # mps has no float64
+        values = iter(torch.stack([t.to(kind) for t in tensors]).tolist() if tensors else [])
+        pairs = {name: [next(values) if isinstance(value, Tensor) else float(value) for value in pair]
+                 for name, pair in self._sums.items()}
+        return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        return {name: list(pair) for name, pair in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, list[Any]], device: torch.device) -> None:
+        self._sums = {name: [value.to(device) if isinstance(value, Tensor) else value for value in pair]
+                      for name, pair in state.items()}
+
+
+def finite_or_nothing(ratio: Ratio) -> Ratio:
+    """The ratio, or 0 of 0 where its total is not finite; found out on the device."""
+    if not isinstance(ratio.total, Tensor):
+        return ratio if math.isfinite(ratio.total) else Ratio(0.0, 0)
+    finite = ratio.total.detach().isfinite()
+    return Ratio(torch.where(finite, ratio.total.detach(), 0.0), finite * _detached(ratio.count))
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
