@@ -138,7 +138,7 @@ class Course:
             process = subprocess.Popen(
                 [sys.executable, "-P", str(HERE / "failpoints.py"), points, str(SCRIPT), *options, "--yes"], cwd=side,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2] / "run/python"), "STOKER_HOME": str(side / "home")})
+                env=os.environ | {"PYTHONPATH": str(HERE.parent / "run/python"), "STOKER_HOME": str(side / "home")})
             try:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:

@@ -30,9 +30,9 @@ from stoker.daemon.rundir import Status
 from stoker.model.transformer import Attention
 from stoker.training.assembly.job import Job
 from stoker.training.assembly.session import Session
+from stoker.training.core.figures import Batch
 from stoker.training.core.options import Options
 from stoker.training.core.signals import Signals
-from stoker.training.core.figures import Batch
 from stoker.training.core.stage import Stage
 from stoker.training.train_lm import LanguageModel
 from stoker.training.trainer import Trainer

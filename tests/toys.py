@@ -3,7 +3,6 @@
 import json
 import random
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from stoker.daemon.rundir import RunDir, Status
 from stoker.training.assembly.job import Job
 from stoker.training.assembly.session import Session
 from stoker.training.core.callback import EVENTS, Callback
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.media import Media, Picture, Sound, Text
 from stoker.training.core.options import Options
+from stoker.training.core.phases import Group, Phase
 from stoker.training.core.signals import Signals
-from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.stage import Stage
 from stoker.training.trainer import Ending, Trainer
 
@@ -96,9 +96,9 @@ class Buffers(Toy):
         width = self.cfg.width
         return nn.Sequential(Layer(width, width), nn.BatchNorm1d(width), nn.Dropout(0.3), Layer(width, width))
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         error = (model(batch["x"]) - batch["x"].flip(1)).square().mean(1)
-        return Ratio(error.sum(), len(error)), {}
+        return Loss({"loss": error.sum()})
 
 
 class Showing(Buffers):
@@ -122,16 +122,18 @@ class Regression(Toy):
     def model(self) -> nn.Module:
         return nn.Sequential(Layer(self.cfg.width, 16), nn.Tanh(), Layer(16, self.cfg.width))
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         error = (model(batch["x"]) - batch["x"].cumsum(1)).square().mean(1)
-        return Ratio(error.sum(), len(error)), {"error": Ratio(error.detach().sum(), len(error))}
+        return Loss({"loss": error.sum()}, {"error": Ratio(error.detach().sum(), len(error))})
 
 
 class GAN(Toy):
-    """Two phases, two optimizers; the generator's phase uses again what the discriminator's made."""
+    """Two phases, two optimizers; the generator's phase uses the noise that the discriminator's drew."""
 
     name = "gan"
-    phases = ("discriminator", "generator")
+
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(Phase(side, (Group(f"{side}.*"),)) for side in ("discriminator", "generator"))
 
     def model(self) -> nn.Module:
         def net(outputs: int) -> nn.Module:
@@ -139,15 +141,12 @@ class GAN(Toy):
 
         return nn.ModuleDict({"generator": net(self.cfg.width), "discriminator": net(1)})
 
-    def params(self, model: Any, phase: str) -> Iterable[nn.Parameter]:
-        return model[phase].parameters()  # type: ignore[no-any-return]
-
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-        if phase == "discriminator":
-            batch["made"] = model["generator"](torch.randn_like(batch["x"]))
-            real, made = model["discriminator"](batch["x"]), model["discriminator"](batch["made"].detach())
-            return Ratio(F.softplus(-real).sum() + F.softplus(made).sum(), len(real)), {}
-        return Ratio(F.softplus(-model["discriminator"](batch["made"])).sum(), len(batch["made"])), {}
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        if moment.phase == "discriminator":
+            noise = torch.randn_like(batch["x"])
+            real, made = model["discriminator"](batch["x"]), model["discriminator"](model["generator"](noise))
+            return Loss({"loss": F.softplus(-real).sum() + F.softplus(made).sum()}, passed=noise)
+        return Loss({"loss": F.softplus(-model["discriminator"](model["generator"](moment.passed))).sum()})
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         made = model["generator"](batch["x"])
@@ -165,12 +164,12 @@ class Contrastive(Toy):
         model.register_parameter("temperature", nn.Parameter(torch.tensor(1.0)))
         return model
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         left, right = (F.normalize(model[side](x), dim=1) for side, x in (("left", batch["x"]), ("right", -batch["x"])))
         logits = left @ right.T * model.temperature.exp()
         labels = torch.arange(len(logits))
         loss = F.cross_entropy(logits, labels, reduction="sum") + F.cross_entropy(logits.T, labels, reduction="sum")
-        return Ratio(loss / 2, len(logits)), {"acc": Ratio((logits.argmax(1) == labels).sum(), len(logits))}
+        return Loss({"loss": loss / 2}, {"acc": Ratio((logits.argmax(1) == labels).sum(), len(logits))})
 
 
 TOYS: list[type[Toy]] = [Buffers, Regression, GAN, Contrastive]

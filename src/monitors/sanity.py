@@ -13,8 +13,8 @@ from stoker.monitors.alerts import Alerts
 from stoker.monitors.parts import first_non_finite
 from stoker.training.core import optim
 from stoker.training.core.callback import Callback
-from stoker.training.core.incident import NON_FINITE
 from stoker.training.core.figures import Ratio
+from stoker.training.core.incident import NON_FINITE
 
 if TYPE_CHECKING:
     from stoker.training.trainer import Trainer

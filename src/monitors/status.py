@@ -50,8 +50,9 @@ class StatusWriter(Callback):
         self.pulse.back(**self._now(trainer))
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        phases = trainer.stage.phases
-        loss = "train/loss" if len(phases) == 1 else f"train/{phases[-1]}/loss"  # the one that an evaluation has too
+        phases = trainer.update.phases
+        # of several, the one that an evaluation has too
+        loss = "train/loss" if len(phases) == 1 else f"train/{phases[-1].name}/loss"
         self._figures |= {"loss": metrics.get(loss), "speed": rates(trainer),
                           "eta_seconds": trainer.timings.get("speed/eta_seconds")}
         self.pulse.write(**self._now(trainer))

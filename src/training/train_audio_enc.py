@@ -16,8 +16,8 @@ from stoker import files
 from stoker.config import UserError, listed, opt
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -250,8 +250,12 @@ class AudioEncoder(Stage):
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.encoder.blocks)
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-        return self._figures(*self._logits(model, batch), batch)
+    def counts(self, batch: Batch, phase: str) -> dict[str, int]:
+        return {"loss": len(batch["labels"])}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        loss, figures = self._figures(*self._logits(model, batch), batch)
+        return Loss({"loss": loss.total}, figures)
 
     def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
         """Of the units, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""

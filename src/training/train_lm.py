@@ -13,8 +13,8 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 
 from stoker import files
 from stoker.config import UserError, opt
+from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.options import Options
-from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -208,8 +208,11 @@ class LanguageModel(Stage):
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.blocks)
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-        return Ratio(model(batch["tokens"], batch["targets"]), batch["targets"].numel()), {}
+    def counts(self, batch: Batch, phase: str) -> dict[str, int]:
+        return {"loss": batch["targets"].numel()}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        return Loss({"loss": model(batch["tokens"], batch["targets"])})
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         return {name.replace("loss", "ppl"): _exp(value) for name, value in means.items() if name.endswith("/loss")}

@@ -18,8 +18,8 @@ from stoker import files
 from stoker.config import UserError, listed, opt
 from stoker.data import splits
 from stoker.data.pictures import table
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -279,8 +279,12 @@ class OCR(Stage):
     def blocks(self, model: Any) -> list["nn.Module"]:
         return [*model.encoder.blocks, *model.decoder.blocks]
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-        return self._figures(model, batch, model(batch["pixels"], batch["widths"]))
+    def counts(self, batch: Batch, phase: str) -> dict[str, int]:
+        return {"loss": len(batch["targets"])}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        loss, figures = self._figures(model, batch, model(batch["pixels"], batch["widths"]))
+        return Loss({"loss": loss.total}, figures)
 
     def _figures(self, model: Any, batch: Batch, seen: "Seen") -> tuple[Ratio, dict[str, Ratio]]:
         from stoker.model import ctc

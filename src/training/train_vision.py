@@ -17,8 +17,8 @@ from stoker.config import UserError, listed, opt
 from stoker.data import splits
 from stoker.data.pictures import table
 from stoker.training.core import pretrained
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.stage import Stage, discover
 
 if TYPE_CHECKING:
@@ -345,13 +345,15 @@ class Vision(Stage):
         """Those of the vision encoder: what the text tower is given has another length each time."""
         return list(model.vision.blocks)
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+    def counts(self, batch: Batch, phase: str) -> dict[str, int]:
+        return {"loss": len(batch["pixels"])}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         from stoker.model.contrastive import LOSSES, alike, right_ones
 
         logits, same = model.logits(*self._vectors(model, batch)), alike(*batch["numbers"].T[:2])
-        count = len(logits)
-        return Ratio(LOSSES[self.cfg.loss](logits, same), count), {
-            "acc": Ratio(right_ones(logits, same), count), "scale": Ratio(model.terms()[0].detach(), 1)}
+        return Loss({"loss": LOSSES[self.cfg.loss](logits, same)}, {
+            "acc": Ratio(right_ones(logits, same), len(logits)), "scale": Ratio(model.terms()[0].detach(), 1)})
 
     def _vectors(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
         """Of pictures and their captions, (B, E) each."""

@@ -19,13 +19,14 @@ from stoker.training.core.callback import Callback
 from stoker.training.core.ending import Ending, Request, State
 from stoker.training.core.evaluation import evaluate
 from stoker.training.core.events import Events
+from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.media import Media
 from stoker.training.core.options import Options, due
 from stoker.training.core.saver import Saver
 from stoker.training.core.signals import Signals
 from stoker.training.core.snapshots import Snapshots
-from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.stage import Stage
+from stoker.training.core.step import Step
 from stoker.training.core.totals import Totals, finite_or_nothing
 
 log = logging.getLogger(__name__)
@@ -49,13 +50,10 @@ class Trainer:
         self.events, self.saver = Events(callbacks), Saver(snapshots, cfg, signals, self._emit)
         self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
         self.steps_per_epoch = order.steps_per_epoch
-        self.step, self.lr, self._judged = 0, cfg.lr, 0  # judged: the step up to which all was found to be well
+        self.step, self._judged = 0, 0  # judged: the step up to which all was found to be well
         self.best, self.best_step = math.nan, -1
-        self.dropped = torch.zeros((), device=device)  # 1 where the last update was not finite, so not applied
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
         self.media: dict[str, Media] = {}  # what was made to be looked at since the last log
-        self.grad_norms: dict[str, Tensor] = {}  # phase -> norm of each tensor's gradient, before clipping
-        self.loss_scales: dict[str, optim.LossScale] = {}  # by phase; fp16 only
         self.micro_batches: list[Batch] = []
         self._note_left_out(list(ledger))  # which rows are left out, since which step
         self._asked: dict[Request, str] = {}
@@ -88,7 +86,7 @@ class Trainer:
 
     def skip(self, why: str) -> None:
         """Drop the gradients of the phase being updated (from on_loss or on_grad)."""
-        self._skip = why
+        self.update.skip(why)
 
     def record(self, name: str, value: Ratio | Tensor | float) -> None:
         """Add to a figure's mean over the log interval. Tensors stay on the device until then; what is not finite does
@@ -102,6 +100,12 @@ class Trainer:
     def rows(self) -> list[list[int]]:
         """The rows of the step in hand (in `on_step_end`: of the one just done), a list for each micro-batch."""
         return self.order.rows(self._rows_of)
+
+    optimizers = property(lambda self: self.update.optimizers)  # by phase
+    loss_scales = property(lambda self: self.update.loss_scales)  # by phase; fp16 only
+    grad_norms = property(lambda self: self.update.grad_norms)  # by phase: of each tensor's gradient, before clipping
+    dropped = property(lambda self: self.update.dropped)  # 1 where the last update was not finite, so not applied
+    lr = property(lambda self: self.update.lr)
 
     @property
     def logged_step(self) -> int:
@@ -132,12 +136,7 @@ class Trainer:
         rng.seed(self.cfg.seed)
         self.model = self.stage.model().to(self.device)
         self._emit("on_build")
-        self.optimizers = {
-            phase: optim.adamw(self.stage.params(self.model, phase), self.cfg.lr, self.cfg.weight_decay)
-            for phase in self.stage.phases
-        }
-        if self.cfg.precision == "fp16":
-            self.loss_scales = {phase: optim.LossScale(self.device) for phase in self.stage.phases}
+        self.update = Step(self.stage, self.model, self.cfg, self.steps, self.device, self._emit, self.record)
 
     def _open_data(self) -> None:
         self._validation = self.stage.dataset("validation")
@@ -219,7 +218,7 @@ class Trainer:
         # as long as the error lived, so did the activations
         log.warning("step %d: out of memory; micro-batches of %s samples from now on, and more of them to an update: "
                     "the same mathematics", self.step + 1, self.order.micro)
-        if self._updated:  # by one phase of several, or half
+        if self.update.updated:  # by one phase of several, or half
             return self.go_back(self.step + 1, "", "out of memory")
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -229,12 +228,9 @@ class Trainer:
         self._train_step()
 
     def _try_step(self, buffers: list[tuple[Tensor, Tensor]]) -> None:
-        self._updated = False
+        self.update.updated = False
         self.model.train()
         self._emit("on_step_start")
-        self.lr = self.cfg.lr * optim.rate(self.step, self.steps, warmup=self.cfg.warmup_steps,
-                                           min_ratio=self.cfg.min_lr_ratio, schedule=self.cfg.lr_schedule)
-        optim.set_rate(self.optimizers.values(), self.lr)
         self._rows_of = self.step
         try:
             self.micro_batches = [devices.move(next(self._batches), self.device) for _ in self.rows()]
@@ -242,9 +238,7 @@ class Trainer:
             return
         for batch in self.micro_batches:
             self._emit("on_batch", batch)
-        self.dropped = torch.zeros((), device=self.device)
-        for phase in self.stage.phases if self.micro_batches else ():
-            self._update(phase)
+        self.update.run(self.step, self.micro_batches)
         for buffer, before in buffers:  # a forward pass of NaN leaves NaN in running statistics
             buffer.copy_(torch.where(self.dropped > 0, before, buffer))
         self.record("health/dropped_share", self.dropped if self.micro_batches else 1.0)  # all its rows are left out
@@ -252,50 +246,6 @@ class Trainer:
         self._emit("on_step_end")
         self._ask_by_interval()
         self.micro_batches = []
-
-    def _update(self, phase: str) -> None:
-        """One optimizer update from all micro-batches, each sample of them weighing the same."""
-        optimizer, scale, self._skip = self.optimizers[phase], self.loss_scales.get(phase), ""
-        params = optim.parameters(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        total, count, factor = torch.zeros((), device=self.device), 0, 1.0
-        for i, batch in enumerate(self.micro_batches):
-            with devices.autocast(self.device, self.cfg.precision):
-                loss, extras = self.stage.loss(self.model, batch, phase)
-            self._emit("on_loss", phase, loss)
-            if scale and i == 0:
-                factor = scale.value / loss.count
-            (loss.total * factor).backward()
-            total, count = total + loss.total.detach(), count + loss.count
-            for name, ratio in {"loss": loss, **extras}.items():
-                self.record("train/" + self._phase_name(name, phase), ratio)
-        torch._foreach_div_([p.grad for p in params if p.grad is not None], count * factor)
-        self._emit("on_grad", phase)
-        if self._skip:
-            log.warning("step %d: %s update skipped: %s", self.step + 1, phase, self._skip)
-            return
-        self._apply(phase, optimizer, params, total)
-
-    def _apply(self, phase: str, optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter],
-               loss: Tensor) -> None:
-        """Clip and update. What is not finite is dropped on the device, so the host need not wait."""
-        norms = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
-        norm = torch.linalg.vector_norm(norms)
-        torch.nn.utils.clip_grads_with_norm_(params, self.cfg.gradient_clip or math.inf, norm)
-        dropped = unhealthy = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        if scale := self.loss_scales.get(phase):  # an overflow is the scale's business while there is room to halve it
-            unhealthy = dropped * ((scale.value <= 1) | ~torch.isfinite(loss))
-            self.record(self._phase_name("health/loss_scale", phase), scale.value)
-            self.record(self._phase_name("health/overflow_share", phase), dropped - unhealthy)
-            scale.update(dropped)
-        self.dropped, self.grad_norms[phase] = torch.maximum(self.dropped, unhealthy), norms
-        self.record(self._phase_name("grad_norm", phase), norm)
-        optim.drop_update(optimizer, dropped)
-        self._updated = True
-        optimizer.step()
-
-    def _phase_name(self, name: str, phase: str) -> str:
-        return name if len(self.stage.phases) == 1 else f"{phase}/{name}"
 
     # -- after a step -------------------------------------------------------------------------------------------
 
@@ -377,7 +327,7 @@ class Trainer:
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self._judged = self.step
         self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
-        self.lr = state["lr"]
+        self.update.lr = state["lr"]
         self._note_left_out(state["ledger"] + [entry for entry in self.ledger if entry not in state["ledger"]])
         self.order = replace(self.order, micro=self.order.micro or state["micro"])
         self._totals.load_state_dict(state["totals"], self.device)

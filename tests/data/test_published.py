@@ -10,9 +10,9 @@ import soundfile
 
 from damage import flip
 from sounds import make_sound
-from stoker.data.sources.names import LIBRISPEECH
 from stoker.config import UserError
 from stoker.data.sources import parts, published
+from stoker.data.sources.names import LIBRISPEECH
 from stoker.data.sources.parts import Part, Sounds, Source
 from stoker.data.sources.published import PARTS
 from stoker.data.speech import recordings

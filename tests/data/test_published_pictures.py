@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from made_pictures import make_picture
-from stoker.data.sources.names import HUB_PICTURES
 from stoker.config import UserError
 from stoker.data.pictures import images, table
 from stoker.data.sources import archives, parts, published
+from stoker.data.sources.names import HUB_PICTURES
 from stoker.data.sources.parts import Images, Part, Source
 
 TEXTS = 3  # of each picture

@@ -9,7 +9,7 @@ import pytest
 
 from stoker.daemon.journal import Journal
 from stoker.monitors import status
-from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.stage import Stage
 from stoker.training.train_lm import LanguageModel
 from toys import GAN, Regression, Toy, new_run, train
@@ -21,9 +21,9 @@ class Sum(Regression):
     name = "sum"
     best = ("eval/wer", "max")
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-        loss, extras = super().loss(model, batch, phase)
-        return loss, extras | {"ctc_loss": Ratio(loss.total.detach() + 100, loss.count), "wer": Ratio(1.0, 2)}
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        loss, = super().loss(model, batch, moment).terms.values()
+        return Loss({"loss": loss}, {"ctc_loss": Ratio(loss.detach() + 100, len(batch["x"])), "wer": Ratio(1.0, 2)})
 
 
 @pytest.mark.parametrize("stage, figure", [(Sum, "train/loss"), (GAN, "train/generator/loss")])

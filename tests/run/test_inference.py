@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -160,7 +159,7 @@ def test_the_step_of_an_incident_is_done_again(desk: Desk, finished: str) -> Non
     import torch
     from safetensors.torch import load_file
 
-    from stoker.training.core import incident, rng
+    from stoker.training.core import incident
     from stoker.training.core.incident import Incident
 
     run = desk.results / "done"
@@ -172,7 +171,7 @@ def test_the_step_of_an_incident_is_done_again(desk: Desk, finished: str) -> Non
     model.state_dict = lambda: weights  # type: ignore[assignment, method-assign]
     batch = {"tokens": torch.arange(8)[None], "targets": torch.arange(8)[None]}
     kept_as = Incident(3, "non-finite", "output of blocks.0.mlp.up", "nan", [[4]], [4])
-    incident.write(run / "incidents", kept_as, model, [batch], rng.state_dict())
+    incident.write(run / "incidents", kept_as, model, [batch])
     ran = desk.call("replay.sh", "done")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Again  NaN or Inf, first in output of blocks.0.mlp.up: the same" in ran.stdout

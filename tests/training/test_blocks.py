@@ -13,7 +13,7 @@ from stoker.daemon.journal import Journal
 from stoker.model.gpt import GPT
 from stoker.training.core import blocks, optim
 from stoker.training.core import device as devices
-from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 
 # what torch imports to compile warns of torch's own age
@@ -102,9 +102,9 @@ class Seen(Regression):
 
     kinds: set[torch.dtype] = set()
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         self.kinds.add(model[0](batch["x"]).dtype)
-        return super().loss(model, batch, phase)
+        return super().loss(model, batch, moment)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

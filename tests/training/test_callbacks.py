@@ -21,8 +21,8 @@ from stoker.training import callbacks
 from stoker.training.callbacks.early_stopping import EarlyStopping
 from stoker.training.callbacks.examination import Examination
 from stoker.training.core.callback import ACT, OBSERVE, Callback, in_order
-from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.snapshots import Snapshots
 from stoker.training.trainer import Trainer
 from toys import GAN, Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 

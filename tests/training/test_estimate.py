@@ -17,8 +17,8 @@ from stoker.training.assembly import estimate
 from stoker.training.assembly import session as sessions
 from stoker.training.assembly.estimate import Estimate, Length, Took
 from stoker.training.core import blocks
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.media import Media
-from stoker.training.core.figures import Batch, Ratio
 from toys import Regression, StopAt, Toy, new_run, session, train, with_callbacks
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ class Matrix(Toy):
     def model(self) -> nn.Module:
         return nn.Linear(self.cfg.width, self.cfg.width, bias=False)
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         return Ratio(model(batch["x"]).sum(), len(batch["x"])), {}
 
 
@@ -71,13 +71,13 @@ class Paced(Regression):
         self.clock.work(self.read * len(samples))
         return super().collate(samples)
 
-    def loss(self, model: Any, batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         self.clock.work(self.trained * len(batch["x"]) / getattr(model, "times_as_fast", 1))
-        return super().loss(model, batch, phase)
+        return super().loss(model, batch, moment)
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         self.clock.work(self.scored * len(batch["x"]))
-        return {"loss": super().loss(model, batch, "main")[0]}
+        return {"loss": Ratio(super().loss(model, batch, Moment()).terms["loss"], len(batch["x"]))}
 
     def samples(self, model: nn.Module) -> dict[str, Media]:
         self.clock.work(self.shown)

@@ -15,8 +15,8 @@ from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import PROJECT, RunDir
 from stoker.data.loader import Order
 from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.snapshots import Snapshots
-from stoker.training.core.figures import Batch, Ratio
 from stoker.training.trainer import Ending, Trainer
 from toys import (
     GAN,
@@ -46,11 +46,11 @@ def small(base: type[Toy], fits: int, phase: str = "", error: BaseException | No
         armed = False
         extra = [Arm()]
 
-        def loss(self, model: Any, batch: Batch, now: str) -> tuple[Ratio, dict[str, Ratio]]:
-            loss = super().loss(model, batch, now)
+        def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+            loss = super().loss(model, batch, moment)
             if model.training and self.armed:
                 self.seen.append(len(batch["x"]))
-            if self.armed and len(batch["x"]) > fits and now in (phase or now):
+            if self.armed and len(batch["x"]) > fits and moment.phase in (phase or moment.phase):
                 raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
             return loss
 
@@ -247,9 +247,9 @@ class Limit(Callback):
 class Hungry(Regression):
     needs = 0
 
-    def loss(self, model, batch, phase):
+    def loss(self, model, batch, moment):
         torch.empty(len(batch["x"]) * self.needs, dtype=torch.uint8)
-        return super().loss(model, batch, phase)
+        return super().loss(model, batch, moment)
 
 trainer, ending = train(with_callbacks(Hungry, Limit()), new_run(Path(sys.argv[1]), Hungry), batch_size=16, rows=48)
 print(json.dumps([ending.state, trainer.order.micro]))

@@ -8,6 +8,12 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from stoker.training.core import optim
+from stoker.training.core.options import Options
+from stoker.training.core.phases import Phase
+
+
+def built(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return optim.build(Phase(), model, Options(lr=lr, weight_decay=weight_decay))
 
 
 def test_cosine_is_torchs_after_a_linear_warm_up() -> None:
@@ -42,7 +48,7 @@ def test_no_update_is_wasted_at_a_rate_of_zero() -> None:
 def test_decay_is_for_matrices_only() -> None:
     """With gradients of zero an update is the decay alone."""
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Embedding(4, 4))
-    optimizer = optim.adamw(model.parameters(), 0.1, 0.5)
+    optimizer = built(model, 0.1, 0.5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -56,7 +62,7 @@ def test_it_is_torchs_adamw() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 4), nn.Linear(4, 4)
     theirs.load_state_dict(ours.state_dict())
-    a = optim.adamw(ours.parameters(), 0.01, 0.0)
+    a = built(ours, 0.01, 0.0)
     b = torch.optim.AdamW(theirs.parameters(), 0.01, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
     for _ in range(5):
         for p, q in zip(ours.parameters(), theirs.parameters()):
@@ -70,7 +76,7 @@ def test_it_is_torchs_adamw() -> None:
 
 def test_a_dropped_update_leaves_weights_and_moments_bit_for_bit() -> None:
     model = nn.Linear(4, 4)
-    optimizer = optim.adamw(model.parameters(), 0.1, 0.5)
+    optimizer = built(model, 0.1, 0.5)
     for value, dropped in ((1.0, 0.0), (float("nan"), 1.0)):
         before = [p.detach().clone() for p in model.parameters()]
         moments = [v.clone() for s in optimizer.state.values() for v in s.values()]
@@ -86,7 +92,7 @@ def test_a_dropped_update_leaves_weights_and_moments_bit_for_bit() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Linear(4, 4)
     model.bias.requires_grad_(False)
-    assert optim.parameters(optim.adamw(model.parameters(), 0.1, 0.1)) == [model.weight]
+    assert optim.parameters(built(model, 0.1, 0.1)) == [model.weight]
 
 
 def test_the_loss_scale_is_torchs() -> None:

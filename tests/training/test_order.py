@@ -13,6 +13,7 @@ from stoker.daemon.rundir import RunDir
 from stoker.data.loader import LengthOrder, Order
 from stoker.training.assembly.estimate import Length
 from stoker.training.core import incident
+from stoker.training.core.figures import Moment
 from stoker.training.core.snapshots import Snapshots
 from toys import Buffers, Points, StopAt, assert_same, new_run, session, train, with_callbacks
 
@@ -53,10 +54,10 @@ def outcome(run: RunDir) -> dict[str, Any]:
 
 def test_the_trainer_takes_the_stage_s_order_and_epochs(tmp_path: Path) -> None:
     class Watched(Batched):
-        def loss(self, model: Any, batch: dict[str, Tensor], phase: str) -> Any:
+        def loss(self, model: Any, batch: dict[str, Tensor], moment: Moment) -> Any:
             if model.training:
                 self.seen.append(batch["x"].sum(1).tolist())
-            return super().loss(model, batch, phase)
+            return super().loss(model, batch, moment)
 
     Watched.seen = []
     trainer, ending = train(Watched, new_run(tmp_path, Watched), epochs=3, max_steps=None)

@@ -20,8 +20,8 @@ from stoker.daemon.rundir import RunDir
 from stoker.data.loader import Order
 from stoker.training.core import incident, saver
 from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.figures import Loss, Moment
 from stoker.training.core.snapshots import Snapshots
-from stoker.training.core.figures import Ratio
 from stoker.training.trainer import Ending, Trainer
 from toys import GAN, Buffers, Points, Regression, StopAt, assert_same, new_run, session, with_callbacks
 
@@ -158,7 +158,7 @@ def test_the_first_bad_place_is_named(tmp_path: Path, bad: str, where: str) -> N
     stage = Small(Small.Config(width=3), tmp_path)
     model, batch = stage.model(), {"x": torch.randn(4, 3)}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert incident.examine(stage, model, [batch], CPU, "fp32").where == where
+    assert incident.examine(stage, model, [batch], 1, CPU, "fp32").where == where
     assert_same(before, model.state_dict())
     assert all(p.grad is None for p in model.parameters())
 
@@ -188,10 +188,10 @@ def test_phases_go_back_together(tmp_path: Path) -> None:
 def test_a_spike_is_gone_back_for(tmp_path: Path) -> None:
     """In a later epoch: before, the same rows are trained on, also in a run that is given the ledger."""
     class Shouting(Regression):
-        def loss(self, model: Any, batch: dict[str, Tensor], phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-            loss, more = super().loss(model, batch, phase)
+        def loss(self, model: Any, batch: dict[str, Tensor], moment: Moment) -> Loss:
+            loss = super().loss(model, batch, moment)
             odd = sum((batch["x"] == self.dataset("train")[row]).all(1).sum() for row in self.pair)
-            return Ratio(loss.total * (1e4 if odd == 2 else 1), loss.count), more
+            return Loss({"loss": loss.terms["loss"] * (1e4 if odd == 2 else 1)}, loss.figures)
 
         pair = sum(Order(24, 4, 2, 42).rows(43), [])[:2]
 
@@ -211,10 +211,10 @@ def test_a_spike_is_gone_back_for(tmp_path: Path) -> None:
 def spiky(step: int) -> type[Any]:
     """The loss of one step is far too high."""
     class Spiky(Regression):
-        def loss(self, model: Any, batch: dict[str, Tensor], phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-            loss, more = super().loss(model, batch, phase)
+        def loss(self, model: Any, batch: dict[str, Tensor], moment: Moment) -> Loss:
+            loss = super().loss(model, batch, moment)
             bad = any((batch["x"] == self.dataset("train")[self.row]).all(1)) and model.training
-            return Ratio(loss.total * (1e4 if bad else 1), loss.count), more
+            return Loss({"loss": loss.terms["loss"] * (1e4 if bad else 1)}, loss.figures)
 
         row = sum(Order(200, 4, 2, 42).rows(step - 1), [])[0]
 

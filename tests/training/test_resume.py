@@ -19,8 +19,8 @@ from stoker.monitors.journal import JournalWriter
 from stoker.training.assembly import receipt
 from stoker.training.core import manifest
 from stoker.training.core.callback import ACT, Callback
-from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.snapshots import Snapshots
 from stoker.training.trainer import Trainer
 from toys import (
     QUICK,

@@ -16,9 +16,9 @@ from stoker.config import UserError
 from stoker.daemon import registry
 from stoker.daemon.rundir import RunDir
 from stoker.training.core import manifest, snapshots
+from stoker.training.core.figures import Ratio
 from stoker.training.core.manifest import Damaged, _digest
 from stoker.training.core.snapshots import Snapshots
-from stoker.training.core.figures import Ratio
 from toys import Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
 
 

@@ -19,6 +19,7 @@ from stoker.monitors.blanks import Blanks
 from stoker.training.core import pretrained
 from stoker.training.core.error_rates import error_rate
 from stoker.training.core.media import Picture, Sound, Text
+from stoker.training.core.step import losses
 from stoker.training.train_audio_enc import AudioEncoder, Config
 
 SMALL: dict[str, Any] = dict(d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.0, num_mels=40, batch_size=8,
@@ -89,7 +90,7 @@ def test_accumulation_is_a_bigger_batch(tmp_path: Path) -> None:
 
     def gradient(parts: list[list[Any]]) -> tuple[float, torch.Tensor]:
         model.zero_grad(set_to_none=True)
-        ratios = [stage.loss(model, stage.collate(part), "main")[0] for part in parts]
+        ratios = [next(losses(stage, model, stage.collate(part), torch.device("cpu"), "fp32")) for part in parts]
         for ratio in ratios:
             ratio.total.backward()
         count = sum(ratio.count for ratio in ratios)

@@ -16,7 +16,9 @@ from stoker.config import Parsed, UserError
 from stoker.data.pictures.views import View
 from stoker.model import ctc
 from stoker.training.core import pretrained
+from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Text
+from stoker.training.core.step import losses
 from stoker.training.train_ocr import OCR, Config
 
 SMALL: dict[str, Any] = dict(stem_width=4, d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64,
@@ -113,16 +115,16 @@ def test_the_loss_is_that_of_torch(tmp_path: Path) -> None:
             aligned = torch.nn.functional.ctc_loss(seen.logits.log_softmax(-1).transpose(0, 1), ids[None],
                                                    seen.lengths, torch.tensor([len(ids)]), end, reduction="sum")
             expected, units = expected + float(0.75 * written + 0.25 * aligned), units + len(ids) + 1
-        loss, _ = stage.loss(model, stage.collate(rows), "main")
+        loss = next(losses(stage, model, stage.collate(rows), torch.device("cpu"), "fp32"))
     assert float(loss.total) == pytest.approx(expected, rel=1e-4) and loss.count == units
 
 
 def test_without_ctc_the_decoder_alone_is_trained(tmp_path: Path) -> None:
     stage = prepared(tmp_path, ctc_weight=0.0)
     model = stage.model()
-    loss, extras = stage.loss(model, stage.collate(views(stage)), "main")
-    loss.total.backward()
-    assert not extras and not model.head.weight.requires_grad and model.head.weight.grad is None
+    loss = stage.loss(model, stage.collate(views(stage)), Moment())
+    loss.terms["loss"].backward()
+    assert not loss.figures and not model.head.weight.requires_grad and model.head.weight.grad is None
     assert model.encoder.stem.linear.weight.grad.abs().sum() > 0
     assert "ctc_cer" not in totals(stage, model.eval(), views(stage))
 

@@ -169,7 +169,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, Utterance]]:
         raise UserError(f"--dataset {folder}: has no sound files ({', '.join(audio.SUFFIXES)}) in it; {WHAT_TO_GIVE}")
 
 
-LIBRISPEECH = re.compile(r"(\d+)-(\d+)-(\d+)")
+LIBRISPEECH_FILE = re.compile(r"(\d+)-(\d+)-(\d+)")
 
 
 def _split_of(path: Path, folder: Path) -> str:
@@ -181,7 +181,7 @@ def _text_of(path: Path) -> str:
     beside = path.with_suffix(".txt")
     if beside.is_file():
         return tables.text(str(beside), partial(files.read, beside, most=tables.TEXT))
-    if match := LIBRISPEECH.fullmatch(path.stem):
+    if match := LIBRISPEECH_FILE.fullmatch(path.stem):
         transcripts = path.with_name(f"{match[1]}-{match[2]}.trans.txt")
         if transcripts.is_file():
             return _transcripts(transcripts).get(path.stem, "")
@@ -196,5 +196,5 @@ def _transcripts(path: Path) -> dict[str, str]:
 
 
 def _speaker_of(path: Path) -> str:
-    match = LIBRISPEECH.fullmatch(path.stem)
+    match = LIBRISPEECH_FILE.fullmatch(path.stem)
     return match[1] if match else ""

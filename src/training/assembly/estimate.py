@@ -21,10 +21,11 @@ from stoker.config import UserError
 from stoker.daemon.table import duration
 from stoker.training.core import blocks, optim, rng
 from stoker.training.core import device as devices
+from stoker.training.core.figures import Batch
 from stoker.training.core.options import Options
 from stoker.training.core.snapshots import pack
-from stoker.training.core.figures import Batch
 from stoker.training.core.stage import Stage
+from stoker.training.core.step import losses
 
 log = logging.getLogger(__name__)
 
@@ -340,9 +341,7 @@ class _Trial:
 
     def _passes(self, batch: Batch) -> None:
         self.model.zero_grad(set_to_none=True)
-        for phase in self.stage.phases:
-            with devices.autocast(self.device, self.cfg.precision):
-                loss, _ = self.stage.loss(self.model, batch, phase)
+        for loss in losses(self.stage, self.model, batch, self.device, self.cfg.precision):
             loss.total.backward()
 
     def settle_size(self) -> int:
@@ -433,7 +432,7 @@ def _update_seconds(device: torch.device) -> float:
     """Of clipping and AdamW, for each parameter."""
     weight = nn.Parameter(torch.zeros(SCRATCH // 1024, 1024, device=device))
     weight.grad = torch.zeros_like(weight)
-    optimizer = optim.adamw([weight], 1e-4, 0.1)
+    optimizer = optim.adamw([{"params": [weight]}], 1e-4, (0.9, 0.95))
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_([weight], 1.0)

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,10 @@ from stoker.daemon.supervisor import SUPERVISOR, Supervisor
 from stoker.daemon.table import duration
 from stoker.environment import folder as environment
 from stoker.training.assembly import fork, pages
-from stoker.training.assembly.job import Job
 from stoker.training.assembly.fork import LONGEST_NAME
+from stoker.training.assembly.job import Job
 from stoker.training.core import pretrained
 from stoker.training.core.options import Options, here, working_in
-from stoker.training.core.pretrained import Pretrained
 from stoker.training.core.signals import STOPS, Interrupted, Signals
 from stoker.training.core.stage import Stage
 

@@ -34,9 +34,9 @@ from stoker.monitors.tensorboard import TensorBoard
 from stoker.monitors.wandb import WandB
 from stoker.monitors.weights import Weights
 from stoker.training.assembly import estimate, receipt
-from stoker.training.assembly.job import Job
 from stoker.training.assembly.estimate import Estimate, Length
 from stoker.training.assembly.export import hand_out
+from stoker.training.assembly.job import Job
 from stoker.training.callbacks.begin import Begin
 from stoker.training.callbacks.blocks import Blocks
 from stoker.training.callbacks.early_stopping import EarlyStopping

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from stoker.config import UserError
 from stoker.training.core.callback import ACT, Callback
-from stoker.training.core.options import Options
 from stoker.training.core.figures import Ratio
+from stoker.training.core.options import Options
 from stoker.training.core.totals import finite_or_nothing
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class EarlyStopping(Callback):
         self._step = Ratio(0.0, 0)
 
     def on_loss(self, trainer: "Trainer", phase: str, loss: Ratio) -> None:
-        if self.overfit_patience and phase == trainer.stage.phases[-1]:
+        if self.overfit_patience and phase == trainer.update.phases[-1].name:
             total, count = finite_or_nothing(loss)  # what is not finite was not trained on
             self._step = Ratio(self._step.total + total, self._step.count + count)
 

@@ -4,14 +4,14 @@ import logging
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stoker.daemon.journal import Journal
 from stoker.training.core import device as devices
-from stoker.training.core import incident, rng
+from stoker.training.core import incident
 from stoker.training.core.callback import ACT, Callback
-from stoker.training.core.incident import Incident
 from stoker.training.core.figures import Batch
+from stoker.training.core.incident import Incident
 
 if TYPE_CHECKING:
     from stoker.training.trainer import Trainer
@@ -23,7 +23,7 @@ RECENT = 20  # log lines kept with an incident
 
 @dataclass
 class Examination(Callback):
-    """Before step `step` (from 1) the weights, the random state and the rows are what they were when it failed.
+    """Before step `step` (from 1) the weights and the rows are what they were when it failed.
 
     Rows that alone are not finite are left out from then on; where there are none, and after a spike, all of the
     step's. A step that is finite when it is done again failed for another reason than its data: nothing is left out.
@@ -41,10 +41,10 @@ class Examination(Callback):
             return
         self.done = True
         rows, items = trainer.order.rows(trainer.step), trainer.order.items(trainer.step)
-        random, stage = rng.state_dict(), trainer.stage
+        stage = trainer.stage
         dataset = stage.dataset("train")
         batches = [devices.move(stage.collate([dataset[item] for item in part]), trainer.device) for part in items]
-        found = incident.examine(stage, trainer.model, batches, trainer.device, trainer.cfg.precision)
+        found = incident.examine(stage, trainer.model, batches, self.step, trainer.device, trainer.cfg.precision)
         bad = self._bad(trainer, found.where, dict(zip(chain.from_iterable(rows), chain.from_iterable(items))))
         if bad:
             trainer.leave_out(bad, self.why)
@@ -54,7 +54,7 @@ class Examination(Callback):
         log.warning("step %d: %s; %s", self.step, what, then)
         metrics = list(Journal(self.metrics).rows())[-RECENT:]
         self._keep(trainer, Incident(self.step, self.why, found.where, found.loss, rows, bad, metrics, trainer.ledger),
-                   batches, random)
+                   batches)
 
     def _bad(self, trainer: "Trainer", where: str, items: dict[int, int]) -> list[int]:
         """`items`: row -> what the data set is asked for to give it as it was in this step."""
@@ -64,9 +64,9 @@ class Examination(Callback):
         bad = incident.bad_items(stage, model, items.values(), trainer.device, cfg.precision)
         return [row for row, item in items.items() if item in bad] or list(items)
 
-    def _keep(self, trainer: "Trainer", what: Incident, batches: list[Batch], random: dict[str, Any]) -> None:
+    def _keep(self, trainer: "Trainer", what: Incident, batches: list[Batch]) -> None:
         try:
-            path = incident.write(self.incidents, what, trainer.model, batches, random)
+            path = incident.write(self.incidents, what, trainer.model, batches)
             log.info("Do it again: ./run/replay.sh %s", path)
         except OSError as error:  # no reason for a run to end
             log.error("the incident could not be kept: %s", error)

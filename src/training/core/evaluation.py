@@ -15,6 +15,7 @@ from stoker.data.workers import Abandoned, workers_that_fit
 from stoker.training.core import device as devices
 from stoker.training.core import rng
 from stoker.training.core.blocks import first_line
+from stoker.training.core.figures import Moment
 from stoker.training.core.options import Options
 from stoker.training.core.stage import Stage
 from stoker.training.core.totals import Totals
@@ -69,6 +70,11 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
                 gathered[name].append(tensor.cpu())
             size.update(stage.size(batch))
             progress.mark()
+        means = sums.means()
+        if "loss" not in means:  # the terms weigh what they weigh at the end of the run
+            phase = stage.phases()[-1].name
+            weights = stage.weights(Moment(phase, cfg.max_steps or 1, cfg.max_steps or 1))
+            means["loss"] = sum(weights.get(term, 1.0) * means[term] for term in stage.counts(batch, phase))
         judged = stage.judge({name: torch.cat(parts) for name, parts in gathered.items()}) if gathered else {}
-    metrics = {f"eval/{name}": value for name, value in {**sums.means(), **judged}.items()}
+    metrics = {f"eval/{name}": value for name, value in {**means, **judged}.items()}
     return Evaluation(metrics | stage.derive(metrics), dict(size))

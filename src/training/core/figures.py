@@ -1,6 +1,10 @@
-"""Batches, and metrics as ratios of sums."""
+"""What stages and the loop pass each other: batches, losses, and metrics as ratios of sums."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Batch = dict[str, Any]
 
@@ -14,3 +18,25 @@ class Ratio(NamedTuple):
 
     total: Any
     count: Any
+
+
+class Moment(NamedTuple):
+    """Where training is when a loss is computed."""
+
+    phase: str = "main"
+    step: int = 0  # steps done before this one
+    steps: int = 1  # of the whole run
+    passed: Any = None  # what the phase before computed from the same micro-batch, without its graph
+
+
+class Loss(NamedTuple):
+    """The loss of a micro-batch.
+
+    `terms` are sums, each over what `Stage.counts` counts under the same name; the loop divides them by the counts of
+    the whole step and weighs them. `figures` are for the log. `passed` is given to the next phase of the same step, in
+    `Moment.passed`, after its tensors were detached.
+    """
+
+    terms: "Mapping[str, Tensor]"
+    figures: Mapping[str, Ratio] = {}
+    passed: Any = None

@@ -3,7 +3,7 @@ needed to do it again.
 
     incidents/step_00000500/
         incident.json        step, where, loss, rows of the step, rows left out from then on, the last metrics
-        batch.pt  rng.pt     the micro-batches, and the random state before the first of them
+        batch.pt             the micro-batches; what is drawn for them follows from seed and step
         model.safetensors    the weights before the step
 """
 
@@ -23,9 +23,10 @@ from stoker import files, progress
 from stoker.config import UserError
 from stoker.training.core import device as devices
 from stoker.training.core import rng
-from stoker.training.core.snapshots import load_weights, read_plain
 from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.snapshots import load_weights, read_plain
 from stoker.training.core.stage import Stage
+from stoker.training.core.step import losses
 
 NON_FINITE, SPIKE = "non-finite", "spike"  # why a run goes back
 
@@ -52,14 +53,15 @@ class Incident:
     ledger: list[dict[str, Any]] = field(default_factory=list)  # all rows left out so far: what --skip_rows reads
 
 
-def examine(stage: Stage, model: nn.Module, batches: list[Batch], device: torch.device, precision: str) -> Findings:
-    """What is not finite first when a step's forward and backward passes are done.
+def examine(stage: Stage, model: nn.Module, batches: list[Batch], step: int, device: torch.device,
+            precision: str) -> Findings:
+    """What is not finite first when the forward and backward passes of a step (counted from 1) are done.
 
     Named in the order in which it comes about: "batch x", "output of blocks.0.mlp", "the loss", "gradient at the output
     of blocks.1", "gradient of head.weight". Model and randomness are left as they were.
     """
     found: list[str] = []
-    losses: list[Ratio] = []
+    ratios: list[Ratio] = []
 
     def note(where: str, tensor: Tensor) -> None:
         if not found and tensor.is_floating_point() and not tensor.isfinite().all():
@@ -74,19 +76,19 @@ def examine(stage: Stage, model: nn.Module, batches: list[Batch], device: torch.
     hooks = [module.register_forward_hook(partial(seen, name or "the model")) for name, module in model.named_modules()]
     try:
         with rng.preserved(), _untouched(model):
-            for batch in map(dict, batches):  # a stage may keep things in its batch
+            for i, batch in enumerate(batches):
                 for name, value in batch.items():
                     for tensor in _tensors(value):
                         note(f"batch {name}", tensor)
                 progress.mark()
-                losses += _passes(stage, model, batch, device, precision, note)
+                ratios += _passes(stage, model, batch, device, precision, note, (step - 1, i))
             for name, p in model.named_parameters():
                 if p.grad is not None:
                     note(f"gradient of {name}", p.grad)
     finally:
         for hook in hooks:
             hook.remove()
-    total, count = (sum(float(value) for value in values) for values in zip(*losses))
+    total, count = (sum(float(value) for value in values) for values in zip(*ratios))
     return Findings(next(iter(found), ""), repr(total / count))
 
 
@@ -100,7 +102,7 @@ def bad_items(stage: Stage, model: nn.Module, items: Iterable[int], device: torc
             finite: list[Tensor] = []
             model.zero_grad(set_to_none=True)
             batch = devices.move(stage.collate([dataset[item]]), device)
-            _passes(stage, model, batch, device, precision, lambda where, t: finite.append(t.isfinite().all()))
+            _passes(stage, model, batch, device, precision, lambda where, t: finite.append(t.isfinite().all()), None)
             finite += [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
             if not torch.stack(finite).all():
                 bad.append(item)
@@ -108,16 +110,14 @@ def bad_items(stage: Stage, model: nn.Module, items: Iterable[int], device: torc
 
 
 def _passes(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, precision: str,
-            note: Any) -> list[Ratio]:
+            note: Any, place: tuple[int, int] | None) -> list[Ratio]:
     """The loss of each phase."""
-    losses = []
-    for phase in stage.phases:
-        with devices.autocast(device, precision):
-            loss, _ = stage.loss(model, batch, phase)
+    found = []
+    for loss in losses(stage, model, batch, device, precision, place):
         note("the loss", loss.total)
         loss.total.backward()
-        losses.append(Ratio(loss.total.detach(), loss.count))
-    return losses
+        found.append(Ratio(loss.total.detach(), loss.count))
+    return found
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 # -- on disk --------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, incident: Incident, model: nn.Module, batches: list[Batch], random: dict[str, Any]) -> Path:
+def write(folder: Path, incident: Incident, model: nn.Module, batches: list[Batch]) -> Path:
     """Keep what `replay` needs; an incident of the same step is replaced."""
     path = folder / f"step_{incident.step:08d}"
     path.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,6 @@ def write(folder: Path, incident: Incident, model: nn.Module, batches: list[Batc
     files.write(path / "model.safetensors", safetensors.torch.save(weights))
     batches = [devices.move(batch, torch.device("cpu")) for batch in batches]
     files.write(path / "batch.pt", lambda file: torch.save(batches, file))
-    files.write(path / "rng.pt", lambda file: torch.save(random, file))
     files.write_json(path / "incident.json", asdict(incident))
     return path
 
@@ -174,5 +173,4 @@ def replay(path: Path, stage: Stage, device: torch.device, precision: str) -> Fi
     model = stage.model().to(device).train()
     load_weights(path, model)
     batches = read_plain(path / "batch.pt")
-    rng.load_state_dict(read_plain(path / "rng.pt"))
-    return examine(stage, model, [devices.move(batch, device) for batch in batches], device, precision)
+    return examine(stage, model, [devices.move(batch, device) for batch in batches], read(path).step, device, precision)

@@ -1,24 +1,45 @@
 """Optimizers and the learning rate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from stoker.training.core.muon import Muon
+from stoker.training.core.options import Options
+from stoker.training.core.phases import Phase
 
-def adamw(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) that decays matrices only, with GPT-2's betas.
 
-    Biases, gains and other vectors are not decayed. Fused: one pass over the parameters, and an update can be
-    dropped on the device, without the host knowing of it (`drop_update`).
+def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
+    """The optimizer of a phase. In each of its groups matrices and vectors (biases, norms) are apart, since only
+    matrices are decayed unless the group says otherwise. Muon updates the matrices of the `blocks`; embeddings and
+    heads, whose rows are apart from each other, are AdamW's."""
+    name, groups = phase.optimizer or cfg.optimizer, []
+    hidden = {id(p) for block in blocks for p in block.parameters() if p.dim() == 2} if name == "muon" else set()
+    for group, named in phase.parameters(model):
+        for parameters, decay in (([p for p in named.values() if id(p) in hidden], cfg.weight_decay),
+                                  ([p for p in named.values() if p.dim() >= 2 and id(p) not in hidden],
+                                   cfg.weight_decay),
+                                  ([p for p in named.values() if p.dim() < 2], 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "lr_factor": group.lr_factor,
+                               "weight_decay": decay if group.weight_decay is None else group.weight_decay,
+                               **({"matrix": True} if id(parameters[0]) in hidden else {})})
+    return OPTIMIZERS[name](groups, cfg.lr, phase.betas)
+
+
+def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), by default with GPT-2's betas.
+
+    Fused: one pass over the parameters, and an update can be dropped on the device, without the host knowing of it
+    (`drop_update`).
     """
-    trainable = [p for p in params if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": Muon}
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -34,10 +55,10 @@ def drop_update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None
     optimizer.found_inf = dropped  # type: ignore[attr-defined]
 
 
-def set_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Each group has its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 class LossScale:

@@ -39,6 +39,8 @@ class Optimization:
     warmup_steps: int = opt(1000, "updates of linear warm-up; cut to a tenth of the run unless typed", ge=0,
                             aliases=("warmup",))
     min_lr_ratio: float = opt(0.1, "last learning rate as a share of the peak", ge=0, le=1)
+    optimizer: str = opt("adamw", "adamw; or muon: muon for the matrices of the blocks, adamw for the rest",
+                         choices=("adamw", "muon"))
     weight_decay: float = opt(0.1, "decay of matrices; vectors are never decayed", ge=0, lt=1)
     gradient_clip: float = opt(1.0, "largest norm of the gradients (0: not clipped)", ge=0, aliases=("max_grad_norm",))
     ema_decay: float = opt(0.0, "evaluate and hand out a moving average of the weights with this decay, such as 0.999 "

@@ -1,5 +1,6 @@
 """Randomness: seeded once, kept in snapshots, and left alone by everything that only looks."""
 
+import hashlib
 import logging
 import random
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ def seed(value: int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)  # every device's generator too
+
+
+def begin(seed: int, step: int, phase: str, micro_batch: int) -> None:
+    """Seed torch's generators for one micro-batch: what a forward pass draws depends on these four alone, not on what
+    was drawn before nor on how many processes share the work."""
+    key = hashlib.blake2b(f"{seed} {step} {phase} {micro_batch}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(key))
 
 
 def state_dict() -> dict[str, Any]:

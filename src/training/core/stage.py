@@ -6,11 +6,12 @@ what stands here. Importing a stage's file does not import torch: configs and he
 
 import importlib
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.phases import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +29,6 @@ class Stage:
     name: ClassVar[str]
     Config: ClassVar[type]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-    phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer and one update each, in this order
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
     target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
     divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
@@ -94,18 +94,28 @@ class Stage:
     def model(self) -> "nn.Module":
         raise NotImplementedError
 
-    def params(self, model: "nn.Module", phase: str) -> Iterable["nn.Parameter"]:
-        """What the optimizer of a phase updates."""
-        return model.parameters()
+    def phases(self) -> tuple[Phase, ...]:
+        """What is updated in a step, in this order. Every trainable parameter is in one at least."""
+        return (Phase(),)
 
-    def loss(self, model: "nn.Module", batch: Batch, phase: str) -> tuple[Ratio, dict[str, Ratio]]:
-        """The loss of a micro-batch as a sum over samples, and further figures for the log."""
+    def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
+        """How much there is in a micro-batch for each term of the loss: the divisor of its sum. It follows from the
+        batch alone."""
+        return {"loss": len(next(iter(batch.values())))}
+
+    def weights(self, moment: Moment) -> dict[str, float]:
+        """The weights of the terms of the loss, 1 where none is given."""
+        return {}
+
+    def loss(self, model: "nn.Module", batch: Batch, moment: Moment) -> Loss:
+        """The loss of a micro-batch: for each term of `counts` a sum."""
         raise NotImplementedError
 
     def score(self, model: "nn.Module", batch: Batch) -> dict[str, Ratio]:
         """The figures of an evaluation; they are added over the whole validation set."""
-        loss, extras = self.loss(model, batch, self.phases[-1])
-        return {"loss": loss, **extras}
+        phase = self.phases()[-1].name
+        loss, counts = self.loss(model, batch, Moment(phase)), self.counts(batch, phase)
+        return {**{term: Ratio(total, counts[term]) for term, total in loss.terms.items()}, **loss.figures}
 
     def gather(self, model: "nn.Module", batch: Batch) -> "dict[str, Tensor]":
         """What `judge` is to have of each batch of an evaluation, a row for each sample."""

@@ -1,0 +1,291 @@
+"""A step against loops written by hand: micro-batches, terms of the loss, phases, statistics, random numbers."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stoker.config import UserError
+from stoker.model.gpt import GPT
+from stoker.training.core import phases
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.evaluation import evaluate
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.options import Options
+from stoker.training.core.phases import Group, Phase
+from stoker.training.core.step import GradientSum, Step
+from stoker.training.trainer import Trainer
+from toys import GAN, Toy, assert_same, new_run, train, with_callbacks
+
+CPU = torch.device("cpu")
+
+
+def tree(items: Sequence[Tensor]) -> Tensor:
+    """The sum along the binary tree that its definition gives: the left part is the largest power of two."""
+    if len(items) == 1:
+        return items[0]
+    left = 1
+    while 2 * left < len(items):
+        left *= 2
+    return tree(items[:left]) + tree(items[left:])
+
+
+def seed(*key: Any) -> None:
+    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest))
+
+
+class Language(Toy):
+    """A language model on made-up tokens: a row more in each micro-batch."""
+
+    name = "language"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(3)
+        return GPT(64, d_model=32, num_heads=2, num_layers=2, d_ff=64, max_seq_len=16, dropout=0.1)
+
+    def counts(self, batch: Batch, phase: str) -> dict[str, int]:
+        return {"loss": batch["targets"].numel()}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        return Loss({"loss": model(batch["tokens"], batch["targets"])})
+
+
+def batches(count: int) -> list[Batch]:
+    draw = torch.Generator().manual_seed(count)
+    tokens = [torch.randint(64, (i + 1, 17), generator=draw) for i in range(count)]
+    return [{"tokens": ids[:, :-1], "targets": ids[:, 1:]} for ids in tokens]
+
+
+def step_of(stage: Toy, **options: Any) -> Step:
+    found = {"lr": 1e-2, "warmup_steps": 0, "lr_schedule": "constant", "seed": 7, "precision": "fp32"} | options
+    step = Step(stage, stage.model().train(), Options(**found), 10, CPU, lambda *args: None, lambda *args: None)
+    return step
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8])
+def test_dropout_and_accumulation_are_those_of_a_loop_written_by_hand(tmp_path: Path, count: int) -> None:
+    """Bit for bit: gradients added along a tree and divided once, dropout keyed by (seed, step, phase, number)."""
+    step, stage = step_of(Language(Toy.Config(), tmp_path)), Language(Toy.Config(), tmp_path)
+    model = stage.model().train()
+    decayed = [p for p in model.parameters() if p.dim() >= 2], [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW([{"params": decayed[0], "weight_decay": 0.1},
+                                   {"params": decayed[1], "weight_decay": 0.0}], 1e-2, (0.9, 0.95), fused=True)
+    for number in range(3):
+        step.run(number, batches(count))
+        grads = []
+        for i, batch in enumerate(batches(count)):
+            seed(7, number, "main", i)
+            loss = model(batch["tokens"], batch["targets"])
+            grads.append(torch.autograd.grad(loss, list(model.parameters())))
+        tokens = sum(batch["targets"].numel() for batch in batches(count))
+        for parameter, own in zip(model.parameters(), zip(*grads)):
+            parameter.grad = tree(own) / tokens
+        torch.nn.utils.clip_grad_norm_([*decayed[0], *decayed[1]], 1.0)
+        optimizer.step()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(step.model.parameters(), model.parameters()))
+
+
+def test_the_tree_is_known_by_its_rounding() -> None:
+    """Numbers whose sum depends on the order; a parameter without a gradient in some micro-batches."""
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    for count in range(1, 12):
+        values = torch.randn(count, generator=torch.Generator().manual_seed(count)) * 10.0 ** torch.arange(count).neg()
+        total = GradientSum([a, b])
+        for i, value in enumerate(values):
+            (a * value + (b * value if i in (1, 4) else 0)).sum().backward()
+            total.add(i)
+        total.finish()
+        assert a.grad is not None and a.grad.item() == tree([value[None] for value in values]).item()
+        assert (b.grad is None) == (count < 2)
+
+
+class TwoTerms(Toy):
+    """One term counts samples, the other those numbers that are positive."""
+
+    name = "two_terms"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Linear(8, 8)
+
+    def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
+        return {"near": len(batch["x"]), "positive": (batch["x"] > 0).sum()}
+
+    def weights(self, moment: Moment) -> dict[str, float]:
+        return {"positive": 0.1 * moment.step}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        made, x = model(batch["x"]), batch["x"]
+        return Loss({"near": (made - x).square().mean(1).sum(), "positive": (made * (x > 0)).abs().sum()})
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_terms_with_counts_of_their_own_are_exact_under_accumulation(tmp_path: Path, parts: int) -> None:
+    rows = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    figures: dict[str, Ratio] = {}
+    stage = TwoTerms(Toy.Config(), tmp_path)
+    step = Step(stage, stage.model(), Options(lr=1e-2, warmup_steps=0, lr_schedule="constant", gradient_clip=0.0,
+                                      precision="fp32"), 10,
+                CPU, lambda *args: None, lambda name, ratio: figures.setdefault(name, ratio))
+    step.run(3, [{"x": part} for part in rows.chunk(parts)])
+    model = stage.model()
+    made = model(rows)
+    near, positive = (made - rows).square().mean(1).sum() / 8, (made * (rows > 0)).abs().sum() / (rows > 0).sum()
+    loss = near + 0.3 * positive
+    loss.backward()
+    for ours, theirs in zip(step.model.parameters(), model.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    total, count = figures["train/loss"]
+    assert float(total.detach() / count) == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_the_loss_of_an_evaluation_weighs_its_terms_as_the_end_of_the_run(tmp_path: Path) -> None:
+    stage = TwoTerms(Toy.Config(max_steps=20, batch_size=3, precision="fp32"), tmp_path)
+    model, rows = stage.model(), stage.dataset("validation")
+    done = evaluate(stage, model, rows, stage.cfg, CPU, lambda: False)
+    x = torch.stack([rows[i] for i in range(len(rows))])
+    made = model(x).detach()
+    near, positive = (made - x).square().mean(), (made * (x > 0)).abs().sum() / (x > 0).sum()
+    found = {"near": float(near), "positive": float(positive), "loss": float(near + 2.0 * positive)}
+    assert done and done.metrics == pytest.approx({f"eval/{name}": value for name, value in found.items()}, rel=1e-5)
+
+
+class Late(GAN):
+    """The discriminator begins at step 20, and trains at every second one."""
+
+    name = "late"
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("discriminator", (Group("discriminator.*"),), first=20, every=2, betas=(0.5, 0.9)),
+                Phase("generator", (Group("generator.*bias", lr_factor=0.0), Group("generator.*"))))
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        if moment.phase == "discriminator":
+            return super().loss(model, batch, moment)
+        if moment.passed is None:
+            moment = moment._replace(passed=torch.randn_like(batch["x"]))
+        assert not moment.passed.requires_grad
+        return super().loss(model, batch, moment)
+
+
+def test_a_phase_begins_late_and_runs_every_second_step(tmp_path: Path) -> None:
+    class Watch(Callback):
+        order = ACT
+
+        def on_start(self, trainer: Trainer) -> None:
+            biases.append(weights(trainer, "generator", "bias"))
+            before.append(weights(trainer, "discriminator", ""))
+
+        def on_grad(self, trainer: Trainer, phase: str) -> None:
+            ran.append((trainer.step, phase))
+            assert_same(self.grads, self.of_the_other(trainer, phase))
+            assert all(p.grad is not None for p in trainer.model[phase].parameters())
+            del self.grads
+
+        def on_loss(self, trainer: Trainer, phase: str, loss: Ratio) -> None:
+            if not hasattr(self, "grads"):
+                self.grads = self.of_the_other(trainer, phase)
+
+        def of_the_other(self, trainer: Trainer, phase: str) -> list[Tensor | None]:
+            other = {"discriminator": "generator", "generator": "discriminator"}[phase]
+            return [p.grad if p.grad is None else p.grad.clone() for p in trainer.model[other].parameters()]
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            if trainer.step == 20:
+                before.append(weights(trainer, "discriminator", ""))
+
+    def weights(trainer: Trainer, side: str, part: str) -> Tensor:
+        return torch.cat([p.detach().flatten() for name, p in trainer.model[side].named_parameters() if part in name])
+
+    ran: list[tuple[int, str]] = []
+    before: list[Tensor] = []
+    biases: list[Tensor] = []
+    trainer, ending = train(with_callbacks(Late, Watch()), new_run(tmp_path, Late), max_steps=25)
+    assert ending.state == "finished"
+    assert [step for step, phase in ran if phase == "discriminator"] == [20, 22, 24]
+    assert [step for step, phase in ran if phase == "generator"] == list(range(25))
+    assert torch.equal(before[0], before[1]) and not torch.equal(before[1], weights(trainer, "discriminator", ""))
+    assert torch.equal(biases[0], weights(trainer, "generator", "bias")), "a factor of 0"
+    assert trainer.optimizers["discriminator"].param_groups[0]["betas"] == (0.5, 0.9)
+
+
+@pytest.mark.parametrize("phase, steps, ran", [
+    (Phase(), 4, [0, 1, 2, 3]), (Phase(first=2), 5, [2, 3, 4]), (Phase(every=3), 8, [0, 3, 6]),
+    (Phase(first=1, every=2, last=6), 9, [1, 3, 5]), (Phase(last=0), 3, []),
+])
+def test_when_a_phase_runs(phase: Phase, steps: int, ran: list[int]) -> None:
+    """And how many updates it has made: what its learning rate follows."""
+    assert [step for step in range(steps) if phase.runs(step)] == ran
+    before = [sum(each < step for each in ran) for step in range(steps + 1)]
+    assert [phase.updates(step) for step in range(steps + 1)] == before
+
+
+@pytest.mark.parametrize("groups, problem", [
+    ((Group("generator.*"),), "4 parameters are in no phase, the first is discriminator.0.weight"),
+    ((Group("*.0.weight"), Group("*"), ), ""),
+    ((Group("encoder.*"),), "phase main trains nothing: no trainable parameter fits encoder.*"),
+])
+def test_every_parameter_is_in_a_phase(tmp_path: Path, groups: tuple[Group, ...], problem: str) -> None:
+    model = GAN(Toy.Config(), tmp_path).model()
+    if problem:
+        with pytest.raises(UserError, match=problem.replace("*", r"\*")):
+            phases.check((Phase(groups=groups),), model)
+    else:
+        phases.check((Phase(groups=groups),), model)
+        first, rest = Phase(groups=groups).parameters(model)
+        assert list(first[1]) == ["generator.0.weight", "discriminator.0.weight"] and len(rest[1]) == 6
+
+
+class Counter(nn.Module):
+    """Counts what it sees; a row that holds NaN spoils the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("mean", torch.zeros(8))
+        self.sums: list[Tensor] = []
+
+    def clear_sums(self) -> None:
+        self.sums = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sums.append(x.sum(0))
+        return self.linear(x)
+
+    def apply_sums(self, dropped: Tensor) -> None:
+        self.mean.copy_(torch.where(dropped > 0, self.mean, torch.stack(self.sums).sum(0)))
+
+
+class Counting(Toy):
+    name = "counting"
+
+    def model(self) -> nn.Module:
+        return Counter()
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        return Loss({"loss": F.mse_loss(model(batch["x"]), batch["x"], reduction="sum")})
+
+
+def test_statistics_are_sums_over_the_micro_batches_applied_once(tmp_path: Path) -> None:
+    step, rows = step_of(Counting(Toy.Config(), tmp_path)), torch.randn(8, 8)
+    step.run(0, [{"x": part} for part in rows.chunk(4)])
+    torch.testing.assert_close(step.model.mean, rows.sum(0))
+    step.run(1, [{"x": rows}, {"x": torch.full((1, 8), torch.nan)}])
+    assert step.dropped == 1
+    torch.testing.assert_close(step.model.mean, rows.sum(0))
+
+
+def test_two_runs_that_share_micro_batches_draw_the_same(tmp_path: Path) -> None:
+    """Whatever was drawn between: what others compute in the same process changes nothing."""
+    steps = [step_of(Language(Toy.Config(), tmp_path)) for _ in range(2)]
+    for number in range(2):
+        for i, step in enumerate(steps):
+            torch.rand(i * 5)
+            step.run(number, batches(2))
+    assert all(torch.equal(a, b) for a, b in zip(*(step.model.parameters() for step in steps)))
