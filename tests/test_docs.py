@@ -70,10 +70,10 @@ def test_command(command: str) -> None:
         if options:
             script = re.search(r"OPTIONS of (\w+)\.py", usage)
             assert script
-            pages.parse(next(s for s in discover().values() if s.__module__ == f"training.{script[1]}"), options)
+            pages.parse(next(s for s in discover().values() if s.__module__ == f"stoker.training.{script[1]}"), options)
     elif path.name.startswith(("run_train_", "run_sft_", "train_", "sft_")):
         script = path.name.removeprefix("run_").removesuffix(".sh").removesuffix(".py")
-        stage = next(s for s in discover().values() if s.__module__ == f"training.{script}")
+        stage = next(s for s in discover().values() if s.__module__ == f"stoker.training.{script}")
         assert pages.asked(stage, words) or not PAGES & set(words)
         pages.parse(stage, [word for word in words if word not in WRAPPER_ONLY | PAGES])
     else:

@@ -192,8 +192,9 @@ def test_an_append_that_does_not_fit_leaves_no_part_of_a_line(tmp_path: Path) ->
 
 
 HOLD = """
-import sys, files
+import sys
 from pathlib import Path
+from stoker import files
 with files.locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -50,7 +50,7 @@ class StatusWriter(Callback):
         self.pulse.back(**self._now(trainer))
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        phases = trainer.update.phases
+        phases = trainer.phases
         # of several, the one that an evaluation has too
         loss = "train/loss" if len(phases) == 1 else f"train/{phases[-1].name}/loss"
         self._figures |= {"loss": metrics.get(loss), "speed": rates(trainer),

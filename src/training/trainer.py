@@ -101,6 +101,7 @@ class Trainer:
         """The rows of the step in hand (in `on_step_end`: of the one just done), a list for each micro-batch."""
         return self.order.rows(self._rows_of)
 
+    phases = property(lambda self: self.update.phases)
     optimizers = property(lambda self: self.update.optimizers)  # by phase
     loss_scales = property(lambda self: self.update.loss_scales)  # by phase; fp16 only
     grad_norms = property(lambda self: self.update.grad_norms)  # by phase: of each tensor's gradient, before clipping

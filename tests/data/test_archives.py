@@ -115,7 +115,7 @@ def test_a_full_disk_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, own_
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("files.write", full)
+    monkeypatch.setattr("stoker.files.write", full)
     with pytest.raises(UserError, match="No space left on device in .*: make room there for what is in .*a.tar.gz"):
         archives.members(folder / "a.tar.gz")
 

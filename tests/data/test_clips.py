@@ -230,7 +230,7 @@ def test_a_full_disk_is_told(rows: list[Utterance], monkeypatch: pytest.MonkeyPa
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("files.write", full)
+    monkeypatch.setattr("stoker.files.write", full)
     with pytest.raises(UserError, match="No space left on device in .*: make room there"):
         decode(paths_of(rows), keep=True)
     assert not list((own_home / "audio").glob("*.bin"))

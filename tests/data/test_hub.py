@@ -179,7 +179,7 @@ def test_a_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_log_gets_lines_and_no_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                       capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("progress.SECONDS_BETWEEN_LINES", 0.001)
+    monkeypatch.setattr("stoker.progress.SECONDS_BETWEEN_LINES", 0.001)
     copied(tmp_path, monkeypatch)
     assert not sys.stderr.isatty()
     with caplog.at_level(logging.INFO):

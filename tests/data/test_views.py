@@ -308,7 +308,7 @@ def test_a_full_disk_is_told(rows: list[Picture], monkeypatch: pytest.MonkeyPatc
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("files.write", full)
+    monkeypatch.setattr("stoker.files.write", full)
     with pytest.raises(UserError, match="No space left on device in .*: make room there, .* or use --no_cache_images"):
         resize(paths_of(rows), SQUARE)
     assert not list((own_home / "pictures").glob("*.bin"))

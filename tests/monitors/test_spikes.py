@@ -81,9 +81,9 @@ def test_each_phase_has_its_own_course(tmp_path: Path) -> None:
 def judged(losses: list[float], counts: list[int], path: Path, factor: float = 10.0) -> list[int]:
     """The steps that a fresh monitor tells of, all judged in one log step."""
     spikes = Spikes(path, factor)
-    stage, order = SimpleNamespace(phases=("main",)), SimpleNamespace(rows=lambda step: [])
+    order = SimpleNamespace(rows=lambda step: [])
     for step, (loss, count) in enumerate(zip(losses, counts), start=1):
-        trainer: Any = SimpleNamespace(step=step, stage=stage, order=order, ledger=[])
+        trainer: Any = SimpleNamespace(step=step, phases=("main",), order=order, ledger=[])
         spikes.on_step_start(trainer)
         spikes.on_loss(trainer, "main", Ratio(torch.tensor(loss * count, dtype=torch.float64), count))
         spikes.on_step_end(trainer)

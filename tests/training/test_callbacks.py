@@ -22,6 +22,7 @@ from stoker.training.callbacks.early_stopping import EarlyStopping
 from stoker.training.callbacks.examination import Examination
 from stoker.training.core.callback import ACT, OBSERVE, Callback, in_order
 from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.phases import Phase
 from stoker.training.core.snapshots import Snapshots
 from stoker.training.trainer import Trainer
 from toys import GAN, Buffers, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
@@ -66,7 +67,7 @@ def test_every_callback_keeps_its_contract(tmp_path: Path, monkeypatch: pytest.M
 
 def test_monitors_lie_in_monitors_and_what_acts_in_callbacks() -> None:
     for cls in all_callbacks():
-        assert (cls.order >= OBSERVE) == cls.__module__.startswith("monitors."), cls
+        assert (cls.order >= OBSERVE) == cls.__module__.startswith("stoker.monitors."), cls
 
 
 def test_order_is_by_band_and_ties_keep_their_place() -> None:
@@ -106,6 +107,7 @@ class Asked:
     best_step: int = -1
     reason: str = ""
     stage = Regression
+    phases = (Phase(),)
 
     @property
     def cfg(self) -> Any:

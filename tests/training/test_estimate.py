@@ -35,7 +35,7 @@ class Matrix(Toy):
         return nn.Linear(self.cfg.width, self.cfg.width, bias=False)
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
-        return Ratio(model(batch["x"]).sum(), len(batch["x"])), {}
+        return Loss({"loss": model(batch["x"]).sum()})
 
 
 class Clock:

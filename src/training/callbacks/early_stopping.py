@@ -69,7 +69,7 @@ class EarlyStopping(Callback):
         self._step = Ratio(0.0, 0)
 
     def on_loss(self, trainer: "Trainer", phase: str, loss: Ratio) -> None:
-        if self.overfit_patience and phase == trainer.update.phases[-1].name:
+        if self.overfit_patience and phase == trainer.phases[-1].name:
             total, count = finite_or_nothing(loss)  # what is not finite was not trained on
             self._step = Ratio(self._step.total + total, self._step.count + count)
 

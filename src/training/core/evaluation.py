@@ -71,8 +71,8 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
             size.update(stage.size(batch))
             progress.mark()
         means = sums.means()
-        if "loss" not in means:  # the terms weigh what they weigh at the end of the run
-            phase = stage.phases()[-1].name
+        phase = stage.phases()[-1].name
+        if len(stage.counts(batch, phase)) > 1:  # the terms weigh what they weigh at the end of the run
             weights = stage.weights(Moment(phase, cfg.max_steps or 1, cfg.max_steps or 1))
             means["loss"] = sum(weights.get(term, 1.0) * means[term] for term in stage.counts(batch, phase))
         judged = stage.judge({name: torch.cat(parts) for name, parts in gathered.items()}) if gathered else {}
