@@ -33,7 +33,7 @@ RULE: list[tuple[set[str], set[str]]] = [
     ({"inference"}, BASE | {"daemon", "model", "data", "inference"} | CORE),
 ]
 LATE = {("progress", "tqdm"), ("wheels", "torch")}  # what the ground floor imports where it is needed
-STAGE_FILES = ("training.train_", "training.sft_")
+STAGE_FILES = ("training.train_", "training.sft_", "training.stages")
 ABOVE_STAGES = BASE | {"daemon", "model", "data", "training.callbacks", "monitors"} | CORE | ASSEMBLY
 
 
@@ -86,7 +86,7 @@ def within(module: str, allowed: set[str]) -> bool:
 
 def allowed_for(module: str) -> set[str] | None:
     if module.startswith(STAGE_FILES):
-        return ABOVE_STAGES | {module}
+        return ABOVE_STAGES | {module, "training.stages"}
     return next((allowed for members, allowed in RULE if within(module, members)), None)
 
 

@@ -74,8 +74,8 @@ class Toy(Stage):
     def collate(self, samples: list[Any]) -> Batch:
         return {"x": torch.stack(samples)}
 
-    def fingerprint(self) -> str:
-        return f"{self.cfg.rows}x{self.cfg.width}"
+    def made_from(self) -> dict[str, str]:
+        return {"content": f"{self.cfg.rows}x{self.cfg.width}"}
 
     def callbacks(self) -> list[Callback]:
         return list(self.extra)

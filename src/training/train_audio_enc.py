@@ -12,28 +12,24 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker import files
 from stoker.config import UserError, listed, opt
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.core.stage import Stage
+from stoker.training.stages.labelled import KINDS, Labelled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stoker.data.loader import Order
     from stoker.data.speech.clips import Clip, Clips
-    from stoker.data.text.tokenizers import Tokenizer
     from stoker.model.speech_encoder import Recognizer
     from stoker.training.core.callback import Callback
     from stoker.training.core.media import Media
-    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
-UNITS = ("chars", "bpe")
 ENCODER = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time")
 SHAPE = (*ENCODER, "head_frames")
 MASKS = 2  # bands and stretches of time that SpecAugment blanks out, of each
@@ -83,7 +79,7 @@ class Architecture:
     """What model"""
 
     units: str = opt("chars", "what the head tells apart: chars (those of the training texts), bpe (pieces "
-                     "trained on them), or PATH/tokenizer.json", path=UNITS)
+                     "trained on them), or PATH/tokenizer.json", path=KINDS)
     vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
     num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
@@ -114,7 +110,7 @@ def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[st
     return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
 
 
-class AudioEncoder(Stage):
+class AudioEncoder(Labelled):
     """Trains an audio encoder on speech, in the foreground. (./run/run_train_audio_enc.sh: in the background.)
 
     A sample is an utterance. `loss` is -log of the probability of the text, for each of its units; `ctc_loss` the same
@@ -123,6 +119,7 @@ class AudioEncoder(Stage):
 
     name = "audio_enc"
     Config = Config
+    sizes = SHAPE
     best = "eval/wer", "min"
     target = 0.20
     presets = {
@@ -137,9 +134,7 @@ class AudioEncoder(Stage):
         problems = recordings.check(cfg.dataset)
         if cfg.extra_dataset:
             problems += _of_extra(recordings.check(cfg.extra_dataset))
-        if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
-            problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
-        return problems
+        return problems + cls.label_problems(cfg, resumed)
 
     @classmethod
     def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
@@ -151,13 +146,9 @@ class AudioEncoder(Stage):
     def prepare(self) -> None:
         from stoker.data.speech import check as speech_check
         from stoker.data.speech.check import Limits
-        from stoker.data.text.labels import open_units
-
         cfg = self.cfg
         found = _splits(cfg)
-        own = self.folder / "tokenizer.json"  # a run that goes on keeps the units it began with
-        kind = str(own) if own.exists() else cfg.units
-        self.units: Tokenizer = open_units(kind, cfg.vocab_size, [each.text for each in found["train"]])
+        self.open_labels([each.text for each in found["train"]])
         self.utterances, self.decoded, report = speech_check.checked(found, keep=cfg.cache_audio, limits=Limits(
             max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self._labels,
             frames=self._frames, speed=cfg.speed))
@@ -224,16 +215,10 @@ class AudioEncoder(Stage):
 
         return int(self.cfg.max_mel_length * HOP_LENGTH / (1 - self.cfg.speed)) + HOP_LENGTH
 
-    def fingerprint(self) -> str:
-        return "/".join(self.made_from().values())
-
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]
         sound = self.decoded.fingerprint() + json.dumps(rows)
         return {"speech": hashlib.sha256(sound.encode()).hexdigest(), "units": self.units.fingerprint}
-
-    def begin(self) -> None:
-        self.units.save(self.folder)
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch["texts"]), "audio_sec": batch["seconds"]}
@@ -317,41 +302,8 @@ class AudioEncoder(Stage):
 
         return [Blanks(RunDir(self.folder).alerts)]
 
-    # -- out, and in again --------------------------------------------------------------------------------------
-
-    def export(self, model: Any, folder: Path) -> None:
-        """model.safetensors, config.json with the sizes, tokenizer.json with the units."""
-        import safetensors.torch
-
-        weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-        files.write(folder / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
-        files.write_json(folder / "config.json", {
-            "model_type": "stoker_audio_enc", **{name: getattr(self.cfg, name) for name in SHAPE},
-            "vocab_size": self.units.vocab_size, "blank": self.units.end_of_text})
-        self.units.save(folder)
-
-    def load(self, model: Any, folder: Path) -> None:
-        from stoker.model import weights
-
-        weights.load(model, folder)
-
-    @classmethod
-    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Shape and units."""
-        if not pretrained.options.keys() >= set(SHAPE):
-            raise UserError(f"{pretrained} is of another program or version: this stage reads what "
-                            "run_train_audio_enc.sh makes")
-        places = (pretrained.folder, *([pretrained.run.path] if pretrained.run else []))
-        units = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
-        if units is None:
-            raise UserError(f"{pretrained.folder} has no tokenizer.json, so its units are not known: put it there")
-        return {**{name: pretrained.options[name] for name in SHAPE}, "units": str(units)}
-
-    def reopen(self) -> None:
-        from stoker.data.text.labels import open_units
-
-        own = self.folder / "tokenizer.json"
-        self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, [])
+    def described(self) -> dict[str, Any]:
+        return {"blank": self.units.end_of_text}
 
 
 def _splits(cfg: Any) -> recordings.Splits:

@@ -16,6 +16,7 @@ from stoker.config import UserError, opt
 from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.options import Options
 from stoker.training.core.stage import Stage
+from stoker.training.stages.labelled import tokenizer_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,9 +185,6 @@ class LanguageModel(Stage):
         windows = torch.stack(samples)  # (B, T + 1)
         return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
 
-    def fingerprint(self) -> str:
-        return "/".join(self.made_from().values())
-
     def made_from(self) -> dict[str, str]:
         return {"text": self.corpus_fingerprint, "tokenizer": self.tokenizer.fingerprint}
 
@@ -273,10 +271,7 @@ def _tokenizer_of(pretrained: "Pretrained") -> str:
     kind = pretrained.options.get("tokenizer", "")
     if kind in TOKENIZERS and kind != "bpe":
         return str(kind)
-    for folder in (pretrained.folder, *([pretrained.run.path] if pretrained.run else [])):
-        if (folder / "tokenizer.json").is_file():
-            return str(folder / "tokenizer.json")
-    raise UserError(f"{pretrained.folder} has no tokenizer.json, so what its tokens mean is not known: put it there")
+    return tokenizer_of(pretrained)
 
 
 def _exp(value: float) -> float:

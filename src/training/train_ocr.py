@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker import files
-from stoker.config import UserError, listed, opt
+from stoker.config import listed, opt
 from stoker.data import splits
 from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.core.stage import Stage
+from stoker.training.stages.labelled import KINDS, Labelled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from stoker.data.pictures.line_augmentation import LineAugmentation
     from stoker.data.pictures.resized import Frame
     from stoker.data.pictures.views import View, Views
-    from stoker.data.text.tokenizers import Tokenizer
     from stoker.model.decoding import Written
     from stoker.model.reader import Reader, Seen
     from stoker.training.core.media import Media
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNITS = ("chars", "bpe")
 CHANGES = ("stretch", "slant", "shift", "weight", "contrast", "blur", "noise", "invert")
 ENCODER = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff")
 SHAPE = (*ENCODER, "decoder_layers")
@@ -85,7 +82,7 @@ class Architecture:
     """What model"""
 
     units: str = opt("chars", "what is written: chars (those of the training texts), bpe (pieces trained on them), or "
-                     "PATH/tokenizer.json", path=UNITS)
+                     "PATH/tokenizer.json", path=KINDS)
     vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
     stem_width: int = opt(32, "channels of the first convolution; the others have 2, 3 and 4 times as many", ge=1,
                           usual=(8, 128))
@@ -120,7 +117,7 @@ def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[st
     return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
 
 
-class OCR(Stage):
+class OCR(Labelled):
     """Trains a reader of lines of text, in the foreground. (./run/run_train_ocr.sh: in the background.)
 
     `loss` is -log of the probability of the text, for each of its units; with --ctc_weight W it is 1 - W parts of the
@@ -129,6 +126,7 @@ class OCR(Stage):
 
     name = "ocr"
     Config = Config
+    sizes = SHAPE
     best = "eval/cer", "min"
     target = 0.10
     presets = {
@@ -143,8 +141,7 @@ class OCR(Stage):
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
         problems = table.check(cfg.dataset, group_by=cfg.group_by)
-        if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
-            problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
+        problems += cls.label_problems(cfg, resumed)
         return problems
 
     @classmethod
@@ -157,15 +154,12 @@ class OCR(Stage):
     def prepare(self) -> None:
         from stoker.data.pictures import check as picture_check
         from stoker.data.pictures.check import Limits
-        from stoker.data.text.labels import open_units
         from stoker.model.line_encoder import states_of
 
         cfg = self.cfg
         found = table.read(cfg.dataset, template="", group_by=cfg.group_by, held_out=listed(cfg.held_out),
                               share=cfg.valid_share)
-        own = self.folder / "tokenizer.json"  # a run that goes on keeps the units it began with
-        kind = str(own) if own.exists() else cfg.units
-        self.units: Tokenizer = open_units(kind, cfg.vocab_size, [each.text.strip() for each in found["train"]])
+        self.open_labels([each.text.strip() for each in found["train"]])
         limits = Limits(max_width=cfg.max_width, height=cfg.image_height, max_text_length=cfg.max_text_length,
                         lines=True, labels=self.labels if cfg.ctc_weight else None, columns=states_of,
                         stretch=cfg.stretch)
@@ -250,16 +244,10 @@ class OCR(Stage):
         return (math.ceil(widest * (1 + cfg.stretch) + cfg.slant * cfg.image_height),
                 max(len(self.labels(each.text)) for _, each in rows) + 1)
 
-    def fingerprint(self) -> str:
-        return "/".join(self.made_from().values())
-
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text] for split, part in self.pictures.items() for each in part]
         seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
         return {"lines": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
-
-    def begin(self) -> None:
-        self.units.save(self.folder)
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"lines": len(batch["texts"])}
@@ -369,42 +357,14 @@ class OCR(Stage):
         wrong, length = error_rate([self._judged(pair[0].text)], [self._judged(pair[1])])
         return float(wrong / max(1, length))
 
-    # -- out, and in again --------------------------------------------------------------------------------------
-
-    def export(self, model: Any, folder: Path) -> None:
-        """model.safetensors, config.json with the sizes, tokenizer.json with the units."""
-        import safetensors.torch
-
-        weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-        files.write(folder / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
-        files.write_json(folder / "config.json", {
-            "model_type": "stoker_ocr", **{name: getattr(self.cfg, name) for name in SHAPE},
-            "vocab_size": self.units.vocab_size, "end": self.units.end_of_text})
-        self.units.save(folder)
-
-    def load(self, model: Any, folder: Path) -> None:
-        from stoker.model import weights
-
-        weights.load(model, folder)
+    def described(self) -> dict[str, Any]:
+        return {"end": self.units.end_of_text}
 
     @classmethod
     def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Shape and units; and that there is no CTC head, where there is none."""
-        if not pretrained.options.keys() >= set(SHAPE):
-            raise UserError(f"{pretrained} is of another program or version: this stage reads what run_train_ocr.sh "
-                            "makes")
-        places = (pretrained.folder, *([pretrained.run.path] if pretrained.run else []))
-        units = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
-        if units is None:
-            raise UserError(f"{pretrained.folder} has no tokenizer.json, so its units are not known: put it there")
-        return {**{name: pretrained.options[name] for name in SHAPE}, "units": str(units),
+        """Also that there is no CTC head, where there is none."""
+        return {**super().taken_from(pretrained),
                 **({} if pretrained.options.get("ctc_weight", 1) else {"ctc_weight": 0.0})}
-
-    def reopen(self) -> None:
-        from stoker.data.text.labels import open_units
-
-        own = self.folder / "tokenizer.json"
-        self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, [])
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker import files
 from stoker.config import UserError, listed, opt
 from stoker.data import splits
 from stoker.data.pictures import table
 from stoker.training.core import pretrained
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.core.stage import Stage, discover
+from stoker.training.core.stage import discover
+from stoker.training.stages.labelled import KINDS, Labelled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,14 +28,12 @@ if TYPE_CHECKING:
     from stoker.data.pairs import Pair, Pairs
     from stoker.data.pictures.resized import Frame
     from stoker.data.pictures.views import Augmentation as Changes
-    from stoker.data.text.tokenizers import Tokenizer
     from stoker.model.contrastive import DualEncoder
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
-UNITS = ("bpe", "chars")
 STEMS, POSITIONS, LOSSES = ("conv", "patch"), ("rotary", "learned"), ("softmax", "sigmoid")
 VISION = ("image_size", "patch_size", "stem", "positions", "d_model", "num_heads", "num_layers", "d_ff")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
@@ -115,7 +113,7 @@ class Architecture:
 class Text:
     """What reads the captions"""
 
-    units: str = opt("bpe", "bpe (pieces trained on the captions), chars, or PATH/tokenizer.json", path=UNITS)
+    units: str = opt("bpe", "bpe (pieces trained on the captions), chars, or PATH/tokenizer.json", path=KINDS)
     vocab_size: int = opt(1024, "pieces of the bpe", ge=257, le=100000)
     text_d_model: int = opt(128, "width", ge=2)
     text_num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32)
@@ -153,7 +151,7 @@ def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[st
     return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
 
 
-class Vision(Stage):
+class Vision(Labelled):
     """Trains a vision encoder on pictures and captions, in the foreground. (./run/run_train_vision.sh: in the
     background.)
 
@@ -163,6 +161,7 @@ class Vision(Stage):
 
     name = "vision"
     Config = Config
+    sizes = (*SHAPE, *TEXT)
     best = "eval/acc", "max"
     target = 0.70
     divisible = False  # what a picture is told from is what is in its micro-batch
@@ -178,8 +177,7 @@ class Vision(Stage):
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
         problems = table.check(cfg.dataset, group_by=cfg.group_by)
-        if not resumed and cfg.units not in UNITS and not Path(cfg.units).is_file():
-            problems.append(f"--units: {cfg.units!r} is none of {', '.join(UNITS)}, and no tokenizer.json")
+        problems += cls.label_problems(cfg, resumed)
         if not resumed and cfg.text_model:
             problems += language_model_problems(cfg.text_model)
         return problems
@@ -210,17 +208,15 @@ class Vision(Stage):
 
     def _open_text(self, captions: list[str]) -> None:
         """What cuts captions into pieces and, if one is named, the language model that reads them."""
-        from stoker.data.text.labels import open_units
-
         self.language: Any = None
         self.language_model: Any = None
-        copied, own = self.folder / TEXT_MODEL, self.folder / "tokenizer.json"  # what a run that goes on began with
+        copied = self.folder / TEXT_MODEL  # that with which a run began that resumes
         if named := str(copied) if copied.is_dir() else self.cfg.text_model:
             kind = discover()["lm"]
             self.language, self.language_model = pretrained.opened(pretrained.find(named, kind.name), kind, "cpu")
-            self.units: Tokenizer = self.language.tokenizer
+            self.units = self.language.tokenizer
         else:
-            self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, captions)
+            self.open_labels(captions)
 
     def pieces(self, captions: Sequence[str]) -> "list[Tensor]":
         """The ids of each caption, as many as are read."""
@@ -299,19 +295,16 @@ class Vision(Stage):
         return {"pixels": torch.stack([pair.pixels for pair in samples]), "numbers": numbers, "caption": caption,
                 **self.tokens([self.ids[number] for number in different.tolist()])}
 
-    def fingerprint(self) -> str:
-        return "/".join(self.made_from().values())
-
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.label] for split, part in self.pictures.items() for each in part]
         seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
         return {"pictures": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
 
     def begin(self) -> None:
-        self._save_text(self.folder)
+        super().begin()
+        self._save_language(self.folder)
 
-    def _save_text(self, folder: Path) -> None:
-        self.units.save(folder)
+    def _save_language(self, folder: Path) -> None:
         if self.language:
             (folder / TEXT_MODEL).mkdir(exist_ok=True)
             self.language.export(self.language_model, folder / TEXT_MODEL)
@@ -422,42 +415,27 @@ class Vision(Stage):
         near = (seen @ read[list(captions.values())].T).argsort(1, descending=True)[:, :NEAREST]
         return own, [[list(captions)[place] for place in places] for places in near.tolist()]
 
-    # -- out, and in again --------------------------------------------------------------------------------------
+    # -- exported weights ---------------------------------------------------------------------------------------
+
+    def described(self) -> dict[str, Any]:
+        return {"template": self.cfg.template, "labels": self.register.caption_of()}
+
+    def left_out(self) -> tuple[str, ...]:
+        return (LANGUAGE_MODEL,)
 
     def export(self, model: Any, folder: Path) -> None:
-        """model.safetensors, config.json with the sizes, tokenizer.json with the pieces of captions; text_model/, where
-        a language model reads them."""
-        import safetensors.torch
-
-        weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()
-                   if not name.startswith(LANGUAGE_MODEL)}
-        files.write(folder / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
-        files.write_json(folder / "config.json", {
-            "model_type": "stoker_vision", **{name: getattr(self.cfg, name) for name in (*SHAPE, *TEXT)},
-            "vocab_size": self.units.vocab_size, "template": self.cfg.template, "labels": self.register.caption_of()})
-        self._save_text(folder)
-
-    def load(self, model: Any, folder: Path) -> None:
-        from stoker.model import weights
-
-        weights.load(model, folder, but=(LANGUAGE_MODEL,))
+        """Also text_model/, where a language model reads the captions."""
+        super().export(model, folder)
+        self._save_language(folder)
 
     @classmethod
     def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Shape, pieces of captions, language model."""
-        if not pretrained.options.keys() >= {*SHAPE, *TEXT, "text_model"}:
-            raise UserError(f"{pretrained} is of another program or version: this stage reads what run_train_vision.sh "
-                            "makes")
-        places = (pretrained.folder, *([pretrained.run.path] if pretrained.run else []))
-        place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
-        if place is None:
-            raise UserError(f"{pretrained.folder} has no tokenizer.json, so its pieces of captions are not known: put "
-                            "it there")
-        if pretrained.options["text_model"]:
-            text = {"text_model": str(place / TEXT_MODEL)}
-        else:
-            text = {**{name: pretrained.options[name] for name in TEXT}, "units": str(place / "tokenizer.json")}
-        return {**{name: pretrained.options[name] for name in SHAPE}, **text}
+        """Also the language model, in place of sizes and labels of the text tower."""
+        found = super().taken_from(pretrained)
+        if not pretrained.options.get("text_model"):
+            return found
+        language = str(Path(found["units"]).parent / TEXT_MODEL)
+        return {**{name: found[name] for name in SHAPE}, "text_model": language}
 
     def reopen(self) -> None:
         self._open_text([])

@@ -148,8 +148,8 @@ def test_going_on_from_an_older_snapshot(tmp_path: Path) -> None:
 
 
 class OtherData(Regression):
-    def fingerprint(self) -> str:
-        return "other"
+    def made_from(self) -> dict[str, str]:
+        return {"content": "other"}
 
 
 def test_later_snapshots_of_a_course_that_was_left_are_set_aside(tmp_path: Path) -> None:

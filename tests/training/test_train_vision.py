@@ -178,7 +178,7 @@ def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFix
     (["--text_num_heads", "3"], "--text_num_heads 3 does not divide --text_d_model 128"),
     (["--template", "a photo"], "--template 'a photo' has no {} in it"),
     (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: there is no such file"),
-    (["--units", "words"], "--units: 'words' is none of bpe, chars"),
+    (["--units", "words"], "--units: 'words' is none of chars, bpe"),
     (["--text_model", "nowhere"], "--text_model: "), (["--loss", "hinge"], "--loss: 'hinge' is none of"),
     (["--flip", "2"], "--flip must be"),
 ])
