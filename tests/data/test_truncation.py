@@ -58,6 +58,25 @@ def test_the_length_of_an_mp3_file_without_a_table_is_a_guess(tmp_path: Path) ->
         audio.read(path)
 
 
+def test_a_variable_bit_rate_without_a_table_is_no_mistake(tmp_path: Path) -> None:
+    """libsndfile takes the rate of the first frames for that of all: it expects half as much again as there is."""
+    path = tmp_path / "a.mp3"
+    sound = np.concatenate([np.zeros(4 * RATE), 0.3 * np.random.default_rng(0).standard_normal(RATE)])
+    soundfile.write(path, sound.astype(np.float32), RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(content[:2], 4):])
+    assert soundfile.info(path).frames > 6 * RATE
+    assert len(audio.read(path)) == pytest.approx(5 * RATE, rel=0.05)
+
+
+def test_an_ogg_file_that_ends_between_two_pages(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    content = written(path, "OGG")
+    path.write_bytes(content[:content.rindex(b"OggS")])
+    with pytest.raises(audio.AudioError, match="is cut short: its end is missing"):
+        audio.read(path)
+
+
 @pytest.mark.parametrize("head, claimed", [(b"RIFF", 2**32 - 1), (b"RIFF", 0)])
 def test_a_length_that_was_not_known_is_no_mistake(tmp_path: Path, head: bytes, claimed: int) -> None:
     """As of a program that wrote into a pipe."""
