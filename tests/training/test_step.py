@@ -167,11 +167,12 @@ class Late(GAN):
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         if moment.phase == "discriminator":
-            return super().loss(model, batch, moment)
+            loss = super().loss(model, batch, moment)
+            return loss._replace(passed={"noise": loss.passed, "more": [next(iter(loss.terms.values()))]})
         if moment.passed is None:
-            moment = moment._replace(passed=torch.randn_like(batch["x"]))
-        assert not moment.passed.requires_grad
-        return super().loss(model, batch, moment)
+            return super().loss(model, batch, moment._replace(passed=torch.randn_like(batch["x"])))
+        assert not moment.passed["more"][0].requires_grad, "one graph at a time"
+        return super().loss(model, batch, moment._replace(passed=moment.passed["noise"]))
 
 
 def test_a_phase_begins_late_and_runs_every_second_step(tmp_path: Path) -> None:
@@ -197,6 +198,7 @@ def test_a_phase_begins_late_and_runs_every_second_step(tmp_path: Path) -> None:
             return [p.grad if p.grad is None else p.grad.clone() for p in trainer.model[other].parameters()]
 
         def on_step_end(self, trainer: Trainer) -> None:
+            assert all(p.requires_grad for p in trainer.model.parameters())
             if trainer.step == 20:
                 before.append(weights(trainer, "discriminator", ""))
 
@@ -279,6 +281,8 @@ def test_statistics_are_sums_over_the_micro_batches_applied_once(tmp_path: Path)
     step.run(1, [{"x": rows}, {"x": torch.full((1, 8), torch.nan)}])
     assert step.dropped == 1
     torch.testing.assert_close(step.model.mean, rows.sum(0))
+    step.run(2, [{"x": rows[:3]}])
+    torch.testing.assert_close(step.model.mean, rows[:3].sum(0))
 
 
 def test_two_runs_that_share_micro_batches_draw_the_same(tmp_path: Path) -> None:
