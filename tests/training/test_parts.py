@@ -20,9 +20,12 @@ from torch.nn import functional as F
 import toys
 from stoker.config import Parsed, UserError, opt
 from stoker.daemon.rundir import RunDir
+from stoker.monitors.sanity import Sanity
+from stoker.monitors.system import System
 from stoker.training.assembly import launch
 from stoker.training.assembly.job import Job
-from stoker.training.core import adapters, networks, optim, parts, pretrained, saver
+from stoker.training.core import adapters, incident, networks, optim, parts, pretrained, saver
+from stoker.training.core.callback import Callback
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.parts import Lora, Part
 from stoker.training.core.snapshots import Snapshots, pack
@@ -136,6 +139,11 @@ def source(tmp_path: Path) -> Path:
     return folder_of(tmp_path / "source", thinker())
 
 
+@pytest.fixture
+def judge(tmp_path: Path) -> Path:
+    return folder_of(tmp_path / "judge", {"weight": torch.arange(8.0)[None], "bias": torch.tensor([0.5])})
+
+
 def resumed(stage: type[Stage], run: RunDir, **options: Any) -> Trainer:
     return train(stage, run, resume=True, **options)[0]
 
@@ -247,6 +255,40 @@ def test_only_what_is_saved_has_to_be_finite(tmp_path: Path, source: Path) -> No
     with torch.no_grad():
         trainer.model.head.weight[0, 0] = torch.nan
     assert not optim.all_finite(trainer.model, trainer.optimizers.values())
+
+
+def plugged(trainer: Trainer, kind: type[Callback]) -> Any:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+
+
+def test_monitors_look_at_what_is_saved(tmp_path: Path, source: Path) -> None:
+    """The scan for NaN, and the warning of a disk that has no room for a snapshot: weights and two moments."""
+    trainer, _ = train(Composed, run := new_run(tmp_path, Composed), thinker_ckpt=str(source), max_steps=2)
+    snapshot = 3 * sum(p.nbytes for p in trainer.model.head.parameters()) / 2**20
+    for free, warned in ((2.5 * snapshot, False), (1.5 * snapshot, True)):
+        trainer.timings["system/disk_free_mb"] = free
+        plugged(trainer, System)._warn(trainer)
+        assert ("a snapshot takes" in (run.alerts.read_text() if run.alerts.exists() else "")) == warned
+    for module, stops in ((trainer.model.thinker.layers[0], False), (trainer.model.head, True)):
+        with torch.no_grad():
+            module.weight[0, 0] = torch.nan
+        trainer._ending = None
+        plugged(trainer, Sanity)._scan(trainer)
+        assert (trainer._ending is not None) == stops
+
+
+def test_an_incident_holds_what_a_snapshot_holds(tmp_path: Path, source: Path) -> None:
+    trainer, _ = train(Composed, new_run(tmp_path, Composed), thinker_ckpt=str(source), max_steps=2)
+    batch = {"x": torch.full((2, 8), torch.nan)}
+    path = incident.write(tmp_path, incident.Incident(3, "", "batch x", "nan", [[0, 1]], []), trainer.model, [batch])
+    assert load_file(path / "model.safetensors").keys() == {"head.weight", "head.bias"}
+    assert incident.replay(path, trainer.stage, torch.device("cpu"), "fp32").where == "batch x"
+
+
+def test_buffers_that_cannot_change_are_not_copied_in_each_step(source: Path) -> None:
+    assert len(parts.changing_buffers(Model(8, 16))) == 3
+    assert len(parts.changing_buffers(built(LORA, source))) == 3
+    assert not parts.changing_buffers(built(Composed, source))
 
 
 class Codebook(Thinker):
@@ -480,13 +522,15 @@ def test_a_network_on_the_meta_device_comes_into_being(tmp_path: Path, train: st
     assert_same(model.thinker.table, weights["table"])
     assert model.thinker.head.weight.requires_grad == (train == "whole")
     assert isinstance(model.thinker.head.weight, nn.Parameter)
-    save_file({"embedding.weight": torch.zeros(6, 4), "table": torch.zeros(2)}, path / "model.safetensors")
-    assert model.thinker.table.abs().sum() > 0  # what becomes of the file later does not matter
+    with open(path / "model.safetensors", "r+b") as file:  # what becomes of the file later does not matter
+        file.seek(-8, 2)
+        file.write(bytes(8))
+    assert not load_file(path / "model.safetensors")["table"].any() and model.thinker.table.all()
 
 
-def test_the_random_numbers_are_those_of_a_run_without_a_source(tmp_path: Path, source: Path) -> None:
+def test_the_random_numbers_are_those_of_a_run_without_a_source(source: Path, judge: Path) -> None:
     torch.manual_seed(0)
-    built(Composed, source)
+    built(Judged, source, judge_ckpt=str(judge))
     after = torch.rand(1)
     torch.manual_seed(0)
     Model(8, 16)
@@ -584,11 +628,6 @@ def test_a_compiled_layer_has_its_adapter(source: Path) -> None:
 
 
 # -- judges ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def judge(tmp_path: Path) -> Path:
-    return folder_of(tmp_path / "judge", {"weight": torch.arange(8.0)[None], "bias": torch.tensor([0.5])})
 
 
 def test_a_judge_is_for_evaluation_alone(tmp_path: Path, source: Path, judge: Path) -> None:

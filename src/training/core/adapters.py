@@ -70,13 +70,13 @@ def add(network: nn.Module, lora: Lora, part: str) -> None:
         _add(layer, lora)
 
 
-def _add(layer: nn.Linear, lora: Lora) -> None:
+def _add(layer: Any, lora: Lora) -> None:
     new: dict[str, Any] = {"device": layer.weight.device, "dtype": torch.float32}
     layer.lora_a = nn.Parameter(torch.empty(lora.rank, layer.in_features, **new))
     layer.lora_b = nn.Parameter(torch.zeros(layer.out_features, lora.rank, **new))
     nn.init.kaiming_uniform_(layer.lora_a, a=math.sqrt(5))
     layer.lora_scale = lora.alpha / lora.rank
-    layer.__class__ = _adapted(type(layer))
+    layer.__class__ = _adapted(type(layer))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -276,7 +276,7 @@ def opened(pretrained: Pretrained, stage: type[Stage], device: "torch.device | s
 
 def part_problems(stage: Stage) -> list[str]:
     """Why the sources of a new model's parts cannot be used, as far as their names say."""
-    found = []
+    found: list[str] = []
     for part in stage.parts():
         try:
             _named(part)
