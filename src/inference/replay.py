@@ -51,12 +51,14 @@ def _replay(path: Path, device_name: str) -> int:
     if importlib.util.find_spec("torch") is None:
         raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/replay.sh")
     from stoker.training.core import device as devices
-    from stoker.training.core import incident
+    from stoker.training.core import incident, manifest, pretrained
 
     recorded, run = incident.read(path), RunDir(path.parents[1])
     kind = discover()[run.status().stage]
     cfg: Any = config.from_json(kind.Config, json.loads(run.config_file.read_text()), str(run.config_file))
     stage = kind(cfg, run.path)
+    if stage.parts() and (snapshot := manifest.newest_good(run.snapshots)):
+        pretrained.resolve_parts(stage, pretrained.find(str(snapshot)), judges=False)
     stage.reopen()
     devices.settle(cfg.threads)
     again = incident.replay(path, stage, devices.choose(device_name), cfg.precision)

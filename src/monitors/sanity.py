@@ -15,6 +15,7 @@ from stoker.training.core import optim
 from stoker.training.core.callback import Callback
 from stoker.training.core.figures import Ratio
 from stoker.training.core.incident import NON_FINITE
+from stoker.training.core.parts import kept
 
 if TYPE_CHECKING:
     from stoker.training.trainer import Trainer
@@ -107,8 +108,8 @@ class Sanity(Callback):
         return named[-1] if named else "the norm of all gradients together"
 
     def _scan(self, trainer: "Trainer") -> None:
-        """Weights, buffers and optimizer state, all of them."""
-        named: list[tuple[str, Any]] = [(f"weight {n}", t) for n, t in trainer.model.state_dict().items()]
+        """Weights and buffers that a snapshot holds, and optimizer state."""
+        named: list[tuple[str, Any]] = [(f"weight {n}", t) for n, t in kept(trainer.model).items()]
         names: dict[Tensor, str] = {p: n for n, p in trainer.model.named_parameters()}
         for optimizer in trainer.optimizers.values():
             named += [(f"optimizer's {key} of {names.get(p, '?')}", value)

@@ -9,6 +9,7 @@ import torch
 
 from stoker.monitors.alerts import Alarm, Alerts, log
 from stoker.training.core.callback import Callback
+from stoker.training.core.parts import left_out
 
 if TYPE_CHECKING:
     from stoker.training.trainer import Trainer
@@ -66,7 +67,8 @@ class System(Callback):
 
     def _warn(self, trainer: "Trainer") -> None:
         """The next snapshot may not fit."""
-        needed = 3 * sum(p.numel() * p.element_size() for p in trainer.model.parameters()) / MB
+        absent = left_out(trainer.model)
+        needed = 3 * sum(p.nbytes for name, p in trainer.model.named_parameters() if name not in absent) / MB
         free = trainer.timings["system/disk_free_mb"]
         if self._disk.rings(free < 2 * needed):
             Alerts(self.alerts).tell(trainer.step, "disk", f"{free:.0f} MB are free in {self.folder}, a snapshot takes "

@@ -14,7 +14,7 @@ from torch import Tensor
 from stoker.data.loader import Order, training_batches
 from stoker.data.workers import Abandoned
 from stoker.training.core import device as devices
-from stoker.training.core import optim, rng
+from stoker.training.core import networks, optim, parts, rng
 from stoker.training.core.callback import Callback
 from stoker.training.core.ending import Ending, Request, State
 from stoker.training.core.evaluation import evaluate
@@ -135,7 +135,7 @@ class Trainer:
 
     def _build(self) -> None:
         rng.seed(self.cfg.seed)
-        self.model = self.stage.model().to(self.device)
+        self.model = networks.build(self.stage, self.device)
         self._emit("on_build")
         self.update = Step(self.stage, self.model, self.cfg, self.steps, self.device, self._emit, self.record)
 
@@ -209,7 +209,7 @@ class Trainer:
     def _train_step(self) -> None:
         """Where the memory does not suffice, in smaller micro-batches: the gradients are the same, to rounding."""
         random, totals = rng.state_dict(), self._totals.state_dict()
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in parts.changing_buffers(self.model)]
         try:
             return self._try_step(buffers)
         except (RuntimeError, MemoryError) as error:
@@ -296,7 +296,7 @@ class Trainer:
             return self._halt("NaN or Inf in weights or optimizer")
         by_epoch = self.step > 0 and self.step % self.steps_per_epoch == 0
         name = f"epoch_{self.step // self.steps_per_epoch:04d}" if by_epoch else f"step_{self.step:08d}"
-        self.saver.begin(f"snapshot_{name}", self.step, self.model.state_dict(), self.state_dict(),
+        self.saver.begin(f"snapshot_{name}", self.step, parts.kept(self.model), self.state_dict(),
                          best_step=self.best_step, judged=self._judged)
 
     def _finish_save(self, patient: bool) -> None:

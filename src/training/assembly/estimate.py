@@ -19,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from stoker import progress
 from stoker.config import UserError
 from stoker.daemon.table import duration
-from stoker.training.core import blocks, optim, rng
+from stoker.training.core import blocks, networks, optim, rng
 from stoker.training.core import device as devices
 from stoker.training.core.figures import Batch
 from stoker.training.core.options import Options
+from stoker.training.core.parts import left_out
 from stoker.training.core.snapshots import pack
 from stoker.training.core.stage import Stage
 from stoker.training.core.step import losses
@@ -73,6 +74,8 @@ class Estimate:
     shown_seconds: float = 0.0  # of the samples that an evaluation shows
     saved_seconds: float = 0.0  # of a snapshot
     start_seconds: float = 0.0  # from the start of the program to the first step
+    frozen: int = 0  # of the parameters, those that are neither trained nor in a snapshot
+    frozen_bytes: int = 0
     scatter: float = 1.0  # times: how far apart the measurements lie; above BUSY all seconds are for an idle machine
 
     def seconds(self, length: "Length") -> float:
@@ -91,8 +94,8 @@ class Estimate:
     def memory(self, batch_size: int) -> dict[str, int]:
         """Bytes: fp32 weights and gradients, AdamW's two moments, what a micro-batch keeps for the backward, and, on
         the host, the copy of weights and moments that is written as a snapshot meanwhile."""
-        weights = 4 * self.parameters
-        return {"weights": weights, "gradients": weights, "optimizer": 2 * weights,
+        weights = 4 * (self.parameters - self.frozen)
+        return {"weights": weights + self.frozen_bytes, "gradients": weights, "optimizer": 2 * weights,
                 "activations": self.kept_bytes + batch_size * self.kept_bytes_per_sample, "snapshot": 3 * weights}
 
     def describe(self, length: "Length", batch_size: int) -> str:
@@ -179,11 +182,13 @@ def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
         workers = devices.loader_workers(device, cfg.num_workers)
         waiting, late = (max(0.0, read / workers - work) if workers else read for work in (step, score))
         fixed, each = trial.kept()
+        trained = trial.parameters - trial.frozen
         return Estimate(
             devices.describe(device), trial.parameters, step, score + late,
-            _update_seconds(device) * trial.parameters, trial.flops(), peak_flops(device, cfg.precision), fixed, each,
-            size, waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
-            saved_seconds=_saved_seconds() * trial.parameters, scatter=rounds.scatter)
+            _update_seconds(device) * trained, trial.flops(), peak_flops(device, cfg.precision), fixed, each, size,
+            waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
+            saved_seconds=_saved_seconds() * trained, frozen=trial.frozen,
+            frozen_bytes=trial.frozen_bytes, scatter=rounds.scatter)
 
 
 @contextmanager
@@ -316,9 +321,11 @@ class _Trial:
         self.stage, self.cfg, self.device = stage, cfg, device
         self.rows: Any = stage.dataset("train")
         self.order = stage.order()
-        self.model = stage.model().to(device).train()
+        self.model = networks.build(stage, device).train()
         blocks.shape(stage, self.model, cfg)
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        absent = [p for name, p in self.model.named_parameters() if name in left_out(self.model)]
+        self.frozen, self.frozen_bytes = sum(p.numel() for p in absent), sum(p.nbytes for p in absent)
 
     def batches(self, size: int) -> list[Batch]:
         """Micro-batches of at most so many samples, of all lengths that there are."""

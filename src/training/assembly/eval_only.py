@@ -9,7 +9,9 @@ from stoker.config import UserError
 from stoker.monitors.console import words
 from stoker.training.assembly.job import Job
 from stoker.training.core import device as devices
+from stoker.training.core import networks
 from stoker.training.core.evaluation import Evaluation, evaluate
+from stoker.training.core.pretrained import resolve_parts
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,11 @@ def scores(job: Job) -> Evaluation:
         log.warning("%s", line)
     with tempfile.TemporaryDirectory(prefix="stoker.") as folder:
         stage = job.stage(cfg, Path(folder))
+        resolve_parts(stage, job.evaluated)
         stage.prepare()
     if cfg.split not in stage.splits():
         raise UserError(f"--split {cfg.split}: the data have none ({cfg.dataset} gives {', '.join(stage.splits())})")
-    model = stage.model().to(device)
+    model = networks.build(stage, device)
     job.evaluated.load(stage, model)
     log.info("Weights taken from %s", job.evaluated)
     try:

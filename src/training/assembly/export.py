@@ -14,7 +14,7 @@ from stoker.daemon.rundir import RunDir
 from stoker.monitors.console import words
 from stoker.training.callbacks.ema import EMA
 from stoker.training.core import device as devices
-from stoker.training.core import manifest, pretrained
+from stoker.training.core import manifest, networks, pretrained
 from stoker.training.core.evaluation import evaluate
 from stoker.training.core.media import Text
 from stoker.training.trainer import Trainer
@@ -128,10 +128,11 @@ def _export(trainer: Trainer, run: RunDir, folder: Path, step: int) -> None:
     hidden = folder.with_name(f".{folder.name}")
     shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
     hidden.mkdir()
-    with _averaged(trainer):
+    with _averaged(trainer), networks.merged(trainer.stage, trainer.model):
         trainer.stage.export(trainer.model, hidden)
     scores = pretrained.scores(run, step)
-    pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg), scores)
+    sources = {name: source.note for name, source in trainer.stage.sources.items()}
+    pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg), scores, sources)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(hidden, folder)
     files.sync_folder(folder.parent)

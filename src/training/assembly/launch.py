@@ -88,6 +88,8 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     if run := _named_run(cfg):
         return _resumed(stage, parsed, run, None)
     parsed, notes = pages.settled(stage, parsed)
+    if problems := pretrained.part_problems(stage(parsed.config, Path())):
+        raise UserError(*problems)
     cfg = replace(parsed.config, working_folder=cfg.working_folder or here())
     return Job(stage, replace(parsed, config=cfg, typed=parsed.typed | {"working_folder"}), notes=tuple(notes))
 

@@ -92,6 +92,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
     with tempfile.TemporaryDirectory() as folder:
         made = stage(cfg, Path(folder))
+        pretrained.resolve_parts(made)
         made.prepare()
         cfg, cuts = fitted(cfg, parsed.typed, made.order().steps_per_epoch)
         cfg, found, length, lines = estimate.expect(made, cfg, device, started)

@@ -34,6 +34,7 @@ def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[s
         "device": devices.describe(device),
         "threads": torch.get_num_threads(),
         "begun_with": dict(begun_with),
+        "parts": {name: source.note for name, source in stage.sources.items()},
     }
 
 

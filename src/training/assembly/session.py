@@ -131,6 +131,11 @@ class Session:
         cfg = replace(cfg, precision=precision, threads=devices.threads(), resume="", yes=False, extend_steps=0)
         self._report_start(cfg, devices.describe(device))
         stage = self.job.stage(cfg, self.run.path)
+        kept = Snapshots(self.run.snapshots, {})
+        kept.tidy()
+        files.tidy(self.run.path)
+        snapshot = self._where_to_go_on(kept)
+        pretrained.resolve_parts(stage, pretrained.find(str(snapshot)) if snapshot else None)
         stage.prepare()
         self.signals.check()
         rows = _rows(stage)
@@ -143,10 +148,6 @@ class Session:
         for line in lines:
             log.info("%s", line)
         stage.cfg = cfg
-        kept = Snapshots(self.run.snapshots, {})
-        kept.tidy()
-        files.tidy(self.run.path)
-        snapshot = self._where_to_go_on(kept)
         cfg, expected = self._expect(stage, cfg, device, begins=snapshot is None)
         stage.cfg = cfg
         if not self.failures:  # else training is under way, and the saver waits for room

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from stoker import files, progress
 from stoker.config import UserError
 from stoker.training.core import device as devices
-from stoker.training.core import rng
+from stoker.training.core import networks, rng
 from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.parts import kept
 from stoker.training.core.snapshots import load_weights, read_plain
 from stoker.training.core.stage import Stage
 from stoker.training.core.step import losses
@@ -152,7 +153,7 @@ def write(folder: Path, incident: Incident, model: nn.Module, batches: list[Batc
     """Keep what `replay` needs; an incident of the same step is replaced."""
     path = folder / f"step_{incident.step:08d}"
     path.mkdir(parents=True, exist_ok=True)
-    weights = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}  # tied ones apart
+    weights = {name: t.detach().cpu().clone() for name, t in kept(model).items()}  # tied ones apart
     files.write(path / "model.safetensors", safetensors.torch.save(weights))
     batches = [devices.move(batch, torch.device("cpu")) for batch in batches]
     files.write(path / "batch.pt", lambda file: torch.save(batches, file))
@@ -170,7 +171,7 @@ def read(path: Path) -> Incident:
 
 def replay(path: Path, stage: Stage, device: torch.device, precision: str) -> Findings:
     """What comes of the incident's step when it is done again. Raises UserError where it cannot be read."""
-    model = stage.model().to(device).train()
+    model = networks.build(stage, device).train()
     load_weights(path, model)
     batches = read_plain(path / "batch.pt")
     return examine(stage, model, [devices.move(batch, device) for batch in batches], read(path).step, device, precision)

@@ -9,6 +9,7 @@ from torch import nn
 
 from stoker.training.core.muon import Muon
 from stoker.training.core.options import Options
+from stoker.training.core.parts import kept
 from stoker.training.core.phases import Phase
 
 
@@ -111,8 +112,8 @@ def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str)
 
 
 def all_finite(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> bool:
-    """Of weights, buffers and optimizer state. Waits for the device."""
-    tensors = [t for t in model.state_dict().values() if t.is_floating_point() and t.numel()]
+    """Of weights and buffers that a snapshot holds, and of optimizer state. Waits for the device."""
+    tensors = [t for t in kept(model).values() if t.is_floating_point() and t.numel()]
     for optimizer in optimizers:
         tensors += [t for state in optimizer.state.values() for t in state.values() if t.dim()]
     return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all()) if tensors else True

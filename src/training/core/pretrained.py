@@ -18,13 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stoker import config
+from stoker import config, progress
 from stoker.config import Parsed, UserError
 from stoker.daemon import registry
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.training.core import manifest
-from stoker.training.core.stage import Stage
+from stoker.training.core.parts import Lora, Part, kept
+from stoker.training.core.stage import Stage, discover
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,8 @@ class Pretrained:
     options: Mapping[str, Any] = field(default_factory=dict)  # those that they were trained with
     run: RunDir | None = None
     scores: Mapping[str, float] = field(default_factory=dict)  # of the evaluation at that step
+    parts: Mapping[str, Any] = field(default_factory=dict)  # the `note` of the source of each part of the model
+    noted: Mapping[str, Any] = field(default_factory=dict)  # the `note` that is all that is known: no file was read
 
     def __str__(self) -> str:
         return f"{self.folder}, step {self.step}" if self.step >= 0 else str(self.folder)
@@ -53,15 +56,39 @@ class Pretrained:
     @cached_property
     def identity(self) -> dict[str, str]:
         """Where they are, and the SHA-256 of what they are (of several files, of one after another)."""
+        if self.noted:
+            return {name: self.noted[name] for name in ("path", "sha256")}
+        _ = self._stamps
         digest = hashlib.sha256()
         for path in _weights(self.folder):
             with open(path, "rb") as file:
                 while part := file.read(2**20):
                     digest.update(part)
+                    progress.mark()
         return {"path": str(self.folder), "sha256": digest.hexdigest()}
 
+    @cached_property
+    def _stamps(self) -> list[tuple[Any, ...]]:
+        """Of the files with weights, when they were hashed: what changes when one is written."""
+        return _stamps_of(self.folder)
+
+    def check_unchanged(self) -> None:
+        """Raises UserError where a file with weights was written, or deleted, since `identity` was computed."""
+        _ = self.identity
+        if self._stamps != _stamps_of(self.folder):
+            raise UserError(f"the weights in {self.folder} were changed after this start had read them: start again, "
+                            "once nothing writes them any more")
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What is written of them in snapshots and model folders of which they are a part's source."""
+        return {**self.identity, "is_snapshot": self.is_snapshot, "stage": self.stage, "step": self.step,
+                "options": dict(self.options)}
+
     def load(self, stage: Stage, model: "nn.Module") -> None:
-        """Put them into a model of the stage. Raises UserError where they do not fit, are damaged or hold NaN."""
+        """Put them into a model of the stage, as `networks.build` makes it. Raises UserError where they do not fit, are
+        damaged or hold NaN."""
+        _check_parts(self, stage)
         if self.is_snapshot:
             from stoker.training.core.snapshots import load_weights
 
@@ -70,7 +97,7 @@ class Pretrained:
             if self.stage:
                 _known(self.folder, weights=True)
             stage.load(model, self.folder)
-        state = model.state_dict()
+        state = kept(model)
         if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
             raise UserError(f"{self} cannot be used: {len(bad)} of its {len(state)} tensors hold NaN or infinity, "
                             f"the first is {bad[0]}; name other weights")
@@ -102,12 +129,13 @@ def of_run(run: RunDir) -> Pretrained:
     raise UserError(f"run {run.name} has no weights yet: the first are saved when its training begins")
 
 
-def note(folder: Path, stage: str, step: int, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+def note(folder: Path, stage: str, step: int, options: Mapping[str, Any], scores: Mapping[str, float],
+         parts: Mapping[str, Any] = {}) -> None:
     """Write beside an exported model what is known of it, with the size and SHA-256 of each of its files."""
     entries = manifest.entries(folder)
     entries.pop(MADE_BY, None)
     manifest.write_sealed(folder / MADE_BY, {"stage": stage, "step": step, "options": dict(options),
-                                             "scores": dict(scores), "files": entries})
+                                             "scores": dict(scores), "files": entries, "parts": dict(parts)})
 
 
 def scores(run: RunDir, step: int) -> dict[str, float]:
@@ -124,7 +152,8 @@ def _of_snapshot(snapshot: Path) -> Pretrained:
         raise UserError(f"snapshot {snapshot} is damaged: {damage}; name another one") from damage
     run = _run_around(snapshot)
     stage, found = (run.status().stage, scores(run, known["step"])) if run else ("", {})
-    return Pretrained(snapshot, True, stage, known["step"], known["made_by"]["config"], run, found)
+    return Pretrained(snapshot, True, stage, known["step"], known["made_by"]["config"], run, found,
+                      known["made_by"].get("parts", {}))
 
 
 def _of_model(folder: Path) -> Pretrained:
@@ -135,7 +164,7 @@ def _of_model(folder: Path) -> Pretrained:
         return Pretrained(folder, False, run=_run_around(folder))
     known = _known(folder, weights=False)
     return Pretrained(folder, False, known["stage"], known["step"], known["options"], _run_around(folder),
-                      known["scores"])
+                      known["scores"], known.get("parts", {}))
 
 
 def _known(folder: Path, *, weights: bool) -> dict[str, Any]:
@@ -172,6 +201,11 @@ def _of_earlier_version(path: Path) -> dict[str, Any]:
 def _weights(folder: Path) -> list[Path]:
     """The files with weights; what else bears such a name, as a pipe, is left alone."""
     return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def _stamps_of(folder: Path) -> list[tuple[Any, ...]]:
+    return [(path.name, found.st_ino, found.st_size, found.st_mtime_ns)
+            for path in _weights(folder) for found in [path.stat()]]
 
 
 def _run_around(folder: Path) -> RunDir | None:
@@ -226,9 +260,124 @@ def settled(pretrained: Pretrained, stage: type[Stage]) -> Any:
 def opened(pretrained: Pretrained, stage: type[Stage], device: "torch.device | str") -> tuple[Any, Any]:
     """To use trained weights: their stage, without its data, and the model in evaluation mode. Raises UserError where
     they are of another."""
+    from stoker.training.core import networks  # torch
+
     run = pretrained.run if pretrained.is_snapshot else None
     made = stage(settled(pretrained, stage), run.path if run else pretrained.folder)
+    resolve_parts(made, pretrained, judges=False)
     made.reopen()
-    model = made.model().to(device).eval()
+    model = networks.build(made, device).eval()
     pretrained.load(made, model)
     return made, model
+
+
+# -- sources of the parts of a model --------------------------------------------------------------------------------
+
+
+def part_problems(stage: Stage) -> list[str]:
+    """Why the sources of a new model's parts cannot be used, as far as their names say."""
+    found: list[str] = []
+    for part in stage.parts():
+        try:
+            _named(part)
+        except UserError as error:
+            found += error.problems
+    return found
+
+
+def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bool = True) -> None:
+    """Find the sources of a stage's parts, verify them, and put them into `stage.sources`.
+
+    `weights` are the snapshot or model folder that the model will be filled from, if there is one. Its parts must have
+    the sources that they had then, by content. Raises UserError where one is gone, damaged, or has other content.
+    """
+    for part in stage.parts():
+        if part.is_judge and not judges:
+            continue
+        known = weights.parts.get(part.name) if weights else None
+        if weights and known and _is_within(part, weights):
+            stage.sources[part.name] = _of_note(known)
+        elif known:
+            stage.sources[part.name] = _same(part, known)
+        elif source := _named(part):
+            stage.sources[part.name] = _verified(part, source)
+            log.info("Part %s: %s, from %s, SHA-256 %s", part.name, _training(part), source,
+                     stage.sources[part.name].identity["sha256"])
+
+
+def _is_within(part: Part, weights: Pretrained) -> bool:
+    """Whether trained weights hold those of a part."""
+    return not part.is_judge and (part.train == "whole" if weights.is_snapshot else part.export == "copy")
+
+
+def _of_note(known: Mapping[str, Any]) -> Pretrained:
+    return Pretrained(Path(known["path"]), known["is_snapshot"], known["stage"], known["step"], known["options"],
+                      noted=known)
+
+
+def _named(part: Part) -> Pretrained | None:
+    """The source that a part names, if it names one."""
+    if not part.source:
+        if isinstance(part.train, Lora) or part.is_judge:
+            raise UserError(f"part {part.name} needs trained weights: name a run, a snapshot or a model folder")
+        return None
+    try:
+        found = find(part.source, part.stage)
+    except UserError as error:
+        raise UserError(*(f"part {part.name}: {problem}" for problem in error.problems)) from error
+    if part.stage and found.stage not in ("", part.stage):
+        raise UserError(f"part {part.name}: {found} is of stage {found.stage}, it takes weights of {part.stage}")
+    return found
+
+
+def _verified(part: Part, source: Pretrained) -> Pretrained:
+    """The same with the options that its stage reads from it, once its files were compared with their digests."""
+    if source.is_snapshot:
+        manifest.verified(source.folder)
+        if source.run and source.run.holder() and part.train != "whole":
+            log.warning("part %s: %s is a snapshot of a run that still trains and may delete it, and this run reads it "
+                        "whenever it is resumed: copy it, and name the copy", part.name, source)
+    elif source.stage:
+        _known(source.folder, weights=True)
+    options = discover()[part.stage].taken_from(source) if part.stage else {}
+    return replace(source, options={**source.options, **options})
+
+
+def _same(part: Part, known: Mapping[str, Any]) -> Pretrained:
+    """The source that a part had before, where it was or where it is named now. Raises UserError where it is gone, or
+    its content is another."""
+    why = "" if Path(known["path"]).exists() else f"{known['path']} is gone"
+    for place in [place for place in (known["path"], part.source) if place]:
+        try:
+            found = replace(find(place), options=known["options"])
+            digest = found.identity["sha256"]
+        except (UserError, OSError) as error:
+            why = why or str(error)
+            continue
+        if digest == known["sha256"]:
+            return found
+        why = why or f"{found.folder} has other weights than before (SHA-256 {digest[:8]}...)"
+    raise UserError(f"part {part.name}: {why}; bring back the weights with the SHA-256 {known['sha256'][:8]}..., which "
+                    "are in no snapshot")
+
+
+def _check_parts(weights: Pretrained, stage: Stage) -> None:
+    """Raises UserError where weights were trained beside other parts than those that the stage has now."""
+    for part in stage.parts():
+        source = stage.sources.get(part.name)
+        if source is None or source.noted or part.is_judge:
+            continue
+        if isinstance(part.train, Lora) and part.export == "copy" and not weights.is_snapshot:
+            raise UserError(f"{weights} holds part {part.name} with its adapters merged, so they cannot be trained "
+                            "further: name a snapshot of its run")
+        known = weights.parts.get(part.name, {})
+        if known.get("sha256") != source.identity["sha256"]:
+            raise UserError(f"{weights} was trained with other weights of part {part.name} than {source}: name those "
+                            f"({known.get('path', 'not recorded')})")
+
+
+def _training(part: Part) -> str:
+    if part.is_judge:
+        return "for evaluation alone"
+    return "adapters are trained" if isinstance(part.train, Lora) else {"whole": "trained", "frozen": "frozen"}[
+        part.train]

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from stoker import files
 from stoker.config import UserError
 from stoker.training.core import manifest
+from stoker.training.core.parts import kept
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,8 @@ class Snapshots:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put a snapshot's weights into the model; every name and shape must fit. Raises UserError and Damaged."""
+    """Put a snapshot's weights into the model, whose parts have those of their sources already; every name and shape
+    must fit. Raises UserError and Damaged."""
     try:
         with safetensors.safe_open(path / WEIGHTS, "pt") as file:
             aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
@@ -179,8 +181,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
         weights |= {alias: weights[name] for alias, name in aliases.items()}
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:  # its checksum is right
         raise UserError(f"{path / WEIGHTS} holds no weights that can be read ({error}); name others") from error
-    _check_shapes(path, weights, model.state_dict())
-    model.load_state_dict(weights)
+    _check_shapes(path, weights, kept(model))
+    model.load_state_dict(weights, strict=False)  # what is missing is of a source
 
 
 def _check_shapes(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -6,11 +6,12 @@ what stands here. Importing a stage's file does not import torch: configs and he
 
 import importlib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.parts import Part
 from stoker.training.core.phases import Phase
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class Stage:
-    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory."""
+    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory.
+
+    `sources` has where each part's weights come from, by its name, before anything else is called; `judges` the
+    networks of the parts that are for evaluation alone, once there is a model.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type]
@@ -35,6 +40,8 @@ class Stage:
 
     def __init__(self, cfg: Any, folder: Path):
         self.cfg, self.folder = cfg, folder
+        self.sources: "dict[str, Pretrained]" = {}
+        self.judges: "dict[str, nn.Module]" = {}
 
     # -- before anything is started -----------------------------------------------------------------------------
 
@@ -93,6 +100,11 @@ class Stage:
 
     def model(self) -> "nn.Module":
         raise NotImplementedError
+
+    def parts(self) -> Sequence[Part]:
+        """The submodules of the model whose weights come from somewhere, the same ones whether a source is named or
+        not; and the judges of an evaluation that were named."""
+        return ()
 
     def phases(self) -> tuple[Phase, ...]:
         """What is updated in a step, in this order. Every trainable parameter is in one at least."""

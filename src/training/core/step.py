@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stoker.training.core import device as devices
-from stoker.training.core import optim, phases, rng
+from stoker.training.core import networks, optim, phases, rng
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.core.phases import Phase
@@ -40,7 +40,7 @@ class Step:
         self.emit, self.record = emit, record
         self.phases = stage.phases()
         phases.check(self.phases, model)
-        self.summed = [module for module in model.modules() if isinstance(module, Summed)]
+        self.summed = [module for module in networks.trained_modules(model) if isinstance(module, Summed)]
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizers = {phase.name: optim.build(phase, model, cfg, stage.blocks(model)) for phase in self.phases}
         self.loss_scales = {phase.name: optim.LossScale(device) for phase in self.phases if cfg.precision == "fp16"}

@@ -1,0 +1,154 @@
+"""A stage's model, its parts filled from their sources, frozen or given adapters."""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from stoker import progress
+from stoker.config import UserError
+from stoker.training.core import adapters, rng
+from stoker.training.core.device import DTYPES
+from stoker.training.core.parts import LEFT_OUT, Lora, Part, left_out
+from stoker.training.core.stage import Stage, discover
+
+if TYPE_CHECKING:
+    from stoker.training.core.pretrained import Pretrained
+
+
+def build(stage: Stage, device: torch.device | str) -> nn.Module:
+    """The model of a stage whose sources are known, and the judges of its evaluations. Raises UserError where the
+    weights of a source do not fit, cannot be read or hold NaN."""
+    model = stage.model()
+    for part in stage.parts():
+        source = stage.sources.get(part.name)
+        if not part.is_judge:
+            _place(part, source, model)
+        elif source and part.name not in stage.judges:
+            stage.judges[part.name] = _judge(part, source).to(device)
+    return model.to(device)
+
+
+def merged(stage: Stage, model: nn.Module) -> AbstractContextManager[None]:
+    """Within it the model is as a model folder has it: adapters are merged where a part is exported as a copy."""
+    return adapters.merged([model.get_submodule(part.name) for part in stage.parts()
+                            if isinstance(part.train, Lora) and part.export == "copy"])
+
+
+def _place(part: Part, source: "Pretrained | None", model: nn.Module) -> None:
+    network = model.get_submodule(part.name)
+    reads = source is not None and not source.noted  # else the weights are new, or come with those of the whole model
+    if part.dtype:
+        network.to(DTYPES[part.dtype])
+    if source and reads:
+        fill(network, source, part)
+    if part.train == "whole":
+        return
+    unchanged = network.state_dict(keep_vars=True)
+    if isinstance(part.train, Lora):
+        if not reads:  # merged already
+            return
+        unchanged = {name: tensor for name, tensor in unchanged.items() if isinstance(tensor, nn.Parameter)}
+        adapters.add(network, part.train, part.name)
+    else:
+        freeze(network)
+    if reads:
+        setattr(model, LEFT_OUT, left_out(model) | {f"{part.name}.{name}" for name in unchanged})
+
+
+def _judge(part: Part, source: "Pretrained") -> nn.Module:
+    assert part.build
+    with rng.preserved():  # training draws the same numbers without a judge
+        network = part.build()
+    if part.dtype:
+        network.to(DTYPES[part.dtype])
+    fill(network, source, part)
+    freeze(network)
+    return network
+
+
+def freeze(network: nn.Module) -> None:
+    """No gradients, and evaluation mode, whatever `train()` of the whole model says."""
+    network.requires_grad_(False).eval()
+    network.train = partial(_stay, network)  # type: ignore[method-assign]
+
+
+def trained_modules(model: nn.Module) -> list[nn.Module]:
+    """All modules but those of frozen parts."""
+    frozen = {inner for module in model.modules() if "train" in vars(module) for inner in module.modules()}
+    return [module for module in model.modules() if module not in frozen]
+
+
+def _stay(network: nn.Module, mode: bool = True) -> nn.Module:
+    return network
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def fill(network: nn.Module, source: "Pretrained", part: Part) -> None:
+    """Put the weights of a part's source into the network, one tensor at a time; a network on the meta device comes
+    into being by that. Raises UserError where they do not fit, cannot be read or hold NaN."""
+    if part.stage and not source.is_snapshot and not part.prefix:
+        kind = discover()[part.stage]
+        kind(kind.Config(), source.folder).load(network, source.folder)
+    else:
+        _fill_by_name(network, source.folder, part)
+    source.check_unchanged()
+    state = network.state_dict()
+    if empty := [name for name, tensor in [*state.items(), *network.named_buffers()] if tensor.is_meta]:
+        raise ValueError(f"part {part.name}: {empty[0]} is on the meta device, and {source} does not have it")
+    if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise UserError(f"part {part.name}: {source} cannot be used: {len(bad)} of its {len(state)} tensors hold NaN "
+                        f"or infinity, the first is {bad[0]}; name other weights")
+
+
+def _fill_by_name(network: nn.Module, folder: Path, part: Part) -> None:
+    ours: dict[str, Tensor] = network.state_dict(keep_vars=True)  # tied ones are the same object
+    made: dict[str, Tensor] = {}  # for those on the meta device
+    filled: set[int] = set()
+
+    def refuse(name: str, there: Any, here: Any) -> None:
+        raise UserError(f"part {part.name}: the weights of {folder} do not fit: {part.prefix}{name} is {there} there "
+                        f"and {here} here; name others")
+
+    try:
+        for name, tensor in _tensors(folder, part.prefix):
+            if name not in ours or ours[name].shape != tensor.shape:
+                refuse(name, tuple(tensor.shape), tuple(ours[name].shape) if name in ours else "missing")
+            filled.add(id(ours[name]))
+            if ours[name].is_meta:
+                made[name] = tensor.to(ours[name].dtype, copy=True)  # the file may be mapped, and change
+            else:
+                with torch.no_grad():
+                    ours[name].copy_(tensor)
+            progress.mark()
+    except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+        raise UserError(f"part {part.name}: the weights of {folder} cannot be read: {error}") from error
+    for name, tensor in ours.items():
+        if id(tensor) not in filled:
+            refuse(name, "missing", tuple(tensor.shape))
+    network.load_state_dict(_tied(ours, made), strict=False, assign=True)
+
+
+def _tied(ours: dict[str, Tensor], made: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The new tensors under all names that their places have, parameters where parameters were."""
+    first = {id(ours[name]): (nn.Parameter(tensor, ours[name].requires_grad)
+                              if isinstance(ours[name], nn.Parameter) else tensor) for name, tensor in made.items()}
+    return {name: first[id(tensor)] for name, tensor in ours.items() if id(tensor) in first}
+
+
+def _tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder's safetensors whose names begin with the prefix, by the rest of their names."""
+    for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
+        with safetensors.safe_open(path, "pt") as file:
+            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            for name in [*file.keys(), *aliases]:
+                if name.startswith(prefix):
+                    yield name.removeprefix(prefix), file.get_tensor(aliases.get(name, name))
