@@ -29,7 +29,7 @@ class Inbox:
 
     folder: Path
     _next: float = 0.0  # when to look again, by the monotonic clock
-    _taken: set[str] = field(default_factory=set)  # requests that are being obeyed
+    _found: set[str] = field(default_factory=set)  # requests that are being obeyed
     _reported: set[str] = field(default_factory=set)
     _stuck: set[str] = field(default_factory=set)  # names that cannot be removed, and are passed over
 
@@ -52,14 +52,14 @@ class Inbox:
         found = [name for name in names if name in KNOWN]
         for name in found:
             log.info("%s/%s: %s", self.folder.name, name, KNOWN[name])
-        self._taken |= set(found)
+        self._found |= set(found)
         return found
 
     def clear(self) -> None:
         """Remove the requests that were found last: they are obeyed."""
-        for name in self._taken:
+        for name in self._found:
             self._remove(name)
-        self._taken = set()
+        self._found = set()
 
     def _remove(self, name: str) -> None:
         path = self.folder / name

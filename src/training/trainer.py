@@ -162,6 +162,7 @@ class Trainer:
         going = self.decisions.ending is None and self.step < self.steps
         ending = self.decisions.agree(with_signals=going)
         if going and ending and ending.state == "stopped":
+            self.decisions.take("save")
             self._save()
 
     def _act(self) -> None:
@@ -186,7 +187,7 @@ class Trainer:
                 self._log(scores)
         if decided.eval or decided.log:
             decisions.agree(with_signals=scores is None)
-        save = decisions.asked.pop("save", "") or decided.save
+        save = decisions.take("save") or decided.save
         if (save or decisions.ending) and not decisions.goes_back:
             self._save()
         decisions.obeyed()

@@ -82,13 +82,15 @@ class Decisions:
     # -- requests of this process -------------------------------------------------------------------------------
 
     def ask(self, what: Request, why: str, end: State = "finished") -> None:
-        """`end`: what a stop means. Of several requests for the same the first counts."""
+        """Ask the loop to evaluate, log, save, trace or stop once this step has ended; `end`: what a stop means. Of
+        several requests for the same the first counts."""
         if what == "stop":
             self._ending = self._ending or Ending(end, why)
         else:
             self._asked.setdefault(what, why)
 
     def go_back(self, step: int, why: str, reason: str) -> None:
+        """Ask to end this sitting without saving: `step` (from 1) is to be done again, from a snapshot before it."""
         self._ending = self._ending or Ending("back", reason, step, why)
 
     def halt(self, why: str) -> None:
@@ -115,7 +117,7 @@ class Decisions:
         self._exchange(decides=True)
         asked, self.asked = self.asked, {}
         self.owed = {what: why for what, why in asked.items() if what in ("eval", "log")}
-        return Decision(**asked, ending=self.ending)  # type: ignore[arg-type]  # the requests are its fields
+        return Decision(**asked, ending=self.ending)  # the requests are its fields
 
     def agree(self, *, with_signals: bool = False) -> Ending | None:
         """Let all know what was asked for meanwhile; the return is `ending`."""
@@ -144,6 +146,10 @@ class Decisions:
             return found, _ending(self.ending, of_all)
 
         self.asked, self.ending = self.exchange.gather_and_decide(own, merged)
+
+    def take(self, what: Request) -> str:
+        """The reason of a request that is obeyed out of turn; '' where nobody made it."""
+        return self.asked.pop(what, "")
 
     def obeyed(self) -> None:
         """What was decided is done: the files that asked for it may go."""

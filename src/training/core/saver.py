@@ -47,7 +47,7 @@ class Saver:
     _waiting: list[Packed] = field(default_factory=list)  # those under way, oldest first
     _judgements: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> best_step, judged
     _whole: list[Path] = field(default_factory=list)  # not told yet
-    _last_whole: tuple[int, int] = -1, -1  # best_step and judged of the one told last
+    _last_whole: tuple[int, int] = -1, -1  # best_step and judged of the newest that on_save was for
     _writing: Future[None] | None = None
 
     @progress.during("saving")
