@@ -1,4 +1,4 @@
-"""What the scripts in run/ ask about runs and do to them: list, find, wait for the start, stop, delete."""
+"""What the scripts in run/ ask about runs and do to them: list, find, wait for the start, ask, stop, delete."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from stoker import files
 from stoker.command import answered
 from stoker.config import UserError, complain, printable
-from stoker.daemon import process, registry
+from stoker.daemon import inbox, process, registry
 from stoker.daemon.journal import plain
 from stoker.daemon.process import Process
 from stoker.daemon.rundir import RunDir
@@ -45,6 +45,11 @@ def _main(words: Sequence[str]) -> int:
     stop.add_argument("run", help="name, beginning of a name, PID or folder of a run")
     stop.add_argument("--seconds", type=float, default=300, help="how long to wait for it (default: 300)")
     stop.set_defaults(call=lambda given: _stop(given.run, given.seconds))
+
+    ask = commands.add_parser("ask", help="ask a running trainer for something")
+    ask.add_argument("run", help="name, beginning of a name, PID or folder of a run")
+    ask.add_argument("what", choices=tuple(inbox.KNOWN))
+    ask.set_defaults(call=lambda given: _ask(given.run, given.what))
 
     delete = commands.add_parser("delete", help="delete a run that is not running")
     delete.add_argument("run")
@@ -143,6 +148,22 @@ def _until(holds: "object", seconds: float) -> bool:
             return False
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return True
+
+
+# -- ask ----------------------------------------------------------------------------------------------------------
+
+
+def _ask(which: str, what: str) -> int:
+    run = registry.find(which)
+    if not (run.holder() or run.supervisor()):
+        raise UserError(f"{run.name} is not running ({run.state()}), so nobody would obey: resume it first: "
+                        f"./run/resume.sh {run.name}")
+    try:
+        inbox.ask(run.requests, what)
+    except OSError as error:
+        raise UserError(f"{run.requests / what} cannot be written: {error.strerror}") from error
+    _say(f"{run.name} was asked for {inbox.KNOWN[what]}; its log shows when it is done: ./run/logs.sh {run.name} -f")
+    return 0
 
 
 # -- delete -------------------------------------------------------------------------------------------------------

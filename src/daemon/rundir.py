@@ -3,7 +3,7 @@
     result/<stage>_<dataset>_<preset>_<YYYYMMDD-HHMMSS>/
         run_config.json  status.json  run.lock  metrics.jsonl  timings.jsonl  alerts.jsonl  deaths.jsonl
         logs/train_<start>.log  logs/latest.log  snapshots/  models/  tensorboard/  samples/  incidents/
-        plots.png  wandb/
+        requests/  trace_step_<N>.json  plots.png  wandb/
     result/<stage>_<dataset>     link to the newest such run
 
 Holding the kernel's lock on run.lock *is* being the trainer: it ends with the process, however that ends.
@@ -100,6 +100,7 @@ class RunDir:
     tensorboard = property(lambda self: self.path / "tensorboard")
     samples = property(lambda self: self.path / "samples")
     incidents = property(lambda self: self.path / "incidents")
+    requests = property(lambda self: self.path / "requests")
     plots = property(lambda self: self.path / "plots.png")
     latest_log = property(lambda self: self.path / "logs" / "latest.log")
 
@@ -330,7 +331,7 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False,
     hidden = RunDir(result_dir / f".{name}.{uuid.uuid4().hex}.stoker-tmp")
     try:
         result_dir.mkdir(parents=True, exist_ok=True)
-        for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents"):
+        for folder in ("logs", "snapshots", "models", "tensorboard", "samples", "incidents", "requests"):
             (hidden.path / folder).mkdir(parents=True)
         files.write_json(hidden.config_file, status.typed)
         hidden.lock_file.touch()

@@ -288,7 +288,7 @@ class AudioEncoder(Labelled):
 
         rows = self.dataset("validation")
         clips = [rows[row] for row in range(min(SHOWN, len(rows)))]
-        batch = devices.move(self.collate(clips), model.head.weight.device)
+        batch = devices.move(self.collate(clips), devices.of(model))
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
         heard = self._heard(*model(mel, frames))
         lines = [f"said   {clip.text}\nheard  {text}" for clip, text in zip(clips, heard)]

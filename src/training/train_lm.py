@@ -227,8 +227,9 @@ class LanguageModel(Stage):
         import torch
 
         from stoker.model.decoding import Sampling, generate
+        from stoker.training.core import device as devices
 
-        read = torch.tensor([prompt], device=model.token_embedding.weight.device)
+        read = torch.tensor([prompt], device=devices.of(model))
         made = generate(model, read, Sampling(temperature=0.8, top_k=50), max_new_tokens=SAMPLE_TOKENS,
                         stop=self.tokenizer.end_of_text, generator=torch.Generator().manual_seed(self.cfg.seed))
         return self.tokenizer.decode(int(token) for token in made)

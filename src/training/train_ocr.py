@@ -276,11 +276,10 @@ class OCR(Labelled):
 
     def _figures(self, model: Any, batch: Batch, seen: "Seen") -> tuple[Ratio, dict[str, Ratio]]:
         from stoker.model import ctc
-        from stoker.model.cross_entropy import linear_cross_entropy
 
         decoder, weight = model.decoder, self.cfg.ctc_weight
         hidden = decoder.hidden(batch["tokens"], model.memory(seen)).flatten(0, 1)
-        written = linear_cross_entropy(hidden[batch["places"]], decoder.embedding.weight, batch["targets"])
+        written = decoder.cross_entropy(hidden[batch["places"]], batch["targets"])
         count = len(batch["targets"])
         if not weight:
             return Ratio(written, count), {}
@@ -344,7 +343,7 @@ class OCR(Labelled):
         views = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
         found = list[str]()
         for start in range(0, len(views), self.cfg.batch_size):
-            batch = devices.move(self.collate(views[start:start + self.cfg.batch_size]), model.head.weight.device)
+            batch = devices.move(self.collate(views[start:start + self.cfg.batch_size]), devices.of(model))
             found += self.texts(self.written(model, model(batch["pixels"], batch["widths"])))
         worst = sorted(zip(views, found), key=self._errors, reverse=True)[:SHOWN]
         below = [f"says  {view.text}\nread  {text}" for view, text in worst]

@@ -381,6 +381,7 @@ class Vision(Labelled):
         """Pictures with the nearest captions, where the model looks in them, and who is taken for whom."""
         import torch
 
+        from stoker.training.core import device as devices
         from stoker.training.core import media
 
         rows = self.dataset("validation")
@@ -388,7 +389,7 @@ class Vision(Labelled):
         own, nearest = self._nearest(model, looked_at)
         shown = range(0, len(looked_at), -(-len(looked_at) // SHOWN))
         pixels = torch.stack([looked_at[i].pixels for i in shown])
-        looks = model.attention(pixels.to(model.head.weight.device)).float().cpu().numpy()
+        looks = model.attention(pixels.to(devices.of(model))).float().cpu().numpy()
         captions = self.register.captions
         below = [told(captions[own[i]], [captions[number] for number in nearest[i]]) for i in shown]
         images = pixels.movedim(1, 3).numpy()
@@ -407,7 +408,7 @@ class Vision(Labelled):
 
         from stoker.training.core import device as devices
 
-        parts = [devices.move(self.collate(looked_at[start:start + self.cfg.batch_size]), model.head.weight.device)
+        parts = [devices.move(self.collate(looked_at[start:start + self.cfg.batch_size]), devices.of(model))
                  for start in range(0, len(looked_at), self.cfg.batch_size)]
         seen, read = (torch.cat(each) for each in zip(*(self._vectors(model, part) for part in parts)))
         own = [int(pair.numbers[1]) for pair in looked_at]

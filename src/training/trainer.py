@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stoker.daemon.inbox import Inbox
 from stoker.data.loader import Order, training_batches
 from stoker.data.workers import Abandoned
 from stoker.training.core import device as devices
 from stoker.training.core import networks, optim, parts, rng
 from stoker.training.core.callback import Callback
-from stoker.training.core.ending import Ending, Request, State
+from stoker.training.core.decisions import Decisions, What
+from stoker.training.core.ending import Ending
 from stoker.training.core.evaluation import evaluate
 from stoker.training.core.events import Events
+from stoker.training.core.exchange import Alone, Exchange
 from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.media import Media
-from stoker.training.core.options import Options, due
+from stoker.training.core.options import Options
 from stoker.training.core.saver import Saver
 from stoker.training.core.signals import Signals
 from stoker.training.core.snapshots import Snapshots
@@ -31,23 +33,29 @@ from stoker.training.core.totals import Totals, finite_or_nothing
 
 log = logging.getLogger(__name__)
 
+TRACED_STEPS = 3  # that a request for a profiler's trace means
+
 
 class Trainer:
     """Trains one stage.
 
     Read by callbacks: stage, cfg, model, optimizers, micro_batches, step, steps, steps_per_epoch, lr, best, best_step,
-    dropped, grad_norms, device, timings, media, switched_off, ledger.
-    Called by callbacks: ask(), go_back(), leave_out(), skip(), record(), show(), rows(). Nothing else is theirs.
+    dropped, grad_norms, device, timings, media, switched_off, ledger, traced_until, snapshots.
+    Called by callbacks: ask(), go_back(), leave_out(), skip(), record(), show(), rows(), and in on_save
+    saver.keep_only(). Nothing else is theirs.
 
-    `cfg` is the config fitted to the run's length, `steps` that length, `order` which rows make up each step.
+    `cfg` is the config fitted to the run's length, `steps` that length, `order` which rows make up each step. `inbox`:
+    where requests come in as files; `exchange`: with the processes that train together.
     """
 
     def __init__(self, stage: Stage, cfg: Options, steps: int, order: Order, snapshots: Snapshots,
                  callbacks: list[Callback], signals: Signals, device: torch.device,
-                 ledger: Sequence[dict[str, Any]] = ()):
+                 ledger: Sequence[dict[str, Any]] = (), *, inbox: Inbox | None = None, exchange: Exchange = Alone()):
         self.stage, self.cfg, self.steps, self.order = stage, cfg, steps, order
         self.snapshots, self.signals, self.device = snapshots, signals, device
         self.events, self.saver = Events(callbacks), Saver(snapshots, cfg, signals, self._emit)
+        self.decisions = Decisions(cfg, signals, inbox, exchange)
+        self.ask, self.go_back = self.decisions.ask, self.decisions.go_back
         self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
         self.steps_per_epoch = order.steps_per_epoch
         self.step, self._judged = 0, 0  # judged: the step up to which all was found to be well
@@ -56,23 +64,10 @@ class Trainer:
         self.media: dict[str, Media] = {}  # what was made to be looked at since the last log
         self.micro_batches: list[Batch] = []
         self._note_left_out(list(ledger))  # which rows are left out, since which step
-        self._asked: dict[Request, str] = {}
-        self._owed: dict[Request, str] = {}  # an evaluation that a stop abandoned, and the log that goes with it
-        self._ending: Ending | None = None
+        self.traced_until = 0  # the last step that the profiler is to see
         self._totals = Totals()
 
     # -- what callbacks call ------------------------------------------------------------------------------------
-
-    def ask(self, what: Request, why: str, end: State = "finished") -> None:
-        """Ask the loop to evaluate, log, save or stop once this step has ended; `end`: what a stop means."""
-        self._asked.setdefault(what, why)
-        if what == "stop" and self._ending is None:
-            self._ending = Ending(end, why)
-
-    def go_back(self, step: int, why: str, reason: str) -> None:
-        """End this sitting without a trace after `step` (from 1): it is to be done again, from a snapshot before it."""
-        if self._ending is None:
-            self._ending = Ending("back", reason, step, why)
 
     def leave_out(self, rows: list[int], why: str) -> None:
         """Train on these rows no more, from the step in hand on (from `on_step_start`)."""
@@ -111,7 +106,7 @@ class Trainer:
     @property
     def logged_step(self) -> int:
         """The step up to which log lines belong to this state: one less while the log of this step is owed."""
-        return self.step - 1 if self._owed else self.step
+        return self.step - 1 if self.decisions.owed else self.step
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -146,81 +141,73 @@ class Trainer:
                                          self.steps, workers, self.device.type == "cuda", lambda: self.signals.stop)
 
     def _loop(self, fresh: bool) -> Ending:
+        decisions = self.decisions
         if fresh:
             self._save()
             self._finish_save(patient=False)
-        if self._owed:
-            self._asked |= self._owed
+        if decisions.owed:
             self._act()
-        while self._ending is None and self.step < self.steps:
-            self._obey_signals()
-            if self._ending is None:
-                self._train_step()
-                self._obey_signals()
+        self._between_steps()
+        while decisions.ending is None and self.step < self.steps:
+            self._train_step()
             self._act()
-            if why := self.saver.look():
-                self.ask("stop", why, "halted")
-        self._ending = self._ending or Ending("finished", "all steps done")
-        self._finish_save(patient=self._ending.state in ("finished", "stopped"))
-        return self._ending
+            self._between_steps()
+        decisions.ending = decisions.ending or Ending("finished", "all steps done")
+        self._finish_save(patient=decisions.ending.state in ("finished", "stopped"))
+        return decisions.agree() or decisions.ending
 
-    def _ask_by_interval(self) -> None:
-        for what in due(self.cfg, self.step, self.steps, self.steps_per_epoch):
-            self.ask(what, "interval")
-        if self.cfg.snapshot_minutes and time.monotonic() - self.saver.last > 60 * self.cfg.snapshot_minutes:
-            self.ask("save", "time")
-
-    def _obey_signals(self) -> None:
-        if self.signals.take_save():
-            self.ask("save", "SIGUSR1")
-        if self.signals.stop:
-            self.ask("stop", f"{self.signals.stop} received", "stopped")
+    def _between_steps(self) -> None:
+        """Learn of what came while the loop acted. A stop by a signal is obeyed before the next step."""
+        if why := self.saver.look():
+            self.ask("stop", why, "halted")
+        going = self.decisions.ending is None and self.step < self.steps
+        ending = self.decisions.agree(with_signals=going)
+        if going and ending and ending.state == "stopped":
+            self.decisions.take("save")
+            self._save()
 
     def _act(self) -> None:
-        """Do what was asked during the step, in one fixed order. What a stop leaves undone stays owed.
+        """Do what was decided, in one fixed order. What a stop leaves undone stays owed.
 
         What callbacks ask for meanwhile is done after the next step, but for a save, which comes last anyway.
         """
-        if self._goes_back():
+        decisions, decided = self.decisions, self.decisions.decide()
+        if decisions.goes_back:
             return
-        asked, self._asked = self._asked, {}
-        self._owed = {what: asked[what] for what in ("eval", "log") if what in asked}
-        if self._ending is None and self.step == self.steps and {"eval", "save"} <= asked.keys():
+        if decided.trace:
+            self.traced_until = self.step + TRACED_STEPS
+        if decided.ending is None and self.step == self.steps and decided.eval and decided.save:
             self._save()  # the last evaluation may need more memory than there is, and even be killed for it
             self._finish_save(patient=True)
-            if self._ending:
+            if decisions.agree():
                 return
-        scores = self._evaluate() if "eval" in asked else {}
-        if scores is None:
-            self._obey_signals()
-        else:
-            self._owed = {}
-            if "eval" in asked or "log" in asked:
+        scores = self._evaluate() if decided.eval else {}
+        if scores is not None:
+            decisions.owed = {}
+            if decided.eval or decided.log:
                 self._log(scores)
-        saves = asked.pop("save", ""), self._asked.pop("save", "")
-        if (any(saves) or self._ending is not None) and not self._goes_back():
+        if decided.eval or decided.log:
+            decisions.agree(with_signals=scores is None)
+        save = decisions.take("save") or decided.save
+        if (save or decisions.ending) and not decisions.goes_back:
             self._save()
-
-    def _goes_back(self) -> bool:
-        return bool(self._ending and self._ending.state == "back")
+        decisions.obeyed()
 
     # -- a step -------------------------------------------------------------------------------------------------
 
     def _train_step(self) -> None:
         """Where the memory does not suffice, in smaller micro-batches: the gradients are the same, to rounding."""
-        random, totals = rng.state_dict(), self._totals.state_dict()
+        random, totals, step = rng.state_dict(), self._totals.state_dict(), self.step
         buffers = [(buffer, buffer.clone()) for buffer in parts.changing_buffers(self.model)]
-        try:
-            return self._try_step(buffers)
-        except (RuntimeError, MemoryError) as error:
-            if not devices.is_out_of_memory(error):
-                raise
+        outcome = self.decisions.outcome(self._tried(buffers), changed=self.update.updated or self.step > step)
+        if outcome.what is What.OUT_OF_MEMORY:
             self.order = self.order.halved(self.stage.divisible)
-        # as long as the error lived, so did the activations
-        log.warning("step %d: out of memory; micro-batches of %s samples from now on, and more of them to an update: "
-                    "the same mathematics", self.step + 1, self.order.micro)
-        if self.update.updated:  # by one phase of several, or half
-            return self.go_back(self.step + 1, "", "out of memory")
+            log.warning("step %d: out of memory; micro-batches of %s samples from now on, and more of them to an "
+                        "update: the same mathematics", step + 1, self.order.micro)
+        if outcome.broken:  # done by one phase of several, by one process of several, or half
+            return self.go_back(step + 1, "", outcome.what.value)
+        if outcome.what is not What.OUT_OF_MEMORY:  # abandoned for a stop, it is done when the run is resumed
+            return
         for buffer, before in buffers:
             buffer.copy_(before)
         rng.load_state_dict(random)
@@ -228,15 +215,24 @@ class Trainer:
         self._open_data()
         self._train_step()
 
+    def _tried(self, buffers: list[tuple[Tensor, Tensor]]) -> What:
+        try:
+            self._try_step(buffers)
+            return What.DONE
+        except Abandoned:
+            return What.ABANDONED
+        except (RuntimeError, MemoryError) as error:  # as long as it lives, so do the activations
+            if not devices.is_out_of_memory(error):
+                raise
+            self.order.halved(self.stage.divisible)  # where it cannot be, this error is the reason that is logged
+            return What.OUT_OF_MEMORY
+
     def _try_step(self, buffers: list[tuple[Tensor, Tensor]]) -> None:
         self.update.updated = False
         self.model.train()
         self._emit("on_step_start")
         self._rows_of = self.step
-        try:
-            self.micro_batches = [devices.move(next(self._batches), self.device) for _ in self.rows()]
-        except Abandoned:  # a stop: the loop obeys it, and the step is done when the run is resumed
-            return
+        self.micro_batches = [devices.move(next(self._batches), self.device) for _ in self.rows()]
         for batch in self.micro_batches:
             self._emit("on_batch", batch)
         self.update.run(self.step, self.micro_batches)
@@ -245,7 +241,7 @@ class Trainer:
         self.record("health/dropped_share", self.dropped if self.micro_batches else 1.0)  # all its rows are left out
         self.step += 1
         self._emit("on_step_end")
-        self._ask_by_interval()
+        self.decisions.ask_by_interval(self.step, self.steps, self.steps_per_epoch, self.saver.last)
         self.micro_batches = []
 
     # -- after a step -------------------------------------------------------------------------------------------
@@ -255,20 +251,23 @@ class Trainer:
         Leaves the run's randomness alone."""
         self._emit("on_eval_start")
         cfg = replace(self.cfg, batch_size=self.order.micro or self.cfg.batch_size)
-        scores: dict[str, float] | None = {}
+        done = None
         try:
             done = evaluate(self.stage, self.model, self._validation, cfg, self.device, lambda: self.signals.stop)
-            scores = done.metrics if done else None
+            own = What.DONE if done else What.ABANDONED
         except MemoryError as error:
             log.error("step %d is not evaluated: %s", self.step, error)
-            if self.step == self.steps:
-                self.ask("stop", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again")
+            own = What.OUT_OF_MEMORY
+        what = self.decisions.outcome(own).what
+        scores = done.metrics if done and what is What.DONE else {}
         if scores:
             self._judge(scores)
-        elif scores is None:
+        elif what is What.ABANDONED:
             log.info("evaluation abandoned; it is done first when the run goes on")
-        self._emit("on_eval_end", scores or {})
-        return scores
+        elif self.step == self.steps:
+            self.ask("stop", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again")
+        self._emit("on_eval_end", scores)
+        return None if what is What.ABANDONED else scores
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Note the best evaluation so far; it is saved, and spared by the rotation."""
@@ -293,18 +292,15 @@ class Trainer:
         """A state with NaN in it is not saved: it would be the newest, and push good ones out."""
         if not optim.all_finite(self.model, self.optimizers.values()):
             log.error("weights or optimizer hold NaN or Inf: not saved; go on from the newest snapshot (--resume)")
-            return self._halt("NaN or Inf in weights or optimizer")
+            return self.decisions.halt("NaN or Inf in weights or optimizer")
         by_epoch = self.step > 0 and self.step % self.steps_per_epoch == 0
         name = f"epoch_{self.step // self.steps_per_epoch:04d}" if by_epoch else f"step_{self.step:08d}"
         self.saver.begin(f"snapshot_{name}", self.step, parts.kept(self.model), self.state_dict(),
                          best_step=self.best_step, judged=self._judged)
 
     def _finish_save(self, patient: bool) -> None:
-        if (why := self.saver.finish(patient)) and not self._goes_back():  # else there is an older one to go back to
-            self._halt(f"{why}: make room, and resume from the newest snapshot")
-
-    def _halt(self, why: str) -> None:
-        self._ending = Ending("halted", f"{self._ending.reason}; {why}" if self._ending else why)
+        if (why := self.saver.finish(patient)) and not self.decisions.goes_back:  # else there is an older one
+            self.decisions.halt(f"{why}: make room, and resume from the newest snapshot")
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -312,8 +308,7 @@ class Trainer:
         """With the model's weights, the whole truth of a run."""
         return {
             "step": self.step, "steps": self.steps, "best": self.best, "best_step": self.best_step,
-            "owed": dict(self._owed), "asked": {what: self._asked[what] for what in self._asked if what != "stop"},
-            "ended": self._ending.reason if self._ending and self._ending.state == "finished" else "",
+            **self.decisions.state_dict(),
             "lr": self.lr,
             "ledger": list(self.ledger), "micro": self.order.micro,
             "totals": self._totals.state_dict(),
@@ -327,7 +322,7 @@ class Trainer:
         state = self.snapshots.load(snapshot, self.model)
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self._judged = self.step
-        self._owed, self._asked = dict(state["owed"]), dict(state["asked"])
+        self.decisions.load_state_dict(state, same_length=state["steps"] == self.steps)
         self.update.lr = state["lr"]
         self._note_left_out(state["ledger"] + [entry for entry in self.ledger if entry not in state["ledger"]])
         self.order = replace(self.order, micro=self.order.micro or state["micro"])
@@ -335,8 +330,6 @@ class Trainer:
         if state["steps"] != self.steps:
             log.warning("planned for %s steps, now for %s: the learning rate follows the new plan from here on",
                         f"{state['steps']:,}", f"{self.steps:,}")
-        elif state["ended"]:
-            self._ending = Ending("finished", state["ended"])
         for phase, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][phase])
         for phase, scale in self.loss_scales.items():

@@ -184,17 +184,17 @@ def test_room_is_looked_for_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """With the true size: not a byte is written where it would not do."""
     kept = Snapshots(tmp_path, {})
     packed = snapshots.pack("snapshot_step_00000001", 1, {"w": torch.ones(1000)}, {"step": 1, "m": torch.ones(500)})
-    path = kept.save(packed, keep_last=0, best_step=-1)
+    path = kept.save(packed)
     on_disk = sum((path / name).stat().st_size for name in packed.content)
     assert packed.size == on_disk > 6000
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=on_disk + snapshots.SPARE - 1))
     again = snapshots.Packed("snapshot_step_00000002", 2, packed.content)
     with pytest.raises(OSError, match=f"a snapshot takes {on_disk:,} bytes") as caught:
-        kept.save(again, keep_last=1, best_step=-1)
+        kept.save(again)
     assert caught.value.errno == errno.ENOSPC and [path.name for path in tmp_path.iterdir()] == [path.name]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=on_disk + snapshots.SPARE))
-    kept.save(again, keep_last=1, best_step=-1)
+    kept.save(again)
 
 
 def test_a_start_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_what_was_packed_does_not_change_with_the_model(tmp_path: Path) -> None:
     weights, state = {"w": torch.ones(3)}, {"m": torch.ones(3), "list": [1]}
     packed = snapshots.pack("snapshot_step_00000001", 1, weights, state)
     weights["w"].zero_(), state["m"].zero_(), state["list"].clear()  # type: ignore[attr-defined]
-    path = Snapshots(tmp_path, {}).save(packed, keep_last=0, best_step=-1)
+    path = Snapshots(tmp_path, {}).save(packed)
     assert_same(load_file(path / "model.safetensors"), {"w": torch.ones(3)})
     assert_same(torch.load(path / "state.pt", weights_only=True), {"m": torch.ones(3), "list": [1]})
 

@@ -149,7 +149,7 @@ def test_a_save_that_fails_leaves_the_older_ones(run: RunDir, monkeypatch: pytes
     monkeypatch.setattr(files, "write", full)
     with pytest.raises(OSError, match="No space"):
         packed = snapshots.pack("snapshot_step_00000006", 6, {}, {})
-        Snapshots(run.snapshots, {}).save(packed, keep_last=1, best_step=-1)
+        Snapshots(run.snapshots, {}).save(packed)
     assert kept(run) == before
 
 
@@ -165,7 +165,7 @@ def test_what_is_not_on_disk_as_written_is_never_committed(run: RunDir, monkeypa
     monkeypatch.setattr(files, "write", bad_disk)
     with pytest.raises(Damaged, match="state.pt has other content"):
         packed = snapshots.pack("snapshot_step_00000006", 6, {"w": torch.ones(3)}, {})
-        Snapshots(run.snapshots, {}).save(packed, keep_last=1, best_step=-1)
+        Snapshots(run.snapshots, {}).save(packed)
     assert kept(run) == before
 
 
@@ -197,7 +197,7 @@ def test_tied_weights_are_kept_once_and_tied_again(tmp_path: Path) -> None:
 
     model, other = Tied(), Tied()
     packed = snapshots.pack("snapshot_step_00000001", 1, model.state_dict(), {})
-    path = Snapshots(tmp_path, {}).save(packed, keep_last=0, best_step=-1)
+    path = Snapshots(tmp_path, {}).save(packed)
     snapshots.load_weights(path, other)
     assert torch.equal(other.b.weight, model.a.weight) and other.b.weight is other.a.weight
 

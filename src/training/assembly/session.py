@@ -14,6 +14,7 @@ import torch
 from stoker import config, files
 from stoker.config import Damaged, Parsed, UserError
 from stoker.daemon import machine, registry
+from stoker.daemon.inbox import Inbox
 from stoker.daemon.pulse import ESTIMATING, PREPARING, Pulse
 from stoker.daemon.rundir import RunDir
 from stoker.monitors import plots
@@ -22,6 +23,7 @@ from stoker.monitors.goodput import Goodput
 from stoker.monitors.gradients import Gradients
 from stoker.monitors.journal import JournalWriter
 from stoker.monitors.pace import Pace
+from stoker.monitors.profiler import Profiler
 from stoker.monitors.progress import Progress
 from stoker.monitors.repetition import Repetition
 from stoker.monitors.samples import Samples
@@ -43,6 +45,7 @@ from stoker.training.callbacks.early_stopping import EarlyStopping
 from stoker.training.callbacks.ema import EMA
 from stoker.training.callbacks.examination import Examination
 from stoker.training.callbacks.load_weights import LoadWeights
+from stoker.training.callbacks.rotation import Rotation
 from stoker.training.callbacks.time_limit import TimeLimit
 from stoker.training.core import blocks, incident, manifest, pretrained
 from stoker.training.core import device as devices
@@ -162,7 +165,7 @@ class Session:
                      Repetition(self.run.metrics, changed),
                      Begin(self.run, self.begun)]
         return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
-                       self.ledger if snapshot else _ledger(cfg.skip_rows)), snapshot
+                       self.ledger if snapshot else _ledger(cfg.skip_rows), inbox=Inbox(self.run.requests)), snapshot
 
     def _lasting(self, cfg: Options) -> list[Callback]:
         """What does not begin anew when the run goes back: the limits, and the look into the step that failed."""
@@ -290,7 +293,7 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
         rows = len(stage.dataset("validation"))  # type: ignore[arg-type]
         speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(rows))
     callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
-                                 Progress(run.alerts)]
+                                 Progress(run.alerts), Profiler(run.path)]
     if cfg.samples:
         callbacks.append(Samples(run.samples))
     if weights:
@@ -305,6 +308,9 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
         callbacks.append(Gradients(cfg.gradient_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     if cfg.weight_monitor and cfg.weight_monitor_interval:
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
+    own = stage.callbacks()
+    if not any(isinstance(callback, Rotation) for callback in own):
+        callbacks.append(Rotation(cfg.keep_last_n_snapshots, cfg.keep_best_k_snapshots, cfg.keep_every_n_steps))
     views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard),
              StatusWriter(pulse), *([WandB(run)] if cfg.use_wandb else [])]
-    return [*callbacks, *views, *stage.callbacks()]
+    return [*callbacks, *views, *own]

@@ -100,6 +100,11 @@ def move(batch: Batch, device: torch.device) -> Batch:
             for key, value in batch.items()}
 
 
+def of(model: torch.nn.Module) -> torch.device:
+    """Where a model is."""
+    return next(model.parameters()).device
+
+
 def wait(device: torch.device) -> None:
     """Until everything asked of the device is done."""
     if device.type == "cuda":

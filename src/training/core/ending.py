@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Request = Literal["eval", "log", "save", "stop"]
+Request = Literal["eval", "log", "save", "trace", "stop"]
 State = Literal["finished", "stopped", "halted", "back"]
 
 

@@ -84,6 +84,10 @@ class Keeping:
     snapshot_minutes: float = opt(10.0, "longest time between snapshots (0: off)", ge=0, may_change=True)
     keep_last_n_snapshots: int = opt(3, "older ones are deleted, the best never is (0: keep all)", ge=0,
                                      may_change=True)
+    keep_best_k_snapshots: int = opt(1, "of the snapshots taken at an evaluation, keep so many of the best", ge=1,
+                                     may_change=True)
+    keep_every_n_steps: int = opt(0, "keep the snapshots of steps that are a multiple of N, until the run has finished "
+                                  "(0: off)", ge=0, may_change=True)
     disk_full_minutes: float = opt(60.0, "go on for so long while no snapshot can be written, and try again and again; "
                                    "then stop (exit code 75)", ge=0, may_change=True)
     delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,9 @@ class Saver:
     _given_up: threading.Event = field(default_factory=threading.Event)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saver"))
     _waiting: list[Packed] = field(default_factory=list)  # those under way, oldest first
+    _judgements: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> best_step, judged
     _whole: list[Path] = field(default_factory=list)  # not told yet
+    _last_whole: tuple[int, int] = -1, -1  # best_step and judged of the newest that on_save was for
     _writing: Future[None] | None = None
 
     @progress.during("saving")
@@ -54,14 +56,16 @@ class Saver:
         """Copy a snapshot aside and start to write it. One under way is waited for; if it is in trouble, this one takes
         its place, but the best one so far still goes first.
 
-        The newest snapshot of a step up to `judged` is spared: a later step may turn out to have been bad.
+        `keep_only` never deletes the best, nor the newest snapshot of a step up to `judged`: a later step may turn out
+        to have been bad.
         """
         while self._writing:
             self._wait(LOOK, give_up=bool(self.trouble))
         self._given_up.clear()
         self._waiting = [packed for packed in self._waiting if packed.step == best_step != step]
         self._waiting.append(pack(name, step, weights, state))
-        self._writing = self._thread.submit(self._write, best_step, judged)
+        self._judgements[name] = best_step, judged
+        self._writing = self._thread.submit(self._write)
         self.last = time.monotonic()
 
     def look(self) -> str:
@@ -80,6 +84,20 @@ class Saver:
         self._wait(give_up=True)
         return f"the last snapshot could not be written ({self.trouble})" if self.trouble else ""
 
+    def keep_only(self, steps: Set[int]) -> None:
+        """Delete the snapshots of other steps. For callbacks, in on_save: it comes when a snapshot is whole and
+        verified.
+
+        What the run itself may need stays: the newest snapshot; the best, as of when the newest was begun; the newest
+        of a step up to which all was found to be well by then. That one cannot be deleted is a warning.
+        """
+        best_step, judged = self._last_whole
+        well = max((step for step in self.snapshots.steps() if step <= judged), default=-1)
+        try:
+            self.snapshots.keep_only({*steps, best_step, well})
+        except OSError as error:  # the new one is whole, and that is what counts
+            log.warning("an older snapshot could not be deleted: %s", error)
+
     def close(self) -> None:
         self._given_up.set()
         self._thread.shutdown()
@@ -97,21 +115,22 @@ class Saver:
             done, self._writing = self._writing, None
             done.result()
         while self._whole:
-            self.tell("on_save", self._whole.pop(0))
+            path = self._whole.pop(0)
+            self._last_whole = self._judgements.pop(path.name)
+            self.tell("on_save", path)
         if self._told != self.trouble:
             self._told = self.trouble
             self.tell("on_trouble")
 
     # -- in the thread ------------------------------------------------------------------------------------------
 
-    def _write(self, best_step: int, judged: int) -> None:
+    def _write(self) -> None:
         """All that are waiting, until they are whole or given up."""
         pause = FIRST_WAIT
         while self._waiting:
             packed = self._waiting[0]
             try:
-                path = self.snapshots.save(packed, keep_last=self.cfg.keep_last_n_snapshots, best_step=best_step,
-                                           judged=judged)
+                path = self.snapshots.save(packed)
             except (OSError, Damaged) as error:
                 passes = files.may_pass(error) or isinstance(error, Damaged)
                 if not passes or not self.snapshots.folder.is_dir():  # it is gone, with what was written

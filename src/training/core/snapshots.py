@@ -6,7 +6,8 @@
         manifest.json        written last: format, step, sizes and SHA-256 of the others, what made it, and its own
 
 A snapshot is packed in memory first, a copy that training goes on beside, and then written under a hidden name, file
-by file, each fsynced, and renamed: the rename is the commit. It is read back and verified before an older one may go.
+by file, each fsynced, and renamed: the rename is the commit. It is read back and verified before an older one may go:
+which ones go is decided by a callback (`training/callbacks/rotation.py`), after that.
 Reading cannot run code: safetensors, and torch.load(weights_only=True). Reading back proves what the page cache holds,
 not what a disk that lies about fsync would return after a power cut.
 """
@@ -21,7 +22,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,8 @@ class Snapshots:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def save(self, packed: Packed, *, keep_last: int, best_step: int, judged: int = -1) -> Path:
-        """Write, verify, commit, then delete what is no longer kept: the newest of a step up to `judged` is. Raises
-        OSError or Damaged; then the older ones are untouched."""
+    def save(self, packed: Packed) -> Path:
+        """Write, verify, commit; the older ones are untouched. Raises OSError or Damaged."""
         hidden, path = self.folder / f".{packed.name}", self.folder / packed.name
         for half_done in self.folder.glob(".snapshot_*"):
             shutil.rmtree(half_done, ignore_errors=True)
@@ -89,11 +89,6 @@ class Snapshots:
                                              for name, content in packed.content.items()}, self.made_by)
         manifest.verify(hidden)
         self._commit(hidden, path)
-        try:
-            good = max((step for step in map(manifest.step_of, self.found()) if step <= judged), default=-1)
-            self._rotate(keep_last, {packed.step, best_step, good})
-        except OSError as error:  # the new one is whole, and that is what counts
-            log.warning("an older snapshot could not be deleted: %s", error)
         return path
 
     def check_room(self, size: int) -> None:
@@ -112,21 +107,21 @@ class Snapshots:
         files.sync_folder(self.folder)
         _remove(aside)
 
-    def _rotate(self, keep_last: int, spared: set[int]) -> None:
-        """Delete all but the newest `keep_last` (0: all are kept) and those of the spared steps.
-
-        What has no manifest that can be read, or is a link, is not ours to delete, and does not count.
-        """
-        found = [path for path in self.found() if manifest.step_of(path) >= 0 and not path.is_symlink()]
-        for path in found[:-keep_last] if keep_last else []:
-            if manifest.step_of(path) not in spared:
+    def keep_only(self, steps: Set[int]) -> None:
+        """Delete every snapshot but those of these steps and the newest. Raises OSError where one cannot be deleted."""
+        for path in self._ours()[:-1]:
+            if manifest.step_of(path) not in steps:
                 hidden = path.with_name(f".old.{path.name}")
                 os.replace(path, hidden)  # a snapshot that is being deleted is no snapshot any more
                 shutil.rmtree(hidden)
 
-    def keep_only(self, steps: set[int]) -> None:
-        """Delete every snapshot but those of these steps and the newest."""
-        self._rotate(1, steps)
+    def steps(self) -> list[int]:
+        """The steps of which there are snapshots that may be deleted, oldest first."""
+        return [manifest.step_of(path) for path in self._ours()]
+
+    def _ours(self) -> list[Path]:
+        """What has no manifest that can be read, or is a link, is not ours to delete, and does not count."""
+        return [path for path in self.found() if manifest.step_of(path) >= 0 and not path.is_symlink()]
 
     def set_aside_after(self, step: int) -> None:
         """The run goes on from `step`: later snapshots are of a course it left, and must not be taken for its own.
