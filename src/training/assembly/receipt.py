@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,21 @@ import torch
 from stoker import config, files
 from stoker.config import UserError
 from stoker.daemon import machine
+from stoker.training.assembly import plugins
 from stoker.training.core import device as devices
 from stoker.training.core import manifest
+from stoker.training.core.callback import Callback
 from stoker.training.core.stage import Stage
 
 LENGTH = ("max_steps", "epochs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
 
-def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that may change the bits of a result; `begun_with`: the first weights."""
+def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[str, str],
+            callbacks: Iterable[Callback] = (), script: str = "") -> dict[str, Any]:
+    """Everything that may change the bits of a result; `begun_with`: the first weights; `callbacks`: those that the
+    stage or the user adds; `script`: as the run's status names it."""
+    plugged_in = plugins.digests([stage, *(callback for callback in callbacks if not callback.is_monitor)])
     return {
         "stage": stage.name,
         "config": config.to_json(stage.cfg),
@@ -34,6 +39,8 @@ def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[s
         "device": devices.describe(device),
         "threads": torch.get_num_threads(),
         "begun_with": dict(begun_with),
+        **({"plugins": plugged_in} if plugged_in else {}),
+        **({"script": script} if "/" in script else {}),
     }
 
 

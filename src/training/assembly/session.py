@@ -33,7 +33,7 @@ from stoker.monitors.system import System
 from stoker.monitors.tensorboard import TensorBoard
 from stoker.monitors.wandb import WandB
 from stoker.monitors.weights import Weights
-from stoker.training.assembly import estimate, receipt
+from stoker.training.assembly import estimate, plugins, receipt
 from stoker.training.assembly.estimate import Estimate, Length
 from stoker.training.assembly.export import hand_out
 from stoker.training.assembly.job import Job
@@ -152,14 +152,18 @@ class Session:
         if not self.failures:  # else training is under way, and the saver waits for room
             _check_room(kept, snapshot, expected)
         weights = None if snapshot else self._initial_weights(cfg)
-        kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
+        own = [*stage.callbacks(), *plugins.load(cfg.callback)]
+        kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot), own,
+                                                     self.run.status().script))
         # now, or in an earlier sitting
         extended = self.job.cfg.extend_steps > 0 or cfg.max_steps == self.run.status().of
         changed = _show_receipt(snapshot, kept.made_by, type(cfg), extended) if snapshot else []
         callbacks = [*self._lasting(cfg),
                      *_callbacks(cfg, self.run, self.pulse, stage, weights, expected),
+                     *own,
                      Repetition(self.run.metrics, changed),
                      Begin(self.run, self.begun)]
+        plugins.check_keys(callbacks)
         return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
                        self.ledger if snapshot else _ledger(cfg.skip_rows)), snapshot
 
@@ -283,7 +287,7 @@ def _rows(stage: Stage) -> int:
 
 def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretrained | None,
                expected: Estimate | None) -> list[Callback]:
-    """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
+    """What every run has. Their order in the loop comes from their bands."""
     speed = Speed()
     if expected:
         rows = len(stage.dataset("validation"))  # type: ignore[arg-type]
@@ -306,4 +310,4 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard),
              StatusWriter(pulse), *([WandB(run)] if cfg.use_wandb else [])]
-    return [*callbacks, *views, *stage.callbacks()]
+    return [*callbacks, *views]
