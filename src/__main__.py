@@ -64,7 +64,7 @@ def _main(words: Sequence[str]) -> int:
         return _board(rest)
     if word in (*INFERENCE, "data"):
         return _module("data" if word == "data" else f"inference.{word}", *rest)
-    return _module("daemon", word, *rest)
+    return daemon.call([word, *rest])
 
 
 def _shell(folder: Path, word: str, script: Path | None, rest: Sequence[str]) -> int:

@@ -26,11 +26,11 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def main() -> int:
-    return answered(_main)
+    return answered(call)
 
 
-def _main(words: Sequence[str]) -> int:
-    parser = _Parser(prog="daemon", description=__doc__)
+def call(words: Sequence[str]) -> int:
+    parser = _Parser(prog="stoker", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     ps = commands.add_parser("ps", help="one line a run")
@@ -196,8 +196,8 @@ def _tell(which: str, what: str) -> int:
 
 
 def curves(which: str) -> Path:
-    """A folder with the curves of a run, or of all. TensorBoard calls a run by its folder's name: hence a folder of links. Runs of one name are called by their
-    paths."""
+    """A folder with the curves of a run, or of all. TensorBoard calls a run by its folder's name: hence a folder of
+    links. Runs of one name are called by their paths."""
     runs = [registry.find(which)] if which else registry.runs()
     names = Counter(run.name for run in runs)
     folder = files.home() / "board" / (runs[0].name if which else "all runs")

@@ -123,8 +123,9 @@ class RunDir:
             path, newest = max(self.manifests(), key=lambda found: int(found[1]["step"]))
             config, made_by = records.load(self.config_file), newest["made_by"]
             return records.build(Status, {
-                "stage": made_by["stage"], "script": made_by.get("script", f"train_{made_by['stage']}.py"), "dataset": config["dataset"],
-                "preset": "", "state": "training", "step": newest["step"], "of": made_by["config"]["max_steps"],
+                "stage": made_by["stage"], "script": made_by.get("script", f"train_{made_by['stage']}.py"),
+                "dataset": config["dataset"], "preset": "", "state": "training", "step": newest["step"],
+                "of": made_by["config"]["max_steps"],
                 "reason": f"{self.status_file.name} was lost, as in a power cut: this is what {path.parent.name} says",
                 "created": self.config_file.stat().st_mtime, "heartbeat": path.stat().st_mtime,
                 "device": made_by["device"]})

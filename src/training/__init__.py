@@ -1,4 +1,7 @@
-"""One trainer, the stages on it, and what plugs into it. Plug-ins find here all that they are made of, without torch."""
+"""One trainer, the stages on it, and what plugs into it.
+
+A plug-in imports from here what it is made of (see docs/extend.md); our own modules import from where that is defined.
+"""
 
 from stoker.config import UserError, opt
 from stoker.training.core.callback import ACT, OBSERVE, REPORT, SHAPE, Callback

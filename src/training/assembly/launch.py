@@ -190,8 +190,8 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     allowed = anew.keys() if not run.is_made_here() else vars(cfg)
     for option, does in (("on_end", "run a command when it ends"), ("callback", "run code of its own")):
         if (value := getattr(cfg, option)) and option not in allowed:
-            problems.append(f"{run.path} was made elsewhere, or by another user, and would {does}: to allow it, type it "
-                            f"again, --{option} {shlex.quote(value)}; to leave it out, --{option} ''")
+            problems.append(f"{run.path} was made elsewhere, or by another user, and would {does}: to allow it, type "
+                            f"it again, --{option} {shlex.quote(value)}; to leave it out, --{option} ''")
     if "callback" in allowed:
         problems += plugins.problems(cfg.callback)
     if problems:

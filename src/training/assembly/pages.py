@@ -87,7 +87,7 @@ def section(text: str, heading: str) -> str:
 def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     """Size, memory and time of the model that these options make, measured here on its own data."""
     if importlib.util.find_spec("torch") is None:
-        return "They are measured once set up: any script of run/ does that, ./run/test.sh for one."
+        return "They are measured once torch is installed; any script of run/ that trains installs it."
     from stoker.training.assembly import estimate
     from stoker.training.core import device as devices
 

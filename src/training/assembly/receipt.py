@@ -69,7 +69,7 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
     if planned not in (None, plan) and not extended:
         raise UserError(f"run_config.json makes a run of {plan} steps, but {snapshot.name} was made in one of "
                         f"{planned}: put max_steps and epochs back; --extend_steps N makes a run longer")
-    return [f"{name}: {told}" for name, told in changed.items()]
+    return [f"{name.removeprefix('plugins.')}: {told}" for name, told in changed.items()]
 
 
 def _is_harmful(name: str, options: type, new: Mapping[str, Any]) -> bool:

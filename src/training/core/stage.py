@@ -1,7 +1,7 @@
 """Stage: what is trained, on what, toward what. A declaration in one file; the file being there registers it.
 
-A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`, or in a script of the user's. The trainer knows stages only by
-what stands here. Importing a stage's file does not import torch: configs and help answer at once.
+A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`, or in a script of the user's. The trainer
+knows stages only by what stands here. Importing a stage's file does not import torch: configs and help answer at once.
 """
 
 import importlib
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from stoker.training.core.callback import Callback
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
-
 
 
 class Stage:
