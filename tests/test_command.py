@@ -170,7 +170,7 @@ def test_the_wheel_holds_the_package_once_and_works(tmp_path: Path) -> None:
     assert len(held) == len(set(held)) and all(name.startswith("stoker/") for name in held)
     assert code == {name.replace("src/", "stoker/", 1) for name in listed() if re.fullmatch(r"src/.*\.py", name)}
     pages = {name.replace("docs/", "stoker/docs/", 1) for name in listed() if re.fullmatch(r"docs/.*\.md", name)}
-    assert set(held) - code == pages | {"stoker/data/pictures/digits.csv.gz"}
+    assert set(held) - code == pages | {f"stoker/data/pictures/digits.{kind}" for kind in ("csv.gz", "LICENSE")}
     env = {name: value for name, value in os.environ.items() if name != "STOKER_RESULTS"} | {
         "PYTHONPATH": str(tmp_path / "site")}
 
@@ -180,6 +180,6 @@ def test_the_wheel_holds_the_package_once_and_works(tmp_path: Path) -> None:
 
     assert "--gradient_monitor_interval" in call("lm", "--help") and call("ps").startswith("RUN ")
     assert "run_train_lm.sh" in call("lm", "--explain"), "the pages are there"
-    call("vision", "--dataset", "digits", "--preset", "nano", "--max_samples", "40", "--max_steps", "2", "--threads", "1",
-         "--no_compile", "--no_samples", "--foreground", "--run_name", "wheeled")
+    call("vision", "--dataset", "digits", "--preset", "nano", "--max_samples", "40", "--max_steps", "2", "--threads",
+         "1", "--no_compile", "--no_samples", "--foreground", "--run_name", "wheeled")
     until(lambda: (tmp_path / "result/wheeled/models/best").is_dir())

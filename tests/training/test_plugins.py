@@ -259,8 +259,8 @@ def test_a_resumed_run_has_its_callbacks_and_mistakes_are_seen(tmp_path: Path, m
 
 def test_the_code_of_a_run_made_elsewhere_is_not_loaded_unless_it_is_typed(tmp_path: Path, text: list[str]) -> None:
     trap = tmp_path / "trap.py"
-    trap.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\nfrom stoker.training import Callback as C\n"
-                    "class Trap(C): pass\n")
+    trap.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n"
+                    "from stoker.training import Callback as C\nclass Trap(C): pass\n")
     run = run_with(tmp_path, f"{trap}:Trap")
     moved = RunDir(run.path.rename(tmp_path / "planted"))
     again = ["--resume", str(moved.path), "--yes"]
