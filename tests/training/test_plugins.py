@@ -210,7 +210,8 @@ def test_the_receipt_has_the_files_of_what_acts_and_not_of_what_watches(tmp_path
     base.write_text(base.read_text() + "\n# changed\n")
     with caplog.at_level(logging.WARNING):
         train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
-    changed = [line for line in caplog.messages if " -> " in line]
+    changed = [record.message for record in caplog.records if record.levelno == logging.WARNING
+               and " -> " in record.message]
     digest = hashlib.sha256(base.read_bytes()).hexdigest()
     assert changed == [f"  {base}: {expected[str(base)][:8]} -> {digest[:8]}"]
 

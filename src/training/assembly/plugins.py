@@ -71,8 +71,8 @@ def check_keys(callbacks: Iterable[Callback]) -> None:
 def digests(plugged_in: Iterable[Stage | Callback]) -> dict[str, str]:
     """The SHA-256 of each file outside the package that declares one of these, or a class that it is derived from."""
     kinds = {kind for one in plugged_in for kind in type(one).__mro__ if issubclass(kind, (Stage, Callback))}
-    modules = [sys.modules[kind.__module__] for kind in kinds]
-    paths = {Path(module.__file__).resolve() for module in modules if getattr(module, "__file__", "")}
+    found = [getattr(sys.modules[kind.__module__], "__file__", None) for kind in kinds]  # none if typed with -c
+    paths = {Path(path).resolve() for path in found if path}
     return {str(path): files.sha256(path) for path in sorted(paths) if not path.is_relative_to(files.PACKAGE)}
 
 
