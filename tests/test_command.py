@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from desk import ENDLESS, ROOT, TINY, Desk, living, until
+from desk import ENDLESS, ROOT, TINY, Desk, living
 from stoker import __main__ as stoker
 from stoker import files
 from stoker.config import UserError
@@ -180,6 +180,6 @@ def test_the_wheel_holds_the_package_once_and_works(tmp_path: Path) -> None:
 
     assert "--gradient_monitor_interval" in call("lm", "--help") and call("ps").startswith("RUN ")
     assert "run_train_lm.sh" in call("lm", "--explain"), "the pages are there"
-    call("vision", "--dataset", "digits", "--preset", "nano", "--max_samples", "40", "--max_steps", "2", "--threads",
-         "1", "--no_compile", "--no_samples", "--foreground", "--run_name", "wheeled")
-    until(lambda: (tmp_path / "result/wheeled/models/best").is_dir())
+    corpus = Desk(tmp_path).corpus
+    call("lm", "--dataset", str(corpus), *TINY, "--max_steps", "2", "--foreground", "--run_name", "wheeled")
+    assert (tmp_path / "result/wheeled/models/best/model.safetensors").is_file()
