@@ -15,16 +15,9 @@
 if among --help "$@" || among -h "$@"; then
   usage
 else
-  run="${1:-}" options=()
+  run="${1:-}"
   [[ -n "${run}" && "${run}" != -* ]] || die "which run? it comes first; ./run/ps.sh lists them"
-  for option in "${@:2}"; do
-    [[ "${option}" == -- ]] || options+=("${option}")
-  done
   place="$(daemon tell "${run}" resume)"
-  script="${ROOT}/src/training/$(daemon tell "${run}" script)"
-  options=(--eval_only --resume "${place}" "${options[@]}")
-  python="$(any_python)"
-  "${python}" -P "${script}" --check "${options[@]}"
-  setup
-  exec "${VENV}/bin/python" -P "${script}" "${options[@]}"
+  script="$(daemon tell "${run}" script)"
+  train "${script}" --eval_only --resume "${place}" "${@:2}"
 fi

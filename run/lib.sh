@@ -13,6 +13,7 @@ set -euo pipefail
 
 ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${STOKER_VENV:-${ROOT}/.venv}"
+USERS_PYTHONPATH="${PYTHONPATH:-}"
 export PYTHONPATH="${ROOT}/run/python" # where the package `stoker` is, which is src/
 export STOKER_SCRIPT="${0##*/}"
 
@@ -61,10 +62,22 @@ setup() {
   "${python}" -P -m stoker.environment "${stamp}" ${extra:+"${extra}"}
 }
 
-# Start a stage's script, in the background unless --foreground is given.  Arguments: SCRIPT, then its options.
-# Returns when training has begun, or has failed with the reason.
+# Set `flags`, those of Python for a stage's script: ours imports nothing that lies around, one from elsewhere what its
+# author expects, which lies beside it or in the caller's PYTHONPATH.  Argument: SCRIPT
+prepare_python() {
+  flags=(-P)
+  if [[ "$1" != "${ROOT}/src/training/"* ]]; then
+    flags=()
+    PYTHONPATH="${PYTHONPATH}${USERS_PYTHONPATH:+:${USERS_PYTHONPATH}}"
+  fi
+}
+
+# Start a stage's script, in the background unless --foreground is given.  Arguments: SCRIPT, by its name in src/training
+# or its absolute path, then its options.  Returns when training has begun, or has failed with the reason.
 train() {
-  local script="${ROOT}/src/training/$1" python
+  local script="$1" python flags
+  [[ "${script}" == /* ]] || script="${ROOT}/src/training/${script}"
+  prepare_python "${script}"
   shift
   local options=() foreground=no option
   for option in "$@"; do
@@ -81,25 +94,25 @@ train() {
   fi
   python="$(any_python)"
   if among --print_config "${options[@]}" || among --info "${options[@]}" || among --explain "${options[@]}"; then
-    exec "${python}" -P "${script}" "${options[@]}"
+    exec "${python}" "${flags[@]}" "${script}" "${options[@]}"
   fi
-  "${python}" -P "${script}" --check "${options[@]}" # mistakes and questions belong to this terminal
+  "${python}" "${flags[@]}" "${script}" --check "${options[@]}" # mistakes and questions belong to this terminal
   setup
   python="${VENV}/bin/python"
   if [[ "${foreground}" == yes ]] || among --eval_only "${options[@]}"; then
-    exec "${python}" -P "${script}" "${options[@]}" --yes
+    exec "${python}" "${flags[@]}" "${script}" "${options[@]}" --yes
   fi
-  start_in_background "${python}" "${script}" "${options[@]}"
+  start_in_background "${python}" "${flags[@]}" "${script}" "${options[@]}"
 }
 
-# Arguments: PYTHON, SCRIPT, OPTIONS...
+# Arguments: PYTHON, its flags, SCRIPT, OPTIONS...
 start_in_background() {
   local python="$1" output pid code=0
   shift
   output="$(mktemp "${TMPDIR:-/tmp}/stoker.XXXXXX" 2>/dev/null || mktemp "${ROOT}/result/.start.XXXXXX" 2>/dev/null)" ||
     die "no file can be written in ${TMPDIR:-/tmp} nor in ${ROOT}/result; name a folder in TMPDIR"
   # setsid: a session of its own, so that no terminal's end reaches it; nohup alone is undone by any SIGHUP handler.
-  STOKER_BACKGROUND=1 nohup setsid "${python}" -P "$@" --yes </dev/null >"${output}" 2>&1 &
+  STOKER_BACKGROUND=1 nohup setsid "${python}" "$@" --yes </dev/null >"${output}" 2>&1 &
   pid=$!
   if ! "${python}" -P -m stoker.daemon wait "${pid}"; then # it has ended already
     wait "${pid}" || code=$?

@@ -51,6 +51,7 @@ class Spec:
     path: tuple[str, ...] | None = None
     may_change: bool = False
     follows: tuple[str, float] | None = None
+    repeats: bool = False
 
     def problem(self, value: float) -> str:
         """Why a number is out of range, or ''. Written so that NaN is out of every range."""
@@ -76,6 +77,7 @@ def opt(default: Any, help: str, **spec: Any) -> Any:
     path             names a file or folder, unless it is one of these words; kept as an absolute path, so that it
                      means the same when the run goes on from another folder
     may_change       may differ when a run goes on: it does not change what is computed
+    repeats          the flag may be given several times: the values are joined by commas
     follows          (field, factor): where that field is given and this one is not, its value is factor x the other's
     """
     return field(default=default, metadata={"spec": Spec(help, **spec)})
@@ -170,6 +172,9 @@ def _without_contradictions(cls: type, given: Sequence[_Given], problems: list[s
     chosen: dict[str, _Given] = {}
     for now in sorted(given, key=lambda one: one.sets_several):
         before = chosen.setdefault(now.field, now)
+        if _spec(cls, now.field).repeats and before is not now and INVALID not in (before.value, now.value):
+            chosen[now.field] = before._replace(value=f"{before.value},{now.value}")
+            continue
         values = {_absolute(_spec(cls, now.field), one.value) for one in (before, now)}
         if len(values) > 1 and before.sets_several == now.sets_several and INVALID not in values:
             problems.append(f"{where}{before.flag} and {now.flag} contradict each other: give one of them")

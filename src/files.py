@@ -12,6 +12,7 @@
     identity   what tells whether a file is still the same
     home       where caches and the list of runs are kept
     results    where runs are kept unless they are given a place
+    hint       how a command of ours is typed here
 
 A reader never meets half a file: what exists under its final name is whole.
 """
@@ -44,6 +45,12 @@ def results() -> Path:
     """The folder of runs started without `--result_dir`: `$STOKER_RESULTS`; else `result/` of the checkout that this
     package is used from, or of the working folder where it is installed without one."""
     return Path(os.environ.get("STOKER_RESULTS") or (CHECKOUT or Path()) / "result").resolve()
+
+
+def hint(command: str) -> str:
+    """How a command is typed here: `./run/ps.sh` where the package lies in a checkout, else `stoker ps`."""
+    name, space, words = command.partition(" ")
+    return f"./run/{name}.sh{space}{words}" if CHECKOUT else f"stoker {command}"
 
 
 def write(path: Path, content: bytes | memoryview | str | Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:

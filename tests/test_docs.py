@@ -9,6 +9,7 @@ import pytest
 from stoker import config
 from stoker.daemon.rundir import PROJECT
 from stoker.training.assembly import pages
+from stoker.training.core.options import Options
 from stoker.training.core.stage import discover
 
 WRAPPER_ONLY = {"--foreground", "--"}
@@ -49,7 +50,17 @@ def commands() -> list[str]:
         for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
             found += [line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip()]
         found += re.findall(r"`(\./run/[^`]+|(?:\.venv/bin/)?python (?:src|benchmarks)[^`]+)`", text)
+        found += [_script_of(words) for words in re.findall(r"`stoker ([^`]+)`", text)]
     return found
+
+
+def _script_of(words: str) -> str:
+    """What `stoker` does in a checkout, as a script of run/."""
+    name, _, rest = words.partition(" ")
+    if name.endswith(".py") or name.startswith("-"):
+        return f"./run/start.sh {words}"
+    wrapper = f"run_train_{name}" if (PROJECT / f"run/run_train_{name}.sh").exists() else name
+    return f"./run/{wrapper}.sh {rest}"
 
 
 def test_the_documents_have_commands() -> None:
@@ -71,6 +82,10 @@ def test_command(command: str) -> None:
             script = re.search(r"OPTIONS of (\w+)\.py", usage)
             assert script
             pages.parse(next(s for s in discover().values() if s.__module__ == f"stoker.training.{script[1]}"), options)
+    elif path.name == "start.sh":  # what the example of extend.md has
+        assert words == ["--help"] or words[0] == "my_stage.py"
+        config.parse(Options, {}, [word for word in words[1:] if word not in WRAPPER_ONLY | PAGES | {"--dataset",
+                                                                                                  "series.txt"}])
     elif path.name.startswith(("run_train_", "run_sft_", "train_", "sft_")):
         script = path.name.removeprefix("run_").removesuffix(".sh").removesuffix(".py")
         stage = next(s for s in discover().values() if s.__module__ == f"stoker.training.{script}")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -24,15 +23,14 @@ from stoker.daemon.rundir import RunDir
 from stoker.daemon.table import row, table
 
 SECONDS_BETWEEN_LOOKS = 0.2
-SCRIPT = re.compile(r"(train|sft)_\w+\.py")  # of a stage
 
 
 def main() -> int:
-    return answered(_main)
+    return answered(call)
 
 
-def _main(words: Sequence[str]) -> int:
-    parser = _Parser(prog="daemon", description=__doc__)
+def call(words: Sequence[str]) -> int:
+    parser = _Parser(prog="stoker", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     ps = commands.add_parser("ps", help="one line a run")
@@ -63,11 +61,11 @@ def _main(words: Sequence[str]) -> int:
 
     board = commands.add_parser("board", help="print a folder with the curves of a run, or of all, for TensorBoard")
     board.add_argument("run", nargs="?", default="")
-    board.set_defaults(call=lambda given: _board(given.run))
+    board.set_defaults(call=lambda given: print(curves(given.run)) or 0)
 
     wait = commands.add_parser("wait", help="wait until a run just started trains or has ended")
     wait.add_argument("pid", type=int)
-    wait.set_defaults(call=lambda given: _wait(given.pid))
+    wait.set_defaults(call=lambda given: wait_for(given.pid))
 
     given = parser.parse_args(words)
     try:
@@ -136,7 +134,7 @@ def _stop(which: str, seconds: float) -> int:
     status = run.status()
     _say(f"{run.name}: {run.state()} at step {status.step} of {status.of or '?'}: {status.reason}")
     if status.state != "finished":
-        _say(f"Resume: ./run/resume.sh {run.name}")
+        _say(f"Resume: {files.hint('resume ' + run.name)}")
     return 0
 
 
@@ -192,7 +190,7 @@ def _not_deletable(run: RunDir, named: list[Path]) -> str:
         return f"{run.path} has no {lacking[0]}, so it may not be a run: delete it by hand if you are sure"
     if watching := run.supervisor():
         return (f"run {run.name} is watched by process {watching.pid}, which starts it again; stop it first: "
-                f"./run/stop.sh {run.name}")
+                f"{files.hint('stop ' + run.name)}")
     return ""
 
 
@@ -211,18 +209,16 @@ def _yes(question: str) -> bool:
 def _tell(which: str, what: str) -> int:
     """Print one fact for a script, with its control characters; `pid` only if that process exists here."""
     run = registry.find(which)
-    holder, script = run.holder(), run.status().script
-    if what == "script" and not (SCRIPT.fullmatch(script) and (files.PACKAGE / "training" / script).is_file()):
-        raise UserError(f"{run.status_file} names {script!r} as its script, not a script of src/training: correct it")
-    print({"name": run.name, "script": script, "log": run.latest_log,
+    holder = run.holder()
+    print({"name": run.name, "script": run.script() if what == "script" else "", "log": run.latest_log,
            "pid": holder.pid if holder and process.find(holder.pid) == holder else "", "folder": run.path,
            "resume": registry.snapshot(which) or run.path}[what])
     return 0
 
 
-def _board(which: str) -> int:
-    """TensorBoard calls a run by its folder's name: hence a folder of links. Runs of one name are called by their
-    paths."""
+def curves(which: str) -> Path:
+    """A folder with the curves of a run, or of all. TensorBoard calls a run by its folder's name: hence a folder of
+    links. Runs of one name are called by their paths."""
     runs = [registry.find(which)] if which else registry.runs()
     names = Counter(run.name for run in runs)
     folder = files.home() / "board" / (runs[0].name if which else "all runs")
@@ -233,14 +229,13 @@ def _board(which: str) -> int:
             link = folder / (run.name if names[run.name] == 1 else str(run.path).lstrip("/"))
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(run.tensorboard)
-    print(folder)
-    return 0
+    return folder
 
 
 # -- wait ---------------------------------------------------------------------------------------------------------
 
 
-def _wait(pid: int) -> int:
+def wait_for(pid: int) -> int:
     """Show the log of what the new process starts until its first step is done (0) or it has ended (1)."""
     started = process.find(pid)
     run: RunDir | None = None
@@ -263,7 +258,8 @@ def _wait(pid: int) -> int:
                 return 1
             time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
-        print(f"\nNot waiting any longer; process {pid} goes on in the background: ./run/ps.sh", file=sys.stderr)
+        print(f"\nNot waiting any longer; process {pid} goes on in the background: {files.hint('ps')}",
+              file=sys.stderr)
         return 0
 
 
@@ -293,10 +289,10 @@ def _summary(run: RunDir) -> int:
          f"PID     {run.status().pid}{f' (supervisor {watching.pid})' if watching else ''}",
          f"Log     {run.latest_log.resolve()}",
          "",
-         f"Follow  ./run/logs.sh {run.name} -f",
-         "Check   ./run/ps.sh",
-         f"Stop    ./run/stop.sh {run.name}",
-         f"View    ./run/board.sh {run.name}")
+         f"Follow  {files.hint(f'logs {run.name} -f')}",
+         f"Check   {files.hint('ps')}",
+         f"Stop    {files.hint('stop ' + run.name)}",
+         f"View    {files.hint('board ' + run.name)}")
     return 0
 
 

@@ -43,7 +43,8 @@ def find(which: str) -> RunDir:
     """The run meant by a name, a unique prefix of one, the PID of its trainer, or a path: its folder, or a snapshot in
     it. Raises UserError."""
     if not which:
-        raise UserError("which run? give its name, the beginning of it, its PID or its folder; ./run/ps.sh lists them")
+        raise UserError("which run? give its name, the beginning of it, its PID or its folder; "
+                        f"{files.hint('ps')} lists them")
     known, unreadable = look()
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
     for path in (Path(which), files.results() / which, *of_snapshot):
@@ -59,8 +60,8 @@ def find(which: str) -> RunDir:
     if broken := [line for run, line in unreadable.items() if run.name == which]:
         raise UserError(*broken)
     if not matching:
-        raise UserError(f"there is no run {which!r}; ./run/ps.sh lists the {len(known)} there are, and the folder of "
-                        "any other will do")
+        raise UserError(f"there is no run {which!r}; {files.hint('ps')} lists the {len(known)} there are, and the "
+                        "folder of any other will do")
     raise UserError(f"{which!r} is the beginning of {len(matching)} runs: " + ", ".join(run.name for run in matching))
 
 
@@ -94,7 +95,7 @@ def newest_unfinished(stage: str, dataset: str | None, preset: str | None) -> Ru
         return waiting[-1]
     if fitting:
         raise UserError(f"--resume: the unfinished run of {what} is being trained already: {fitting[-1].name}")
-    raise UserError(f"--resume: there is no unfinished run of {what}; ./run/ps.sh lists all runs; "
+    raise UserError(f"--resume: there is no unfinished run of {what}; {files.hint('ps')} lists all runs; "
                     "leave --resume out to start a new one")
 
 
@@ -111,7 +112,7 @@ def newest_finished(stage: str) -> RunDir:
     finished = [run for run in runs() if (status := run.status()).stage == stage and status.state == "finished"]
     if not finished:
         raise UserError(f"there is no finished run of {stage} to take weights from; name a run, a snapshot or a model "
-                        "folder; ./run/ps.sh lists the runs")
+                        f"folder; {files.hint('ps')} lists the runs")
     return finished[-1]
 
 
@@ -127,7 +128,7 @@ def _of_process(pid: int, known: list[RunDir]) -> RunDir:
             return run
     if past := [run for run in known if run.status().pid == pid]:
         return past[-1]
-    raise UserError(f"process {pid} trains no run; ./run/ps.sh lists them")
+    raise UserError(f"process {pid} trains no run; {files.hint('ps')} lists them")
 
 
 def _at(path: Path) -> RunDir:

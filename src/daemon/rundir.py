@@ -38,6 +38,8 @@ ACTIVE = ("preparing", "training", "evaluating")
 RESTARTING = "restarting"  # its trainer died, its supervisor will start another
 SECONDS_TO_LOCK = 2.0
 NAME = re.compile(r"\w[\w.+=@,-]*")
+STAGES = files.PACKAGE / "training"  # where the scripts of our own stages are
+SCRIPT = re.compile(r"(train|sft)_\w+\.py")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Status:
     """What `ps.sh` shows of a run. `state` as written; see RunDir.state for what became of it since."""
 
     stage: str
-    script: str
+    script: str  # by its name where it is one of ours, else its path; see script_of
     dataset: str
     preset: str
     state: str = "preparing"
@@ -122,8 +124,9 @@ class RunDir:
             path, newest = max(self.manifests(), key=lambda found: int(found[1]["step"]))
             config, made_by = records.load(self.config_file), newest["made_by"]
             return records.build(Status, {
-                "stage": made_by["stage"], "script": f"train_{made_by['stage']}.py", "dataset": config["dataset"],
-                "preset": "", "state": "training", "step": newest["step"], "of": made_by["config"]["max_steps"],
+                "stage": made_by["stage"], "script": made_by.get("script", f"train_{made_by['stage']}.py"),
+                "dataset": config["dataset"], "preset": "", "state": "training", "step": newest["step"],
+                "of": made_by["config"]["max_steps"],
                 "reason": f"{self.status_file.name} was lost, as in a power cut: this is what {path.parent.name} says",
                 "created": self.config_file.stat().st_mtime, "heartbeat": path.stat().st_mtime,
                 "device": made_by["device"]})
@@ -230,7 +233,7 @@ class RunDir:
             if time.monotonic() > deadline:
                 holder = self.holder()
                 raise UserError(f"run {self.name} is being trained already, by process "
-                                f"{holder.pid if holder else '?'}; stop it first: ./run/stop.sh {self.name}")
+                                f"{holder.pid if holder else '?'}; stop it first: {files.hint('stop ' + self.name)}")
             time.sleep(0.05)
 
     def _try_lock_or_warn(self, file: IO[str]) -> bool:
@@ -312,6 +315,26 @@ class RunDir:
         """Whether this user made the run, on this machine, in the folder where it is now."""
         return os.path.realpath(self._entry) == str(self.path) and self.path.stat().st_uid == os.geteuid()
 
+    def script(self) -> Path:
+        """The script that trains this run. Raises UserError where its status names none that may be started.
+
+        One from outside the package is started only for a run that this user made here: anybody may have written the
+        status of another, with a program of theirs in it.
+        """
+        named = self.status().script
+        if SCRIPT.fullmatch(named) and (STAGES / named).is_file():
+            return STAGES / named
+        start = files.hint(f"start SCRIPT --resume {self.name}")
+        if not Path(named).is_absolute():
+            raise UserError(f"{self.status_file} names {named!r} as its script, which is neither a script of "
+                            f"{STAGES} nor a path: correct it, or name the script yourself: {start}")
+        if not self.is_made_here():
+            raise UserError(f"{self.path} was made elsewhere, or by another user, and its script {named} is not one of "
+                            f"{STAGES}: if you trust a script, name it yourself: {start}")
+        if not Path(named).is_file():
+            raise UserError(f"the script of {self.name} is not found: {named}; where it is now, name it: {start}")
+        return Path(named)
+
     def remove(self) -> None:
         """Delete the run and every link to it."""
         for link in [*self.path.parent.glob("*"), *(files.home() / "runs").glob("*")]:
@@ -349,6 +372,13 @@ def create(result_dir: Path, name: str, status: Status, *, exact: bool = False,
         run.remove()
         raise _unwritable(f"STOKER_HOME {files.home()}", error) from error
     return run
+
+
+def script_of(program: str) -> str:
+    """A stage's script as a status names it: one of ours by its name, since the checkout may be moved, any other by its
+    absolute path."""
+    path = Path(program).resolve()
+    return path.name if path.parent == STAGES else str(path)
 
 
 def _unwritable(what: str, error: OSError) -> UserError:

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import IO
 
+from stoker import files
 from stoker.daemon import deaths, logs, machine, process, registry
 from stoker.daemon.deaths import Death
 from stoker.daemon.process import Process
@@ -197,7 +198,7 @@ class Supervisor:
         assert self.run is not None
         self._write(state, reason)
         log.info("Training %s: %s", state, reason)
-        log.info("Resume: ./run/resume.sh %s", self.run.name)
+        log.info("Resume: %s", files.hint(f"resume {self.run.name}"))
         return FAILED if state == "failed" else RESUMABLE
 
     def _write(self, state: str, reason: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from stoker import command, config
 from stoker.config import UserError, opt
+from stoker.files import hint
 from stoker.inference import trained
 from stoker.training.core import pretrained
 from stoker.training.core.options import device_problems
@@ -56,12 +57,13 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 def _words(words: Sequence[str]) -> tuple[str, str]:
     """RUN and PROMPT; "-" stands for standard input."""
     if not words:
-        raise UserError("which run? give its name, its folder or a model folder; ./run/ps.sh lists the runs")
+        raise UserError("which run? give its name, its folder or a model folder; "
+                        f"{hint('ps')} lists the runs")
     if len(words) > 2:
         raise UserError(f"{len(words) - 1} words after {words[0]}: put the prompt into quotes")
     if len(words) == 1 and sys.stdin.isatty():
-        raise UserError('no prompt: ./run/generate.sh RUN "Once upon a time"; "" makes a text from nothing, - reads '
-                        "what you type up to Ctrl-D")
+        raise UserError(f'no prompt: {hint("generate RUN")} "Once upon a time"; "" makes a text from nothing, - '
+                        "reads what you type up to Ctrl-D")
     return words[0], words[1] if len(words) == 2 else "-"
 
 
@@ -80,11 +82,15 @@ def _read(prompt: str) -> str:
 
 def _kind(source: Pretrained) -> type[Stage]:
     """The stage that weights are of. Another program's are taken for GPT-2's."""
-    return discover()[source.stage or "lm"]
+    known = discover()
+    if source.stage not in ("", *known):
+        raise UserError(f"{source} is of stage {source.stage}, which is not one of ours ({', '.join(known)}): generate "
+                        "is for language models")
+    return known[source.stage or "lm"]
 
 
 def _generate(cfg: Config, run: str, prompt: str) -> None:
-    trained.require_torch("generate.sh")
+    trained.require_torch("generate")
     import torch
 
     from stoker.model.decoding import Decoder, Sampling, generate

@@ -66,7 +66,7 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 
 def _read(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
     """Exit code 1 where some of the pictures could not be read; each is told."""
-    trained.require_torch("read.sh")
+    trained.require_torch("read")
     from stoker.training.core import device as devices
 
     reader = LineReader(source, devices.choose(cfg.device))

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stoker import command, config
+from stoker import command, config, files
 from stoker.config import UserError
 from stoker.daemon import registry
 from stoker.daemon.rundir import RunDir
 from stoker.training.core.options import device_problems
-from stoker.training.core.stage import discover
+from stoker.training.core.outside import of_run
 
 SAME, OTHER = 0, 1
 SAME_LOSS = 1e-3  # relative: on another device, or with other threads, it differs by rounding
@@ -49,12 +49,13 @@ def _incident(named: str) -> Path:
 
 def _replay(path: Path, device_name: str) -> int:
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/replay.sh")
+        raise UserError(f"torch is not installed for this Python ({sys.executable}): use "
+                        f"{files.hint('replay')}")
     from stoker.training.core import device as devices
     from stoker.training.core import incident, manifest, pretrained
 
     recorded, run = incident.read(path), RunDir(path.parents[1])
-    kind = discover()[run.status().stage]
+    kind = of_run(run)
     cfg: Any = config.from_json(kind.Config, json.loads(run.config_file.read_text()), str(run.config_file))
     stage = kind(cfg, run.path)
     if stage.parts() and (snapshot := manifest.newest_good(run.snapshots)):

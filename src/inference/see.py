@@ -104,7 +104,7 @@ def _known(source: Pretrained) -> dict[str, str]:
 
 def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Sequence[str]) -> int:
     """Exit code 1 where some of the pictures could not be read; each is told."""
-    trained.require_torch("see.sh")
+    trained.require_torch("see")
     from stoker.training.core import device as devices
 
     viewer = Viewer(source, devices.choose(cfg.device), proposed)

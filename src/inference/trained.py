@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from stoker import config
 from stoker.config import UserError
+from stoker.files import hint
 from stoker.training.core import pretrained
 from stoker.training.core.pretrained import Pretrained
 
@@ -37,7 +38,7 @@ def found(named: str, stage: str, does: str) -> Pretrained:
 
 def require_torch(script: str) -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}): use ./run/{script}")
+        raise UserError(f"torch is not installed for this Python ({sys.executable}): use {hint(script)}")
 
 
 def scored(source: Pretrained, names: Collection[str]) -> str:

@@ -66,7 +66,7 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 
 def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
     """Exit code 1 where some of the files could not be read; each is told."""
-    trained.require_torch("transcribe.sh")
+    trained.require_torch("transcribe")
     from stoker.training.core import device as devices
 
     listener = Listener(source, devices.choose(cfg.device))

@@ -18,7 +18,7 @@ from stoker import files
 from stoker.daemon import __main__ as commands
 from stoker.daemon import process, registry
 from stoker.daemon.process import Process
-from stoker.daemon.rundir import RunDir, name_problem
+from stoker.daemon.rundir import RunDir, name_problem, script_of
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]
@@ -286,14 +286,49 @@ def test_what_a_supervisor_starts_again_is_not_deleted(make: Make, call: Call, s
 # -- tell -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", ["/tmp/evil.py", "../../evil.py", "train_evil.py", "", "launch.py",
-                                    "../training/train_lm.py"])
+def planted(run: RunDir, script: str) -> None:
+    run.write_status(replace(run.status(), script=script))
+
+
+@pytest.mark.parametrize("script", ["../../evil.py", "train_evil.py", "", "launch.py", "../training/train_lm.py",
+                                    "evil.py", "-m"])
 def test_only_a_script_of_ours_is_started_for_a_run(make: Make, call: Call, script: str) -> None:
     run = make()
-    assert call("tell", run.name, "script") == (0, "train_lm.py\n", "")
-    run.write_status(replace(run.status(), script=script))
+    assert call("tell", run.name, "script") == (0, f"{files.PACKAGE / 'training/train_lm.py'}\n", "")
+    planted(run, script)
     code, out, err = call("tell", run.name, "script")
-    assert code == 2 and out == "" and "not a script of src/training" in err
+    assert code == 2 and out == "" and "neither a script of" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("by", ["somebody else", "a copy", "another user"])
+def test_a_script_from_outside_is_started_for_a_run_made_here_only(make: Make, call: Call, tmp_path: Path, by: str,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    run, script = make(), tmp_path / "my_stage.py"
+    script.touch()
+    planted(run, str(script))
+    assert call("tell", run.name, "script") == (0, f"{script}\n", ""), "of a run that this user made here"
+    if by == "another user":
+        monkeypatch.setattr(os, "geteuid", lambda: run.path.stat().st_uid + 1)
+    elif by == "a copy":
+        run = RunDir(run.path.rename(tmp_path / "moved"))
+    else:
+        next((files.home() / "runs").iterdir()).unlink()
+    code, out, err = call("tell", str(run.path), "script")
+    assert code == 2 and out == "" and "was made elsewhere, or by another user" in err and err.count("\n") == 1
+
+
+def test_a_script_that_was_moved_is_not_found(make: Make, call: Call, tmp_path: Path) -> None:
+    run = make()
+    planted(run, str(tmp_path / "gone.py"))
+    code, out, err = call("tell", run.name, "script")
+    assert code == 2 and out == "" and f"./run/start.sh SCRIPT --resume {run.name}" in err
+
+
+def test_a_status_names_our_scripts_by_name_and_others_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours also where they are started through the link to the package."""
+    assert script_of(str(files.CHECKOUT / "run/python/stoker/training/train_lm.py")) == "train_lm.py"  # type: ignore
+    monkeypatch.chdir(tmp_path)
+    assert script_of("train_lm.py") == str(tmp_path / "train_lm.py")
 
 
 def test_a_process_of_another_container_is_none_to_wait_for(make: Make, call: Call, stranger: Process) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -73,7 +74,7 @@ def test_a_supervisor_adds_no_option_that_contradicts(tmp_path: Path, text: Path
     argv = ["--result_dir", str(tmp_path / "runs"), "--supervise", *extra]
     assert launch._supervise(launch.decide(LanguageModel, argv), argv) == 0
     for command in seen:
-        job = launch.decide(LanguageModel, command[3:])
+        job = launch.decide(LanguageModel, command[command.index(sys.argv[0]) + 1:])
         assert job.run == run and not job.asks
 
 
@@ -249,7 +250,7 @@ def test_a_supervisor_starts_again_what_was_allowed(tmp_path: Path, text: Path,
     monkeypatch.setattr(launch.logs, "to_console", lambda: None)
     launch._supervise(job, [])
     command = made[0](run, True)
-    assert launch.decide(LanguageModel, command[3:]).cfg.on_end == COMMAND
+    assert launch.decide(LanguageModel, command[command.index(sys.argv[0]) + 1:]).cfg.on_end == COMMAND
 
 
 def test_the_command_runs_though_the_folder_is_gone(tmp_path: Path) -> None:

@@ -272,9 +272,9 @@ def test_monitors_look_at_what_is_saved(tmp_path: Path, source: Path) -> None:
     for module, stops in ((trainer.model.thinker.layers[0], False), (trainer.model.head, True)):
         with torch.no_grad():
             module.weight[0, 0] = torch.nan
-        trainer._ending = None
+        trainer.decisions._ending = None
         plugged(trainer, Sanity)._scan(trainer)
-        assert (trainer._ending is not None) == stops
+        assert (trainer.decisions._ending is not None) == stops
 
 
 def test_an_incident_holds_what_a_snapshot_holds(tmp_path: Path, source: Path) -> None:

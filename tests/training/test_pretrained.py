@@ -160,7 +160,7 @@ def test_a_run_begins_with_the_weights_the_shape_and_the_tokenizer(source: RunDi
 
     source.remove()
     caplog.clear()
-    run, ending = trained("--resume", "second", "--yes")
+    run, ending = trained("--resume", "second", "--yes", stage=lm(StopAt(-1)))
     assert ending.state == "finished" and any("same configuration" in message for message in caplog.messages)
     assert manifest.read(manifest.found(run.snapshots)[-1])["made_by"]["begun_with"] == identity
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from stoker import files
 from stoker.config import UserError, printable
 from stoker.data.pictures.resized import Fact, Frame, Resized, resize
 from stoker.data.pictures.table import Picture, Splits
@@ -220,4 +221,4 @@ def _tell(report: Report) -> None:
     for split, path, why in report.refused[:NAMED]:
         log.warning("%s %s: %s", split, printable(path), why)
     if (more := len(report.refused) - NAMED) > 0:
-        log.warning("and %s more: ./run/data.sh check names all", f"{more:,}")
+        log.warning("and %s more: %s names all", f"{more:,}", files.hint("data check"))

@@ -33,16 +33,16 @@ def manifest(name: str) -> Path:
     path = _folder(name) / "manifest.csv"
     if not path.exists():
         begun = "only in part" if path.parent.exists() else "not"
-        raise UserError(f"--dataset {name} is {begun} on this machine: ./run/data.sh download --dataset {name} fetches "
-                        f"it, about {SOURCES[name].gigabytes:g} GB")
+        raise UserError(f"--dataset {name} is {begun} on this machine: {files.hint('data')} download --dataset "
+                        f"{name} fetches it, about {SOURCES[name].gigabytes:g} GB")
     digest, noted = files.sha256(path), cache.read(_digest_of(path))
     if noted is None:  # it was fetched by a former version
         with cache.room(path.parent):
             cache.write(_digest_of(path), digest)
     elif noted != digest:
         path.unlink()
-        raise UserError(f"--dataset {name}: {path} was damaged and has been removed: ./run/data.sh download --dataset "
-                        f"{name} writes it again, from what has been fetched")
+        raise UserError(f"--dataset {name}: {path} was damaged and has been removed: {files.hint('data')} download "
+                        f"--dataset {name} writes it again, from what has been fetched")
     return path
 
 

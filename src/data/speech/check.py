@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from stoker import files
 from stoker.config import UserError, printable
 from stoker.data.speech import audio
 from stoker.data.speech.decoded import Decoded, Fact, decode
@@ -170,4 +171,4 @@ def _tell(report: Report) -> None:
     for split, path, why in [*report.refused, *report.clipped][:NAMED]:
         log.warning("%s %s: %s", split, printable(path), why)
     if (more := len(report.refused) + len(report.clipped) - NAMED) > 0:
-        log.warning("and %s more: ./run/data.sh check names all", f"{more:,}")
+        log.warning("and %s more: %s names all", f"{more:,}", files.hint("data check"))

@@ -82,12 +82,12 @@ def _tell_test_score(trainer: Trainer) -> None:
         done = evaluate(trainer.stage, trainer.model, trainer.stage.dataset("test"), trainer.cfg, trainer.device,
                         lambda: trainer.signals.stop)
     except MemoryError as error:  # the models are written
-        log.error("test set not evaluated: %s; ./run/evaluate.sh RUN --split test tries again", error)
+        log.error("test set not evaluated: %s; %s tries again", error, files.hint("evaluate RUN --split test"))
         return
     if done:
         log.info("  -> Test: %s", words(done.metrics, "eval/"))
     else:
-        log.info("test score abandoned; ./run/evaluate.sh RUN --split test tells it")
+        log.info("test score abandoned; %s tells it", files.hint("evaluate RUN --split test"))
 
 
 def _tell_sample(trainer: Trainer) -> None:

@@ -1,10 +1,12 @@
 """What a start is to do, once everything typed was understood."""
 
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stoker.config import Parsed
+from stoker.daemon import rundir
 from stoker.daemon.rundir import RunDir
 from stoker.training.core.pretrained import Pretrained
 from stoker.training.core.stage import Stage
@@ -21,6 +23,7 @@ class Job:
     evaluated: Pretrained | None = None  # what is only evaluated
     asks: bool = False  # whether to ask on the terminal first
     notes: tuple[str, ...] = ()  # what was settled otherwise than the defaults say, to be told in the log
+    script: str = field(default_factory=lambda: rundir.script_of(sys.argv[0]))  # which starts it, for its status
 
     @property
     def cfg(self) -> Any:

@@ -32,7 +32,7 @@ from stoker.daemon.rundir import Gone, RunDir, Status
 from stoker.daemon.supervisor import SUPERVISOR, Supervisor
 from stoker.daemon.table import duration
 from stoker.environment import folder as environment
-from stoker.training.assembly import fork, pages
+from stoker.training.assembly import fork, pages, plugins
 from stoker.training.assembly.fork import LONGEST_NAME
 from stoker.training.assembly.job import Job
 from stoker.training.core import pretrained
@@ -80,6 +80,7 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
 def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     """A new run, or the one that goes on. Raises UserError with every mistake that can be seen before the start."""
     parsed: Parsed[Any] = pages.parse(stage, argv, lambda cfg: _problems(stage, cfg))
+    parsed = replace(parsed, config=replace(parsed.config, callback=plugins.absolute(parsed.config.callback)))
     cfg: Options = parsed.config
     if cfg.eval_only:
         return _evaluation(stage, parsed)
@@ -117,8 +118,9 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
         return [f"--extend_steps {cfg.extend_steps} is for a run that is resumed: add --resume RUN, or leave it out"]
     if cfg.working_folder and not Path(cfg.working_folder).is_dir():
         return [f"--working_folder {cfg.working_folder}: there is no such folder"]
+    problems = plugins.problems(cfg.callback)
     with working_in(cfg.working_folder):
-        return stage.check(cfg, resumed=False) + _missing_packages(cfg)
+        return problems + stage.check(cfg, resumed=False) + _missing_packages(cfg)
 
 
 def _missing_packages(cfg: Options) -> list[str]:
@@ -187,9 +189,13 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
         written.pop("epochs")  # the steps alone say how long
     with working_in(cfg.working_folder):
         problems = stage.check(cfg, resumed=True) + _missing_packages(cfg)
-    if cfg.on_end and "on_end" not in anew and not run.is_made_here():
-        problems.append(f"{run.path} was made elsewhere, or by another user, and would run a command when it ends: to "
-                        f"allow it, type it again, --on_end {shlex.quote(cfg.on_end)}; to leave it out, --on_end ''")
+    allowed = anew.keys() if not run.is_made_here() else vars(cfg)
+    for option, does in (("on_end", "run a command when it ends"), ("callback", "run code of its own")):
+        if (value := getattr(cfg, option)) and option not in allowed:
+            problems.append(f"{run.path} was made elsewhere, or by another user, and would {does}: to allow it, type "
+                            f"it again, --{option} {shlex.quote(value)}; to leave it out, --{option} ''")
+    if "callback" in allowed:
+        problems += plugins.problems(cfg.callback)
     if problems:
         raise UserError(*problems)
     notes = (f"when this run ends, it runs this command: {cfg.on_end}",) if cfg.on_end else ()
@@ -202,10 +208,10 @@ def _resume_problems(cfg: Options, run: RunDir, status: Status) -> list[str]:
     watching = run.supervisor()
     if holder := run.holder():
         return [f"run {run.name} is being trained already, by process {holder.pid}; "
-                f"stop it first: ./run/stop.sh {run.name}"]
+                f"stop it first: {files.hint('stop ' + run.name)}"]
     if status.state == rundir.RESTARTING and watching and watching.pid != os.getppid():
         return [f"run {run.name} is being restarted by its supervisor, process {watching.pid}; "
-                f"stop it first: ./run/stop.sh {run.name}"]
+                f"stop it first: {files.hint('stop ' + run.name)}"]
     if status.state == "finished" and not cfg.extend_steps:
         return [f"run {run.name} is finished: add --extend_steps N to train it for N steps more than the "
                 f"{status.of:,} planned, or start a new run with its weights: --init_from {run.name}"]
@@ -291,12 +297,13 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
 
 def _supervise(job: Job, argv: list[str]) -> int:
     """Let trainers of their own train, and watch them. What was refused or asked is settled by now."""
-    program = [sys.executable, "-P", sys.argv[0]]
+    program = [sys.executable, *["-P"] * sys.flags.safe_path, sys.argv[0]]
     argv = config.without(argv, "yes", "y", "no_yes", "no_y")
 
     def again(run: RunDir, begun: bool) -> list[str]:
         if job.run is None or begun:  # all that was typed is in its config
-            return [*program, "--resume", str(run.path), "--yes", f"--on_end={job.cfg.on_end}"]  # it was allowed
+            return [*program, "--resume", str(run.path), "--yes",
+                    f"--on_end={job.cfg.on_end}", f"--callback={job.cfg.callback}"]  # they were allowed
         typed = config.without(argv, "resume", "checkpoint_file")
         return [*program, *typed, "--resume", str(job.snapshot or run.path), "--yes"]
 
@@ -347,15 +354,16 @@ def _evaluate(job: Job) -> int:
 
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"torch is not installed for this Python ({sys.executable}), and {environment.path()} is not "
-                        "set up: start with a script of run/, which sets it up")
+        advice = (f"and {environment.path()} is not set up: start with a script of run/, which sets it up"
+                  if files.CHECKOUT else "which stoker needs: install that again, with what it depends on")
+        raise UserError(f"torch is not installed for this Python ({sys.executable}), {advice}")
 
 
 def _new_run(job: Job) -> RunDir:
     cfg, stage, preset = job.cfg, job.stage, job.parsed.preset
     if job.snapshot:
         return fork.create(job.snapshot, cfg)
-    status = Status(stage.name, Path(sys.argv[0]).name, cfg.dataset, preset,
+    status = Status(stage.name, job.script, cfg.dataset, preset,
                     typed={name: getattr(cfg, name) for name in sorted(job.parsed.typed)})
     return rundir.create(_result_dir(cfg), cfg.run_name or rundir.run_name(stage.name, cfg.dataset, preset), status,
                          exact=bool(cfg.run_name))
@@ -372,8 +380,9 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
         logs.to_file(path, background=background)
         signals.interruptible = True
         signals.check()  # it may have come before
-        run.write_status(replace(before, state="preparing", reason="", pid=os.getpid(), started=time.time(),
-                                 eta_seconds=None, phase=pulse.PREPARING, budget=pulse.PATIENCE.unknown,
+        run.write_status(replace(before, script=job.script, state="preparing", reason="", pid=os.getpid(),
+                                 started=time.time(), eta_seconds=None, phase=pulse.PREPARING,
+                                 budget=pulse.PATIENCE.unknown,
                                  supervisor=supervisor.to_json() if supervisor else None))
         deaths.tell_last(run, before, last)
         with open(path, "ab") as file, _faults(file.fileno()):
@@ -418,7 +427,7 @@ def _end(run: RunDir, state: str, reason: str, code: int) -> int:
     if state == "finished" and (expected := run.status().expected_seconds):
         log.info("Trained for %s in all; the estimate was %s", duration(run.status().busy_seconds), duration(expected))
     if state != "finished":
-        log.info("Resume: ./run/resume.sh %s", run.name)
+        log.info("Resume: %s", files.hint(f"resume {run.name}"))
     return code
 
 
@@ -428,7 +437,7 @@ def _end_elsewhere(run: RunDir, there: RunDir | None) -> int:
     log.error("Training failed: %s", reason)
     if there:
         there.write_status(replace(there.status(), state="failed", reason=reason, eta_seconds=None))
-        log.info("Resume: ./run/resume.sh %s", there.path)
+        log.info("Resume: %s", files.hint(f"resume {there.path}"))
     return FAILED
 
 

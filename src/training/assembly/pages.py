@@ -1,6 +1,7 @@
 """What a stage's script prints instead of training: --help, --explain, --info, --print_config.
 
-The guide in docs/ is the one source of --explain, its section "In short", and of --info, all of it.
+The guide in docs/ is the one source of --explain, its section "In short", and of --info, all of it. A stage from
+outside has its docstring instead.
 """
 
 import importlib.util
@@ -69,20 +70,24 @@ def _of_new_run(stage: type[Stage], argv: Sequence[str]) -> tuple[Parsed[Any], l
 
 
 def guide(stage: type[Stage]) -> str:
-    return (files.PACKAGE / "docs" / f"{Path(inspect.getfile(stage)).stem}.md").read_text()
+    path = Path(inspect.getfile(stage)).resolve()
+    page = files.PACKAGE / "docs" / f"{path.stem}.md"
+    if path.is_relative_to(files.PACKAGE) and page.is_file():
+        return page.read_text()
+    description = stage.__doc__ or sys.modules[stage.__module__].__doc__ or f"{path} describes this stage nowhere."
+    return f"{inspect.cleandoc(description)}\n"
 
 
 def section(text: str, heading: str) -> str:
-    """What stands below a `## heading`, up to the next."""
+    """What stands below a `## heading`, up to the next; without that heading, the whole text."""
     found = re.search(rf"^## {heading}\n+(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert found, heading
-    return found[1].rstrip()
+    return (found[1] if found else text).rstrip()
 
 
 def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     """Size, memory and time of the model that these options make, measured here on its own data."""
     if importlib.util.find_spec("torch") is None:
-        return "They are measured once set up: any script of run/ does that, ./run/test.sh for one."
+        return "They are measured once torch is installed; any script of run/ that trains installs it."
     from stoker.training.assembly import estimate
     from stoker.training.core import device as devices
 

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,21 @@ import torch
 from stoker import config, files
 from stoker.config import UserError
 from stoker.daemon import machine
+from stoker.training.assembly import plugins
 from stoker.training.core import device as devices
 from stoker.training.core import manifest
+from stoker.training.core.callback import Callback
 from stoker.training.core.stage import Stage
 
 LENGTH = ("max_steps", "epochs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
 
-def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that may change the bits of a result; `begun_with`: the first weights."""
+def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[str, str],
+            callbacks: Iterable[Callback] = (), script: str = "") -> dict[str, Any]:
+    """Everything that may change the bits of a result; `begun_with`: the first weights; `callbacks`: those that the
+    stage or the user adds; `script`: as the run's status names it."""
+    plugged_in = plugins.digests([stage, *(callback for callback in callbacks if not callback.is_monitor)])
     return {
         "stage": stage.name,
         "config": config.to_json(stage.cfg),
@@ -35,6 +40,8 @@ def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[s
         "threads": torch.get_num_threads(),
         "begun_with": dict(begun_with),
         "parts": {name: source.note for name, source in stage.sources.items()},
+        **({"plugins": plugged_in} if plugged_in else {}),
+        **({"script": script} if "/" in script else {}),
     }
 
 
@@ -63,7 +70,7 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
     if planned not in (None, plan) and not extended:
         raise UserError(f"run_config.json makes a run of {plan} steps, but {snapshot.name} was made in one of "
                         f"{planned}: put max_steps and epochs back; --extend_steps N makes a run longer")
-    return [f"{name}: {told}" for name, told in changed.items()]
+    return [f"{name.removeprefix('plugins.')}: {told}" for name, told in changed.items()]
 
 
 def _is_harmful(name: str, options: type, new: Mapping[str, Any]) -> bool:

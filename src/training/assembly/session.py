@@ -4,7 +4,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from stoker.monitors.system import System
 from stoker.monitors.tensorboard import TensorBoard
 from stoker.monitors.wandb import WandB
 from stoker.monitors.weights import Weights
-from stoker.training.assembly import estimate, receipt
+from stoker.training.assembly import estimate, plugins, receipt
 from stoker.training.assembly.estimate import Estimate, Length
 from stoker.training.assembly.export import hand_out
 from stoker.training.assembly.job import Job
@@ -156,14 +156,18 @@ class Session:
         if not self.failures:  # else training is under way, and the saver waits for room
             _check_room(kept, snapshot, expected)
         weights = None if snapshot else self._initial_weights(cfg)
-        kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot)))
+        own = [*stage.callbacks(), *plugins.load(cfg.callback)]
+        kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot), own,
+                                                     self.run.status().script))
         # now, or in an earlier sitting
         extended = self.job.cfg.extend_steps > 0 or cfg.max_steps == self.run.status().of
         changed = _show_receipt(snapshot, kept.made_by, type(cfg), extended) if snapshot else []
         callbacks = [*self._lasting(cfg),
-                     *_callbacks(cfg, self.run, self.pulse, stage, weights, expected),
+                     *_callbacks(cfg, self.run, self.pulse, stage, weights, expected, own),
+                     *own,
                      Repetition(self.run.metrics, changed),
                      Begin(self.run, self.begun)]
+        plugins.check_keys(callbacks)
         return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
                        self.ledger if snapshot else _ledger(cfg.skip_rows), inbox=Inbox(self.run.requests)), snapshot
 
@@ -286,8 +290,8 @@ def _rows(stage: Stage) -> int:
 
 
 def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretrained | None,
-               expected: Estimate | None) -> list[Callback]:
-    """What every run has, then what the stage adds. Their order in the loop comes from their bands."""
+               expected: Estimate | None, own: Sequence[Callback]) -> list[Callback]:
+    """What every run has beside the stage's and the user's `own`. Their order in the loop comes from their bands."""
     speed = Speed()
     if expected:
         rows = len(stage.dataset("validation"))  # type: ignore[arg-type]
@@ -308,9 +312,8 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
         callbacks.append(Gradients(cfg.gradient_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     if cfg.weight_monitor and cfg.weight_monitor_interval:
         callbacks.append(Weights(cfg.weight_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
-    own = stage.callbacks()
     if not any(isinstance(callback, Rotation) for callback in own):
         callbacks.append(Rotation(cfg.keep_last_n_snapshots, cfg.keep_best_k_snapshots, cfg.keep_every_n_steps))
     views = [JournalWriter(run.metrics, run.timings), Console(), TensorBoard(run.tensorboard),
              StatusWriter(pulse), *([WandB(run)] if cfg.use_wandb else [])]
-    return [*callbacks, *views, *own]
+    return [*callbacks, *views]

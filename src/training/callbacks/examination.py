@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stoker import files
 from stoker.daemon.journal import Journal
 from stoker.training.core import device as devices
 from stoker.training.core import incident
@@ -67,6 +68,6 @@ class Examination(Callback):
     def _keep(self, trainer: "Trainer", what: Incident, batches: list[Batch]) -> None:
         try:
             path = incident.write(self.incidents, what, trainer.model, batches)
-            log.info("Do it again: ./run/replay.sh %s", path)
+            log.info("Do it again: %s", files.hint(f"replay {path}"))
         except OSError as error:  # no reason for a run to end
             log.error("the incident could not be kept: %s", error)

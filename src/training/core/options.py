@@ -154,6 +154,9 @@ class Watching:
     spike_factor: float = opt(10.0, "a loss so many median deviations above the running median is told as a spike "
                               "(0: off)", ge=0, may_change=True)
     samples: bool = opt(True, "show at each evaluation what the model makes", may_change=True)
+    callback: str = opt("", "callbacks of your own: FILE.py:CLASS, FILE.py:CLASS:key=value,other=3 for one with "
+                        "arguments, or the name of one that an installed package offers; several with commas between "
+                        "them, or each with a --callback of its own", repeats=True, may_change=True)
     use_wandb: bool = opt(False, "send the figures to Weights & Biases too; kept on disk where it cannot be reached",
                           may_change=True)
 

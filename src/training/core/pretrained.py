@@ -239,7 +239,7 @@ def taken(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Pa
 def _check_agreement(pretrained: Pretrained, options: Mapping[str, Any]) -> None:
     """Raises UserError where stoker.json and config.json of a model folder describe models of different sizes: equal
     tensors do not prove equal models, since the number of heads is in no shape."""
-    if pretrained.is_snapshot or not pretrained.options:
+    if pretrained.is_snapshot or not pretrained.options or not options:
         return
     try:
         described = dict(json.loads((pretrained.folder / "config.json").read_text()))

@@ -1,7 +1,7 @@
 """Stage: what is trained, on what, toward what. A declaration in one file; the file being there registers it.
 
-A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`. The trainer knows stages only by
-what stands here. Importing a stage's file does not import torch: configs and help answer at once.
+A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`, or in a script of the user's. The trainer
+knows stages only by what stands here. Importing a stage's file does not import torch: configs and help answer at once.
 """
 
 import importlib
@@ -32,8 +32,8 @@ class Stage:
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    Config: ClassVar[type]  # a dataclass derived from Options, with an option `dataset`
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
     target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
     divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts

@@ -1,0 +1,1 @@
+"""A background training daemon with monitors: one trainer for every part of an omni model."""
