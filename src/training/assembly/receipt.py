@@ -21,7 +21,7 @@ LENGTH = ("max_steps", "epochs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
 
-def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[str, str]) -> dict[str, Any]:
+def made_by(stage: Stage, rows: int | None, device: torch.device, begun_with: Mapping[str, str]) -> dict[str, Any]:
     """Everything that may change the bits of a result; `begun_with`: the first weights."""
     return {
         "stage": stage.name,
