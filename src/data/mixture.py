@@ -10,7 +10,7 @@ The position is the step here too: where each source is after any number of micr
 """
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -249,7 +249,8 @@ class _Turns:
     def before(self, number: int) -> np.ndarray:
         """How many of the first `number` each source has had."""
         rounds, rest = divmod(number, self.period)
-        return rounds * self.shares + self.taken[rest]
+        found: np.ndarray = rounds * self.shares + self.taken[rest]
+        return found
 
     def spread(self, count: int) -> list[int]:
         """The sources of at most so many micro-batches, evenly spread."""
@@ -264,7 +265,8 @@ class _Sums:
     """How many micro-batches (or rows) all steps before one have, and the reverse."""
 
     def __init__(self, schedule: Schedule):
-        self.firsts, self.levels = zip(*schedule)
+        self.firsts: list[int] = [first for first, _ in schedule]
+        self.levels: list[int] = [level for _, level in schedule]
         _check_schedule(self.firsts)
         if min(self.levels) < 1:
             raise ValueError(f"a step of {min(self.levels)}: each has one micro-batch at least")
@@ -277,7 +279,7 @@ class _Sums:
 
     def steps(self, count: int) -> int:
         """How many steps it takes to have so many."""
-        number = max(0, bisect_left(self.sums, count) - 1)
+        number = bisect_right(self.sums, count) - 1
         return self.firsts[number] + math.ceil((count - self.sums[number]) / self.levels[number])
 
 
@@ -290,8 +292,8 @@ def _stretch(order: Order, first: int, end: int) -> np.ndarray:
 
 def _placed(items: np.ndarray, order: Order, start: int, size: int) -> np.ndarray:
     """An order's own items as those of a data set of `size` rows in which its rows begin at `start`."""
-    epochs, rows = np.divmod(items, order.size)
-    return start + rows + epochs * size
+    placed: np.ndarray = start + items % order.size + items // order.size * size
+    return placed
 
 
 def _check_places(size: int, parts: Sequence[Source | Turn]) -> None:

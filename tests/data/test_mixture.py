@@ -103,12 +103,13 @@ def test_shares_are_exact_to_less_than_one(mixed: bool) -> None:
 
 
 def test_a_smaller_source_is_passed_more_often_each_time_shuffled_otherwise() -> None:
-    mixture = Mixture(110, 10, 1, 3, mixed=True, sources=(Source(Order(100, 1, 1, 3)), Source(Order(10, 1, 1, 3), 1, 100)))
+    sources = Source(Order(100, 1, 1, 3)), Source(Order(10, 1, 1, 3), 1, 100)
+    mixture = Mixture(110, 10, 1, 3, mixed=True, sources=sources)
     assert mixture.steps_per_epoch == 11 and mixture.passes(20) == (1.0, 10.0)
     small = [row for step in range(20) for row in mixture.rows(step)[0] if row >= 100]
     passes = [tuple(small[i:i + 10]) for i in range(0, 100, 10)]
     assert all(sorted(rows) == list(range(100, 110)) for rows in passes) and len(set(passes)) == 10
-    alike = Mixture(20, 10, 1, 3, mixed=True, sources=(Source(Order(10, 1, 1, 3)), Source(Order(10, 1, 1, 3), 1, 10)))
+    alike = Mixture(20, 10, 1, 3, mixed=True, sources=(Source(Order(10, 1, 1, 3)), sources[1]._replace(start=10)))
     rows = sum(alike.rows(0) + alike.rows(1), [])
     assert [row for row in rows if row < 10] != [row - 10 for row in rows if row >= 10], "shuffles of their own"
 
@@ -141,7 +142,8 @@ def test_a_source_keeps_its_batches_of_like_length() -> None:
 
 @pytest.mark.parametrize("weights, shares", [
     ((0.7, 0.2, 0.1), (7, 2, 1)), ((1, 1, 1), (1, 1, 1)), ((50, 100), (1, 2)), ((3,), (1,)),
-    ((0.125, 0.1), (5, 4)), ((1e6, 3e4, 1234.5), (9697, 291, 12)), ((1 / 3, 2 / 3), (1, 2)), ((2**0.5, 1), (5858, 4142))])
+    ((0.125, 0.1), (5, 4)), ((1e6, 3e4, 1234.5), (9697, 291, 12)), ((1 / 3, 2 / 3), (1, 2)),
+    ((2**0.5, 1), (5858, 4142))])
 def test_weights_become_whole_shares(weights: tuple[float, ...], shares: tuple[int, ...]) -> None:
     assert whole_shares(weights) == shares
 
@@ -228,6 +230,8 @@ def test_one_order_after_another() -> None:
     half = order.halved(True)
     assert {len(part) for step in range(12, 14) for part in half.rows(step)} <= {4, 2, 1, 3} and half.micro == 4
     assert half.rows(0) == order.rows(0), "those were not larger"
+    narrow = InTurn(42, turns=(Turn(0, Order(12, 2, 3, 5)), Turn(8, Order(30, 16, 1, 6), 12))).halved(True)
+    assert narrow.micro == 8 and {len(part) for part in narrow.rows(0)} == {2}, "no larger than its own order has them"
     both = {row for rows in order.examples(99) for row in rows}
     assert min(both) < 12 <= max(both) < 42 and max(map(len, order.examples(99))) <= 7
 
@@ -268,7 +272,7 @@ def test_joined_samples_say_where_they_are_from() -> None:
 
 def test_an_evaluation_has_each_row_once_and_no_batch_of_two_sources() -> None:
     batches = list(evaluation_batches(Joined({"a": Numbers(5), "b": Numbers(4)}), list, 2, 0))
-    assert [sample for batch in batches for sample in batch] == [("a", i) for i in range(5)] + [("b", i) for i in range(4)]
+    assert sum(batches, []) == [("a", i) for i in range(5)] + [("b", i) for i in range(4)]
     assert [len(batch) for batch in batches] == [2, 2, 1, 2, 2]
 
 

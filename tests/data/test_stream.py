@@ -70,7 +70,7 @@ def samples(first: int, end: int) -> list[list[tuple[int, int]]]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_position_is_that_of_the_step(workers: int) -> None:
     """Though a worker has read further, and though the rows of the next step were asked for."""
-    for last in (0, 1, 7):
+    for last in (0, 2, 7):
         first = order()
         assert first.steps_per_epoch == ENDLESS and first.samples(5) == 30
         stream = batches(first, 0, 20, workers)

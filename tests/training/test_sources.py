@@ -35,7 +35,8 @@ class Changing(Points):
 
     def __getitem__(self, item: int) -> Tensor:
         epoch, row = divmod(item, self.rows)
-        return super().__getitem__(row) + epoch + (math.nan if self.holed and (epoch, row) == (BAD_EPOCH, BAD_ROW) else 0)
+        bad = self.holed and (epoch, row) == (BAD_EPOCH, BAD_ROW)
+        return super().__getitem__(row) + epoch + (math.nan if bad else 0)
 
 
 def outcome(run: RunDir) -> dict[str, Any]:

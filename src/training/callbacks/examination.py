@@ -58,7 +58,7 @@ class Examination(Callback):
 
     def _bad(self, trainer: "Trainer", where: str, rows: dict[int, int]) -> list[int]:
         """`rows`: what the data set is asked for to give a row as it was in this step -> the row."""
-        every = list(dict.fromkeys(rows.values()))  # one may come twice, at the end of one epoch and the beginning of the next
+        every = list(dict.fromkeys(rows.values()))  # one may come twice: at the end of an epoch, and in the next
         if self.why == incident.SPIKE or not where:
             return every if self.why == incident.SPIKE else []
         stage, model, cfg = trainer.stage, trainer.model, trainer.cfg
