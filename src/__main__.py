@@ -7,6 +7,7 @@
     stoker stop RUN                  save and stop
     stoker resume RUN [--yes]        resume a run from its newest snapshot
     stoker evaluate RUN [OPTIONS]    evaluate the model of a run on the run's own data
+    stoker ask RUN snapshot|trace    let a run that trains take a snapshot, or trace its next steps
     stoker delete RUN                delete a run that is not running
     stoker board [RUN] [--png]       show the curves of a run, or of all, with TensorBoard
     stoker generate|transcribe|see|read|replay|data ...    use trained models, look after data
@@ -31,7 +32,7 @@ from stoker.daemon import registry
 from stoker.daemon.rundir import SCRIPT, STAGES
 
 INFERENCE = ("generate", "transcribe", "see", "read", "replay")
-RUNS = ("ps", "stop", "delete", "logs", "board", "resume", "evaluate")
+RUNS = ("ps", "stop", "ask", "delete", "logs", "board", "resume", "evaluate")
 AT_ONCE = {"--help", "-h", "--info", "--explain", "--print_config"}  # pages, for which nothing is checked
 FOREGROUND = "--foreground"
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 C = TypeVar("C")
+ENDLESS = sys.maxsize  # rows of training data without end, and the steps of an epoch of them
 HARMLESS = "\t\u200c\u200d"  # the last two join letters, or keep them apart, in many scripts and in emoji
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stoker.data.joined import Joined
 from stoker.data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
 
 LIKE = 0.8  # times as long as the longest: what is shorter is batched with others
@@ -43,19 +44,29 @@ class Order:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.size / (self.batch * self.accum))
 
+    def samples(self, steps: int) -> float:
+        """How many rows the first `steps` steps have."""
+        return steps / self.steps_per_epoch * self.size
+
     def rows(self, step: int) -> list[list[int]]:
         """The rows of one step, a list for each micro-batch; no list where all are left out."""
-        dealt = self._dealt(*divmod(step, self.steps_per_epoch))
-        return [kept for part in dealt if (kept := [row for row in part if step < self.left_out.get(row, step + 1)])]
+        return [[item % self.size for item in part] for part in self.items(step)]
 
     def items(self, step: int) -> list[list[int]]:
         """What a data set is asked for to give the rows of a step."""
-        first = step // self.steps_per_epoch * self.size if self.by_epoch else 0
-        return [[first + row for row in part] for part in self.rows(step)]
+        parts = (part.tolist() for part in self.planned(step))
+        return [kept for part in parts
+                if (kept := [item for item in part if step < self.left_out.get(item % self.size, step + 1)])]
+
+    def planned(self, step: int) -> list[np.ndarray]:
+        """The items of a step's micro-batches, with those of rows that are left out."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        count = self.batch * self.accum
+        return self.cut(self.in_epoch(self.shuffled(epoch)[offset * count:][:count], epoch))
 
     def halved(self, divisible: bool) -> "Order":
         """The same in micro-batches of half the size. Raises MemoryError where they cannot be made smaller."""
-        before = self.micro or self._largest()
+        before = self.micro or self.largest
         if before == 1 or not divisible:
             why = "they cannot be smaller" if divisible else "smaller ones are another loss: choose --batch_size so"
             raise MemoryError(f"micro-batches of {before} samples do not fit, and {why}; --gradient_checkpointing, "
@@ -72,14 +83,42 @@ class Order:
         for step in range(first, end):
             yield from self.items(step)
 
-    def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
-        """The micro-batches of an epoch's step, nothing left out."""
-        rows = _permutation(self.size, self.seed, epoch)[offset * self.batch * self.accum:][:self.batch * self.accum]
-        return _cut(rows, self.micro or self.batch)
+    def open(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], first: int, end: int, workers: int,
+             pin_memory: bool, stopped: Callable[[], object]) -> Iterator[Any]:
+        """What `training_batches` returns."""
+        workers = workers_that_fit(workers, dataset, collate, next(self.micro_batches(first, end), []))
+        return batches(dataset, collate, workers, pin_memory, stopped, batch_sampler=_Batches(self, first, end))
 
-    def _largest(self) -> int:
-        """Rows in the largest batch."""
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """What a snapshot of `step` needs to continue beside that number: nothing, but for a stream."""
+        return {}
+
+    def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
+        """Continue at `step` from what `state_dict` returned."""
+
+    # -- what orders are made of ------------------------------------------------------------------------------------
+
+    @property
+    def largest(self) -> int:
+        """Rows in the largest micro-batch, where memory suffices."""
         return min(self.batch, self.size)
+
+    def cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Micro-batches of these rows."""
+        size = min(self.micro or self.largest, self.largest)
+        return [rows[i:i + size] for i in range(0, len(rows), size)]
+
+    def in_epoch(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """What the data set is asked for to give these rows in an epoch."""
+        return rows + epoch * self.size if self.by_epoch else rows
+
+    @cached_property
+    def shuffled(self) -> Callable[[int], Any]:
+        """Epoch -> its shuffle. The last two that were asked for are cached, as reading ahead may be in the next."""
+        return lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> Any:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.size)
 
 
 @dataclass(frozen=True)
@@ -106,11 +145,13 @@ class LengthOrder(Order):
         return [rows[np.linspace(0, len(rows) - 1, min(count, most, len(rows))).round().astype(int)].tolist()
                 for rows, most in chosen]
 
-    def _dealt(self, epoch: int, offset: int) -> list[list[int]]:
-        batches = self._batches(epoch)[offset * self.accum:][:self.accum]
-        return [part for batch in batches for part in _cut(batch, self.micro or len(batch))]
+    def planned(self, step: int) -> list[np.ndarray]:
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        chosen = self.shuffled(epoch)[offset * self.accum:][:self.accum]
+        return [part for batch in chosen for part in self.cut(self.in_epoch(batch, epoch))]
 
-    def _largest(self) -> int:
+    @property
+    def largest(self) -> int:
         return max(min(len(rows), count) for rows, count in self._buckets)
 
     @cached_property
@@ -130,25 +171,12 @@ class LengthOrder(Order):
             start = end
         return found
 
-    @cached_property
-    def _batches(self) -> Callable[[int], list[np.ndarray]]:
-        """Epoch -> its batches; the last two epochs asked for are kept, as reading ahead may be in the next."""
-        return lru_cache(maxsize=2)(self._shuffled)
-
-    def _shuffled(self, epoch: int) -> list[np.ndarray]:
+    def _shuffle(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch."""
         draw = np.random.default_rng((self.seed, epoch))
         batches = [shuffled[i:i + count] for rows, count in self._buckets for shuffled in [draw.permutation(rows)]
                    for i in range(0, len(rows), count)]
         return [batches[i] for i in draw.permutation(len(batches))]
-
-
-def _cut(rows: np.ndarray, size: int) -> list[list[int]]:
-    return [rows[i:i + size].tolist() for i in range(0, len(rows), size)]
-
-
-@lru_cache(maxsize=2)  # the epoch that is trained, and the next, where reading ahead has got to
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 class _Batches(Sampler[list[int]]):
@@ -168,16 +196,23 @@ def training_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any],
 
     Raises Abandoned within about a second where `stopped` says so while a batch of the workers is awaited.
     """
-    workers = workers_that_fit(workers, dataset, collate, next(order.micro_batches(first, end), []))
-    loader = _loader(dataset, collate, workers, pin_memory, batch_sampler=_Batches(order, first, end))
-    return awaited(iter(loader), stopped) if workers else iter(loader)  # the workers start now
+    return order.open(dataset, collate, first, end, workers, pin_memory, stopped)
 
 
 def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch: int, workers: int,
                        stopped: Callable[[], object] = lambda: False) -> Iterator[Any]:
-    """Every row once, in its own order. Raises Abandoned as `training_batches` does."""
-    batches = iter(_loader(dataset, collate, workers, False, batch_size=batch))
-    return awaited(batches, stopped) if workers else batches
+    """Every row once, in its own order; no batch has rows of two sources. Raises Abandoned as `training_batches` does.
+    """
+    sizes = dataset.batches(batch) if isinstance(dataset, Joined) else None
+    options: dict[str, Any] = {"batch_sampler": sizes} if sizes else {"batch_size": batch}
+    return batches(dataset, collate, workers, False, stopped, **options)
+
+
+def batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,
+            stopped: Callable[[], object], **options: Any) -> Iterator[Any]:
+    """The batches of a DataLoader with these further options; its workers start now."""
+    found = iter(_loader(dataset, collate, workers, pin_memory, **options))
+    return awaited(found, stopped) if workers else found
 
 
 def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stoker.config import ENDLESS
 from stoker.daemon.table import RATES, duration
 from stoker.training.core.callback import REPORT, Callback
 
@@ -31,8 +32,8 @@ class Console(Callback):
         log.info("Model parameters: %s", f"{sum(n for n, _ in counts):,}")
         log.info("Trainable parameters: %s", f"{sum(n for n, trainable in counts if trainable):,}")
         log.info("Callbacks, in order: %s", ", ".join(callback.key for callback in trainer.callbacks))
-        log.info("%s steps, %s to an epoch; snapshots in %s", f"{trainer.steps:,}", f"{trainer.steps_per_epoch:,}",
-                 trainer.snapshots.folder)
+        epoch = f", {trainer.steps_per_epoch:,} to an epoch" if trainer.steps_per_epoch < ENDLESS else ""
+        log.info("%s steps%s; snapshots in %s", f"{trainer.steps:,}", epoch, trainer.snapshots.folder)
         if sys.stderr.isatty():
             self._open_bar(trainer)
 

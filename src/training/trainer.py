@@ -310,7 +310,7 @@ class Trainer:
             "step": self.step, "steps": self.steps, "best": self.best, "best_step": self.best_step,
             **self.decisions.state_dict(),
             "lr": self.lr,
-            "ledger": list(self.ledger), "micro": self.order.micro,
+            "ledger": list(self.ledger), "micro": self.order.micro, "order": self.order.state_dict(self.step),
             "totals": self._totals.state_dict(),
             "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
             "loss_scales": {phase: scale.state_dict() for phase, scale in self.loss_scales.items()},
@@ -326,6 +326,7 @@ class Trainer:
         self.update.lr = state["lr"]
         self._note_left_out(state["ledger"] + [entry for entry in self.ledger if entry not in state["ledger"]])
         self.order = replace(self.order, micro=self.order.micro or state["micro"])
+        self.order.load_state_dict(self.step, state.get("order", {}))  # older snapshots have none
         self._totals.load_state_dict(state["totals"], self.device)
         if state["steps"] != self.steps:
             log.warning("planned for %s steps, now for %s: the learning rate follows the new plan from here on",

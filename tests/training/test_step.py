@@ -145,6 +145,36 @@ def test_terms_with_counts_of_their_own_are_exact_under_accumulation(tmp_path: P
     assert float(total.detach() / count) == pytest.approx(loss.item(), rel=1e-5)
 
 
+class Absent(TwoTerms):
+    """A term that is in some micro-batches only."""
+
+    name = "absent"
+
+    def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
+        found = {"near": len(batch["x"]), "positive": int((batch["x"] > 0).sum())}
+        return found if found["positive"] else {"near": found["near"]}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        loss = super().loss(model, batch, moment)
+        return Loss({term: loss.terms[term] for term in self.counts(batch, moment.phase)})
+
+
+@pytest.mark.parametrize("first", [-1.0, 1.0])
+@pytest.mark.parametrize("stage", [TwoTerms, Absent])
+def test_a_term_may_find_nothing_in_a_micro_batch(tmp_path: Path, stage: type[Toy], first: float) -> None:
+    rows = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+    batches = [{"x": rows[:2] * first}, {"x": rows[2:] * -first}]
+    step = step_of(stage(Toy.Config(), tmp_path), gradient_clip=0.0)
+    step.run(3, batches)
+    model, x = stage(Toy.Config(), tmp_path).model(), torch.cat([batch["x"] for batch in batches])
+    made = model(x)
+    ((made - x).square().mean(1).sum() / 4 + 0.3 * (made * (x > 0)).abs().sum() / (x > 0).sum()).backward()
+    for ours, theirs in zip(step.model.parameters(), model.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    step.run(4, [{"x": -rows}])
+    assert not step.dropped and all(p.isfinite().all() for p in step.model.parameters())
+
+
 def test_the_loss_of_an_evaluation_weighs_its_terms_as_the_end_of_the_run(tmp_path: Path) -> None:
     stage = TwoTerms(Toy.Config(max_steps=20, batch_size=3, precision="fp32"), tmp_path)
     model, rows = stage.model(), stage.dataset("validation")

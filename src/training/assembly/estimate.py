@@ -124,12 +124,12 @@ class Length:
         evaluation may be the best so far, which is saved."""
         assert cfg.max_steps is not None
         updates = cfg.max_steps
-        train, validation = (len(stage.dataset(split)) for split in ("train", "validation"))  # type: ignore[arg-type]
-        per_epoch = stage.order().steps_per_epoch
+        validation, order = len(stage.dataset("validation")), stage.order()  # type: ignore[arg-type]
+        per_epoch = order.steps_per_epoch
         evaluated = _multiples(cfg.eval_interval or per_epoch, updates)
         saved = evaluated | _multiples(per_epoch, updates) | _multiples(cfg.snapshot_interval or per_epoch, updates)
         evaluations = len(evaluated) + ("test" in stage.splits())
-        return cls(updates, updates / per_epoch * train, evaluations * validation, evaluations, len(saved) + 1)
+        return cls(updates, order.samples(updates), evaluations * validation, evaluations, len(saved) + 1)
 
 
 def _multiples(interval: int, last: int) -> set[int]:

@@ -23,7 +23,7 @@ LENGTH = ("max_steps", "epochs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
 
 
-def made_by(stage: Stage, rows: int, device: torch.device, begun_with: Mapping[str, str],
+def made_by(stage: Stage, rows: int | None, device: torch.device, begun_with: Mapping[str, str],
             callbacks: Iterable[Callback] = (), script: str = "") -> dict[str, Any]:
     """Everything that may change the bits of a result; `begun_with`: the first weights; `callbacks`: those that the
     stage or the user adds; `script`: as the run's status names it."""

@@ -4,7 +4,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -142,9 +142,9 @@ class Session:
         stage.prepare()
         self.signals.check()
         rows = _rows(stage)
-        log.info("Loaded %s samples", f"{rows:,}")
+        log.info("Loaded %s samples", "a stream of" if rows is None else f"{rows:,}")
         order = replace(stage.order(), micro=self.micro)
-        if cfg.batch_size * cfg.grad_accum_steps > rows:
+        if rows is not None and cfg.batch_size * cfg.grad_accum_steps > rows:
             log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
                         f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")
         cfg, lines = fitted(cfg, self.job.parsed.typed, order.steps_per_epoch)
@@ -282,9 +282,11 @@ def _draw(run: RunDir) -> None:
         log.exception("the plots could not be drawn")
 
 
-def _rows(stage: Stage) -> int:
-    rows = {split: len(stage.dataset(split)) for split in ("train", "validation")}  # type: ignore[arg-type]
-    if empty := [split for split, count in rows.items() if not count]:
+def _rows(stage: Stage) -> int | None:
+    """Rows of the training data; None where they are a stream. Raises UserError where there are none."""
+    data = {split: stage.dataset(split) for split in ("train", "validation")}
+    rows = {split: len(dataset) if isinstance(dataset, Sized) else None for split, dataset in data.items()}
+    if empty := [split for split, count in rows.items() if count == 0]:
         raise UserError(f"there are no {' and no '.join(empty)} samples in the data: give more, or shorter samples")
     return rows["train"]
 

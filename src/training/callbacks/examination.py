@@ -46,7 +46,7 @@ class Examination(Callback):
         dataset = stage.dataset("train")
         batches = [devices.move(stage.collate([dataset[item] for item in part]), trainer.device) for part in items]
         found = incident.examine(stage, trainer.model, batches, self.step, trainer.device, trainer.cfg.precision)
-        bad = self._bad(trainer, found.where, dict(zip(chain.from_iterable(rows), chain.from_iterable(items))))
+        bad = self._bad(trainer, found.where, dict(zip(chain.from_iterable(items), chain.from_iterable(rows))))
         if bad:
             trainer.leave_out(bad, self.why)
         what = f"NaN or Inf, first in {found.where}" if found.where else f"a loss of {float(found.loss):.4g}"
@@ -57,13 +57,14 @@ class Examination(Callback):
         self._keep(trainer, Incident(self.step, self.why, found.where, found.loss, rows, bad, metrics, trainer.ledger),
                    batches)
 
-    def _bad(self, trainer: "Trainer", where: str, items: dict[int, int]) -> list[int]:
-        """`items`: row -> what the data set is asked for to give it as it was in this step."""
+    def _bad(self, trainer: "Trainer", where: str, rows: dict[int, int]) -> list[int]:
+        """`rows`: what the data set is asked for to give a row as it was in this step -> the row."""
+        every = list(dict.fromkeys(rows.values()))  # one may come twice: at the end of an epoch, and in the next
         if self.why == incident.SPIKE or not where:
-            return list(items) if self.why == incident.SPIKE else []
+            return every if self.why == incident.SPIKE else []
         stage, model, cfg = trainer.stage, trainer.model, trainer.cfg
-        bad = incident.bad_items(stage, model, items.values(), trainer.device, cfg.precision)
-        return [row for row, item in items.items() if item in bad] or list(items)
+        bad = incident.bad_items(stage, model, rows, trainer.device, cfg.precision)
+        return list(dict.fromkeys(rows[item] for item in bad)) or every
 
     def _keep(self, trainer: "Trainer", what: Incident, batches: list[Batch]) -> None:
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stoker.config import opt
+from stoker.config import ENDLESS, UserError, opt
 from stoker.training.core.ending import Request
 
 FIRINGS = 20  # each monitor, snapshot and evaluation fires at least so often in a run
@@ -214,7 +214,9 @@ INTERVALS = ("log_interval", "snapshot_interval", "sanity_check_interval", "grad
 
 
 def run_length(cfg: Options, typed: Collection[str], steps_per_epoch: int) -> int:
-    """How many updates the run has."""
+    """How many updates the run has. Raises UserError where that is not said."""
+    if steps_per_epoch == ENDLESS and cfg.max_steps is None:
+        raise UserError("the training data are a stream, which has no epochs: say with --max_steps how long to train")
     if cfg.max_steps is None:
         return cfg.epochs * steps_per_epoch
     return min(cfg.max_steps, cfg.epochs * steps_per_epoch) if "epochs" in typed else cfg.max_steps

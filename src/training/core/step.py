@@ -157,12 +157,13 @@ class Division:
 
     def __init__(self, counts: Sequence[dict[str, Any]], weights: dict[str, float], scale: "optim.LossScale | None"):
         self.counts, self.weights = counts, weights
-        self.all = {term: sum(each[term] for each in counts) for term in counts[0]}
+        self.all = {term: _at_least_one(sum(each.get(term, 0) for each in counts))
+                    for term in dict.fromkeys(term for each in counts for term in each)}
         self.several = len(self.all) > 1
         only = next(iter(self.all))
         self.factor: Any = 1.0  # of the loss in the backward pass; with fp16 the loss scale
         if scale:
-            self.factor = scale.value if self.several else scale.value / counts[0][only]
+            self.factor = scale.value if self.several else scale.value / _at_least_one(counts[0][only])
         self.divisor = self.factor * (1 if self.several else self.all[only])  # of the gradients after it
 
     def loss(self, loss: Loss) -> Tensor:
@@ -178,7 +179,7 @@ class Division:
         if not self.several:
             (term, total), = loss.terms.items()
             return Ratio(total, counts[term])
-        return Ratio(sum(total.detach() * (self.weights.get(term, 1.0) / counts[term])
+        return Ratio(sum(total.detach() * (self.weights.get(term, 1.0) / _at_least_one(counts[term]))
                          for term, total in loss.terms.items()), 1)
 
 
@@ -196,6 +197,11 @@ def losses(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, p
         division = Division([stage.counts(batch, phase.name)], stage.weights(moment), None)
         passed = _detached(loss.passed)
         yield Ratio(division.loss(loss), 1 if division.several else division.divisor)
+
+
+def _at_least_one(count: Any) -> Any:
+    """A term may find nothing in a micro-batch, or in a step: its sum is 0 then."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)
 
 
 class GradientSum:
