@@ -17,7 +17,7 @@ from stoker.training.core import device as devices
 from stoker.training.core import optim, rng
 from stoker.training.core.callback import Callback
 from stoker.training.core.ending import Ending, Request, State
-from stoker.training.core.evaluation import evaluate
+from stoker.training.core.evaluation import Evaluations, merged
 from stoker.training.core.events import Events
 from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.media import Media
@@ -36,7 +36,7 @@ class Trainer:
     """Trains one stage.
 
     Read by callbacks: stage, cfg, model, optimizers, micro_batches, step, steps, steps_per_epoch, lr, best, best_step,
-    dropped, grad_norms, device, timings, media, switched_off, ledger.
+    evaluations, dropped, grad_norms, device, timings, media, switched_off, ledger.
     Called by callbacks: ask(), go_back(), leave_out(), skip(), record(), show(), rows(). Nothing else is theirs.
 
     `cfg` is the config fitted to the run's length, `steps` that length, `order` which rows make up each step.
@@ -50,6 +50,7 @@ class Trainer:
         self.events, self.saver = Events(callbacks), Saver(snapshots, cfg, signals, self._emit)
         self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
         self.steps_per_epoch = order.steps_per_epoch
+        self.evaluations = Evaluations(stage, cfg, order.steps_per_epoch)
         self.step, self._judged = 0, 0  # judged: the step up to which all was found to be well
         self.best, self.best_step = math.nan, -1
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
@@ -139,7 +140,6 @@ class Trainer:
         self.update = Step(self.stage, self.model, self.cfg, self.steps, self.device, self._emit, self.record)
 
     def _open_data(self) -> None:
-        self._validation = self.stage.dataset("validation")
         workers = devices.loader_workers(self.device, self.cfg.num_workers)
         self._batches = training_batches(self.stage.dataset("train"), self.stage.collate, self.order, self.step,
                                          self.steps, workers, self.device.type == "cuda", lambda: self.signals.stop)
@@ -164,7 +164,8 @@ class Trainer:
         return self._ending
 
     def _ask_by_interval(self) -> None:
-        for what in due(self.cfg, self.step, self.steps, self.steps_per_epoch):
+        for what in due(self.cfg, self.step, self.steps, self.steps_per_epoch,
+                        evaluation=self.evaluations.is_due(self.step)):
             self.ask(what, "interval")
         if self.cfg.snapshot_minutes and time.monotonic() - self.saver.last > 60 * self.cfg.snapshot_minutes:
             self.ask("save", "time")
@@ -250,24 +251,23 @@ class Trainer:
     # -- after a step -------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> dict[str, float] | None:
-        """Score the whole validation set; None if a stop came in between, nothing where the memory does not suffice.
+        """Do the evaluations that are due; None if a stop came in between, nothing where the memory does not suffice.
         Leaves the run's randomness alone."""
         self._emit("on_eval_start")
         cfg = replace(self.cfg, batch_size=self.order.micro or self.cfg.batch_size)
-        scores: dict[str, float] | None = {}
-        try:
-            done = evaluate(self.stage, self.model, self._validation, cfg, self.device, lambda: self.signals.stop)
-            scores = done.metrics if done else None
-        except MemoryError as error:
-            log.error("step %d is not evaluated: %s", self.step, error)
+        done = self.evaluations.run("validation", self.model, cfg, self.device, lambda: self.signals.stop,
+                                    self.evaluations.due(self.step, self.steps))
+        for failed in [scores for scores in done or [] if scores.problem]:
+            log.error("step %d is not evaluated (%s): %s", self.step, failed.name, failed.problem)
             if self.step == self.steps:
                 self.ask("stop", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again")
-        if scores:
-            self._judge(scores)
-        elif scores is None:
+        if done is None:
             log.info("evaluation abandoned; it is done first when the run goes on")
-        self._emit("on_eval_end", scores or {})
-        return scores
+        metrics = merged(done or [])
+        if self.stage.best[0] in metrics:
+            self._judge(metrics)
+        self._emit("on_eval_end", metrics)
+        return None if done is None else metrics
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Note the best evaluation so far; it is saved, and spared by the rotation."""

@@ -241,7 +241,7 @@ def test_every_reader_refuses_damaged_weights(source: RunDir) -> None:
     content[-5] ^= 64
     path.write_bytes(content)
     with pytest.raises(UserError, match="not as it was written: model.safetensors"):
-        eval_only.scores(launch.decide(LanguageModel, ["--eval_only", "--resume", "source"]))
+        eval_only.evaluated(launch.decide(LanguageModel, ["--eval_only", "--resume", "source"]))
     with pytest.raises(UserError, match="not as it was written: model.safetensors"):
         trained("--dataset", "text.txt", "--init_from", "source", "--threads", "1", *STEPS, "--run_name", "second")
     with pytest.raises(UserError, match="not as it was written: model.safetensors"):
@@ -357,7 +357,7 @@ def test_an_evaluation_gives_the_figures_of_the_journal_to_the_last_bit(source: 
                      (["--checkpoint_file", "runs/source/snapshots/snapshot_step_2.pt"], 2),
                      (["--checkpoint_file", "runs/source/snapshots/snapshot_step_00000002", *typed], 2)]:
         job = launch.decide(LanguageModel, ["--eval_only", *argv])
-        done = eval_only.scores(job)
+        [done] = eval_only.evaluated(job)
         assert done.metrics == journal[at] and done.size["tok"] == 16 * done.size["samples"] > 0
     assert sorted(Path("runs").iterdir()) == before
 
@@ -368,7 +368,7 @@ def test_an_evaluation_is_refused_without_weights_or_data(source: RunDir) -> Non
     with pytest.raises(UserError, match="no such file"):
         launch.decide(LanguageModel, ["--eval_only", "--init_from", "source", "--dataset", "nowhere.txt"])
     with pytest.raises(UserError, match=r"--split test: the data have none \(.*text.txt gives train, validation\)"):
-        eval_only.scores(launch.decide(LanguageModel, ["--eval_only", "--resume", "source", "--split", "test"]))
+        eval_only.evaluated(launch.decide(LanguageModel, ["--eval_only", "--resume", "source", "--split", "test"]))
 
 
 class WithTest(Regression):

@@ -53,7 +53,7 @@ def totals(stage: Any, model: Any, *batches: list[View]) -> dict[str, list[float
         for batch in batches:
             for name, ratio in stage.score(model, stage.collate(batch)).items():
                 before = sums.get(name, [0.0, 0.0])
-                sums[name] = [before[0] + float(ratio.total), before[1] + float(ratio.count)]
+                sums[name] = [old + float(torch.as_tensor(new).sum()) for old, new in zip(before, ratio)]
     return sums
 
 

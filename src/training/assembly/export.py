@@ -11,11 +11,10 @@ import torch
 
 from stoker import config, files
 from stoker.daemon.rundir import RunDir
-from stoker.monitors.console import words
+from stoker.monitors.console import title, words
 from stoker.training.callbacks.ema import EMA
 from stoker.training.core import device as devices
 from stoker.training.core import manifest, pretrained
-from stoker.training.core.evaluation import evaluate
 from stoker.training.core.media import Text
 from stoker.training.trainer import Trainer
 
@@ -78,16 +77,15 @@ def _tell_test_score(trainer: Trainer) -> None:
     """Of the best model, where the data have a test split."""
     if "test" not in trainer.stage.splits():
         return
-    try:
-        done = evaluate(trainer.stage, trainer.model, trainer.stage.dataset("test"), trainer.cfg, trainer.device,
-                        lambda: trainer.signals.stop)
-    except MemoryError as error:  # the models are written
-        log.error("test set not evaluated: %s; ./run/evaluate.sh RUN --split test tries again", error)
-        return
-    if done:
-        log.info("  -> Test: %s", words(done.metrics, "eval/"))
-    else:
+    done = trainer.evaluations.run("test", trainer.model, trainer.cfg, trainer.device, lambda: trainer.signals.stop)
+    if done is None:
         log.info("test score abandoned; ./run/evaluate.sh RUN --split test tells it")
+    for scores in done or []:
+        if scores.problem:  # the models are written
+            log.error("test set not evaluated: %s; ./run/evaluate.sh RUN --split test tries again", scores.problem)
+        else:
+            log.info("  -> %s: %s", title("test", scores.name),
+                     words(scores.metrics, f"{scores.name}/", scores.intervals(trainer.cfg.seed)))
 
 
 def _tell_sample(trainer: Trainer) -> None:
