@@ -25,6 +25,7 @@ from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.session import Session
 from stoker.training.core import manifest, pretrained
 from stoker.training.core.callback import Callback
+from stoker.training.core.evaluation import evaluate
 from stoker.training.core.signals import Signals
 from stoker.training.train_audio_enc import AudioEncoder
 from stoker.training.train_lm import LanguageModel
@@ -360,6 +361,35 @@ def test_an_evaluation_gives_the_figures_of_the_journal_to_the_last_bit(source: 
         [done] = eval_only.evaluated(job)
         assert done.metrics == journal[at] and done.size["tok"] == 16 * done.size["samples"] > 0
     assert sorted(Path("runs").iterdir()) == before
+
+
+def test_all_rows_of_another_text_are_evaluated(source: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    """The mean over both splits by their sizes, whatever --max_samples of the run; and of the run's own, a warning."""
+    def found(split: str, *argv: str) -> tuple[float, int, str]:
+        job = launch.decide(LanguageModel, ["--eval_only", "--resume", "source", "--split", split, *argv])
+        [done] = eval_only.evaluated(job)
+        return done.metrics["eval/loss"], done.size["tok"], eval_only.report(job)
+
+    Path("other.txt").write_text("".join(f"{i} and {i} is {2 * i}\n" for i in range(300)))
+    other = ("--dataset", "other.txt", "--max_samples", "3")
+    (valid, size, line), (loss, tokens, all_line) = (found(split, *other) for split in ("validation", "all"))
+    assert line.endswith("/other.txt)") and "; all rows of the validation split of /" in line
+    in_all = re.fullmatch(r"All: loss=.*; all rows of /.*/other.txt: (\d+) train, (\d+) validation\)", all_line)
+    assert in_all and 16 * int(in_all[2]) == size and 16 * (int(in_all[1]) + int(in_all[2])) == tokens > 10 * size
+    whole = launch.decide(LanguageModel, ["--eval_only", "--resume", "source", *other[:2]])
+    stage = LanguageModel(replace(whole.cfg, precision="fp32"), Path())
+    stage.prepare()
+    model = stage.model()
+    assert whole.evaluated
+    whole.evaluated.load(stage, model)
+    train = evaluate(stage, model, stage.dataset("train"), stage.cfg, torch.device("cpu"), lambda: False)
+    assert train and loss == pytest.approx(
+        (train.metrics["eval/loss"] * train.size["tok"] + valid * size) / tokens, rel=1e-5)
+    assert not any("was trained on" in message for message in caplog.messages)
+    found("all")
+    assert any("was trained on some of the rows of" in message for message in caplog.messages)
+    line = found("validation", "--eval_max_rows", "2")[2]
+    assert re.search(r"\(2 samples, 32 tok; 2 of \d+ rows of the validation split of ", line)
 
 
 def test_an_evaluation_is_refused_without_weights_or_data(source: RunDir) -> None:

@@ -90,7 +90,7 @@ class Evaluations:
         """After how many of the first `step` steps of a run there is an evaluation."""
         sets = [chosen for size in range(1, len(self.intervals) + 1)
                 for chosen in itertools.combinations(set(self.intervals.values()), size)]
-        ends = sum((-1) ** (len(chosen) + 1) * (step // math.lcm(*chosen)) for chosen in sets)
+        ends: int = sum((-1) ** (len(chosen) + 1) * (step // math.lcm(*chosen)) for chosen in sets)
         return ends + (step == steps and not self.is_due(step))
 
     def due(self, step: int, steps: int) -> list[Evaluation]:
