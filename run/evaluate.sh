@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Evaluate a run's model on the run's own data, all of a split; nothing is written.
+# Evaluate a run's model on the run's own data, or on others; nothing is written.
 #
 #   ./run/evaluate.sh RUN [--split test] [-- OPTIONS]
+#   ./run/evaluate.sh RUN --dataset OTHER --split all
 #
 #   RUN       its name, the beginning of it, its PID, its folder, or the folder of one of its snapshots
-#   --split   validation (default), or test where the data have one
-#   OPTIONS   those of the stage's script, such as --device cpu, or --dataset with another text
+#   --split   validation (default); test, where the data have one; or all rows of the data set
+#   OPTIONS   those of the stage's script, such as --device cpu, or --dataset with another data set
 #
 # Of a run, models/best is taken, else models/final, else the newest whole snapshot; which is told on standard error.
 

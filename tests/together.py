@@ -9,8 +9,9 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stoker import files
 from stoker.daemon.inbox import ask
 from stoker.training.core import saver
 from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.exchange import Together
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.snapshots import Snapshots
@@ -43,8 +45,10 @@ class Journal(Callback):
 
 def _noting(event: str) -> Callable[..., None]:
     def method(self: Journal, trainer: Trainer, *given: Any) -> None:
-        abandoned = " without scores" if event == "on_eval_end" and not given[0] else ""
-        self.seen.append(f"{trainer.step} {event}{abandoned}")
+        lacking = ""
+        if event == "on_eval_end" and "eval/loss" not in given[0]:
+            lacking = " without scores" if not given[0] else f" with {', '.join(sorted(given[0]))}"
+        self.seen.append(f"{trainer.step} {event}{lacking}")
     return method
 
 
@@ -121,6 +125,18 @@ class Unscored(Interrupted):
         return super().score(model, batch)
 
 
+class Twice(Regression):
+    """Two evaluations."""
+
+    def evaluations(self) -> list[Evaluation]:
+        usual = super().evaluations()[0]
+        return [usual, replace(usual, name="again", score=partial(Regression.score, self))]
+
+
+class HalfScored(Twice, Unscored):
+    """There is not enough memory for the first of them."""
+
+
 class Holed(Regression):
     """The loss of step 4 is not finite, once."""
 
@@ -186,6 +202,8 @@ def scenario(name: str, rank: int, last: bool) -> tuple[type[Toy], list[Callback
         stage = Hungry
     if name == "memory in evaluation" and last:
         stage = Unscored
+    if name == "memory in one evaluation":
+        stage = HalfScored if last else Twice
     if name == "NaN in the weights":
         options = {"sanity_check_interval": 0}
         callbacks = [At("on_step_end", 4, bad)] if last else []
@@ -211,6 +229,7 @@ def sit(folder: Path, name: str, rank: int, last: bool, exchange: Together) -> d
     kind = type(stage.__name__, (stage,), {"extra": [journal, *callbacks]})
     sitting = session(kind, run, **options)
     with run.lock():
+        Interrupted.signals = None
         trainer, snapshot = sitting.prepare()
         Interrupted.signals = sitting.signals if issubclass(stage, Interrupted) else None
         for _ in range(2):

@@ -35,9 +35,3 @@ class Joined(Dataset[Sourced]):
         number = bisect_right(self._starts, row) - 1
         part = self.parts[self._names[number]]
         return Sourced(self._names[number], part[row - self._starts[number] + epoch * len(part)])
-
-    def batches(self, size: int) -> list[range]:
-        """All rows in their order, in batches that have rows of one data set each."""
-        ends = [*self._starts[1:], self._length]
-        return [range(first, min(first + size, end)) for start, end in zip(self._starts, ends)
-                for first in range(start, end, size)]

@@ -5,6 +5,7 @@ nothing, and what workers read ahead does not count as trained.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
 from stoker.data.joined import Joined
 from stoker.data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
@@ -203,9 +204,26 @@ def evaluation_batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any
                        stopped: Callable[[], object] = lambda: False) -> Iterator[Any]:
     """Every row once, in its own order; no batch has rows of two sources. Raises Abandoned as `training_batches` does.
     """
-    sizes = dataset.batches(batch) if isinstance(dataset, Joined) else None
-    options: dict[str, Any] = {"batch_sampler": sizes} if sizes else {"batch_size": batch}
-    return batches(dataset, collate, workers, False, stopped, **options)
+    chosen = [part[first:first + batch] for part in stretches(dataset) for first in range(0, len(part), batch)]
+    return batches(dataset, collate, workers, False, stopped, batch_sampler=chosen)
+
+
+def stretches(dataset: Any) -> list[range]:
+    """The rows of a data set in their order, cut where those of another source begin: also in a selection of the rows
+    of a Joined, and in several of them in a row."""
+    edges = sorted({0, *_starts(dataset), len(dataset)})
+    return list(map(range, edges, edges[1:]))
+
+
+def _starts(dataset: Any) -> list[int]:
+    if isinstance(dataset, Joined):
+        return list(dataset.starts.values())
+    if isinstance(dataset, Subset):  # of rows in their order
+        return [bisect_left(dataset.indices, start) for start in _starts(dataset.dataset)]
+    if isinstance(dataset, ConcatDataset):
+        return [first + start for first, part in zip([0, *dataset.cumulative_sizes], dataset.datasets)
+                for start in _starts(part)]
+    return []
 
 
 def batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,

@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ class Console(Callback):
         log.info("Callbacks, in order: %s", ", ".join(callback.key for callback in trainer.callbacks))
         epoch = f", {trainer.steps_per_epoch:,} to an epoch" if trainer.steps_per_epoch < ENDLESS else ""
         log.info("%s steps%s; snapshots in %s", f"{trainer.steps:,}", epoch, trainer.snapshots.folder)
+        for line in trainer.evaluations.describe():
+            log.info("%s", line)
         if sys.stderr.isatty():
             self._open_bar(trainer)
 
@@ -58,8 +61,9 @@ class Console(Callback):
         speed, left = rates(trainer), trainer.timings.get("speed/eta_seconds")
         log.info("Step %d/%d: %s%s%s", trainer.step, trainer.steps, _figures(metrics), f" [{speed}]" if speed else "",
                  f" ETA {duration(left)}" if left is not None else "")
-        if scores := words(metrics, "eval/"):
-            log.info("  -> Validation: %s", scores)
+        for each in trainer.evaluations.declared:
+            if scores := words(metrics, f"{each.name}/"):
+                log.info("  -> %s: %s", title("validation", each.name), scores)
 
     def on_save(self, trainer: "Trainer", path: Path) -> None:
         log.info("  -> Saved snapshot: %s", path)
@@ -75,10 +79,21 @@ def _figures(metrics: dict[str, float]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def words(metrics: dict[str, float], prefix: str) -> str:
-    """The figures of that prefix as the log tells them: `loss=4.234 ppl=69.0`."""
-    return " ".join(f"{name.removeprefix(prefix)}={_short(name, value)}" for name, value in metrics.items()
-                    if name.startswith(prefix))
+def title(split: str, evaluation: str) -> str:
+    """What stands before the scores of an evaluation: `Validation`; of another one than "eval" `Validation, digits`."""
+    return split.capitalize() + (f", {evaluation}" if evaluation != "eval" else "")
+
+
+def words(metrics: Mapping[str, float], prefix: str, intervals: Mapping[str, tuple[float, float]] = {}) -> str:
+    """The figures of that prefix as they are logged, `loss=4.234 ppl=69.0`; those that have a confidence interval with
+    it: `wer=12.3% (95%: 11.0-13.9)`."""
+    return " ".join(f"{name.removeprefix(prefix)}={_short(name, value)}"
+                    + (f" (95%: {_between(name, *intervals[name])})" if name in intervals else "")
+                    for name, value in metrics.items() if name.startswith(prefix))
+
+
+def _between(name: str, low: float, high: float) -> str:
+    return f"{_short(name, low).removesuffix('%')}-{_short(name, high).removesuffix('%')}"
 
 
 def _short(name: str, value: float) -> str:

@@ -15,6 +15,7 @@ from stoker.config import UserError, complain
 from stoker.daemon import registry
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import ACTIVE, RunDir, Status
+from stoker.training.core import evaluations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +144,7 @@ def _panels(curves: Curves) -> Iterable[Panel]:
 
 
 def _is_any_score(name: str) -> bool:
-    return name.startswith(("train/", "eval/"))
+    return name.startswith("train/") or evaluations.is_score(name)
 
 
 def _is_score(score: str) -> Callable[[str], bool]:
@@ -153,7 +154,7 @@ def _is_score(score: str) -> Callable[[str], bool]:
 def _mark_best(ax: "Axes", curves: Curves, best: float | None) -> None:
     """A star where the evaluation stands that is the best: the figure that has just this value."""
     for name, (steps, values) in curves.items():
-        if name.startswith("eval/") and best in values:
+        if evaluations.is_score(name) and best in values:
             step = steps[values.index(best)]
             ax.plot([step], [best], "*", color="black", markersize=12, zorder=3)
             ax.annotate(f"best: {best:.4g} at step {step:,}", (step, best), xytext=(0, 22), fontsize=9, ha="right",

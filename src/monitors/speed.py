@@ -1,6 +1,5 @@
 """Speed, time waiting for data, and when the run will be done."""
 
-import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,13 +23,14 @@ class Speed(Callback):
 
     flops_per_sample: float = 0.0
     peak_flops: float = 0.0
-    eval_seconds: float = 0.0  # of an evaluation, as expected until there was one
+    eval_seconds: float = 0.0  # of a step's evaluations, their mean; as expected until there was one
     _since: float | None = None  # start of the stretch measured
     _steps: int = 0
     _paused: float = 0.0
     _waited: float = 0.0
     _step_start: float = 0.0
     _eval_start: float = 0.0
+    _evaluated: int = 0
     _usual: float = 0.0  # seconds a step, smoothed
     _lines: int = 0
     _done: dict[str, int] = field(default_factory=dict)
@@ -56,9 +56,11 @@ class Speed(Callback):
         self._eval_start = time.perf_counter()
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        self.eval_seconds = time.perf_counter() - self._eval_start
+        seconds = time.perf_counter() - self._eval_start
+        self._evaluated += 1
+        self.eval_seconds += (seconds - self.eval_seconds) / self._evaluated
         if self._since is not None:
-            self._paused += self.eval_seconds
+            self._paused += seconds
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         if self._since is None or not self._steps:
@@ -78,6 +80,6 @@ class Speed(Callback):
         self._since, self._steps, self._paused, self._waited, self._done = None, 0, 0.0, 0.0, {}
 
     def _eta(self, trainer: "Trainer") -> float:
-        every = trainer.cfg.eval_interval or trainer.steps_per_epoch
-        evaluations = math.ceil(trainer.steps / every) - trainer.step // every
+        times = trainer.evaluations.times
+        evaluations = times(trainer.steps, trainer.steps) - times(trainer.step, trainer.steps)
         return (trainer.steps - trainer.step) * self._usual + evaluations * self.eval_seconds

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,11 @@ class AudioEncoder(Labelled):
         """Compiled only where that was asked for: it wants every recording padded to the same length."""
         return replace(cfg, compile=bool(cfg.compile)), []
 
+    @classmethod
+    def all_rows(cls, cfg: Any) -> Any:
+        unchanged = {field.name: 0 for field in fields(Augmentation)}
+        return replace(super().all_rows(cfg), **unchanged, shared_texts=True, held_out="", extra_dataset="")
+
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
@@ -183,6 +188,10 @@ class AudioEncoder(Labelled):
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self.utterances)
+
+    def groups(self, split: str) -> list[str]:
+        """Speakers."""
+        return [each.speaker for each in self.dataset(split).utterances]
 
     def order(self) -> "Order":
         from stoker.data.loader import LengthOrder
@@ -268,13 +277,13 @@ class AudioEncoder(Labelled):
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the loss, word and character error rates: edit distances over the lengths of the references. What
         has no alignment has no loss, but its errors count."""
-        from stoker.training.core.error_rates import error_rate
+        from stoker.training.core.error_rates import error_rates
 
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
         found, said = [text.split() for text in self._heard(logits, lengths)], [text.split() for text in batch["texts"]]
-        return {"loss": loss, **extras, "wer": error_rate(said, found),
-                "cer": error_rate(map(" ".join, said), map(" ".join, found))}
+        return {"loss": loss, **extras, "wer": error_rates(said, found),
+                "cer": error_rates(map(" ".join, said), map(" ".join, found))}
 
     def _heard(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
         from stoker.model import ctc

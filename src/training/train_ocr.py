@@ -149,6 +149,10 @@ class OCR(Labelled):
         """Compiled only where that was asked for: it wants every line padded to the same width."""
         return replace(cfg, compile=bool(cfg.compile)), []
 
+    @classmethod
+    def all_rows(cls, cfg: Any) -> Any:
+        return replace(super().all_rows(cfg), **{name: 0 for name in CHANGES}, held_out="")
+
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
@@ -208,6 +212,10 @@ class OCR(Labelled):
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self.pictures)
+
+    def groups(self, split: str) -> list[str]:
+        """What --group_by or the data name."""
+        return [each.group for each in self.dataset(split).pictures]
 
     def order(self) -> "Order":
         from stoker.data.loader import LengthOrder
@@ -296,8 +304,10 @@ class OCR(Labelled):
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the losses the errors of what is read: edit distances over the lengths of the references, and which
         lines are wholly right. `ctc_cer` is what the encoder reads by itself."""
+        import torch
+
         from stoker.model import ctc
-        from stoker.training.core.error_rates import error_rate
+        from stoker.training.core.error_rates import error_rates
 
         seen = model(batch["pixels"], batch["widths"])
         loss, extras = self._figures(model, batch, seen)
@@ -305,10 +315,11 @@ class OCR(Labelled):
             batch["texts"], self.texts(self.written(model, seen))))
         if self.cfg.ctc_weight:
             heads = ctc.greedy(seen.logits, seen.lengths, blank=self.units.end_of_text)
-            extras["ctc_cer"] = error_rate(said, [self._judged(self.units.decode(ids)) for ids in heads])
-        return {"loss": loss, **extras, "cer": error_rate(said, found),
-                "wer": error_rate(*([text.split() for text in texts] for texts in (said, found))),
-                "exact": Ratio(sum(map(str.__eq__, said, found)), len(said))}
+            extras["ctc_cer"] = error_rates(said, [self._judged(self.units.decode(ids)) for ids in heads])
+        right = torch.tensor(list(map(str.__eq__, said, found)))
+        return {"loss": loss, **extras, "cer": error_rates(said, found),
+                "wer": error_rates(*([text.split() for text in texts] for texts in (said, found))),
+                "exact": Ratio(right, torch.ones_like(right, dtype=torch.long))}
 
     def _judged(self, text: str) -> str:
         """Blanks before and after it are not seen."""

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +188,10 @@ class Vision(Labelled):
         if cfg.text_model and (own := [f"--{name}" for name in ("units", "vocab_size", *TEXT) if name in typed]):
             raise UserError(f"{', '.join(own)}: for a tower of its own; leave out, or leave --text_model out")
         return cfg, []
+
+    @classmethod
+    def all_rows(cls, cfg: Any) -> Any:
+        return replace(super().all_rows(cfg), **{field.name: 0 for field in fields(Augmentation)}, held_out="")
 
     # -- data ---------------------------------------------------------------------------------------------------
 

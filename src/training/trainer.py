@@ -18,7 +18,8 @@ from stoker.training.core import networks, optim, parts, rng
 from stoker.training.core.callback import Callback
 from stoker.training.core.decisions import Decisions, What
 from stoker.training.core.ending import Ending
-from stoker.training.core.evaluation import evaluate
+from stoker.training.core.evaluation import Evaluations, merged
+from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.events import Events
 from stoker.training.core.exchange import Alone, Exchange
 from stoker.training.core.figures import Batch, Ratio
@@ -40,7 +41,7 @@ class Trainer:
     """Trains one stage.
 
     Read by callbacks: stage, cfg, model, optimizers, micro_batches, step, steps, steps_per_epoch, lr, best, best_step,
-    dropped, grad_norms, device, timings, media, switched_off, ledger, traced_until, snapshots.
+    evaluations, dropped, grad_norms, device, timings, media, switched_off, ledger, traced_until, snapshots.
     Called by callbacks: ask(), go_back(), leave_out(), skip(), record(), show(), rows(), and in on_save
     saver.keep_only(). Nothing else is theirs.
 
@@ -58,6 +59,7 @@ class Trainer:
         self.ask, self.go_back = self.decisions.ask, self.decisions.go_back
         self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
         self.steps_per_epoch = order.steps_per_epoch
+        self.evaluations = Evaluations(stage, cfg, order.steps_per_epoch)
         self.step, self._judged = 0, 0  # judged: the step up to which all was found to be well
         self.best, self.best_step = math.nan, -1
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
@@ -135,7 +137,6 @@ class Trainer:
         self.update = Step(self.stage, self.model, self.cfg, self.steps, self.device, self._emit, self.record)
 
     def _open_data(self) -> None:
-        self._validation = self.stage.dataset("validation")
         workers = devices.loader_workers(self.device, self.cfg.num_workers)
         self._batches = training_batches(self.stage.dataset("train"), self.stage.collate, self.order, self.step,
                                          self.steps, workers, self.device.type == "cuda", lambda: self.signals.stop)
@@ -241,33 +242,41 @@ class Trainer:
         self.record("health/dropped_share", self.dropped if self.micro_batches else 1.0)  # all its rows are left out
         self.step += 1
         self._emit("on_step_end")
-        self.decisions.ask_by_interval(self.step, self.steps, self.steps_per_epoch, self.saver.last)
+        self.decisions.ask_by_interval(self.step, self.steps, self.steps_per_epoch, self.saver.last,
+                                       evaluation=self.evaluations.is_due(self.step))
         self.micro_batches = []
 
     # -- after a step -------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> dict[str, float] | None:
-        """Score the whole validation set; None if a stop came in between, nothing where the memory does not suffice.
+        """Do the evaluations that are due; None if a stop came in between, nothing where the memory does not suffice.
         Leaves the run's randomness alone."""
         self._emit("on_eval_start")
         cfg = replace(self.cfg, batch_size=self.order.micro or self.cfg.batch_size)
-        done = None
-        try:
-            done = evaluate(self.stage, self.model, self._validation, cfg, self.device, lambda: self.signals.stop)
-            own = What.DONE if done else What.ABANDONED
-        except MemoryError as error:
-            log.error("step %d is not evaluated: %s", self.step, error)
-            own = What.OUT_OF_MEMORY
+        metrics: dict[str, float] = {}
+        for evaluation in self.evaluations.due(self.step, self.steps):
+            what, scores = self._scored(evaluation, cfg)
+            if what is What.ABANDONED:
+                log.info("evaluation abandoned; it is done first when the run goes on")
+                self._emit("on_eval_end", {})
+                return None
+            metrics |= scores
+        if self.stage.best[0] in metrics:
+            self._judge(metrics)
+        self._emit("on_eval_end", metrics)
+        return metrics
+
+    def _scored(self, evaluation: Evaluation, cfg: Options) -> tuple[What, dict[str, float]]:
+        """What became of an evaluation in all processes, and its metrics if all have done it."""
+        done = self.evaluations.run("validation", self.model, cfg, self.device, lambda: self.signals.stop, [evaluation])
+        problem = next((scores.problem for scores in done or [] if scores.problem), "")
+        if problem:
+            log.error("step %d is not evaluated (%s): %s", self.step, evaluation.name, problem)
+        own = What.ABANDONED if done is None else What.OUT_OF_MEMORY if problem else What.DONE
         what = self.decisions.outcome(own).what
-        scores = done.metrics if done and what is What.DONE else {}
-        if scores:
-            self._judge(scores)
-        elif what is What.ABANDONED:
-            log.info("evaluation abandoned; it is done first when the run goes on")
-        elif self.step == self.steps:
+        if what is What.OUT_OF_MEMORY and self.step == self.steps:
             self.ask("stop", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again")
-        self._emit("on_eval_end", scores)
-        return None if what is What.ABANDONED else scores
+        return what, merged(done or []) if what is What.DONE else {}
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Note the best evaluation so far; it is saved, and spared by the rotation."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Subset
 
 from stoker.config import UserError
 from stoker.data.joined import Joined, Sourced
@@ -274,6 +275,15 @@ def test_an_evaluation_has_each_row_once_and_no_batch_of_two_sources() -> None:
     batches = list(evaluation_batches(Joined({"a": Numbers(5), "b": Numbers(4)}), list, 2, 0))
     assert sum(batches, []) == [("a", i) for i in range(5)] + [("b", i) for i in range(4)]
     assert [len(batch) for batch in batches] == [2, 2, 1, 2, 2]
+
+
+def test_some_rows_of_all_splits_have_no_batch_of_two_sources() -> None:
+    splits = ConcatDataset([Joined({"a": Numbers(5), "b": Numbers(4)}), Joined({"a": Numbers(3), "b": Numbers(6)})])
+    some = list(range(0, 18, 2))
+    batches = list(evaluation_batches(Subset(splits, some), list, 3, 0))
+    assert sum(batches, []) == [splits[row] for row in some]
+    assert [[sample.source for sample in batch] for batch in batches] == [
+        ["a"] * 3, ["b"] * 2, ["a"], ["b"] * 3], "rows 0, 2, 4; 6, 8; 10; 12, 14, 16"
 
 
 @pytest.mark.parametrize("mixed", [False, True])

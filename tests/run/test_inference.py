@@ -128,7 +128,7 @@ def test_an_evaluation_tells_the_figures_of_the_journal(desk: Desk, finished: st
     ran = desk.call("evaluate.sh", "done")
     assert ran.returncode == 0, ran.stderr
     assert re.fullmatch(rf"Validation: loss={best['eval/loss']:.3f} ppl={best['eval/ppl']:.1f} "
-                        r"\([\d,]+ samples, [\d,]+ tok\)\n", ran.stdout)
+                        r"\([\d,]+ samples, [\d,]+ tok; all rows of the validation split of \S+\)\n", ran.stdout)
     assert f"models/best, step {best['step']}" in ran.stderr
     assert sorted(path for path in desk.folder.rglob("*")) == before, "nothing is left"
 

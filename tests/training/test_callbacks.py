@@ -113,6 +113,10 @@ class Asked:
     def cfg(self) -> Any:
         return SimpleNamespace(eval_interval=2)
 
+    @property
+    def evaluations(self) -> Any:
+        return SimpleNamespace(interval=lambda metric: 2)
+
     def ask(self, what: str, why: str, end: str = "finished") -> None:
         self.reason = self.reason or why
 

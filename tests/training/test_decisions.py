@@ -17,7 +17,7 @@ from together import drawn
 from toys import Config
 
 SCENARIOS = ["nothing", "signal", "signal while logging", "signal while evaluating", "time", "clock", "NaN", "memory",
-             "memory in evaluation", "NaN in the weights", "disk", "file"]
+             "memory in evaluation", "memory in one evaluation", "NaN in the weights", "disk", "file"]
 RANDOM = [f"random {seed}" for seed in range(12)]
 SIZE = 2
 
@@ -69,6 +69,8 @@ def test_all_processes_do_the_same(together: list[dict[str, Any]], name: str) ->
     ("memory", [[3, "back", "out of memory"], [9, "finished", "all steps done"]]),
     ("memory in evaluation",
      [[9, "finished", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again"]]),
+    ("memory in one evaluation",
+     [[9, "finished", "all steps done, the last evaluation ran out of memory: ./run/evaluate.sh tries again"]]),
     ("file", [[9, "finished", "all steps done"]]),
 ])
 def test_what_one_process_asks_for_is_done_by_all(together: list[dict[str, Any]], name: str, sittings: Any) -> None:
@@ -83,6 +85,7 @@ def test_what_only_one_process_meets_reaches_the_others(together: list[dict[str,
     assert first["signal while evaluating"]["owed"] == ["eval", "log"]
     assert first["signal while evaluating"]["seen"][-2:] == ["4 on_eval_end without scores", "4 on_stop"]
     assert "4 on_eval_end without scores" in first["memory in evaluation"]["seen"]
+    assert "4 on_eval_end with again/error, again/loss" in first["memory in one evaluation"]["seen"]
     assert first["memory"]["micro"] == 2, "though its own memory sufficed"
     assert [name[-2:] for name in first["clock"]["kept"]] == [f"0{step}" for step in range(10)]
     assert {*first["file"]["kept"]} - {*first["nothing"]["kept"]} == {"snapshot_step_00000001"}

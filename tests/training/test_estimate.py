@@ -22,7 +22,7 @@ from stoker.training.core.media import Media
 from toys import Regression, StopAt, Toy, new_run, session, train, with_callbacks
 
 CPU = torch.device("cpu")
-SIMPLE = Estimate("cpu", parameters=1000, sample_seconds=2.0, scored_seconds=0.5, update_seconds=0.1,
+SIMPLE = Estimate("cpu", parameters=1000, sample_seconds=2.0, scored_seconds={"eval": 0.5}, update_seconds=0.1,
                   sample_flops=6e9, peak_flops=10e9, kept_bytes=100, kept_bytes_per_sample=10)
 
 
@@ -133,12 +133,12 @@ def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> N
 def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> None:
     stage = Regression(session(Regression, new_run(tmp_path, Regression)).job.cfg, tmp_path)
     length = Length.of(stage, replace(stage.cfg, max_steps=9))  # 22 rows, 8 to an update; 7 evaluated at 4, 8 and 9
-    assert length == Length(9, 66.0, 21, evaluations=3, snapshots=6)  # saved at 0, 4, 8, and at epochs' ends: 3, 6, 9
+    assert length == Length(9, 66.0, {"eval": 21}, evaluations=3, snapshots=6)  # at 0, 4, 8, and at epochs' ends
     kind = type("Tested", (Regression,), {"splits": lambda self: ("train", "validation", "test")})
     tested = Length.of(kind(stage.cfg, tmp_path), replace(stage.cfg, max_steps=9))
-    assert tested == replace(length, scored=28, evaluations=4)
+    assert tested == replace(length, scored={"eval": 28}, evaluations=4)
     other = Length.of(stage, replace(stage.cfg, max_steps=9, eval_interval=5))  # at 5 and 9, each may be the best
-    assert other == replace(length, scored=14, evaluations=2, snapshots=7)
+    assert other == replace(length, scored={"eval": 14}, evaluations=2, snapshots=7)
     whole = replace(SIMPLE, waiting_seconds=0.25, shown_seconds=3.0, saved_seconds=0.75, start_seconds=7.0)
     assert whole.seconds(length) == pytest.approx(
         66 * 2.25 + 9 * 0.1 + 21 * 0.5 + 3 * 3.0 + 6 * 0.75 + 7.0 + estimate.FINISH_SECONDS)
@@ -155,8 +155,9 @@ def test_each_part_is_measured_as_on_an_idle_machine(tmp_path: Path, monkeypatch
     stage = paced(monkeypatch, tmp_path, clock)
     found = estimate.measure(stage, stage.cfg, CPU)
     assert found.scatter == pytest.approx(scatter) and found.busy is (scatter > estimate.BUSY)
-    assert (found.sample_seconds, found.waiting_seconds, found.scored_seconds, found.shown_seconds) == pytest.approx(
-        (2.0 * factor, 0.125 * factor, 0.625 * factor, 4.0 * factor))
+    assert found.scored_seconds == {"eval": pytest.approx(0.625 * factor)}
+    assert (found.sample_seconds, found.waiting_seconds, found.shown_seconds) == pytest.approx(
+        (2.0 * factor, 0.125 * factor, 4.0 * factor))
 
 
 @pytest.mark.parametrize("workers, waiting", [(0, 3.0), (1, 1.0), (2, 0.0), (4, 0.0)])
@@ -166,7 +167,7 @@ def test_loader_workers_read_while_the_model_is_trained(tmp_path: Path, monkeypa
     stage = paced(monkeypatch, tmp_path, Clock(1.0), num_workers=workers)
     found = estimate.measure(stage, stage.cfg, CPU)
     assert found.waiting_seconds == pytest.approx(waiting)
-    assert found.scored_seconds == pytest.approx(0.5 + max(0.0, 3 / workers - 0.5 if workers else 3.0))
+    assert found.scored_seconds["eval"] == pytest.approx(0.5 + max(0.0, 3 / workers - 0.5 if workers else 3.0))
 
 
 def test_without_samples_none_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None) -> None:

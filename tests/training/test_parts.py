@@ -22,7 +22,7 @@ from stoker.config import Parsed, UserError, opt
 from stoker.daemon.rundir import RunDir
 from stoker.monitors.sanity import Sanity
 from stoker.monitors.system import System
-from stoker.training.assembly import launch
+from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.job import Job
 from stoker.training.core import adapters, incident, networks, optim, parts, pretrained, saver
 from stoker.training.core.callback import Callback
@@ -642,6 +642,15 @@ def test_a_judge_is_for_evaluation_alone(tmp_path: Path, source: Path, judge: Pa
     assert [value for value in found if value] == pytest.approx([expected] * len([v for v in found if v]), rel=1e-5)
     assert not any(p.requires_grad for p in trainer.stage.judges["judge"].parameters())
     assert not trainer.stage.judges["judge"].training
+
+
+def test_weights_alone_are_evaluated_with_their_parts_and_the_judge(tmp_path: Path, source: Path, judge: Path) -> None:
+    run = new_run(tmp_path, Judged)
+    trainer, _ = train(Judged, run, thinker_ckpt=str(source), judge_ckpt=str(judge))
+    weights = pretrained.find(str(last(run)))
+    [done] = eval_only.evaluated(Job(Judged, Parsed(trainer.cfg, frozenset(), ""), evaluated=weights))
+    journal = json.loads(run.metrics.read_text().splitlines()[-1])
+    assert done.metrics == {name: journal[name] for name in done.metrics} and "eval/opinion" in done.metrics
 
 
 def test_another_judge_is_refused(tmp_path: Path, source: Path, judge: Path) -> None:

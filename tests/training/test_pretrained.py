@@ -25,6 +25,8 @@ from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.session import Session
 from stoker.training.core import manifest, pretrained
 from stoker.training.core.callback import Callback
+from stoker.training.core.evaluation import evaluate
+from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.signals import Signals
 from stoker.training.train_audio_enc import AudioEncoder
 from stoker.training.train_lm import LanguageModel
@@ -241,7 +243,7 @@ def test_every_reader_refuses_damaged_weights(source: RunDir) -> None:
     content[-5] ^= 64
     path.write_bytes(content)
     with pytest.raises(UserError, match="not as it was written: model.safetensors"):
-        eval_only.scores(launch.decide(LanguageModel, ["--eval_only", "--resume", "source"]))
+        eval_only.evaluated(launch.decide(LanguageModel, ["--eval_only", "--resume", "source"]))
     with pytest.raises(UserError, match="not as it was written: model.safetensors"):
         trained("--dataset", "text.txt", "--init_from", "source", "--threads", "1", *STEPS, "--run_name", "second")
     with pytest.raises(UserError, match="not as it was written: model.safetensors"):
@@ -357,9 +359,38 @@ def test_an_evaluation_gives_the_figures_of_the_journal_to_the_last_bit(source: 
                      (["--checkpoint_file", "runs/source/snapshots/snapshot_step_2.pt"], 2),
                      (["--checkpoint_file", "runs/source/snapshots/snapshot_step_00000002", *typed], 2)]:
         job = launch.decide(LanguageModel, ["--eval_only", *argv])
-        done = eval_only.scores(job)
+        [done] = eval_only.evaluated(job)
         assert done.metrics == journal[at] and done.size["tok"] == 16 * done.size["samples"] > 0
     assert sorted(Path("runs").iterdir()) == before
+
+
+def test_all_rows_of_another_text_are_evaluated(source: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    """The mean over both splits by their sizes, whatever --max_samples of the run; and of the run's own, a warning."""
+    def found(split: str, *argv: str) -> tuple[float, int, str]:
+        job = launch.decide(LanguageModel, ["--eval_only", "--resume", "source", "--split", split, *argv])
+        [done] = eval_only.evaluated(job)
+        return done.metrics["eval/loss"], done.size["tok"], eval_only.report(job)
+
+    Path("other.txt").write_text("".join(f"{i} and {i} is {2 * i}\n" for i in range(300)))
+    other = ("--dataset", "other.txt", "--max_samples", "3")
+    (valid, size, line), (loss, tokens, all_line) = (found(split, *other) for split in ("validation", "all"))
+    assert line.endswith("/other.txt)") and "; all rows of the validation split of /" in line
+    in_all = re.fullmatch(r"All: loss=.*; all rows of /.*/other.txt: (\d+) train, (\d+) validation\)", all_line)
+    assert in_all and 16 * int(in_all[2]) == size and 16 * (int(in_all[1]) + int(in_all[2])) == tokens > 10 * size
+    whole = launch.decide(LanguageModel, ["--eval_only", "--resume", "source", *other[:2]])
+    stage = LanguageModel(replace(whole.cfg, precision="fp32"), Path())
+    stage.prepare()
+    model = stage.model()
+    assert whole.evaluated
+    whole.evaluated.load(stage, model)
+    train = evaluate(stage, model, stage.dataset("train"), stage.cfg, torch.device("cpu"), lambda: False)
+    assert train and loss == pytest.approx(
+        (train.metrics["eval/loss"] * train.size["tok"] + valid * size) / tokens, rel=1e-5)
+    assert not any("was trained on" in message for message in caplog.messages)
+    found("all")
+    assert any("was trained on some of the rows of" in message for message in caplog.messages)
+    line = found("validation", "--eval_max_rows", "2")[2]
+    assert re.search(r"\(2 samples, 32 tok; 2 of \d+ rows of the validation split of ", line)
 
 
 def test_an_evaluation_is_refused_without_weights_or_data(source: RunDir) -> None:
@@ -368,7 +399,7 @@ def test_an_evaluation_is_refused_without_weights_or_data(source: RunDir) -> Non
     with pytest.raises(UserError, match="no such file"):
         launch.decide(LanguageModel, ["--eval_only", "--init_from", "source", "--dataset", "nowhere.txt"])
     with pytest.raises(UserError, match=r"--split test: the data have none \(.*text.txt gives train, validation\)"):
-        eval_only.scores(launch.decide(LanguageModel, ["--eval_only", "--resume", "source", "--split", "test"]))
+        eval_only.evaluated(launch.decide(LanguageModel, ["--eval_only", "--resume", "source", "--split", "test"]))
 
 
 class WithTest(Regression):
@@ -401,11 +432,17 @@ def test_a_finished_run_tells_the_test_score_of_its_best_weights(tmp_path: Path,
     (1e6, ("eval/loss", "min"), r"Target loss below 1000000\.000: met on validation data of toy \(loss=[\d.]+\)"),
     (1e-6, ("eval/loss", "min"), r"Target loss below 0\.000: not met on .*"),
     (1e-6, ("eval/loss", "max"), r"Target loss above 0\.000: met on .*"),
+    (1e-6, ("again/loss", "max"), r"Target loss above 0\.000: met on .*\(loss=[\d.]+\)"),
     (None, ("eval/loss", "min"), None)])
 def test_a_finished_run_says_whether_the_target_of_its_stage_was_met(
         tmp_path: Path, caplog: Any, target: float | None, best: tuple[str, str], line: str | None) -> None:
     caplog.set_level("INFO")
-    aiming = type("Aiming", (Regression,), {"target": target, "best": best})
+
+    def evaluations(self: Regression) -> list[Evaluation]:
+        usual = Regression.evaluations(self)[0]
+        return [usual, replace(usual, name="again")]
+
+    aiming = type("Aiming", (Regression,), {"target": target, "best": best, "evaluations": evaluations})
     run = new_run(tmp_path, aiming)
     with run.lock():
         toy_session(aiming, run).train()

@@ -1,7 +1,9 @@
 """Stages with several data sets, with steps that grow and with streams: trained in two sittings, examined, refused."""
 
+import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from stoker.data.mixture import InTurn, Mixture, Source, Turn, ramp
 from stoker.data.stream import Shards, StreamOrder
 from stoker.training.assembly.estimate import Length
 from stoker.training.core import incident
-from stoker.training.core.figures import Batch
+from stoker.training.core.evaluation import Evaluations, merged
+from stoker.training.core.evaluations import Evaluation
+from stoker.training.core.figures import Batch, Moment
 from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.stage import Stage
 from toys import Killed, Layer, Points, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
@@ -131,6 +135,37 @@ def test_two_sittings_are_one(tmp_path: Path, stage: type[Drawing], options: dic
     assert_same(same["state"]["optimizers"], other["state"]["optimizers"])
     assert_same(same["state"]["order"], other["state"]["order"])
     assert bool(same["state"]["order"]) == (stage is Streamed)
+
+
+class Apart(Mixed):
+    """Has an evaluation on rows of its own, of two sources too."""
+
+    def evaluations(self) -> list[Evaluation]:
+        usual = super().evaluations()[0]
+        return [usual, replace(usual, name="apart", rows=lambda split: Joined({
+            "speech": Points(1, 8, 10), "text": Points(6, 8, 20)}))]
+
+
+def test_evaluations_of_some_rows_and_of_all_splits(tmp_path: Path) -> None:
+    """Whose batches have rows of one source too: those of all rows one by one have the same mean."""
+    run = new_run(tmp_path, Apart)
+    trainer, ending = train(Apart, run, max_steps=4, eval_max_rows=4)
+    stage, model = trainer.stage, trainer.model.eval()
+    cfg = replace(trainer.cfg, eval_max_rows=0)
+    found = merged(Evaluations(stage, cfg).run("all", model, cfg, torch.device("cpu"), lambda: False) or [])
+    rows = [data[row] for data in map(stage.dataset, ("train", "validation")) for row in range(len(data))]
+    with torch.no_grad():
+        losses = [stage.loss(model, stage.collate([row]), Moment("main")).terms["loss"].item() for row in rows]
+    assert ending.state == "finished" and len(rows) == 40
+    assert found["eval/loss"] == pytest.approx(sum(losses) / 40, rel=1e-5) and found["apart/loss"] > 0
+
+
+def test_a_stream_is_not_evaluated_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        trainer, _ = train(Streamed, new_run(tmp_path, Streamed), max_steps=3, eval_interval=0, eval_max_rows=5)
+    assert "Evaluation eval: after the last step, 5 of 7 rows" in caplog.messages
+    with pytest.raises(UserError, match="--split all: the train data are a stream, which has no end"):
+        trainer.evaluations.run("all", trainer.model, trainer.cfg, trainer.device, lambda: False)
 
 
 @pytest.mark.parametrize("stage", [Growing, Streamed])

@@ -186,6 +186,20 @@ def test_the_loss_of_an_evaluation_weighs_its_terms_as_the_end_of_the_run(tmp_pa
     assert done and done.metrics == pytest.approx({f"eval/{name}": value for name, value in found.items()}, rel=1e-5)
 
 
+@pytest.mark.parametrize("own, loss", [({"loss": Ratio(5.0, 1)}, 5.0), ({}, None)])
+def test_a_loss_that_an_evaluation_scores_itself_stays(tmp_path: Path, own: dict[str, Ratio],
+                                                       loss: float | None) -> None:
+    """None is computed where not all terms were scored."""
+    class Own(TwoTerms):
+        def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+            scores = super().score(model, batch)
+            return {**scores, **own} if own else {"near": scores["near"]}
+
+    stage = Own(Toy.Config(max_steps=20, batch_size=3, precision="fp32"), tmp_path)
+    done = evaluate(stage, stage.model(), stage.dataset("validation"), stage.cfg, CPU, lambda: False)
+    assert done and "eval/near" in done.metrics and done.metrics.get("eval/loss") == loss
+
+
 class Late(GAN):
     """The discriminator begins at step 20, and trains at every second one."""
 

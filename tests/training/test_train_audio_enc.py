@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jiwer
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,9 @@ from stoker.config import UserError
 from stoker.data.speech import audio, recordings
 from stoker.data.speech.clips import Augmentation
 from stoker.monitors.blanks import Blanks
-from stoker.training.core import pretrained
+from stoker.training.core import bootstrap, pretrained
 from stoker.training.core.error_rates import error_rate
+from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.media import Picture, Sound, Text
 from stoker.training.core.step import losses
 from stoker.training.train_audio_enc import AudioEncoder, Config
@@ -58,6 +60,43 @@ def test_error_rates_are_those_of_torchaudio() -> None:
         error_rate(said, heard[:-1])
 
 
+def test_the_intervals_of_rates_are_by_speaker(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, held_out="anna,boris,carla", precision="fp32", num_workers=0)
+    torch.manual_seed(0)
+    model, known = stage.model(), Evaluations(stage, stage.cfg)
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    [scores] = known.run("validation", model, stage.cfg, torch.device("cpu"), lambda: False) or []
+    rows = stage.dataset("validation")
+    wrong, length = scores.rates["eval/cer"]
+    heard = [{"wrong": 0, "length": 0} for _ in range(3)]
+    for row in range(len(rows)):
+        mine = heard[["anna", "boris", "carla"].index(rows.utterances[row].speaker)]
+        mine["wrong"], mine["length"] = mine["wrong"] + int(wrong[row]), mine["length"] + int(length[row])
+    assert [len(rows[row].text) for row in range(len(rows))] == length.tolist()
+    sums = [np.array([each[name] for each in heard]) for name in ("wrong", "length")]
+    intervals = scores.intervals(0)
+    assert intervals["eval/cer"] == bootstrap.interval(*sums) and intervals.keys() == {"eval/wer", "eval/cer"}
+    assert scores.metrics["eval/cer"] == sums[0].sum() / sums[1].sum()
+
+
+def test_all_rows_are_all_rows_as_they_are(tmp_path: Path) -> None:
+    """Also those whose text is in both splits, that would be too fast when played faster, or that --max_samples and
+    --held_out leave out."""
+    path = made_speech.write(tmp_path / "shared")
+    lines = path.read_text().splitlines()
+    text = lines[1].split(",")[1]
+    path.write_text("\n".join([*lines[:9], *[line.replace(line.split(",")[1], text) for line in lines[9:13]]]))
+    cfg = replace(Config(), **SMALL, dataset=str(path), max_samples=1, held_out="nobody", noise=20.0)
+    stage = AudioEncoder(AudioEncoder.all_rows(cfg), tmp_path)
+    stage.prepare()
+    rows = Evaluations(stage, stage.cfg).rows(stage.evaluations()[0], "all")
+    assert rows and len(rows.dataset) == 12 == len(rows.groups or ())
+    heard = {clip.text: clip.waveform for clip in rows.dataset}
+    for number, line in enumerate(lines[2:9], start=1):
+        assert torch.allclose(heard[line.split(",")[1]], torch.from_numpy(audio.read(f"{path.parent}/{number}.flac")),
+                              atol=1e-4)
+
+
 def test_the_score_is_that_of_the_whole_set(tmp_path: Path) -> None:
     """Over uneven batches, from what the model heard; and of nothing heard it is 1."""
     stage = prepared(tmp_path)
@@ -70,7 +109,7 @@ def test_the_score_is_that_of_the_whole_set(tmp_path: Path) -> None:
         for part in (clips[:3], clips[3:]):
             for name, ratio in stage.score(model, stage.collate(part)).items():
                 if name in sums:
-                    sums[name] = [sums[name][0] + ratio.total, sums[name][1] + ratio.count]
+                    sums[name] = [sums[name][0] + int(ratio.total.sum()), sums[name][1] + int(ratio.count.sum())]
         heard = [" ".join(stage._heard(*stage._logits(model, stage.collate([clip])))[0].split()) for clip in clips]
         torch.nn.init.zeros_(model.head.weight)
         model.head.bias.view(stage.cfg.head_frames, -1)[:, stage.units.end_of_text] = 9.0
@@ -79,7 +118,8 @@ def test_the_score_is_that_of_the_whole_set(tmp_path: Path) -> None:
     assert any(heard) and heard != said
     assert sums["wer"][0] / sums["wer"][1] == pytest.approx(jiwer.wer(said, heard))
     assert sums["cer"][0] / sums["cer"][1] == pytest.approx(jiwer.cer(said, heard))
-    assert [silent[name].total / silent[name].count for name in ("wer", "cer", "blank_share")] == [1, 1, 1]
+    assert [float(torch.as_tensor(silent[name].total).sum() / torch.as_tensor(silent[name].count).sum())
+            for name in ("wer", "cer", "blank_share")] == [1, 1, 1]
 
 
 def test_accumulation_is_a_bigger_batch(tmp_path: Path) -> None:
@@ -192,7 +232,7 @@ def test_what_is_judged_by_is_never_left_out_since_it_is_quick(tmp_path: Path) -
     assert [rows[row].text for row in range(len(rows))] == quick
     with torch.no_grad():
         scores = stage.score(stage.model().eval(), stage.collate([rows[row] for row in range(3)]))
-    assert scores["wer"].count == 6 and int(scores["loss"].count) == 0 == float(scores["loss"].total)
+    assert scores["wer"].count.sum() == 6 and int(scores["loss"].count) == 0 == float(scores["loss"].total)
 
 
 def test_the_frames_that_are_counted_on_are_those_of_the_model(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from stoker.config import Parsed, UserError
 from stoker.data.pictures.views import View
 from stoker.model import ctc
 from stoker.training.core import pretrained
+from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.step import losses
-from stoker.training.train_ocr import OCR, Config
+from stoker.training.train_ocr import CHANGES, OCR, Config
 
 SMALL: dict[str, Any] = dict(stem_width=4, d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64,
                              batch_size=4)
@@ -53,8 +54,20 @@ def totals(stage: Any, model: Any, *batches: list[View]) -> dict[str, list[float
         for batch in batches:
             for name, ratio in stage.score(model, stage.collate(batch)).items():
                 before = sums.get(name, [0.0, 0.0])
-                sums[name] = [before[0] + float(ratio.total), before[1] + float(ratio.count)]
+                sums[name] = [old + float(torch.as_tensor(new).sum()) for old, new in zip(before, ratio)]
     return sums
+
+
+def test_all_rows_are_evaluated_as_they_are(tmp_path: Path) -> None:
+    """Those of the training split too, whatever is changed, held out or left out in training."""
+    path = str(made_lines.write(tmp_path / "data", lines=60))
+    plain = prepared(tmp_path, dataset=path, **{name: 0.0 for name in CHANGES})
+    stage = OCR(OCR.all_rows(replace(Config(), **SMALL, dataset=path, max_samples=2, held_out="nobody")), tmp_path)
+    stage.prepare()
+    rows = Evaluations(stage, stage.cfg).rows(stage.evaluations()[0], "all")
+    expected = views(plain, "train") + views(plain)
+    assert rows and len(rows.dataset) == rows.total == len(expected) == 60
+    assert all(torch.equal(rows.dataset[row].pixels, expected[row].pixels) for row in range(60))
 
 
 # -- figures --------------------------------------------------------------------------------------------------------

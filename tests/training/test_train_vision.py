@@ -19,7 +19,7 @@ from stoker.data.pairs import NO_CLASS, Register
 from stoker.data.pictures.resized import Frame, opened
 from stoker.data.pictures.views import Augmentation
 from stoker.training.core import pretrained
-from stoker.training.core.evaluation import evaluate
+from stoker.training.core.evaluation import Evaluations, evaluate
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.stage import discover
 from stoker.training.core.step import losses
@@ -186,6 +186,19 @@ def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -
     with pytest.raises(UserError) as caught:
         config.parse(Config, Vision.presets, argv, lambda cfg: Vision.check(cfg, resumed=False))
     assert any(part in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_all_rows_are_evaluated_as_they_are(tmp_path: Path) -> None:
+    """Those of the training split too, in the frame itself, whatever is changed, held out or left out in training."""
+    path = str(made_pictures.write(tmp_path / "data"))
+    plain = prepared(tmp_path, dataset=path, crop=0.0, flip=0.0, colour=0.0, valid_share=0.3)
+    cfg = replace(plain.cfg, crop=0.5, flip=1.0, colour=0.5, max_samples=2, held_out="nobody")
+    stage = Vision(Vision.all_rows(cfg), tmp_path)
+    stage.prepare()
+    rows = Evaluations(stage, stage.cfg).rows(stage.evaluations()[0], "all")
+    assert rows and len(rows.dataset) == rows.total == 40
+    expected = [pair for split in ("train", "validation") for pair in plain.dataset(split)]
+    assert all(torch.equal(*pair) for row in range(40) for pair in zip(rows.dataset[row], expected[row]))
 
 
 # -- figures --------------------------------------------------------------------------------------------------------

@@ -19,8 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from stoker import progress
 from stoker.config import UserError
 from stoker.daemon.table import duration
+from stoker.data.loader import stretches
 from stoker.training.core import blocks, networks, optim, rng
 from stoker.training.core import device as devices
+from stoker.training.core.evaluation import Evaluations, score_batch
+from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch
 from stoker.training.core.options import Options
 from stoker.training.core.parts import left_out
@@ -61,7 +64,7 @@ class Estimate:
     device: str
     parameters: int
     sample_seconds: float  # forward and backward
-    scored_seconds: float  # of a sample in an evaluation, reading included
+    scored_seconds: dict[str, float]  # of a sample in each evaluation, reading included
     update_seconds: float  # of the optimizer
     sample_flops: float  # forward and backward, as counted
     peak_flops: float  # per second, of bare matrix products
@@ -81,11 +84,15 @@ class Estimate:
     def seconds(self, length: "Length") -> float:
         """Of the whole run, from the start of the program to its end, on an idle machine."""
         return (self.start_seconds + length.samples * (self.sample_seconds + self.waiting_seconds)
-                + length.updates * self.update_seconds + length.scored * self.scored_seconds
-                + length.evaluations * self.shown_seconds + length.snapshots * self.saved_seconds + FINISH_SECONDS)
+                + length.updates * self.update_seconds + self._scored(length) + length.evaluations * self.shown_seconds
+                + length.snapshots * self.saved_seconds + FINISH_SECONDS)
 
-    def evaluation_seconds(self, rows: int) -> float:
-        return rows * self.scored_seconds + self.shown_seconds
+    def evaluation_seconds(self, length: "Length") -> float:
+        """Of the evaluations of a step, the mean."""
+        return self._scored(length) / length.evaluations + self.shown_seconds
+
+    def _scored(self, length: "Length") -> float:
+        return sum(rows * self.scored_seconds.get(name, 0.0) for name, rows in length.scored.items())
 
     @property
     def busy(self) -> bool:
@@ -114,8 +121,8 @@ class Length:
 
     updates: int
     samples: float  # trained on
-    scored: int  # in all its evaluations
-    evaluations: int
+    scored: dict[str, int]  # rows of each evaluation, whenever it is done
+    evaluations: int  # steps after which there are any
     snapshots: int
 
     @classmethod
@@ -124,12 +131,15 @@ class Length:
         evaluation may be the best so far, which is saved."""
         assert cfg.max_steps is not None
         updates = cfg.max_steps
-        validation, order = len(stage.dataset("validation")), stage.order()  # type: ignore[arg-type]
+        order, tested = stage.order(), "test" in stage.splits()
         per_epoch = order.steps_per_epoch
-        evaluated = _multiples(cfg.eval_interval or per_epoch, updates)
+        known = Evaluations(stage, cfg, per_epoch)
+        done = {name: _multiples(interval, updates) for name, interval in known.intervals.items()}
+        evaluated = set[int]().union(*done.values())
+        scored = {each.name: (len(done[each.name]) + tested) * len(rows.dataset)
+                  for each in known.declared if (rows := known.rows(each, "validation"))}
         saved = evaluated | _multiples(per_epoch, updates) | _multiples(cfg.snapshot_interval or per_epoch, updates)
-        evaluations = len(evaluated) + ("test" in stage.splits())
-        return cls(updates, order.samples(updates), evaluations * validation, evaluations, len(saved) + 1)
+        return cls(updates, order.samples(updates), scored, len(evaluated) + tested, len(saved) + 1)
 
 
 def _multiples(interval: int, last: int) -> set[int]:
@@ -145,7 +155,8 @@ def size(number: float) -> str:
 def read(path: Path) -> Estimate | None:
     """What was written when the run began; None where it was not, or by another version."""
     try:
-        return Estimate(**json.loads(path.read_text()))
+        found = Estimate(**json.loads(path.read_text()))
+        return found if isinstance(found.scored_seconds, dict) else None
     except (OSError, ValueError, TypeError):
         return None
 
@@ -177,14 +188,15 @@ def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
         rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
         busy = rounds.scatter > BUSY
         read = reading.seconds("read", busy) / sum(counts)
-        step, score = (statistics.mean(rounds.seconds(f"{work} {i}", busy) / count for i, count in enumerate(counts))
-                       for work in ("step", "score"))
+        step, *scored = (statistics.mean(rounds.seconds(f"{work} {i}", busy) / count for i, count in enumerate(counts))
+                         for work in ("step", *trial.shared))
         workers = devices.loader_workers(device, cfg.num_workers)
-        waiting, late = (max(0.0, read / workers - work) if workers else read for work in (step, score))
+        waiting, *late = (max(0.0, read / workers - work) if workers else read for work in (step, *scored))
         fixed, each = trial.kept()
         trained = trial.parameters - trial.frozen
         return Estimate(
-            devices.describe(device), trial.parameters, step, score + late,
+            devices.describe(device), trial.parameters, step,
+            dict(zip(trial.shared, map(sum, zip(scored, late)))) | trial.others(size, busy),
             _update_seconds(device) * trained, trial.flops(), peak_flops(device, cfg.precision), fixed, each, size,
             waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
             saved_seconds=_saved_seconds() * trained, frozen=trial.frozen,
@@ -321,6 +333,9 @@ class _Trial:
         self.stage, self.cfg, self.device = stage, cfg, device
         self.rows: Any = stage.dataset("train")
         self.order = stage.order()
+        self.evaluations = Evaluations(stage, cfg, self.order.steps_per_epoch)
+        self.shared = {each.name: each for each in self.evaluations.declared  # its batches are as those of training
+                       if each.rows == stage.dataset and each.collate == stage.collate}
         self.model = networks.build(stage, device).train()
         blocks.shape(stage, self.model, cfg)
         self.parameters = sum(p.numel() for p in self.model.parameters())
@@ -337,10 +352,25 @@ class _Trial:
         return [len(rows) for rows in self.order.examples(size)]
 
     def works(self, size: int) -> dict[str, Callable[[], None]]:
-        """What is timed: forward and backward of each batch, and its evaluation."""
+        """What is timed: forward and backward of each batch, and its evaluations."""
         batches = list(enumerate(self.batches(size)))
         return {**{f"step {i}": partial(self._passes, batch) for i, batch in batches},
-                **{f"score {i}": partial(self._score, batch) for i, batch in batches}}
+                **{f"{name} {i}": partial(self._score, each, batch) for name, each in self.shared.items()
+                   for i, batch in batches}}
+
+    def others(self, size: int, busy: bool) -> dict[str, float]:
+        """Seconds of a sample in each evaluation that has rows or batches of its own: one batch is read and scored,
+        once, since it may generate text for long."""
+        found = {}
+        for each in self.evaluations.declared:
+            if each.name not in self.shared and (rows := self.evaluations.rows(each, "validation")):
+                alike = stretches(rows.dataset)[0]
+                count = min(each.batch_size or size, len(alike))
+                chosen = [alike[number * len(alike) // count] for number in range(count)]
+                took = _timed(lambda: self._score(each, each.collate([rows.dataset[row] for row in chosen])),
+                              self.device)
+                found[each.name] = (took.computing if busy else took.wall) / count
+        return found
 
     def step(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
@@ -372,10 +402,9 @@ class _Trial:
         batches = self.batches(size)
         return min(_timed(lambda: self.step(batches), self.device).computing for _ in range(2)) / len(batches)
 
-    def _score(self, batch: Batch) -> None:
+    def _score(self, evaluation: Evaluation, batch: Batch) -> None:
         with self._evaluating():
-            self.stage.score(self.model, batch)
-            self.stage.gather(self.model, batch)
+            score_batch(evaluation, self.model, batch, self.device, self.cfg.precision)
 
     def shown(self) -> Took:
         """What the samples take that an evaluation shows. If they cannot be made, the run begins all the same: the

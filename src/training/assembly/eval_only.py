@@ -4,27 +4,44 @@ import logging
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stoker.config import UserError
-from stoker.monitors.console import words
+from stoker.monitors.console import title, words
 from stoker.training.assembly.job import Job
 from stoker.training.core import device as devices
 from stoker.training.core import networks
-from stoker.training.core.evaluation import Evaluation, evaluate
+from stoker.training.core.evaluation import ALL, Evaluations, Rows, Scores
 from stoker.training.core.pretrained import resolve_parts
 
 log = logging.getLogger(__name__)
 
 
 def report(job: Job) -> str:
-    """`Validation: loss=4.234 ppl=69.0 (740 samples, 94,720 tok)`. Raises UserError where that cannot be told."""
-    done = scores(job)
-    size = ", ".join(f"{number:,} {unit}" for unit, number in done.size.items())
-    return f"{job.cfg.split.capitalize()}: {words(done.metrics, 'eval/')} ({size})"
+    """A line for each evaluation, such as `Validation: wer=12.3% (95%: 11.0-13.9) (740 samples; validation rows of
+    speech.csv)`. Raises UserError where that cannot be told."""
+    return "\n".join(_line(scores, job.cfg) for scores in evaluated(job))
 
 
-def scores(job: Job) -> Evaluation:
-    """Of the job's weights, on all of the split that it names."""
+def _line(scores: Scores, cfg: Any) -> str:
+    size = ", ".join(f"{number:,} {unit}" for unit, number in scores.size.items())
+    intervals = scores.intervals(cfg.seed)
+    by = f"; intervals by {len(set(scores.groups)):,} groups" if intervals and scores.groups else ""
+    assert scores.rows
+    return (f"{title(cfg.split, scores.name)}: {words(scores.metrics, f'{scores.name}/', intervals)} "
+            f"({size}; {_which(scores.rows, cfg)}{by})")
+
+
+def _which(rows: Rows, cfg: Any) -> str:
+    """Which rows were evaluated."""
+    parts = ", ".join(f"{size:,} {split}" for split, size in rows.splits.items())
+    some = f"{len(rows.dataset):,} of {rows.total:,} rows" if len(rows.dataset) < rows.total else "all rows"
+    of = "" if rows.own else f" of {cfg.dataset}"
+    return f"{some}{of}: {parts}" if cfg.split == ALL else f"{some} of the {cfg.split} split{of}"
+
+
+def evaluated(job: Job) -> list[Scores]:
+    """Of the job's weights, on the split that it names."""
     assert job.evaluated
     cfg = job.cfg
     devices.settle(cfg.threads)
@@ -33,18 +50,21 @@ def scores(job: Job) -> Evaluation:
     log.info("Device: %s", devices.describe(device))
     for line in job.notes:
         log.warning("%s", line)
+    if cfg.split == ALL:
+        cfg = job.stage.all_rows(cfg)
+        if cfg.dataset == job.evaluated.options.get("dataset"):
+            log.warning("the model was trained on some of the rows of %s, which --split all evaluates", cfg.dataset)
     with tempfile.TemporaryDirectory(prefix="stoker.") as folder:
         stage = job.stage(cfg, Path(folder))
         resolve_parts(stage, job.evaluated)
         stage.prepare()
-    if cfg.split not in stage.splits():
+    if cfg.split not in (*stage.splits(), ALL):
         raise UserError(f"--split {cfg.split}: the data have none ({cfg.dataset} gives {', '.join(stage.splits())})")
     model = networks.build(stage, device)
     job.evaluated.load(stage, model)
     log.info("Weights taken from %s", job.evaluated)
-    try:
-        done = evaluate(stage, model, stage.dataset(cfg.split), cfg, device, lambda: False)
-    except MemoryError as error:
-        raise UserError(f"{error}: --precision bf16 or another --device may have room") from error
-    assert done
+    done = Evaluations(stage, cfg).run(cfg.split, model, cfg, device, lambda: False)
+    assert done is not None
+    if problems := [scores.problem for scores in done if scores.problem]:
+        raise UserError(f"{problems[0]}: --precision bf16 or another --device may have room")
     return done

@@ -11,11 +11,10 @@ import torch
 
 from stoker import config, files
 from stoker.daemon.rundir import RunDir
-from stoker.monitors.console import words
+from stoker.monitors.console import title, words
 from stoker.training.callbacks.ema import EMA
 from stoker.training.core import device as devices
-from stoker.training.core import manifest, networks, pretrained
-from stoker.training.core.evaluation import evaluate
+from stoker.training.core import evaluations, manifest, networks, pretrained
 from stoker.training.core.media import Text
 from stoker.training.trainer import Trainer
 
@@ -69,25 +68,26 @@ def _tell_target(trainer: Trainer) -> None:
     cfg: Any = trainer.cfg
     name, mode = trainer.stage.best
     met = trainer.best < target if mode == "min" else trainer.best > target
-    aim = words({name: target}, "eval/").replace("=", " below " if mode == "min" else " above ")
+    prefix = f"{evaluations.of(name)}/"
+    aim = words({name: target}, prefix).replace("=", " below " if mode == "min" else " above ")
     log.info("Target %s: %s on validation data of %s (%s)", aim, "met" if met else "not met", cfg.dataset,
-             words({name: trainer.best}, "eval/"))
+             words({name: trainer.best}, prefix))
 
 
 def _tell_test_score(trainer: Trainer) -> None:
     """Of the best model, where the data have a test split."""
     if "test" not in trainer.stage.splits():
         return
-    try:
-        done = evaluate(trainer.stage, trainer.model, trainer.stage.dataset("test"), trainer.cfg, trainer.device,
-                        lambda: trainer.signals.stop)
-    except MemoryError as error:  # the models are written
-        log.error("test set not evaluated: %s; %s tries again", error, files.hint("evaluate RUN --split test"))
-        return
-    if done:
-        log.info("  -> Test: %s", words(done.metrics, "eval/"))
-    else:
-        log.info("test score abandoned; %s tells it", files.hint("evaluate RUN --split test"))
+    done = trainer.evaluations.run("test", trainer.model, trainer.cfg, trainer.device, lambda: trainer.signals.stop)
+    again = files.hint("evaluate RUN --split test")
+    if done is None:
+        log.info("test score abandoned; %s computes it", again)
+    for scores in done or []:
+        if scores.problem:  # the models are written
+            log.error("test set not evaluated: %s; %s tries again", scores.problem, again)
+        else:
+            log.info("  -> %s: %s", title("test", scores.name),
+                     words(scores.metrics, f"{scores.name}/", scores.intervals(trainer.cfg.seed)))
 
 
 def _tell_sample(trainer: Trainer) -> None:

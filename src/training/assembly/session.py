@@ -296,8 +296,7 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
     """What every run has beside the stage's and the user's `own`. Their order in the loop comes from their bands."""
     speed = Speed()
     if expected:
-        rows = len(stage.dataset("validation"))  # type: ignore[arg-type]
-        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(rows))
+        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(Length.of(stage, cfg)))
     callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts), Profiler(run.path)]
     if cfg.samples:

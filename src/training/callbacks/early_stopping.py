@@ -53,7 +53,7 @@ class EarlyStopping(Callback):
                    cfg.early_stop_overfit_min_delta)
 
     def on_start(self, trainer: "Trainer") -> None:
-        every = trainer.cfg.eval_interval or trainer.steps_per_epoch
+        every = trainer.evaluations.interval(self.metric)
         if trainer.steps < trainer.steps_per_epoch:
             self._unit, self._units = every, "evaluations"
             often = "the run is shorter than an epoch"
@@ -77,9 +77,8 @@ class EarlyStopping(Callback):
         self.trained = Ratio(self.trained.total + self._step.total, self.trained.count + self._step.count)
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        if not metrics:  # abandoned, and done first when the run is resumed; or there was not enough memory
-            return
-        self._compare(trainer, metrics[self.metric])
+        if self.metric in metrics:  # else abandoned, and done first when the run is resumed; or not due; or no memory
+            self._compare(trainer, metrics[self.metric])
         if self.overfit_patience and "eval/loss" in metrics:
             self.scored = Ratio(self.scored.total + metrics["eval/loss"], self.scored.count + 1)
             if passed := trainer.step // self._unit - self.since // self._unit:

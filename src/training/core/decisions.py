@@ -97,9 +97,11 @@ class Decisions:
         """The run cannot continue. Where something else ends it already, that is part of the reason."""
         self._halts.append(why)
 
-    def ask_by_interval(self, step: int, steps: int, steps_per_epoch: int, last_save: float) -> None:
-        """What is due after a step (from 1). `last_save`: when a snapshot was begun, by the monotonic clock."""
-        for what in due(self.cfg, step, steps, steps_per_epoch):
+    def ask_by_interval(self, step: int, steps: int, steps_per_epoch: int, last_save: float, *,
+                        evaluation: bool) -> None:
+        """What is due after a step (from 1). `last_save`: when a snapshot was begun, by the monotonic clock;
+        `evaluation`: whether the interval of one ends there."""
+        for what in due(self.cfg, step, steps, steps_per_epoch, evaluation=evaluation):
             self.ask(what, "interval")
         if self.cfg.snapshot_minutes and time.monotonic() - last_save > 60 * self.cfg.snapshot_minutes:
             self.ask("save", "time")

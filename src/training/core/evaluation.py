@@ -1,80 +1,239 @@
-"""The one evaluation loop: a model scored on all rows of a data set."""
+"""The one evaluation loop: a model scored on the rows of a data set; and all evaluations of a stage by it."""
 
+import itertools
 import logging
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from stoker import progress
-from stoker.data.loader import evaluation_batches
+from stoker.config import ENDLESS, UserError
+from stoker.data.loader import evaluation_batches, stretches
 from stoker.data.workers import Abandoned, workers_that_fit
+from stoker.training.core import bootstrap, evaluations, rng
 from stoker.training.core import device as devices
-from stoker.training.core import rng
 from stoker.training.core.blocks import first_line
-from stoker.training.core.figures import Moment
+from stoker.training.core.evaluations import Evaluation
+from stoker.training.core.figures import Batch, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.core.stage import Stage
 from stoker.training.core.totals import Totals
 
 log = logging.getLogger(__name__)
 
+ALL = "all"  # instead of a split: the rows of all splits
 
-class Evaluation(NamedTuple):
-    """`metrics` are the stage's figures under eval/..., `size` what was scored: {"samples": 40, "tok": 10240}."""
 
+class Rows(NamedTuple):
+    """What is evaluated."""
+
+    dataset: Any  # all rows, or some of them
+    total: int  # how many there are
+    splits: Mapping[str, int]  # how many by split
+    groups: Sequence[str] | None  # of each row of `dataset`
+    own: bool  # the evaluation has rows of its own, not those of the stage's data set
+
+
+class Scores(NamedTuple):
+    """Result of an evaluation: `metrics` as NAME/metric, `size` of what was scored: {"samples": 40, "tok": 10240}."""
+
+    name: str
     metrics: dict[str, float]
     size: dict[str, int]
+    rates: Mapping[str, Ratio] = {}  # of the metrics that have it: totals and counts of each row
+    rows: Rows | None = None
+    problem: str = ""  # why there are no metrics
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """The groups of the rows, where there are at least two."""
+        known = self.rows.groups if self.rows else None
+        return known if known and len(set(known)) > 1 else None
+
+    def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
+        """The 95 % confidence intervals of its rates, from resampled rows, or groups of rows where there are any."""
+        found = {}
+        for name, ratio in self.rates.items():
+            values = [value.double().cpu().numpy() for value in ratio]
+            if self.groups:
+                values = [bootstrap.by_group(value, self.groups) for value in values]
+            if interval := bootstrap.interval(*values, seed=seed):
+                found[name] = interval
+        return found
+
+
+class Evaluations:
+    """The evaluations of a stage, when each is due, and their rows, which are read when they are first needed."""
+
+    def __init__(self, stage: Stage, cfg: Options, steps_per_epoch: int = 1):
+        """Raises UserError where the stage declares what cannot be."""
+        self.stage, self.cfg = stage, cfg
+        self.declared = evaluations.declared(stage)
+        self.intervals = {each.name: each.steps(cfg, steps_per_epoch) for each in self.declared}
+        self._rows: dict[tuple[str, str], Rows | None] = {}
+
+    def interval(self, metric: str) -> int:
+        """Steps between two evaluations in which a metric is computed."""
+        return self.intervals[evaluations.of(metric)]
+
+    def is_due(self, step: int) -> bool:
+        """Whether an interval ends at a step (from 1)."""
+        return any(step % interval == 0 for interval in self.intervals.values())
+
+    def times(self, step: int, steps: int) -> int:
+        """After how many of the first `step` steps of a run there is an evaluation."""
+        sets = [chosen for size in range(1, len(self.intervals) + 1)
+                for chosen in itertools.combinations(set(self.intervals.values()), size)]
+        ends: int = sum((-1) ** (len(chosen) + 1) * (step // math.lcm(*chosen)) for chosen in sets)
+        return ends + (step == steps and not self.is_due(step))
+
+    def due(self, step: int, steps: int) -> list[Evaluation]:
+        """Which are done at a step: those whose interval ends there; all after the last one, and where none ends, since
+        then a callback has asked. This follows from the step alone, so an abandoned evaluation is resumed whole."""
+        ends = [each for each in self.declared if step % self.intervals[each.name] == 0]
+        return ends if ends and step < steps else list(self.declared)
+
+    def rows(self, evaluation: Evaluation, split: str) -> Rows | None:
+        """What it evaluates of a split, or of "all" of them; None where it has no such rows. Raises UserError where
+        there are none in them."""
+        if (evaluation.name, split) not in self._rows:
+            self._rows[evaluation.name, split] = self._read(evaluation, split)
+        return self._rows[evaluation.name, split]
+
+    def _read(self, evaluation: Evaluation, split: str) -> Rows | None:
+        asked = {part: evaluation.rows(part) for part in (self.stage.splits() if split == ALL else (split,))}
+        parts: dict[str, Any] = {part: rows for part, rows in asked.items() if rows is not None}
+        if not parts:
+            return None
+        if endless := [part for part, rows in parts.items() if not isinstance(rows, Sized)]:
+            raise UserError(f"--split {split}: the {endless[0]} data are a stream, which has no end: evaluate the "
+                            "validation or the test split")
+        sizes = {part: len(rows) for part, rows in parts.items()}
+        total, limit = sum(sizes.values()), evaluation.limit(self.cfg)
+        if not total:
+            raise UserError(f"there are no {split} samples for evaluation {evaluation.name}: give more data")
+        dataset: Any = ConcatDataset(parts.values()) if len(parts) > 1 else next(iter(parts.values()))
+        found = [evaluation.groups(part) for part in parts]
+        groups = None if None in found else [group for part in found for group in part or ()]
+        if limit and limit < total:
+            chosen = [number * total // limit for number in range(limit)]
+            dataset, groups = Subset(dataset, chosen), groups and [groups[row] for row in chosen]
+        return Rows(dataset, total, sizes, groups, evaluation.rows != self.stage.dataset)
+
+    def describe(self) -> list[str]:
+        """A line for each evaluation, where there are several or one leaves rows out."""
+        lines = []
+        for each in self.declared:
+            rows = self.rows(each, "validation")
+            of = f"{len(rows.dataset):,} of {rows.total:,} rows" if rows else "no validation rows"
+            batch = f", in batches of {each.batch_size:,}" if each.batch_size else ""
+            interval = self.intervals[each.name]
+            when = f"every {interval:,} steps" if interval < ENDLESS else "after the last step"
+            lines.append(f"Evaluation {each.name}: {when}, {of}{batch}")
+        return lines if len(lines) > 1 or self.declared[0].limit(self.cfg) else []
+
+    def run(self, split: str, model: Any, cfg: Options, device: torch.device, stopped: Callable[[], object],
+            chosen: Sequence[Evaluation] | None = None) -> list[Scores] | None:
+        """The scores of all, or of those chosen, that have rows in the split; None if `stopped` said so in between.
+        Where the memory does not suffice for one, its scores say so."""
+        done = []
+        for each in self.declared if chosen is None else chosen:
+            if (rows := self.rows(each, split)) is None:
+                continue
+            try:
+                scores = evaluate(self.stage, model, rows.dataset, cfg, device, stopped, each)
+            except MemoryError as error:
+                scores = Scores(each.name, {}, {}, problem=str(error))
+            if scores is None:
+                return None
+            best = self.stage.best[0]
+            if evaluations.of(best) == each.name and not scores.problem and best not in scores.metrics:
+                raise ValueError(f"stage {self.stage.name} names {best} as its best metric, but evaluation {each.name} "
+                                 f"computes {', '.join(scores.metrics) or 'nothing'}")
+            done.append(scores._replace(rows=rows))
+        return done
+
+
+def merged(done: Sequence[Scores]) -> dict[str, float]:
+    """The metrics of several evaluations."""
+    return {name: value for scores in done for name, value in scores.metrics.items()}
 
 
 def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
-             stopped: Callable[[], object]) -> Evaluation | None:
-    """Score a model on all rows; None if `stopped` said so in between. Leaves the global randomness as it was.
+             stopped: Callable[[], object], evaluation: Evaluation | None = None) -> Scores | None:
+    """Score a model on all rows, by the stage's first evaluation unless another is given; None if `stopped` said so in
+    between. Leaves the global randomness as it was.
 
     Where the memory does not suffice it is done in smaller batches; raises MemoryError where that is not possible.
     """
+    evaluation = evaluation or stage.evaluations()[0]
+    size = evaluation.batch_size or cfg.batch_size
     try:
-        return _evaluate(stage, model, dataset, cfg, device, stopped)
+        return _evaluate(stage, model, dataset, replace(cfg, batch_size=size), device, stopped, evaluation)
     except Abandoned:
         return None
     except (RuntimeError, MemoryError) as error:
         if not devices.is_out_of_memory(error):
             raise
         why = first_line(error)
-    if not stage.divisible or cfg.batch_size == 1:
-        raise MemoryError(f"an evaluation in batches of {cfg.batch_size} does not fit into memory ({why})")
-    cfg = replace(cfg, batch_size=(cfg.batch_size + 1) // 2)
-    log.warning("evaluation: out of memory; it is done in batches of %s", cfg.batch_size)
-    return evaluate(stage, model, dataset, cfg, device, stopped)
+    if not evaluation.divisible or size == 1:
+        raise MemoryError(f"an evaluation in batches of {size} does not fit into memory ({why})")
+    size = (size + 1) // 2
+    log.warning("evaluation: out of memory; it is done in batches of %s", size)
+    return evaluate(stage, model, dataset, cfg, device, stopped, replace(evaluation, batch_size=size))
+
+
+def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.device,
+                precision: str) -> tuple[Batch, dict[str, Ratio], dict[str, Tensor]]:
+    """The batch on the device, its scores and what is gathered of it. For a model in evaluation mode, without
+    gradients."""
+    with devices.autocast(device, precision):
+        batch = devices.move(batch, device)
+        return batch, evaluation.score(model, batch), evaluation.gather(model, batch)
 
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
-              stopped: Callable[[], object]) -> Evaluation | None:
+              stopped: Callable[[], object], evaluation: Evaluation) -> Scores | None:
     sums, size, gathered = Totals(), Counter[str](), defaultdict[str, list[Tensor]](list)
-    rows = range(min(cfg.batch_size, len(dataset)))
-    workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, stage.collate, rows)
+    rates, collate = defaultdict[str, list[Ratio]](list), evaluation.collate
+    rows = stretches(dataset)[0][:cfg.batch_size]
+    workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, collate, rows)
     with torch.no_grad(), rng.preserved():
+        rng.seed(cfg.seed)
         model.eval()
-        for batch in evaluation_batches(dataset, stage.collate, cfg.batch_size, workers, stopped):
+        for batch in evaluation_batches(dataset, collate, cfg.batch_size, workers, stopped):
             if stopped():
                 return None
-            with devices.autocast(device, cfg.precision):
-                batch = devices.move(batch, device)
-                scores, gathering = stage.score(model, batch), stage.gather(model, batch)
+            batch, scores, gathering = score_batch(evaluation, model, batch, device, cfg.precision)
             for name, ratio in scores.items():
                 sums.add(name, ratio)
+                if isinstance(ratio.total, Tensor) and ratio.total.dim():
+                    rates[name].append(ratio)
             for name, tensor in gathering.items():
                 gathered[name].append(tensor.cpu())
-            size.update(stage.size(batch))
+            size.update(evaluation.size(batch) if evaluation.size else {})
             progress.mark()
         means = sums.means()
-        phase = stage.phases()[-1].name
-        if len(stage.counts(batch, phase)) > 1:  # the terms weigh what they weigh at the end of the run
-            weights = stage.weights(Moment(phase, cfg.max_steps or 1, cfg.max_steps or 1))
-            means["loss"] = sum(weights.get(term, 1.0) * means[term] for term in stage.counts(batch, phase))
-        judged = stage.judge({name: torch.cat(parts) for name, parts in gathered.items()}) if gathered else {}
-    metrics = {f"eval/{name}": value for name, value in {**means, **judged}.items()}
-    return Evaluation(metrics | stage.derive(metrics), dict(size))
+        if collate == stage.collate:
+            means |= _weighed_loss(stage, cfg, batch, means)
+        judged = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()}) if gathered else {}
+    metrics = {f"{evaluation.name}/{name}": value for name, value in {**means, **judged}.items()}
+    by_row = {f"{evaluation.name}/{name}": Ratio(*map(torch.cat, zip(*parts))) for name, parts in rates.items()}
+    return Scores(evaluation.name, metrics | stage.derive(metrics), dict(size) or {"samples": len(dataset)}, by_row)
+
+
+def _weighed_loss(stage: Stage, cfg: Options, batch: Batch, means: Mapping[str, float]) -> dict[str, float]:
+    """The loss of several terms that were scored: they weigh what they weigh at the end of the run. None where the
+    stage has scored a loss of its own."""
+    phase, steps = stage.phases()[-1].name, cfg.max_steps or 1
+    terms = stage.counts(batch, phase).keys()
+    if len(terms) == 1 or not terms <= means.keys() or "loss" in means.keys() - terms:
+        return {}
+    weights = stage.weights(Moment(phase, steps, steps))
+    return {"loss": sum(weights.get(term, 1.0) * means[term] for term in terms)}

@@ -13,7 +13,8 @@ class Ratio(NamedTuple):
     """A metric as a ratio of sums, so that means over uneven batches are exact.
 
     `total` is a sum over samples (tokens, words, ...), not their mean; `count` is how many there are.
-    Either may be a scalar tensor, which stays on its device until the log step.
+    Either may be a scalar tensor, which stays on its device until the log step. In an evaluation both may be 1-D
+    tensors with an entry for each sample: their sums count, and the metric has a confidence interval.
     """
 
     total: Any

@@ -129,7 +129,8 @@ class GoingOn:
     init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot or a "
                          "model folder; alone: of the newest finished run of this stage", path=(), bare="newest")
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
-    split: str = opt("validation", "what --eval_only evaluates on", choices=("validation", "test"), may_change=True)
+    split: str = opt("validation", "what --eval_only evaluates: the validation or the test split, or all rows of the "
+                     "data set", choices=("validation", "test", "all"), may_change=True)
     supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, "
                           "goes on from the newest snapshot where it died, up to five times in a row without a new one",
                           may_change=True)
@@ -141,6 +142,7 @@ class Watching:
     """What is watched (0 switches an interval off)"""
 
     eval_interval: int = opt(0, "updates between evaluations (0: each epoch)", ge=0, aliases=("eval_every",))
+    eval_max_rows: int = opt(0, "evaluate so many rows at most, evenly spread over the set (0: all)", ge=0)
     log_interval: int = opt(100, "updates between log lines; the first has one too", ge=1, may_change=True)
     sanity_check_interval: int = opt(10000, "updates between checks for NaN and Inf in weights, gradients and "
                                      "optimizer; the loss is checked at every one", ge=0, may_change=True)
@@ -242,11 +244,13 @@ def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: i
     return replace(cfg, **cuts), lines
 
 
-def due(cfg: Options, step: int, steps: int, steps_per_epoch: int) -> list[Request]:
-    """What the intervals ask for after a step (from 1). The first is logged: a sign of life, and where curves start."""
+def due(cfg: Options, step: int, steps: int, steps_per_epoch: int, *, evaluation: bool) -> list[Request]:
+    """What the intervals ask for after a step (from 1). The first is logged: a sign of life, and where curves start.
+
+    `evaluation`: whether the interval of one ends there."""
     last, epoch_end = step == steps, step % steps_per_epoch == 0
     asked: dict[Request, bool] = {
-        "eval": last or step % (cfg.eval_interval or steps_per_epoch) == 0,
+        "eval": last or evaluation,
         "log": last or step == 1 or step % cfg.log_interval == 0,
         "save": last or epoch_end or (cfg.snapshot_interval > 0 and step % cfg.snapshot_interval == 0),
     }

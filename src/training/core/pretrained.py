@@ -23,7 +23,7 @@ from stoker.config import Parsed, UserError
 from stoker.daemon import registry
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
-from stoker.training.core import manifest
+from stoker.training.core import evaluations, manifest
 from stoker.training.core.parts import Lora, Part, kept
 from stoker.training.core.stage import Stage, discover
 
@@ -142,7 +142,7 @@ def scores(run: RunDir, step: int) -> dict[str, float]:
     """What the evaluation at a step found, as the journal has it; empty where there was none."""
     row = next((row for row in Journal(run.metrics).rows() if row["step"] == step), {})
     return {name: value for name, value in row.items()
-            if name.startswith("eval/") and isinstance(value, (int, float))}
+            if evaluations.is_score(name) and isinstance(value, (int, float))}
 
 
 def _of_snapshot(snapshot: Path) -> Pretrained:

@@ -7,9 +7,11 @@ knows stages only by what stands here. Importing a stage's file does not import 
 import importlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.parts import Part
 from stoker.training.core.phases import Phase
@@ -57,6 +59,11 @@ class Stage:
         Called before a new run is made; `typed` values are never replaced.
         """
         return cfg, []
+
+    @classmethod
+    def all_rows(cls, cfg: Any) -> Any:
+        """The config with which no row of a data set is changed, left out or added, to evaluate all of them."""
+        return replace(cfg, max_samples=0)
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -124,7 +131,7 @@ class Stage:
         raise NotImplementedError
 
     def score(self, model: "nn.Module", batch: Batch) -> dict[str, Ratio]:
-        """The figures of an evaluation; they are added over the whole validation set."""
+        """The figures of the evaluation "eval"; they are added over the whole set."""
         phase = self.phases()[-1].name
         loss, counts = self.loss(model, batch, Moment(phase)), self.counts(batch, phase)
         return {**{term: Ratio(total, counts[term]) for term, total in loss.terms.items()}, **loss.figures}
@@ -137,6 +144,15 @@ class Stage:
         """The figures of an evaluation that are no ratios of sums, such as recall among all that there are: from what
         `gather` gave, the rows of the whole validation set in their order, on the host. Not asked for of nothing."""
         return {}
+
+    def groups(self, split: str) -> Sequence[str] | None:
+        """The group of each row of a split, such as its speaker; None where rows are independent of each other."""
+        return None
+
+    def evaluations(self) -> Sequence[Evaluation]:
+        """What is evaluated, in this order; `best` is a metric of one of them."""
+        return (Evaluation("eval", self.dataset, self.collate, self.score, self.gather, self.judge, self.size,
+                           self.groups, divisible=self.divisible),)
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Figures that follow from the means, as perplexity does from the loss."""

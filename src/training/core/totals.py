@@ -16,17 +16,16 @@ class Totals:
         self._sums: dict[str, list[Any]] = {}
 
     def add(self, name: str, ratio: Ratio) -> None:
-        total, count = self._sums.get(name, (0.0, 0))
-        self._sums[name] = [total + _detached(ratio.total), count + _detached(ratio.count)]
+        """Tensors with an entry for each sample are summed first."""
+        total, count = self._sums.get(name, (0, 0))
+        self._sums[name] = [total + _sum(ratio.total), count + _sum(ratio.count)]
 
     def means(self) -> dict[str, float]:
-        """The ratios as floats, NaN where nothing was counted. All tensors come to the host together: one wait."""
-        tensors = [value for pair in self._sums.values() for value in pair if isinstance(value, Tensor)]
-        kind = torch.float32 if tensors and tensors[0].device.type == "mps" else torch.float64  # mps has no float64
-        values = iter(torch.stack([t.to(kind) for t in tensors]).tolist() if tensors else [])
-        pairs = {name: [next(values) if isinstance(value, Tensor) else float(value) for value in pair]
-                 for name, pair in self._sums.items()}
-        return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
+        """The ratios as floats, NaN where nothing was counted. All tensors of a device come to the host together: one
+        wait."""
+        values = _on_host([value for pair in self._sums.values() for value in pair])
+        return {name: total / count if count else math.nan
+                for name, total, count in zip(self._sums, values[::2], values[1::2])}
 
     def state_dict(self) -> dict[str, list[Any]]:
         return {name: list(pair) for name, pair in self._sums.items()}
@@ -42,6 +41,24 @@ def finite_or_nothing(ratio: Ratio) -> Ratio:
         return ratio if math.isfinite(ratio.total) else Ratio(0.0, 0)
     finite = ratio.total.detach().isfinite()
     return Ratio(torch.where(finite, ratio.total.detach(), 0.0), finite * _detached(ratio.count))
+
+
+def _on_host(values: list[Any]) -> list[float]:
+    found = [math.nan if isinstance(value, Tensor) else float(value) for value in values]
+    places: dict[torch.device, list[int]] = {}
+    for place, value in enumerate(values):
+        if isinstance(value, Tensor):
+            places.setdefault(value.device, []).append(place)
+    for device, own in places.items():
+        kind = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        for place, number in zip(own, torch.stack([values[place].to(kind) for place in own]).tolist()):
+            found[place] = number
+    return found
+
+
+def _sum(value: Any) -> Any:
+    value = _detached(value)
+    return value.sum() if isinstance(value, Tensor) and value.dim() else value
 
 
 def _detached(value: Any) -> Any:

@@ -1,0 +1,96 @@
+"""What a stage declares of its evaluations: which rows, how they are scored, how often."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stoker.config import UserError
+from stoker.training.core.figures import Batch, Ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from stoker.training.core.options import Options
+    from stoker.training.core.stage import Stage
+
+# First parts of names in the log that belong to training and to monitors.
+RESERVED = ("train", "gradients", "updates", "weights", "health", "speed", "system")
+
+
+def _nothing(*given: Any) -> dict[str, Any]:
+    return {}
+
+
+def _no_groups(split: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows, and what is computed from them. Its metrics are logged as NAME/metric.
+
+    name        lower case letters, digits and _
+    rows        split -> its rows, or None where this evaluation has none: "validation" during training, "test" at the
+                end of a run that has such a split. Called when the rows are needed, perhaps more than once
+    collate     samples -> batch
+    score       model, batch -> metrics as ratios of sums. It may generate text. A ratio of two 1-D tensors, with an
+                entry for each sample, also has a confidence interval in reports. What it draws follows from --seed
+    gather      model, batch -> what `judge` needs of each batch, tensors with a row for each sample
+    judge       all that was gathered, in the order of the rows, on the host -> metrics that are no ratios of sums
+    size        batch -> how much it holds, by unit; by default rows are counted
+    groups      split -> the group of each row, such as its speaker: groups are resampled whole for the confidence
+                interval. None, or "" for a row, where rows are independent
+    every       1: as often as --eval_interval; 3: every third time
+    interval    steps between these evaluations, whatever --eval_interval; 0: as `every` says
+    max_rows    evaluate so many rows at most, evenly spread over the set; 0: all
+    batch_size  samples in a batch; 0: as many as in a micro-batch of training
+    divisible   the metrics do not depend on the batch size, so smaller batches do where memory is short
+    """
+
+    name: str
+    rows: "Callable[[str], Dataset[Any] | None]"
+    collate: Callable[[list[Any]], Batch]
+    score: Callable[[Any, Batch], dict[str, Ratio]]
+    gather: "Callable[[Any, Batch], dict[str, Tensor]]" = _nothing
+    judge: "Callable[[Mapping[str, Tensor]], dict[str, float]]" = _nothing
+    size: Callable[[Batch], dict[str, int]] | None = None
+    groups: Callable[[str], Sequence[str] | None] = _no_groups
+    every: int = 1
+    interval: int = 0
+    max_rows: int = 0
+    batch_size: int = 0
+    divisible: bool = True
+
+    def steps(self, cfg: "Options", steps_per_epoch: int) -> int:
+        """How many steps lie between two of these evaluations."""
+        return self.interval or self.every * (cfg.eval_interval or steps_per_epoch)
+
+    def limit(self, cfg: "Options") -> int:
+        """How many rows are evaluated at most; 0: all."""
+        return min((most for most in (self.max_rows, cfg.eval_max_rows) if most), default=0)
+
+
+def declared(stage: "Stage") -> tuple[Evaluation, ...]:
+    """The evaluations of a stage. Raises UserError where their names, or that of the best metric, cannot be."""
+    found = tuple(stage.evaluations())
+    names, taken = [each.name for each in found], {*RESERVED, *(phase.name for phase in stage.phases())}
+    for name in names:
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in taken or names.count(name) > 1:
+            raise UserError(f"evaluation {name!r} of stage {stage.name}: a name has lower case letters, digits and _, "
+                            f"occurs once, and is none of {', '.join(sorted(taken))}")
+    if of(stage.best[0]) not in names:
+        raise UserError(f"stage {stage.name} names {stage.best[0]} as its best metric, but evaluates "
+                        f"{', '.join(names) or 'nothing'}")
+    return found
+
+
+def of(metric: str) -> str:
+    """The evaluation that a metric belongs to: "eval" for "eval/loss"."""
+    return metric.partition("/")[0]
+
+
+def is_score(name: str) -> bool:
+    """Whether a figure of a log line comes from an evaluation."""
+    return "/" in name and of(name) not in RESERVED and not name.endswith("/grad_norm")
