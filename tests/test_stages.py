@@ -98,7 +98,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, name: str, at: int, workers: i
 def test_one_batch_is_overfitted(tmp_path: Path, name: str) -> None:
     options = OPTIONS | data_of(name, tmp_path) | STILL.get(name, {}) | dict(
         max_samples=2, grad_accum_steps=1, max_steps=150, lr=5e-3, dropout=0.0, log_interval=10, eval_interval=150,
-        snapshot_interval=0)
+        snapshot_interval=0, threads=1)
     run = new_run(tmp_path, STAGES[name])
     train(STAGES[name], run, **options)
     losses = [row["train/loss"] for row in Journal(run.metrics).rows()]

@@ -55,7 +55,8 @@ def test_a_run_of_a_stage_from_outside_lives_like_any_other(desk: Desk, own: Pat
     assert desk.call("stop.sh", "mine", cwd=Path("/")).returncode == 0 and not living(pid)
     step = desk.run("mine")["step"]
     evaluated = desk.call("evaluate.sh", "mine", cwd=Path("/"))
-    assert re.fullmatch(r"Validation: loss=[\d.]+ mae=[\d.]+ \(59 samples\)\n", evaluated.stdout), evaluated
+    rows = r"\(59 samples; all rows of the validation split of .*series.txt\)"
+    assert re.fullmatch(rf"Validation: loss=[\d.]+ mae=[\d.]+ {rows}\n", evaluated.stdout), evaluated
     again = desk.call("resume.sh", "mine", "--yes", cwd=Path("/"))
     desk.begun(again)
     assert f"step {step}\n" in again.stdout and "same configuration, data, code" in again.stdout

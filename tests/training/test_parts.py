@@ -1,4 +1,4 @@
-"""Parts of a model: frozen, by adapters, whole, for evaluation alone; where their weights come from and do not go."""
+"""Parts of a model: frozen or whole; where their weights come from and do not go."""
 
 import copy
 import hashlib
@@ -6,11 +6,9 @@ import json
 import shutil
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,143 +16,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toys
-from stoker.config import Parsed, UserError, opt
-from stoker.daemon.rundir import RunDir
+from composed import (
+    LORA,
+    Composed,
+    Config,
+    Judged,
+    Model,
+    Thinker,
+    Tied,
+    built,
+    folder_of,
+    last,
+    resumed,
+    saved,
+    thinker,
+    trained,
+)
+from stoker.config import Parsed, UserError
 from stoker.monitors.sanity import Sanity
 from stoker.monitors.system import System
-from stoker.training.assembly import eval_only, launch
+from stoker.training.assembly import launch
 from stoker.training.assembly.job import Job
-from stoker.training.core import adapters, incident, networks, optim, parts, pretrained, saver
+from stoker.training.core import incident, networks, optim, parts, pretrained, saver
 from stoker.training.core.callback import Callback
-from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.parts import Lora, Part
-from stoker.training.core.snapshots import Snapshots, pack
-from stoker.training.core.stage import Stage
+from stoker.training.core.snapshots import pack
 from stoker.training.trainer import Trainer
-from toys import Layer, StopAt, Toy, assert_same, new_run, session, train
-
-
-@dataclass
-class Config(toys.Config):
-    """Toys with a part"""
-
-    hidden: int = opt(16, "size of the thinker")
-    thinker_ckpt: str = opt("", "the thinker's weights", path=())
-    judge_ckpt: str = opt("", "the judge's weights", path=())
-
-
-class Thinker(nn.Module):
-    """Two layers with dropout between them and batch norm after them: both differ between training and evaluation."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.layers = nn.ModuleList([Layer(width, hidden), Layer(hidden, hidden)])
-        self.norm, self.dropout = nn.BatchNorm1d(hidden), nn.Dropout(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.layers[1](self.dropout(self.layers[0](x).tanh())))  # type: ignore[no-any-return]
-
-
-class Model(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.thinker, self.head = Thinker(width, hidden), Layer(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.thinker(x))  # type: ignore[no-any-return]
-
-
-class Composed(Toy):
-    """A head on a thinker."""
-
-    name = "composed"
-    Config = Config
-    how: dict[str, Any] = {"train": "frozen"}
-
-    def parts(self) -> Sequence[Part]:
-        return [Part("thinker", self.cfg.thinker_ckpt, **self.how)]
-
-    def model(self) -> nn.Module:
-        return Model(self.cfg.width, self.cfg.hidden)
-
-    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
-        error = (model(batch["x"]) - batch["x"].flip(1)).square().mean(1)
-        return Loss({"loss": error.sum()})
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in parts.exported(self.parts(), model).items()},
-                  folder / "model.safetensors")
-        (folder / "config.json").write_text("{}")
-
-    def load(self, model: nn.Module, folder: Path) -> None:
-        from stoker.model import weights
-
-        weights.load(model, folder, but=parts.referenced(self.parts(), model))
-
-    @classmethod
-    def taken_from(cls, pretrained: Any) -> dict[str, Any]:
-        return {"hidden": pretrained.options["hidden"], "width": pretrained.options["width"]}
-
-
-def trained(**how: Any) -> type[Composed]:
-    return type("Composed", (Composed,), {"how": how})
-
-
-LORA = trained(train=Lora(rank=2, alpha=6.0))
-
-
-class Judged(Composed):
-    """Scored by a network outside of the model."""
-
-    name = "judged"
-
-    def parts(self) -> Sequence[Part]:
-        cfg = self.cfg
-        judge = Part("judge", cfg.judge_ckpt, use="evaluation", build=lambda: Layer(cfg.width, 1))
-        return [*super().parts(), judge] if cfg.judge_ckpt else super().parts()
-
-    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
-        figures = super().score(model, batch)
-        if judge := self.judges.get("judge"):
-            figures["opinion"] = Ratio(judge(batch["x"]).sum(), len(batch["x"]))
-        return figures
-
-
-def folder_of(path: Path, weights: dict[str, Tensor]) -> Path:
-    """A model folder of another program."""
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path / "model.safetensors")
-    (path / "config.json").write_text("{}")
-    return path
-
-
-def thinker(hidden: int = 16) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(5)
-    found = Thinker(8, hidden).state_dict()
-    return {name: torch.rand(t.shape, generator=draw) if t.is_floating_point() else t + 7 for name, t in found.items()}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return folder_of(tmp_path / "source", thinker())
-
-
-@pytest.fixture
-def judge(tmp_path: Path) -> Path:
-    return folder_of(tmp_path / "judge", {"weight": torch.arange(8.0)[None], "bias": torch.tensor([0.5])})
-
-
-def resumed(stage: type[Stage], run: RunDir, **options: Any) -> Trainer:
-    return train(stage, run, resume=True, **options)[0]
-
-
-def last(run: RunDir) -> Path:
-    return Snapshots(run.snapshots, {}).found()[-1]
-
-
-def saved(run: RunDir) -> dict[str, Tensor]:
-    return load_file(last(run) / "model.safetensors")
-
+from toys import StopAt, assert_same, new_run, session, train
 
 # -- frozen ---------------------------------------------------------------------------------------------------------
 
@@ -412,12 +301,6 @@ def test_names_are_looked_at_before_a_start(tmp_path: Path) -> None:
 # -- which weights of a source --------------------------------------------------------------------------------------
 
 
-def built(stage: type[Composed], source: Path | str, **options: Any) -> Any:
-    made = stage(Config(**{"thinker_ckpt": str(source), **options}), Path())
-    pretrained.resolve_parts(made)
-    return networks.build(made, "cpu")
-
-
 def test_a_part_out_of_a_bigger_model(tmp_path: Path) -> None:
     weights = {f"model.text.{name}": t for name, t in thinker().items()} | {"model.talker.weight": torch.ones(3)}
     model = built(trained(train="frozen", prefix="model.text."), folder_of(tmp_path / "big", weights))
@@ -495,14 +378,6 @@ def test_a_language_model_s_folder_is_read_by_its_stage(tmp_path: Path) -> None:
         built(trained(train="frozen", stage="ocr"), folder)
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
-        self.head.weight = self.embedding.weight
-        self.register_buffer("table", torch.zeros(2))
-
-
 class OnMeta(Composed):
     def model(self) -> nn.Module:
         model = super().model()
@@ -535,182 +410,3 @@ def test_the_random_numbers_are_those_of_a_run_without_a_source(source: Path, ju
     torch.manual_seed(0)
     Model(8, 16)
     assert torch.equal(after, torch.rand(1))
-
-
-# -- adapters -------------------------------------------------------------------------------------------------------
-
-
-def test_adapters_are_trained_beside_a_frozen_base(tmp_path: Path, source: Path) -> None:
-    whole, halves = new_run(tmp_path / "1", LORA), new_run(tmp_path / "2", LORA)
-    expected = train(LORA, whole, thinker_ckpt=str(source))[0]
-    train(toys.with_callbacks(LORA, StopAt(5)), halves, thinker_ckpt=str(source))
-    found = resumed(LORA, halves)
-    assert_same(found.model.state_dict(), expected.model.state_dict())
-    assert halves.metrics.read_text() == whole.metrics.read_text()
-    lora = {f"thinker.layers.{i}.lora_{kind}" for i in (0, 1) for kind in "ab"}
-    statistics = {f"thinker.norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
-    assert saved(whole).keys() == lora | statistics | {"head.weight", "head.bias"}
-    base = {name: t for name, t in expected.model.thinker.state_dict().items() if "lora" not in name}
-    assert base.keys() == thinker().keys()  # as they were called before
-    assert_same({n: t for n, t in base.items() if "norm" not in n or n.endswith(("weight", "bias"))},
-                {n: t for n, t in thinker().items() if "norm" not in n or n.endswith(("weight", "bias"))})
-    assert all(saved(whole)[name].abs().sum() > 0 for name in lora)
-
-
-def test_the_first_forward_is_that_of_the_base(source: Path) -> None:
-    model, base = built(LORA, source), Thinker(8, 16)
-    base.load_state_dict(thinker())
-    x = torch.randn(5, 8)
-    assert torch.equal(model.thinker.eval()(x), base.eval()(x))
-
-
-def test_what_an_adapter_computes_and_what_is_merged(source: Path) -> None:
-    """Against W x + alpha / rank * B A x (Hu et al. 2021, section 4.1), in float64 by numpy."""
-    model = built(LORA, source)
-    layer = model.thinker.layers[1]
-    for index in (0, 1):
-        nn.init.normal_(model.thinker.layers[index].lora_b)
-    x = torch.randn(5, 16)
-    w, bias, a, b = (t.detach().double().numpy() for t in (layer.weight, layer.bias, layer.lora_a, layer.lora_b))
-    expected = x.double().numpy() @ (w + 6.0 / 2 * b @ a).T + bias
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-5, atol=1e-5)
-    model.eval()
-    x, before = torch.randn(5, 8), model.state_dict()
-    unmerged, held = model(x), {name: t.clone() for name, t in before.items()}
-    stage = LORA(Config(thinker_ckpt=str(source)), Path())
-    with networks.merged(stage, model):
-        assert model.state_dict().keys() == Model(8, 16).state_dict().keys()
-        plain = Model(8, 16).eval()
-        plain.load_state_dict(model.state_dict())
-        assert not any(isinstance(module, adapters.Adapted) for module in model.modules())
-    torch.testing.assert_close(plain(x), unmerged, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(plain(x), built(Composed, source).eval()(x), atol=1e-2)
-    assert_same(model.state_dict(), held)
-    assert torch.equal(model(x), unmerged) and model.thinker.layers[0].lora_a.requires_grad
-
-
-def test_a_base_of_bf16_has_adapters_of_fp32(source: Path) -> None:
-    class Narrow(Composed):
-        how = {"train": Lora(2, layers=("layers.0",)), "dtype": "bf16"}
-
-    model = built(Narrow, source)
-    first = model.thinker.layers[0]
-    assert (first.weight.dtype, first.lora_a.dtype) == (torch.bfloat16, torch.float32)
-    first(torch.randn(3, 8, dtype=torch.bfloat16)).sum().backward()
-    assert first.lora_b.grad.abs().sum() > 0 and first.weight.grad is None
-    assert not hasattr(model.thinker.layers[1], "lora_a")
-
-
-def test_where_adapters_cannot_work_they_are_refused(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UserError, match="part thinker: no linear layer fits nothing.*"):
-        built(trained(train=Lora(layers=("nothing.*",))), source)
-    with pytest.raises(UserError, match="head shares its weight with another layer"):
-        adapters.add(Tied(), Lora(), "thinker")
-    with pytest.raises(UserError, match="torch uses the weight of out_proj without calling the layer"):
-        adapters.add(nn.MultiheadAttention(4, 2), Lora(), "thinker")
-    with pytest.raises(ValueError, match="export it as a copy"):
-        Part("thinker", export="reference")
-
-
-def test_a_layer_used_twice_gets_one_adapter() -> None:
-    layer = nn.Linear(3, 3)
-    network = nn.Sequential(layer, layer)
-    adapters.add(network, Lora(2), "part")
-    assert len(list(network.parameters())) == 4 and network[0] is network[1]
-
-
-def test_a_compiled_layer_has_its_adapter(source: Path) -> None:
-    network = nn.Sequential(Layer(8, 8))
-    adapters.add(network, Lora(2), "part")
-    nn.init.normal_(network[0].lora_b)
-    x = torch.randn(4, 8)
-    torch.testing.assert_close(torch.compile(network, backend="eager")(x), network(x))
-
-
-# -- judges ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_judge_is_for_evaluation_alone(tmp_path: Path, source: Path, judge: Path) -> None:
-    run, other = new_run(tmp_path / "1", Judged), new_run(tmp_path / "2", Judged)
-    trainer, _ = train(Judged, run, thinker_ckpt=str(source), judge_ckpt=str(judge))
-    without, _ = train(Judged, other, thinker_ckpt=str(source))
-    assert_same(saved(run), saved(other))
-    assert_same(trainer.model.state_dict(), without.model.state_dict())
-    rows = torch.stack([toys.Points(7, 8, 1000)[i] for i in range(7)]).double()
-    expected = float((rows @ torch.arange(8.0).double() + 0.5).mean())
-    found = [json.loads(line).get("eval/opinion") for line in run.metrics.read_text().splitlines()]
-    assert [value for value in found if value] == pytest.approx([expected] * len([v for v in found if v]), rel=1e-5)
-    assert not any(p.requires_grad for p in trainer.stage.judges["judge"].parameters())
-    assert not trainer.stage.judges["judge"].training
-
-
-def test_weights_alone_are_evaluated_with_their_parts_and_the_judge(tmp_path: Path, source: Path, judge: Path) -> None:
-    run = new_run(tmp_path, Judged)
-    trainer, _ = train(Judged, run, thinker_ckpt=str(source), judge_ckpt=str(judge))
-    weights = pretrained.find(str(last(run)))
-    [done] = eval_only.evaluated(Job(Judged, Parsed(trainer.cfg, frozenset(), ""), evaluated=weights))
-    journal = json.loads(run.metrics.read_text().splitlines()[-1])
-    assert done.metrics == {name: journal[name] for name in done.metrics} and "eval/opinion" in done.metrics
-
-
-def test_another_judge_is_refused(tmp_path: Path, source: Path, judge: Path) -> None:
-    stage = toys.with_callbacks(Judged, StopAt(4))
-    train(stage, run := new_run(tmp_path, Judged), thinker_ckpt=str(source), judge_ckpt=str(judge))
-    folder_of(judge, {"weight": torch.ones(1, 8), "bias": torch.tensor([0.5])})
-    with run.lock(), pytest.raises(UserError, match="part judge: .* has other weights than before"):
-        session(Judged, run, resume=True).prepare()
-
-
-# -- model folders --------------------------------------------------------------------------------------------------
-
-
-def finished(stage: type[Stage], run: RunDir, **options: Any) -> None:
-    sitting = session(stage, run, **options)
-    with run.lock():
-        assert sitting.train().state == "finished"
-
-
-@pytest.mark.parametrize("how", [{"train": "frozen"}, {"train": Lora(2)}, {"train": "whole"}])
-def test_a_model_folder_with_a_copy_needs_no_source(tmp_path: Path, source: Path, how: dict[str, Any]) -> None:
-    stage = trained(**how)
-    finished(stage, run := new_run(tmp_path, stage), thinker_ckpt=str(source), eval_interval=3)
-    snapshot_of = pretrained.opened(pretrained.find(str(last(run))), stage, "cpu")[1]
-    shutil.rmtree(source)
-    made, model = pretrained.opened(pretrained.find(str(run.models / "final")), stage, "cpu")
-    assert not any("lora" in name for name in model.state_dict())
-    x = torch.randn(5, 8)
-    torch.testing.assert_close(model(x), snapshot_of(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("how", [{"train": "frozen"}, {"train": Lora(2)}])
-def test_a_model_folder_with_a_reference(tmp_path: Path, source: Path, how: dict[str, Any]) -> None:
-    stage = trained(**how, export="reference")
-    finished(stage, run := new_run(tmp_path, stage), thinker_ckpt=str(source))
-    final = run.models / "final"
-    noted = json.loads((final / "stoker.json").read_text())["parts"]["thinker"]
-    assert (noted["path"], len(noted["sha256"])) == (str(source), 64)
-    assert not any(name.startswith("thinker.layers.0.w") for name in load_file(final / "model.safetensors"))
-    x = torch.randn(5, 8)
-    expected = pretrained.opened(pretrained.find(str(last(run))), stage, "cpu")[1](x)
-    assert torch.equal(pretrained.opened(pretrained.find(str(final)), stage, "cpu")[1](x), expected)
-    weights = thinker()
-    weights["norm.bias"] += 1
-    folder_of(source, weights)
-    with pytest.raises(UserError, match="part thinker: .* has other weights than before"):
-        pretrained.opened(pretrained.find(str(final)), stage, "cpu")
-
-
-def test_weights_trained_beside_another_part_do_not_begin_a_run(tmp_path: Path, source: Path) -> None:
-    finished(LORA, run := new_run(tmp_path / "1", LORA), thinker_ckpt=str(source))
-    more = train(LORA, new_run(tmp_path / "2", LORA), snapshot=last(run), thinker_ckpt=str(source), max_steps=1)[0]
-    assert more.step == 1
-    weights = thinker()
-    weights["norm.bias"] += 1
-    other = folder_of(tmp_path / "other", weights)
-    with pytest.raises(UserError, match="was trained with other weights of part thinker than"):
-        train(LORA, new_run(tmp_path / "3", LORA), snapshot=last(run), thinker_ckpt=str(other))
-    whole = trained(train="whole")
-    with pytest.raises(UserError, match="was trained with other weights of part thinker than"):
-        train(whole, new_run(tmp_path / "5", whole), snapshot=last(run), thinker_ckpt=str(other))
-    with pytest.raises(UserError, match="holds part thinker with its adapters merged"):
-        train(LORA, new_run(tmp_path / "4", LORA), init_from=str(run.models / "final"), thinker_ckpt=str(source))
