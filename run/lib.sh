@@ -123,7 +123,7 @@ start_in_background() {
   return "${code}"
 }
 
-# Run a module of ours in this terminal; mistakes are told before anything is set up.  Arguments: MODULE, then its own.
+# Run a module of ours in this terminal; mistakes are reported before anything is set up.  Arguments: MODULE, then its own.
 in_foreground() {
   local module="$1" python
   shift

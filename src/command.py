@@ -13,7 +13,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def answered(work: Callable[[Sequence[str]], int], interrupted: str = "") -> int:
-    """The exit code of a program that does `work`, called with the words it was given. Mistakes are told, with 2;
+    """The exit code of a program that does `work`, called with the words it was given. Mistakes are printed, with 2;
     output that cannot be written too, with 1; Ctrl-C ends it with 130 and the text `interrupted`."""
     sharing.start()
     try:

@@ -2,7 +2,7 @@
 
 Between two operations of torch the threads of GNU's OpenMP library (libgomp) wait by spinning, for some milliseconds.
 Alone that is fastest: nobody has to be woken. Beside another program it is the worst there is: a thread that spins has
-a core on which a thread that computes could run, and two programs become four to nine times slower instead of two. A
+a core on which a thread that computes could run, and two programs become three to twenty times slower instead of two. A
 shorter spin for ever (GOMP_SPINCOUNT) costs a program that is alone up to a tenth of its speed.
 
 So the spin follows the machine. libgomp itself spins only shortly while it manages more threads than there are cores.

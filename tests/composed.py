@@ -18,7 +18,7 @@ from stoker.training.core.parts import Lora, Part
 from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.stage import Stage
 from stoker.training.trainer import Trainer
-from toys import Layer, Toy, train
+from toys import Layer, StopAt, Toy, assert_same, new_run, train
 
 
 @dataclass
@@ -123,6 +123,18 @@ def thinker(hidden: int = 16) -> dict[str, Tensor]:
 
 def resumed(stage: type[Stage], run: RunDir, **options: Any) -> Trainer:
     return train(stage, run, resume=True, **options)[0]
+
+
+def resumed_as_uninterrupted(stage: type[Toy], folder: Path, source: Path) -> tuple[Trainer, RunDir, RunDir]:
+    """Train in one sitting and in two, whose weights and metrics must be the same bits. The trainer of the one, and the
+    run of each."""
+    whole, halves = new_run(folder / "1", stage), new_run(folder / "2", stage)
+    expected = train(stage, whole, thinker_ckpt=str(source))[0]
+    train(toys.with_callbacks(stage, StopAt(5)), halves, thinker_ckpt=str(source))
+    found = resumed(stage, halves)
+    assert_same(found.model.state_dict(), expected.model.state_dict())
+    assert halves.metrics.read_text() == whole.metrics.read_text()
+    return expected, whole, halves
 
 
 def last(run: RunDir) -> Path:

@@ -14,7 +14,7 @@ from stoker.monitors import goodput, speed, status
 from stoker.training.core.callback import ACT, Callback
 from stoker.training.core.figures import Batch
 from stoker.training.trainer import Trainer
-from toys import Regression, StopAt, new_run, train, with_callbacks
+from toys import Killed, Regression, StopAt, new_run, train, with_callbacks
 
 PREPARING, STEP, EVALUATION, IDLE = 30, 5, 10, 1000
 
@@ -45,18 +45,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for module in (speed, status, pulse):
         monkeypatch.setattr(module, "time", clock)
     return clock
-
-
-@dataclass
-class Killed(Callback):
-    """The process vanishes."""
-
-    order = 99
-    step: int
-
-    def on_step_end(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            raise KeyboardInterrupt
 
 
 def prepare(run: RunDir, clock: Clock) -> None:

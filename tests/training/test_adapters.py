@@ -7,21 +7,27 @@ import pytest
 import torch
 from torch import nn
 
-import toys
-from composed import LORA, Composed, Config, Model, Thinker, Tied, built, resumed, saved, thinker, trained
+from composed import (
+    LORA,
+    Composed,
+    Config,
+    Model,
+    Thinker,
+    Tied,
+    built,
+    resumed_as_uninterrupted,
+    saved,
+    thinker,
+    trained,
+)
 from stoker.config import UserError
 from stoker.training.core import adapters, networks
 from stoker.training.core.parts import Lora, Part
-from toys import Layer, StopAt, assert_same, new_run, train
+from toys import Layer, assert_same
 
 
 def test_adapters_are_trained_beside_a_frozen_base(tmp_path: Path, source: Path) -> None:
-    whole, halves = new_run(tmp_path / "1", LORA), new_run(tmp_path / "2", LORA)
-    expected = train(LORA, whole, thinker_ckpt=str(source))[0]
-    train(toys.with_callbacks(LORA, StopAt(5)), halves, thinker_ckpt=str(source))
-    found = resumed(LORA, halves)
-    assert_same(found.model.state_dict(), expected.model.state_dict())
-    assert halves.metrics.read_text() == whole.metrics.read_text()
+    expected, whole, _ = resumed_as_uninterrupted(LORA, tmp_path, source)
     lora = {f"thinker.layers.{i}.lora_{kind}" for i in (0, 1) for kind in "ab"}
     statistics = {f"thinker.norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     assert saved(whole).keys() == lora | statistics | {"head.weight", "head.bias"}

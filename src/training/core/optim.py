@@ -20,14 +20,14 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
     name, groups = phase.optimizer or cfg.optimizer, []
     hidden = {id(p) for block in blocks for p in block.parameters() if p.dim() == 2} if name == "muon" else set()
     for group, named in phase.parameters(model):
-        for parameters, decay in (([p for p in named.values() if id(p) in hidden], cfg.weight_decay),
-                                  ([p for p in named.values() if p.dim() >= 2 and id(p) not in hidden],
-                                   cfg.weight_decay),
-                                  ([p for p in named.values() if p.dim() < 2], 0.0)):
+        matrices = [p for p in named.values() if p.dim() >= 2]
+        for parameters, decay, more in (
+                ([p for p in matrices if id(p) in hidden], cfg.weight_decay, {"matrix": True}),
+                ([p for p in matrices if id(p) not in hidden], cfg.weight_decay, {}),
+                ([p for p in named.values() if p.dim() < 2], 0.0, {})):
             if parameters:
-                groups.append({"params": parameters, "lr_factor": group.lr_factor,
-                               "weight_decay": decay if group.weight_decay is None else group.weight_decay,
-                               **({"matrix": True} if id(parameters[0]) in hidden else {})})
+                groups.append({"params": parameters, "lr_factor": group.lr_factor, **more,
+                               "weight_decay": decay if group.weight_decay is None else group.weight_decay})
     return OPTIMIZERS[name](groups, cfg.lr, phase.betas)
 
 

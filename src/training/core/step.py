@@ -75,7 +75,7 @@ class Step:
         lr = cfg.lr * optim.rate(phase.updates(step), phase.updates(self.steps), warmup=cfg.warmup_steps,
                                  min_ratio=cfg.min_lr_ratio, schedule=cfg.lr_schedule)
         optim.set_rate(self.optimizers[phase.name], lr)
-        if phase.name == self.phases[-1].name or len(self.phases) == 1:
+        if phase is self.phases[-1]:
             self.lr = lr
 
     def _update(self, phase: Phase, step: int, batches: Sequence[Batch], passed: list[Any]) -> list[Any]:
