@@ -67,7 +67,7 @@ FUNCTIONS = {
     "stoker.training.core.optim:drop_update": "training step",
     "stoker.training.callbacks.ema:EMA.on_step_end": "training step",
     "stoker.training.core.stage:Stage.score": "evaluation",
-    "stoker.training.assembly.session:hand_out": None,
+    "stoker.training.assembly.session:export_models": None,
 }
 PLACES = ["imports", *dict.fromkeys(place for place, *_ in PATHS),
           *dict.fromkeys(filter(None, FUNCTIONS.values()))]

@@ -39,10 +39,10 @@ def environment(setting: str) -> dict[str, str]:
 
 
 class Neighbour:
-    """A process that trains a stage whenever it is asked to."""
+    """A process that trains a stage whenever it is asked to; `program` may be this file of another checkout."""
 
-    def __init__(self, stage: str, setting: str):
-        self.process = subprocess.Popen([sys.executable, __file__, "--train", stage], env=environment(setting),
+    def __init__(self, stage: str, setting: str, program: str | Path = __file__):
+        self.process = subprocess.Popen([sys.executable, program, "--train", stage], env=environment(setting),
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def __enter__(self) -> "Neighbour":

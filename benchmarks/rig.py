@@ -64,7 +64,7 @@ class Random(LanguageModel):
 class Unestimated(Session):
     """A session that does not measure beforehand what the run will take."""
 
-    def _expect(self, stage: Stage, cfg: Options, *given: Any, **more: Any) -> tuple[Options, None]:
+    def _estimate(self, stage: Stage, cfg: Options, *given: Any, **more: Any) -> tuple[Options, None]:
         return cfg, None
 
 

@@ -18,7 +18,7 @@ if among --help "$@" || among -h "$@"; then
 else
   run="${1:-}"
   [[ -n "${run}" && "${run}" != -* ]] || die "which run? it comes first; ./run/ps.sh lists them"
-  place="$(daemon tell "${run}" resume)"
-  script="$(daemon tell "${run}" script)"
+  place="$(daemon print "${run}" resume)"
+  script="$(daemon print "${run}" script)"
   train "${script}" --eval_only --resume "${place}" "${@:2}"
 fi

@@ -20,7 +20,7 @@ for option in "$@"; do
 done
 [[ -n "${run}" ]] || die "which run? ./run/ps.sh lists them"
 
-log="$(daemon tell "${run}" log)"
+log="$(daemon print "${run}" log)"
 [[ -f "${log}" ]] || die "${run} has no log yet"
 
 # Print without control characters: what a library wrote may hold commands to the terminal.
@@ -32,5 +32,5 @@ if [[ "${follow}" == no ]]; then
   plainly <"${log}"
   exit
 fi
-pid="$(daemon tell "${run}" pid)"
+pid="$(daemon print "${run}" pid)"
 tail -n 20 ${pid:+--pid="${pid}" -f} -- "${log}" | plainly

@@ -17,7 +17,7 @@ else
   for option in "$@"; do
     if [[ -z "${run}" && "${option}" != -* ]]; then run="${option}"; else options+=("${option}"); fi
   done
-  place="$(daemon tell "${run}" resume)"
-  script="$(daemon tell "${run}" script)"
+  place="$(daemon print "${run}" resume)"
+  script="$(daemon print "${run}" script)"
   train "${script}" --resume "${place}" "${options[@]}"
 fi

@@ -79,7 +79,7 @@ class Composed(Toy):
         weights.load(model, folder, but=parts.referenced(self.parts(), model))
 
     @classmethod
-    def taken_from(cls, pretrained: Any) -> dict[str, Any]:
+    def options_from(cls, pretrained: Any) -> dict[str, Any]:
         return {"hidden": pretrained.options["hidden"], "width": pretrained.options["width"]}
 
 

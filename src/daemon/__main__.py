@@ -54,10 +54,10 @@ def call(words: Sequence[str]) -> int:
     delete.add_argument("--yes", "-y", action="store_true", help="do not ask")
     delete.set_defaults(call=lambda given: _delete(given.run, given.yes))
 
-    tell = commands.add_parser("tell", help="print something a run's files or status say")
-    tell.add_argument("run")
-    tell.add_argument("what", choices=("name", "script", "log", "pid", "folder", "resume"))
-    tell.set_defaults(call=lambda given: _tell(given.run, given.what))
+    fact = commands.add_parser("print", help="print one thing that a run's files or status say")
+    fact.add_argument("run")
+    fact.add_argument("what", choices=("name", "script", "log", "pid", "folder", "resume"))
+    fact.set_defaults(call=lambda given: _print(given.run, given.what))
 
     board = commands.add_parser("board", help="print a folder with the curves of a run, or of all, for TensorBoard")
     board.add_argument("run", nargs="?", default="")
@@ -203,10 +203,10 @@ def _yes(question: str) -> bool:
         return False
 
 
-# -- tell ---------------------------------------------------------------------------------------------------------
+# -- print --------------------------------------------------------------------------------------------------------
 
 
-def _tell(which: str, what: str) -> int:
+def _print(which: str, what: str) -> int:
     """Print one fact for a script, with its control characters; `pid` only if that process exists here."""
     run = registry.find(which)
     holder = run.holder()

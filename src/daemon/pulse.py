@@ -53,7 +53,7 @@ class Pulse:
     run: RunDir
     patience: Patience = field(default_factory=lambda: PATIENCE)
     phase: str = PREPARING
-    lived: tuple[float, float] = (0.0, 0.0)  # seconds that trainers of this run had, and since when (monotonic clock)
+    busy: tuple[float, float] = (0.0, 0.0)  # seconds that trainers of this run had, and since when (monotonic clock)
     _before: str = PREPARING
     _paces: dict[str, _Pace] = field(default_factory=lambda: {phase: _Pace() for phase in LEARNT})
     _figures: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Pulse:
     @property
     def busy_seconds(self) -> float:
         """How long trainers of this run have been at work, all together, up to now."""
-        before, since = self.lived
+        before, since = self.busy
         return before + time.monotonic() - since if since else before
 
     @property

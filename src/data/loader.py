@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 from stoker.data.joined import Joined
 from stoker.data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
 
-LIKE = 0.8  # times as long as the longest: what is shorter is batched with others
+SIMILAR = 0.8  # times as long as the longest: what is shorter is batched with others
 EXAMPLES = 1 / 8, 3 / 8, 5 / 8, 7 / 8  # shares of the rows, each in the middle of a quarter
 
 
@@ -166,7 +166,7 @@ class LengthOrder(Order):
             longest = -falling[start]
             fitting = self.batch_length // longest if self.batch_length and longest else self.batch
             count = max(1, min(self.batch, int(fitting)))
-            alike = int(np.searchsorted(falling, -LIKE * longest, side="right")) - start
+            alike = int(np.searchsorted(falling, -SIMILAR * longest, side="right")) - start
             end = start + max(count, alike - alike % count)
             found.append((rows[start:end], count))
             start = end

@@ -59,7 +59,7 @@ def awaited(batches: Iterator[Any], stopped: Callable[[], object]) -> Iterator[A
                 _left.append(batches)
                 raise Abandoned from None
             if not str(error).startswith("DataLoader timed out"):
-                raise _clear(error) from None
+                raise _as_plain_error(error) from None
             pinning = getattr(batches, "_pin_memory_thread", None)
             if pinning is not None and not pinning.is_alive():  # with a timeout, DataLoader does not look itself
                 raise RuntimeError("DataLoader's thread that copies batches for the GPU has ended") from None
@@ -72,7 +72,7 @@ def awaited(batches: Iterator[Any], stopped: Callable[[], object]) -> Iterator[A
         since, reports = time.monotonic(), 0
 
 
-def _clear(error: Exception) -> Exception:
+def _as_plain_error(error: Exception) -> Exception:
     """The error to report when a worker has ended: reading a message that it sent only in part can raise any error."""
     if isinstance(error, OutOfSharedMemory):
         return RuntimeError(f"DataLoader worker: a batch does not fit into shared memory, {_room()}: start with "

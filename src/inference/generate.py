@@ -48,7 +48,7 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
     run, prompt = _words(words)
     if only_check:
         source = pretrained.find(run)
-        pretrained.settled(source, _kind(source))
+        pretrained.config_for(source, _kind(source))
     else:
         _generate(cfg, run, _read(prompt))
     return 0

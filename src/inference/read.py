@@ -26,7 +26,7 @@ STAGE = "ocr"
 AT_ONCE = 32  # lines
 COLUMNS = 32_768  # of pixels in all lines that are read at once: the memory depends on these, not on the count of lines
 WIDEST = 16  # times as wide as the model was trained on: a wider picture is no line, and might fill the memory
-LIKE = 1.25  # times as wide as the narrowest: lines that are read together
+SIMILAR = 1.25  # times as wide as the narrowest: lines that are read together
 INK, HIGH = 0.3, 0.2  # of the contrast of a picture, of its height: a line of text has so much at least
 USAGE = """usage: read.sh PICTURE... [OPTIONS]
 
@@ -151,7 +151,7 @@ def _alike(widths: Sequence[int]) -> Iterator[list[int]]:
     rows come in smaller groups."""
     group = list[int]()
     for row in sorted(range(len(widths)), key=lambda row: widths[row]):
-        if group and (widths[row] > LIKE * widths[group[0]] or (len(group) + 1) * widths[row] > COLUMNS):
+        if group and (widths[row] > SIMILAR * widths[group[0]] or (len(group) + 1) * widths[row] > COLUMNS):
             yield group
             group = []
         group.append(row)

@@ -61,7 +61,7 @@ def _replay(path: Path, device_name: str) -> int:
     if stage.parts() and (snapshot := manifest.newest_good(run.snapshots)):
         pretrained.resolve_parts(stage, pretrained.find(str(snapshot)), judges=False)
     stage.reopen()
-    devices.settle(cfg.threads)
+    devices.configure(cfg.threads)
     again = incident.replay(path, stage, devices.choose(device_name), cfg.precision)
     print(f"Step {recorded.step} of {run.name}: rows {', '.join(str(row) for part in recorded.rows for row in part)}")
     same = again.where == recorded.where and (

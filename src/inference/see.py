@@ -119,11 +119,11 @@ def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Se
                 config.complain([f"{path} {error}"])
                 unread += 1
         for (path, _), answers in zip(pictures, viewer.see([pixels for _, pixels in pictures], cfg.top_k)):
-            _tell(path if len(paths) > 1 else "", path, answers, as_json=cfg.json)
+            _report(path if len(paths) > 1 else "", path, answers, as_json=cfg.json)
     return 1 if unread else 0
 
 
-def _tell(before: str, path: str, answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+def _report(before: str, path: str, answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         trained.tell(json.dumps({"file": path, "answers": answers}, ensure_ascii=False))
         return

@@ -17,7 +17,7 @@ NAMES = {
     ".mlp.up.": ".mlp.c_fc.", ".mlp.down.": ".mlp.c_proj.",
 }
 # What a config.json may leave out, and means then; our GPT is nothing else.
-OURS = {
+SUPPORTED = {
     "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
 }
@@ -55,7 +55,8 @@ def gpt2_options(folder: Path) -> dict[str, int]:
     path = folder / "config.json"
     try:
         content = dict(json.loads(path.read_text()))
-        if different := [f"{name} {content[name]}" for name in OURS if content.get(name, OURS[name]) != OURS[name]]:
+        if different := [f"{name} {content[name]}" for name, value in SUPPORTED.items()
+                         if content.get(name, value) != value]:
             raise UserError(f"{path} describes another model than the GPT-2 trained here: {', '.join(different)}")
         return {"d_model": content["n_embd"], "num_heads": content["n_head"], "num_layers": content["n_layer"],
                 "d_ff": content.get("n_inner") or 4 * content["n_embd"], "max_seq_len": content["n_positions"]}

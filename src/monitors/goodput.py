@@ -31,9 +31,9 @@ class Goodput(Callback):
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         self._count(trainer.step, trainer.timings.get("speed/step_seconds", 0.0))
-        lived = self.run.status().busy_seconds
-        if lived:
-            trainer.timings["speed/goodput"] = min(1.0, self._counted / lived)
+        busy = self.run.status().busy_seconds
+        if busy:
+            trainer.timings["speed/goodput"] = min(1.0, self._counted / busy)
 
     def _count(self, step: int, seconds_each: float) -> None:
         self._counted, self._last = self._counted + (step - self._last) * seconds_each, step

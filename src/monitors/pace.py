@@ -47,21 +47,21 @@ class Pace(Callback):
         if self._slow.rings(seconds > 2 * usual):
             cause = ("the data come too slowly: raise --num_workers, look at the disk" if waiting > WAITING else
                      "look for other programs (./run/ps.sh, top), a processor that is hot, a machine on battery")
-            self._tell(trainer, "slow", f"a step takes {seconds:.3g} s, usual are {usual:.3g} s; {waiting:.0%} of the "
-                       f"time is spent waiting for data: {cause}")
+            self._report(trainer, "slow", f"a step takes {seconds:.3g} s, usual are {usual:.3g} s; {waiting:.0%} of "
+                         f"the time is spent waiting for data: {cause}")
         self._usual = [*self._usual, seconds][-WINDOW:]
         if self._waiting.rings(waiting > WAITING):
-            self._tell(trainer, "waiting", f"{waiting:.0%} of the time is spent waiting for data: raise --num_workers, "
-                       "look at the disk")
+            self._report(trainer, "waiting", f"{waiting:.0%} of the time is spent waiting for data: raise "
+                         "--num_workers, look at the disk")
 
     def _judge_gpu(self, trainer: "Trainer", percent: float, celsius: float, waiting: float) -> None:
         if self._idle.rings(percent < IDLE_PERCENT):
             cause = "--num_workers" if waiting > WAITING else "--batch_size, and lower --grad_accum_steps for it"
-            self._tell(trainer, "gpu idle", f"the GPU is used {percent:.0f} % only; {waiting:.0%} of the time is "
-                       f"spent waiting for data: raise {cause}")
+            self._report(trainer, "gpu idle", f"the GPU is used {percent:.0f} % only; {waiting:.0%} of the time is "
+                         f"spent waiting for data: raise {cause}")
         if self._hot.rings(celsius > HOT_CELSIUS):
-            self._tell(trainer, "gpu hot", f"the GPU has {celsius:.0f} degrees and will slow itself down: see to its "
-                       "air, or lower its power limit (nvidia-smi -pl)")
+            self._report(trainer, "gpu hot", f"the GPU has {celsius:.0f} degrees and will slow itself down: see to its "
+                         "air, or lower its power limit (nvidia-smi -pl)")
 
-    def _tell(self, trainer: "Trainer", kind: str, message: str) -> None:
+    def _report(self, trainer: "Trainer", kind: str, message: str) -> None:
         Alerts(self.alerts).tell(trainer.step, kind, message)

@@ -28,10 +28,10 @@ class StatusWriter(Callback):
     _figures: dict[str, Any] = field(default_factory=dict)  # as logged last
 
     def on_start(self, trainer: "Trainer") -> None:
-        if not self.pulse.lived[1]:  # else the run has gone back
+        if not self.pulse.busy[1]:  # else the run has gone back
             status = self.pulse.run.status()
             preparing = max(0.0, time.time() - status.started) if status.started else 0.0
-            self.pulse.lived = status.busy_seconds + preparing, time.monotonic()
+            self.pulse.busy = status.busy_seconds + preparing, time.monotonic()
         self._figures = {"of": trainer.steps, "loss": None, "speed": ""}
         if trainer.cfg.compile:
             self.pulse.patience = replace(self.pulse.patience, least=COMPILED_LEAST)
@@ -66,7 +66,7 @@ class StatusWriter(Callback):
         self.pulse.enter(FINISHING, **self._now(trainer))
 
     def on_error(self, trainer: "Trainer", error: BaseException) -> None:
-        if self.pulse.lived[1]:  # else it failed before it had begun
+        if self.pulse.busy[1]:  # else it failed before it had begun
             self.pulse.write(**self._now(trainer))
 
     def _now(self, trainer: "Trainer", state: str = "training") -> dict[str, Any]:

@@ -137,7 +137,7 @@ class AudioEncoder(Labelled):
         return problems + cls.label_problems(cfg, resumed)
 
     @classmethod
-    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Compiled only where that was asked for: it wants every recording padded to the same length."""
         return replace(cfg, compile=bool(cfg.compile)), []
 

@@ -109,7 +109,7 @@ class LanguageModel(Stage):
         return problems
 
     @classmethod
-    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Without the hub, documentation instead of WikiText. Raises UserError where what was asked for by name, or
         the tokenizer, cannot be had."""
         from stoker.data.sources import hub
@@ -252,7 +252,7 @@ class LanguageModel(Stage):
         load_gpt2(model, folder)
 
     @classmethod
-    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+    def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Shape and tokenizer."""
         from stoker.model.huggingface import gpt2_options
 

@@ -145,7 +145,7 @@ class OCR(Labelled):
         return problems
 
     @classmethod
-    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Compiled only where that was asked for: it wants every line padded to the same width."""
         return replace(cfg, compile=bool(cfg.compile)), []
 
@@ -371,9 +371,9 @@ class OCR(Labelled):
         return {"end": self.units.end_of_text}
 
     @classmethod
-    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+    def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Also that there is no CTC head, where there is none."""
-        return {**super().taken_from(pretrained),
+        return {**super().options_from(pretrained),
                 **({} if pretrained.options.get("ctc_weight", 1) else {"ctc_weight": 0.0})}
 
 

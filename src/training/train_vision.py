@@ -40,7 +40,7 @@ TEXT = ("text_d_model", "text_num_heads", "text_layers")
 SHAPE = (*VISION, "embed_dim", "loss")
 TEXT_MODEL = "text_model"  # the folder of a language model beside what was trained with it
 LANGUAGE_MODEL = "text.language_model."  # its weights in ours
-AT = 1, 5, 10  # nearest ones among which a right one is looked for
+RECALL_AT = 1, 5, 10  # nearest ones among which a right one is looked for
 LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # pictures compared for samples, those shown, captions to each
 CHARACTERS = 60  # of a caption that is shown
 MOST_CLASSES = 40  # in a picture of who is taken for whom
@@ -183,7 +183,7 @@ class Vision(Labelled):
         return problems
 
     @classmethod
-    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Raises UserError where options of a tower of its own were typed beside a language model."""
         if cfg.text_model and (own := [f"--{name}" for name in ("units", "vocab_size", *TEXT) if name in typed]):
             raise UserError(f"{', '.join(own)}: for a tower of its own; leave out, or leave --text_model out")
@@ -208,7 +208,7 @@ class Vision(Labelled):
         numbers = {split: rows[:, 1].unique().tolist() for split, rows in self.register.rows.items()}
         self._open_text([self.register.captions[number] for number in numbers["train"]])
         self.ids = self.pieces(self.register.captions)
-        self._tell({split: len(each) for split, each in numbers.items()})
+        self._report({split: len(each) for split, each in numbers.items()})
 
     def _open_text(self, captions: list[str]) -> None:
         """What cuts captions into pieces and, if one is named, the language model that reads them."""
@@ -241,7 +241,7 @@ class Vision(Labelled):
         return {"tokens": pad_sequence(list(pieces), batch_first=True),
                 "lengths": torch.tensor([len(ids) for ids in pieces])}
 
-    def _tell(self, different: Mapping[str, int]) -> None:
+    def _report(self, different: Mapping[str, int]) -> None:
         cfg = self.cfg
         if different["train"] < 2:
             raise UserError(f"--dataset {cfg.dataset}: all training pictures have the same caption, so there is "
@@ -379,7 +379,8 @@ class Vision(Labelled):
         loss = sum(contrastive.LOSSES[self.cfg.loss](
             contrastive.logits(seen[rows], read[rows], gathered["terms"][0]), contrastive.alike(*numbers[rows].T[:2]))
             for rows in order.split(self.cfg.batch_size))
-        return {"loss": float(loss) / len(seen), **retrieval.figures(seen, read, numbers, at=AT, seed=self.cfg.seed)}
+        return {"loss": float(loss) / len(seen),
+                **retrieval.figures(seen, read, numbers, at=RECALL_AT, seed=self.cfg.seed)}
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Pictures with the nearest captions, where the model looks in them, and who is taken for whom."""
@@ -434,9 +435,9 @@ class Vision(Labelled):
         self._save_language(folder)
 
     @classmethod
-    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+    def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Also the language model, in place of sizes and labels of the text tower."""
-        found = super().taken_from(pretrained)
+        found = super().options_from(pretrained)
         if not pretrained.options.get("text_model"):
             return found
         language = str(Path(found["units"]).parent / TEXT_MODEL)

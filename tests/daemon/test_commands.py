@@ -160,7 +160,7 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(make: Make,
     code, out, err = call("ps")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["RUN", "good"]
     assert err.startswith(f"ps.sh: {bad.path}") and why in err and err.count("\n") == 1, err
-    assert call("tell", "good", "folder") == (0, f"{good.path}\n", "")
+    assert call("print", "good", "folder") == (0, f"{good.path}\n", "")
     assert call("ps", "bad") == (2, "", err), "and where it is asked for"
 
 
@@ -222,7 +222,7 @@ def test_a_name_that_no_command_takes_is_shown_as_the_folder(make: Make, call: C
     for name in ("-x", "two words", "4711"):
         run = make(name)
         assert re.search(rf"^{re.escape(str(run.path))} +stopped", call("ps")[1], re.MULTILINE)
-        assert call("tell", str(run.path), "name") == (0, f"{name}\n", "")
+        assert call("print", str(run.path), "name") == (0, f"{name}\n", "")
 
 
 @pytest.mark.parametrize("name", ["a", "lm_corpus_nano_20240101-000000", "ünï", "本", "run-2", "a.b+c=d@e,f", "4711a",
@@ -230,7 +230,7 @@ def test_a_name_that_no_command_takes_is_shown_as_the_folder(make: Make, call: C
 def test_names_that_every_command_finds(make: Make, call: Call, name: str) -> None:
     assert not name_problem(name)
     make(name)
-    assert call("tell", name, "name") == (0, f"{name}\n", "")
+    assert call("print", name, "name") == (0, f"{name}\n", "")
 
 
 @pytest.mark.parametrize("name", ["-x", "--help", "a b", " a", "a ", "a\n", "\x1b[31m", "4711", "²", "newest", ".a",
@@ -283,7 +283,7 @@ def test_what_a_supervisor_starts_again_is_not_deleted(make: Make, call: Call, s
     assert code == 2 and f"watched by process {stranger.pid}" in err and run.path.exists()
 
 
-# -- tell -----------------------------------------------------------------------------------------------------------
+# -- print ----------------------------------------------------------------------------------------------------------
 
 
 def planted(run: RunDir, script: str) -> None:
@@ -294,9 +294,9 @@ def planted(run: RunDir, script: str) -> None:
                                     "evil.py", "-m"])
 def test_only_a_script_of_ours_is_started_for_a_run(make: Make, call: Call, script: str) -> None:
     run = make()
-    assert call("tell", run.name, "script") == (0, f"{files.PACKAGE / 'training/train_lm.py'}\n", "")
+    assert call("print", run.name, "script") == (0, f"{files.PACKAGE / 'training/train_lm.py'}\n", "")
     planted(run, script)
-    code, out, err = call("tell", run.name, "script")
+    code, out, err = call("print", run.name, "script")
     assert code == 2 and out == "" and "neither a script of" in err and err.count("\n") == 1
 
 
@@ -306,21 +306,21 @@ def test_a_script_from_outside_is_started_for_a_run_made_here_only(make: Make, c
     run, script = make(), tmp_path / "my_stage.py"
     script.touch()
     planted(run, str(script))
-    assert call("tell", run.name, "script") == (0, f"{script}\n", ""), "of a run that this user made here"
+    assert call("print", run.name, "script") == (0, f"{script}\n", ""), "of a run that this user made here"
     if by == "another user":
         monkeypatch.setattr(os, "geteuid", lambda: run.path.stat().st_uid + 1)
     elif by == "a copy":
         run = RunDir(run.path.rename(tmp_path / "moved"))
     else:
         next((files.home() / "runs").iterdir()).unlink()
-    code, out, err = call("tell", str(run.path), "script")
+    code, out, err = call("print", str(run.path), "script")
     assert code == 2 and out == "" and "was made elsewhere, or by another user" in err and err.count("\n") == 1
 
 
 def test_a_script_that_was_moved_is_not_found(make: Make, call: Call, tmp_path: Path) -> None:
     run = make()
     planted(run, str(tmp_path / "gone.py"))
-    code, out, err = call("tell", run.name, "script")
+    code, out, err = call("print", run.name, "script")
     assert code == 2 and out == "" and f"./run/start.sh SCRIPT --resume {run.name}" in err
 
 
@@ -334,9 +334,9 @@ def test_a_status_names_our_scripts_by_name_and_others_by_path(tmp_path: Path, m
 def test_a_process_of_another_container_is_none_to_wait_for(make: Make, call: Call, stranger: Process) -> None:
     run = make(state="training")
     with locked(run, replace(stranger, started=1)):
-        assert call("tell", run.name, "pid") == (0, "\n", "")
+        assert call("print", run.name, "pid") == (0, "\n", "")
     with locked(run, stranger):
-        assert call("tell", run.name, "pid") == (0, f"{stranger.pid}\n", "")
+        assert call("print", run.name, "pid") == (0, f"{stranger.pid}\n", "")
 
 
 def test_the_list_of_runs_may_be_no_folder(make: Make, call: Call) -> None:

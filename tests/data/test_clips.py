@@ -11,7 +11,7 @@ import torch
 from damage import flip
 from sounds import make_sound
 from stoker.config import Damaged, UserError
-from stoker.data import once
+from stoker.data import decode_cache
 from stoker.data.loader import LengthOrder, training_batches
 from stoker.data.speech import audio
 from stoker.data.speech.clips import KNOTS, Augmentation, Clips, coloured
@@ -138,7 +138,7 @@ def test_the_fingerprint_tells_which_sound_is_whose(rows: list[Utterance]) -> No
 
 def test_with_processes_it_is_the_same(rows: list[Utterance], monkeypatch: pytest.MonkeyPatch) -> None:
     alone = decode(paths_of(rows), keep=False)
-    monkeypatch.setattr(once, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(decode_cache, "WORTH_WORKERS", 1)
     several = decode(paths_of(rows), keep=True)
     assert several.facts == alone.facts and several.samples(rows[0].path) is not None
 

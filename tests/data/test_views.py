@@ -14,7 +14,7 @@ from torch import Tensor
 from damage import flip
 from made_pictures import encoded, make_picture, pixels
 from stoker.config import Damaged, UserError
-from stoker.data import once
+from stoker.data import decode_cache
 from stoker.data.loader import Order, training_batches
 from stoker.data.pictures import images
 from stoker.data.pictures.resized import Frame, resize
@@ -138,7 +138,7 @@ def test_with_processes_it_is_the_same(rows: list[Picture], monkeypatch: pytest.
                                        own_home: Path) -> None:
     alone = resize(paths_of(rows), SQUARE)
     monkeypatch.setenv("STOKER_HOME", str(own_home / "other"))
-    monkeypatch.setattr(once, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(decode_cache, "WORTH_WORKERS", 1)
     several = resize(paths_of(rows), SQUARE)
     assert several.facts == alone.facts
     for path in paths_of(rows):

@@ -136,7 +136,8 @@ def test_an_overflow_halves_the_scale_and_is_no_alarm(tmp_path: Path, monkeypatc
     assert scales[0] == 2.0**22 and scales[1] == 2.0**21 and scales[-1] == scales[-2] < 2.0**20
     assert all(row["health/dropped_share"] == 0 for row in rows)
     assert [row["health/overflow_share"] for row in rows] == [1.0 * (a < b) for a, b in zip(scales[1:], scales)] + [0]
-    assert not list(Journal(run.alerts).rows())
+    kinds = {row["kind"] for row in Journal(run.alerts).rows()}
+    assert not kinds - {"slow", "waiting"}, "which come of whatever else this machine computes"
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
 
 

@@ -20,7 +20,7 @@ from stoker.config import UserError
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.inference import replay
-from stoker.training.assembly.export import hand_out
+from stoker.training.assembly.export import export_models
 from stoker.training.core import incident, manifest, pretrained
 from stoker.training.core.incident import Incident
 from stoker.training.core.manifest import Damaged
@@ -255,7 +255,7 @@ def test_a_finished_run_hands_out_though_its_best_is_damaged(tmp_path: Path, cap
     best = trainer.snapshots.at_step(trainer.best_step)
     assert best is not None
     flip(0.5)(best / "model.safetensors", best)
-    hand_out(trainer, run)
+    export_models(trainer, run)
     assert "the best, is damaged (model.safetensors has other content" in caplog.text
     assert [path.name for path in run.models.iterdir()] == ["final"]
 

@@ -330,7 +330,7 @@ def test_the_time_that_is_left_begins_with_the_estimate(tmp_path: Path, monkeypa
 
 def test_what_a_run_took_includes_its_models_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, before = new_run(tmp_path, Regression), list[float]()
-    monkeypatch.setattr(sessions, "hand_out", lambda *given: before.append(run.status().busy_seconds))
+    monkeypatch.setattr(sessions, "export_models", lambda *given: before.append(run.status().busy_seconds))
     monkeypatch.setattr(sessions, "_draw", lambda run: time.sleep(0.05))
     sitting = session(Regression, run)
     with run.lock():

@@ -87,7 +87,7 @@ def test_what_would_be_another_run_is_refused(tmp_path: Path, text: Path, argv: 
         launch.decide(LanguageModel, ["--resume", run.name, *argv])
 
 
-def test_harmless_options_may_be_given_anew(tmp_path: Path, text: Path) -> None:
+def test_harmless_options_may_be_typed_again(tmp_path: Path, text: Path) -> None:
     run = begun(tmp_path, "--dataset", "text.txt", *SMALL, epochs=1)
     job = launch.decide(LanguageModel, ["--resume", run.name, "--log_interval", "7", "--num_workers", "3"])
     assert job.asks and (job.cfg.log_interval, job.cfg.num_workers, job.cfg.epochs) == (7, 3, 1)
@@ -254,7 +254,7 @@ def test_a_supervisor_starts_again_what_was_allowed(tmp_path: Path, text: Path,
 
 
 def test_the_command_runs_though_the_folder_is_gone(tmp_path: Path) -> None:
-    launch._tell(f'echo "$STOKER_STATE: $STOKER_REASON" > {tmp_path}/end', RunDir(tmp_path / "gone"))
+    launch._run_on_end(f'echo "$STOKER_STATE: $STOKER_REASON" > {tmp_path}/end', RunDir(tmp_path / "gone"))
     assert (tmp_path / "end").read_text() == f"failed: {tmp_path}/gone is not there any more\n"
 
 
@@ -352,7 +352,7 @@ def test_files_that_a_csv_names_are_found_from_another_folder(tmp_path: Path, mo
         monkeypatch.setattr(launch, name, lambda job: found.extend(
             each.path for _, each in recordings.listed(job.cfg.dataset)) or 0)
     monkeypatch.setattr(pretrained, "of_run", lambda run: pretrained.Pretrained(run.path, True, "audio_enc"))
-    monkeypatch.setattr(AudioEncoder, "taken_from", lambda pretrained: {})
+    monkeypatch.setattr(AudioEncoder, "options_from", lambda pretrained: {})
     where = "elsewhere" if "../mine.csv" in argv else "start"
     assert launch._main(AudioEncoder, argv) == 0 and found == [str(tmp_path / where / "data/a.wav")]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from stoker.training.core.options import fit_to_length, fitted, run_length
+from stoker.training.core.options import fit_to_length, resolve_length, run_length
 from toys import Config
 
 
@@ -37,5 +37,5 @@ def test_a_long_run_keeps_its_defaults() -> None:
 
 
 def test_the_length_is_told_in_steps_and_in_epochs() -> None:
-    configs = [fitted(Config(max_steps=steps), {"max_steps"}, 50)[0] for steps in (1, 50, 51, 150)]
+    configs = [resolve_length(Config(max_steps=steps), {"max_steps"}, 50)[0] for steps in (1, 50, 51, 150)]
     assert [(cfg.max_steps, cfg.epochs) for cfg in configs] == [(1, 1), (50, 1), (51, 2), (150, 3)]

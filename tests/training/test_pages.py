@@ -53,10 +53,10 @@ def test_the_feed_forward_size_that_follows_the_width_is_reported_and_stays(tmp_
     """It counts as typed, so that a run that is resumed before it began has it too; weights that give one win."""
     (tmp_path / "text.txt").write_text("one two three\n" * 200)
     argv = ["--dataset", str(tmp_path / "text.txt"), "--tokenizer", "bytes", "--n-embd", "96"]
-    parsed, lines = pages.settled(LanguageModel, pages.parse(LanguageModel, argv))
+    parsed, lines = pages.resolve_config(LanguageModel, pages.parse(LanguageModel, argv))
     assert parsed.config.d_ff == 384 and "d_ff" in parsed.typed
     assert lines == ["d_ff 384 (4 x the d_model given; --d_ff sets another)"]
-    assert pages.settled(LanguageModel, pages.parse(LanguageModel, [*argv, "--d_ff", "200"]))[1] == []
+    assert pages.resolve_config(LanguageModel, pages.parse(LanguageModel, [*argv, "--d_ff", "200"]))[1] == []
     assert '"d_ff": 384' in script("--print_config", *argv)
 
 

@@ -311,10 +311,10 @@ def test_the_same_of_a_stage_whose_config_json_has_our_names(tmp_path: Path) -> 
         (tmp_path / name).touch()
     pretrained.note(tmp_path, "audio_enc", 1, options, {})
     with pytest.raises(UserError, match="num_heads is 2 in stoker.json and 3 in config.json"):
-        pretrained.settled(pretrained.find(str(tmp_path)), AudioEncoder)
+        pretrained.config_for(pretrained.find(str(tmp_path)), AudioEncoder)
     (tmp_path / "config.json").write_text(json.dumps({"d_model": 24, "num_heads": 2, "vocab_size": 28}))
     pretrained.note(tmp_path, "audio_enc", 1, options, {})
-    assert pretrained.settled(pretrained.find(str(tmp_path)), AudioEncoder).num_heads == 2
+    assert pretrained.config_for(pretrained.find(str(tmp_path)), AudioEncoder).num_heads == 2
 
 
 def test_a_folder_that_was_changed_on_purpose_is_read_without_stoker_json(source: RunDir) -> None:

@@ -316,8 +316,8 @@ def test_other_texts_and_other_sounds_are_other_data(tmp_path: Path) -> None:
 
 
 def test_it_is_compiled_only_where_that_was_asked_for() -> None:
-    assert [AudioEncoder.settle(replace(Config(), compile=asked), ())[0].compile for asked in (None, False, True)] == [
-        False, False, True]
+    for asked, expected in ((None, False), (False, False), (True, True)):
+        assert AudioEncoder.resolve_defaults(replace(Config(), compile=asked), ())[0].compile is expected
 
 
 @pytest.mark.parametrize("argv, part", [
@@ -391,7 +391,7 @@ def test_a_model_folder_hears_what_the_run_heard(tmp_path: Path, units: str, voc
     source = pretrained.find(str(folder))
     assert source.scores == {"eval/wer": 0.25}
     parsed = config.parse(Config, AudioEncoder.presets, [])
-    again: Any = AudioEncoder(pretrained.taken(AudioEncoder, parsed, source).config, folder)
+    again: Any = AudioEncoder(pretrained.apply_options(AudioEncoder, parsed, source).config, folder)
     again.reopen()
     loaded = again.model().eval()
     source.load(again, loaded)
@@ -409,4 +409,4 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model.safetensors cannot be read"):
         stage.load(stage.model(), tmp_path)
     with pytest.raises(UserError, match="is of another program"):
-        AudioEncoder.taken_from(pretrained.find(str(tmp_path)))
+        AudioEncoder.options_from(pretrained.find(str(tmp_path)))

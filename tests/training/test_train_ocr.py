@@ -327,10 +327,10 @@ def test_other_data_are_gone_on_with_by_the_units_of_the_first(tmp_path: Path) -
     stage.export(stage.model(), tmp_path / "a")
     pretrained.note(tmp_path / "a", "ocr", 3, vars(stage.cfg), {})
     source = pretrained.find(str(tmp_path / "a"))
-    cfg = pretrained.taken(OCR, Parsed(Config(), frozenset(), ""), source).config
+    cfg = pretrained.apply_options(OCR, Parsed(Config(), frozenset(), ""), source).config
     assert (cfg.d_model, cfg.decoder_layers, cfg.units) == (32, 1, str(tmp_path / "a" / "tokenizer.json"))
     with pytest.raises(UserError, match="--stem_width 8 differs from the 4"):
-        pretrained.taken(OCR, Parsed(replace(Config(), stem_width=8), frozenset({"stem_width"}), ""), source)
+        pretrained.apply_options(OCR, Parsed(replace(Config(), stem_width=8), frozenset({"stem_width"}), ""), source)
 
 
 def test_the_worst_lines_are_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,10 +132,10 @@ def test_a_run_that_goes_on_keeps_its_pieces(tmp_path: Path) -> None:
 
 def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> None:
     cfg = replace(Config(), text_model="some")
-    assert Vision.settle(cfg, {"dataset", "lr"}) == (cfg, []) == Vision.settle(cfg, set())
-    assert Vision.settle(Config(), {"units", "text_layers"}) == (Config(), [])
+    assert Vision.resolve_defaults(cfg, {"dataset", "lr"}) == (cfg, []) == Vision.resolve_defaults(cfg, set())
+    assert Vision.resolve_defaults(Config(), {"units", "text_layers"}) == (Config(), [])
     with pytest.raises(UserError, match="--vocab_size, --text_layers: for a tower of its own; leave out"):
-        Vision.settle(cfg, {"vocab_size", "text_layers", "lr"})
+        Vision.resolve_defaults(cfg, {"vocab_size", "text_layers", "lr"})
 
 
 def test_a_language_model_reads_as_much_as_it_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -317,7 +317,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vision.blocks.0.mlp.up.weight is \(64, 32\) there and \(128, 32\) here"):
         other.load(other.model(), tmp_path)
     with pytest.raises(UserError, match="is of another program"):
-        Vision.taken_from(pretrained.find(str(tmp_path)))
+        Vision.options_from(pretrained.find(str(tmp_path)))
 
 
 def test_other_pictures_are_other_data(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def checked(splits: Splits, frames: Mapping[str, Frame], *, keep: bool,
             limits: Limits = Limits()) -> tuple[Splits, dict[str, Resized], Report]:
     """As `examined`, told in the log. Raises UserError where nothing is left of a split."""
     used, resized, report = examined(splits, frames, keep=keep, limits=limits)
-    _tell(report)
+    _log(report)
     for split, rows in used.items():
         if not rows:
             why = next((f": {path} is {why}" for at, path, why in report.refused if at == split), "")
@@ -212,7 +212,7 @@ def _written(used: Splits, resized: Mapping[str, Resized], limits: Limits) -> Wr
                    unseen={each: count for each, count in judged.most_common() if each not in known})
 
 
-def _tell(report: Report) -> None:
+def _log(report: Report) -> None:
     for line in report.lines():
         log.info("Data check: %s", line)
     if report.written and report.written.unseen:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stoker import files, wheels
-from stoker.data import made, once
+from stoker.data import decode_cache, made
 from stoker.data.pictures import images
 
 FORMAT = 2  # raise it when other facts, or other pixels, come out
@@ -93,7 +93,7 @@ class Fact:
 class Resized:
     """Facts by path, and the pictures where they are kept."""
 
-    def __init__(self, found: once.Once[Fact]):
+    def __init__(self, found: decode_cache.Entries[Fact]):
         self.facts, self._found = found.facts, found
 
     def pixels(self, path: str) -> Tensor | None:
@@ -117,7 +117,7 @@ def resize(paths: Sequence[str], frame: Frame | None = None) -> Resized:
     """
     paths = list(dict.fromkeys(paths))
     key = [FORMAT, asdict(frame) if frame else None, *map(images.identity, paths)]
-    return Resized(once.read(_Files(paths, frame), Fact, files.home() / "pictures", key=key, dtype=np.uint8,
+    return Resized(decode_cache.read(_Files(paths, frame), Fact, files.home() / "pictures", key=key, dtype=np.uint8,
                              keep=frame is not None, what="Reading pictures", otherwise="--no_cache_images"))
 
 

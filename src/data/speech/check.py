@@ -70,7 +70,7 @@ class Report:
 def checked(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[Splits, Decoded, Report]:
     """As `examined`, told in the log. Raises UserError where nothing is left of a split."""
     used, decoded, report = examined(splits, keep=keep, limits=limits)
-    _tell(report)
+    _log(report)
     for split, rows in used.items():
         if not rows:
             why = next((f": {path} is {why}" for at, path, why in report.refused if at == split), "")
@@ -165,7 +165,7 @@ def _report(splits: Splits, used: Splits, decoded: Decoded, refused: list[tuple[
                                                 if not fact.problem))
 
 
-def _tell(report: Report) -> None:
+def _log(report: Report) -> None:
     for line in report.lines():
         log.info("Data check: %s", line)
     for split, path, why in [*report.refused, *report.clipped][:NAMED]:

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from stoker import files
-from stoker.data import made, once
+from stoker.data import decode_cache, made
 from stoker.data.speech import audio
 
 FORMAT = 2  # raise it when other facts, or other samples, come out
@@ -35,7 +35,7 @@ class Fact:
 class Decoded:
     """Facts by path, and the samples where they are kept."""
 
-    def __init__(self, found: once.Once[Fact]):
+    def __init__(self, found: decode_cache.Entries[Fact]):
         self.facts, self._found = found.facts, found
 
     def samples(self, path: str) -> np.ndarray | None:
@@ -55,7 +55,7 @@ def decode(paths: Sequence[str], *, keep: bool) -> Decoded:
     """
     paths = list(dict.fromkeys(paths))
     key = [FORMAT, *map(files.identity, paths)]
-    return Decoded(once.read(_Files(paths), Fact, files.home() / "audio", key=key, dtype=np.int16, keep=keep,
+    return Decoded(decode_cache.read(_Files(paths), Fact, files.home() / "audio", key=key, dtype=np.int16, keep=keep,
                              what="Reading sound", otherwise="--no_cache_audio"))
 
 

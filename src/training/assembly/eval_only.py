@@ -44,7 +44,7 @@ def evaluated(job: Job) -> list[Scores]:
     """Of the job's weights, on the split that it names."""
     assert job.evaluated
     cfg = job.cfg
-    devices.settle(cfg.threads)
+    devices.configure(cfg.threads)
     device = devices.choose(cfg.device)
     cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32"))
     log.info("Device: %s", devices.describe(device))

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SAMPLE_LINES = 10
 
 
-def hand_out(trainer: Trainer, run: RunDir) -> None:
+def export_models(trainer: Trainer, run: RunDir) -> None:
     """Write models/final and models/best, then delete the snapshots that are not needed any more.
 
     With EMA both hold the average, which is what was evaluated.
@@ -40,12 +40,12 @@ def hand_out(trainer: Trainer, run: RunDir) -> None:
             _export(trainer, run, folders["final"], trainer.best_step)
         log.info("Best model saved: %s (%s %.4f at step %d)", folders["best"], trainer.stage.best[0], trainer.best,
                  trainer.best_step)
-        _tell_target(trainer)
+        _report_target(trainer)
     if trainer.cfg.delete_snapshots_after_training:
         kept.keep_only({trainer.best_step})
     with _averaged(trainer):
-        _tell_test_score(trainer)
-        _tell_sample(trainer)
+        _report_test_score(trainer)
+        _report_sample(trainer)
 
 
 def _best(trainer: Trainer) -> Path | None:
@@ -61,7 +61,7 @@ def _best(trainer: Trainer) -> Path | None:
     return None
 
 
-def _tell_target(trainer: Trainer) -> None:
+def _report_target(trainer: Trainer) -> None:
     """Whether the best evaluation was what the stage is meant to reach, and on which data."""
     if (target := trainer.stage.target) is None:
         return
@@ -74,7 +74,7 @@ def _tell_target(trainer: Trainer) -> None:
              words({name: trainer.best}, prefix))
 
 
-def _tell_test_score(trainer: Trainer) -> None:
+def _report_test_score(trainer: Trainer) -> None:
     """Of the best model, where the data have a test split."""
     if "test" not in trainer.stage.splits():
         return
@@ -90,7 +90,7 @@ def _tell_test_score(trainer: Trainer) -> None:
                      words(scores.metrics, f"{scores.name}/", scores.intervals(trainer.cfg.seed)))
 
 
-def _tell_sample(trainer: Trainer) -> None:
+def _report_sample(trainer: Trainer) -> None:
     """A text that the best model makes, if it makes texts."""
     if not trainer.cfg.samples:
         return

@@ -85,10 +85,10 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     if cfg.eval_only:
         return _evaluation(stage, parsed)
     if cfg.resume:
-        return _resumed(stage, parsed, *_meant_by(stage, parsed))
+        return _resumed(stage, parsed, *_named_by_resume(stage, parsed))
     if run := _named_run(cfg):
         return _resumed(stage, parsed, run, None)
-    parsed, notes = pages.settled(stage, parsed)
+    parsed, notes = pages.resolve_config(stage, parsed)
     if problems := pretrained.part_problems(stage(parsed.config, Path())):
         raise UserError(*problems)
     cfg = replace(parsed.config, working_folder=cfg.working_folder or here())
@@ -146,7 +146,7 @@ def _run_name_problems(cfg: Options) -> list[str]:
     return []
 
 
-def _meant_by(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | None]:
+def _named_by_resume(stage: type[Stage], parsed: Parsed[Any]) -> tuple[RunDir, Path | None]:
     """The run and, if one was named, the snapshot that --resume means."""
     cfg = parsed.config
     if cfg.resume == "newest":
@@ -177,7 +177,7 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     written = _written_config(run)  # all options once it has begun, before that the typed ones
     before: Options = config.from_json(stage.Config, {**stage.presets.get(status.preset, {}), **written},
                                        str(run.config_file))
-    anew = _given_anew(stage, parsed, run, status, before)
+    anew = _options_typed_now(stage, parsed, run, status, before)
     cfg = replace(before, **anew)
     if forks:
         typed = parsed.config
@@ -233,7 +233,8 @@ def _written_config(run: RunDir) -> dict[str, Any]:
         raise UserError(f"run {run.name} cannot go on: {run.config_file} cannot be read ({error})") from error
 
 
-def _given_anew(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: Status, before: Any) -> dict[str, Any]:
+def _options_typed_now(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: Status,
+                       before: Any) -> dict[str, Any]:
     """The options typed now that replace the run's own. Those that would make it another run may only be repeated,
     as they were typed at its start or as they were settled then. Raises UserError for any other value."""
     asked = {name: getattr(parsed.config, name) for name in parsed.typed}
@@ -275,7 +276,7 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
     """Weights and the data of the options; with --resume, both of a run, and its other options too."""
     cfg, notes = parsed.config, list[str]()
     if cfg.resume:
-        run, snapshot = _meant_by(stage, parsed)
+        run, snapshot = _named_by_resume(stage, parsed)
         before: Any = config.from_json(stage.Config, _written_config(run), str(run.config_file))
         if "dataset" in parsed.typed:  # look from here for the files that this CSV names
             before = replace(before, working_folder=here())
@@ -286,9 +287,9 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
         weights = pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run)
     else:
         weights = pretrained.find(cfg.init_from, stage.name)
-        known = pretrained.taken(stage, parsed, weights)
-        cfg, notes = stage.settle(known.config, known.typed)
-    return Job(stage, pretrained.taken(stage, replace(parsed, config=cfg), weights), evaluated=weights,
+        known = pretrained.apply_options(stage, parsed, weights)
+        cfg, notes = stage.resolve_defaults(known.config, known.typed)
+    return Job(stage, pretrained.apply_options(stage, replace(parsed, config=cfg), weights), evaluated=weights,
                notes=tuple(notes))
 
 
@@ -311,7 +312,7 @@ def _supervise(job: Job, argv: list[str]) -> int:
     supervisor = Supervisor([*program, *argv, "--yes"], again)
     code = supervisor.supervise()
     if supervisor.run and job.cfg.on_end and code != REFUSED:
-        _tell(job.cfg.on_end, supervisor.run)
+        _run_on_end(job.cfg.on_end, supervisor.run)
     return code
 
 
@@ -331,7 +332,7 @@ def start(job: Job) -> int:
             with run.lock():
                 code = _locked(job, run, signals, background, supervisor, last)
         if job.cfg.on_end and not (supervisor and os.getppid() == supervisor.pid):  # else it does, after the last one
-            _tell(job.cfg.on_end, run)
+            _run_on_end(job.cfg.on_end, run)
         return code
     except UserError as error:
         with open(console, "w") as stderr:
@@ -441,7 +442,7 @@ def _end_elsewhere(run: RunDir, there: RunDir | None) -> int:
     return FAILED
 
 
-def _tell(command: str, run: RunDir) -> None:
+def _run_on_end(command: str, run: RunDir) -> None:
     """Run the user's --on_end command; that it fails is told, and changes nothing."""
     try:
         status = run.status()

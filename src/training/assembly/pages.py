@@ -20,7 +20,7 @@ from stoker import config, files
 from stoker.config import Parsed, UserError
 from stoker.daemon import machine
 from stoker.training.core import pretrained
-from stoker.training.core.options import Options, fitted, without_effect
+from stoker.training.core.options import Options, resolve_length, without_effect
 from stoker.training.core.stage import Stage
 
 
@@ -48,15 +48,15 @@ def parse(stage: type[Stage], argv: Sequence[str], further: Callable[[Any], list
     return Parsed(parsed.config, parsed.typed, auto) if parsed.preset == "auto" else parsed
 
 
-def settled(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[str]]:
+def resolve_config(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[str]]:
     """The config of a new run, with what the weights that it begins with and this machine settle; lines about it.
 
     What is settled counts as typed: it stays when the run goes on. Raises UserError where it cannot be.
     """
     if named := parsed.config.init_from:
-        parsed = pretrained.taken(stage, parsed, pretrained.find(named, stage.name))
+        parsed = pretrained.apply_options(stage, parsed, pretrained.find(named, stage.name))
     computed = config.following(stage.Config, {name: getattr(parsed.config, name) for name in parsed.typed})
-    cfg, notes = stage.settle(parsed.config, parsed.typed)
+    cfg, notes = stage.resolve_defaults(parsed.config, parsed.typed)
     changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}
     lines = [line for _, line in computed.values()] + notes + without_effect(parsed.config, parsed.typed)
     return replace(parsed, config=cfg, typed=parsed.typed | changed | computed.keys()), lines
@@ -66,7 +66,7 @@ def _of_new_run(stage: type[Stage], argv: Sequence[str]) -> tuple[Parsed[Any], l
     parsed = parse(stage, argv, lambda cfg: stage.check(cfg, resumed=False))
     if parsed.config.resume:
         raise UserError("--info is about a new run: leave --resume out, or take --init_from for the model of a run")
-    return settled(stage, parsed)
+    return resolve_config(stage, parsed)
 
 
 def guide(stage: type[Stage]) -> str:
@@ -92,14 +92,14 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     from stoker.training.core import device as devices
 
     started, (parsed, notes), cfg = time.time(), of, of[0].config
-    devices.settle(cfg.threads)
+    devices.configure(cfg.threads)
     device = devices.choose(cfg.device)
     cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
     with tempfile.TemporaryDirectory() as folder:
         made = stage(cfg, Path(folder))
         pretrained.resolve_parts(made)
         made.prepare()
-        cfg, cuts = fitted(cfg, parsed.typed, made.order().steps_per_epoch)
+        cfg, cuts = resolve_length(cfg, parsed.typed, made.order().steps_per_epoch)
         cfg, found, length, lines = estimate.expect(made, cfg, device, started)
     return "\n".join([*notes, *cuts, *lines, *table(cfg, found, length)])
 

@@ -37,7 +37,7 @@ from stoker.monitors.wandb import WandB
 from stoker.monitors.weights import Weights
 from stoker.training.assembly import estimate, plugins, receipt
 from stoker.training.assembly.estimate import Estimate, Length
-from stoker.training.assembly.export import hand_out
+from stoker.training.assembly.export import export_models
 from stoker.training.assembly.job import Job
 from stoker.training.callbacks.begin import Begin
 from stoker.training.callbacks.blocks import Blocks
@@ -51,7 +51,7 @@ from stoker.training.core import blocks, incident, manifest, pretrained
 from stoker.training.core import device as devices
 from stoker.training.core.callback import Callback
 from stoker.training.core.ending import Ending
-from stoker.training.core.options import Options, fitted
+from stoker.training.core.options import Options, resolve_length
 from stoker.training.core.pretrained import Pretrained
 from stoker.training.core.signals import Signals
 from stoker.training.core.snapshots import Snapshots
@@ -89,11 +89,11 @@ class Session:
                 del trainer
                 gc.collect()  # the old model's memory is needed for the new one
                 trainer, snapshot = self.prepare()
-            return self._hand_out(trainer, ending) if ending.state == "finished" else ending
+            return self._export(trainer, ending) if ending.state == "finished" else ending
 
-    def _hand_out(self, trainer: Trainer, ending: Ending) -> Ending:
+    def _export(self, trainer: Trainer, ending: Ending) -> Ending:
         try:
-            hand_out(trainer, self.run)
+            export_models(trainer, self.run)
         except (OSError, RuntimeError, MemoryError) as error:
             if not (files.may_pass(error) or devices.is_out_of_memory(error)):
                 raise
@@ -128,7 +128,7 @@ class Session:
     def _prepare(self) -> tuple[Trainer, Path | None]:
         self.pulse.enter(PREPARING)
         cfg: Options = self.job.cfg
-        devices.settle(cfg.threads)
+        devices.configure(cfg.threads)
         device = devices.choose(cfg.device)
         precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
         cfg = replace(cfg, precision=precision, threads=devices.threads(), resume="", yes=False, extend_steps=0)
@@ -147,11 +147,11 @@ class Session:
         if rows is not None and cfg.batch_size * cfg.grad_accum_steps > rows:
             log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
                         f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")
-        cfg, lines = fitted(cfg, self.job.parsed.typed, order.steps_per_epoch)
+        cfg, lines = resolve_length(cfg, self.job.parsed.typed, order.steps_per_epoch)
         for line in lines:
             log.info("%s", line)
         stage.cfg = cfg
-        cfg, expected = self._expect(stage, cfg, device, begins=snapshot is None)
+        cfg, expected = self._estimate(stage, cfg, device, begins=snapshot is None)
         stage.cfg = cfg
         if not self.failures:  # else training is under way, and the saver waits for room
             _check_room(kept, snapshot, expected)
@@ -162,7 +162,7 @@ class Session:
         # now, or in an earlier sitting
         extended = self.job.cfg.extend_steps > 0 or cfg.max_steps == self.run.status().of
         changed = _show_receipt(snapshot, kept.made_by, type(cfg), extended) if snapshot else []
-        callbacks = [*self._lasting(cfg),
+        callbacks = [*self._persistent_callbacks(cfg),
                      *_callbacks(cfg, self.run, self.pulse, stage, weights, expected, own),
                      *own,
                      Repetition(self.run.metrics, changed),
@@ -171,7 +171,7 @@ class Session:
         return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
                        self.ledger if snapshot else _ledger(cfg.skip_rows), inbox=Inbox(self.run.requests)), snapshot
 
-    def _lasting(self, cfg: Options) -> list[Callback]:
+    def _persistent_callbacks(self, cfg: Options) -> list[Callback]:
         """What does not begin anew when the run goes back: the limits, and the look into the step that failed."""
         times = len([failure for failure in self.failures if failure.why == incident.NON_FINITE])
         found: list[Callback] = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, times)]
@@ -209,7 +209,7 @@ class Session:
             manifest.verified(snapshot)
         return snapshot
 
-    def _expect(self, stage: Stage, cfg: Options, device: torch.device, *,
+    def _estimate(self, stage: Stage, cfg: Options, device: torch.device, *,
                 begins: bool) -> tuple[Options, Estimate | None]:
         """What the run will take, and whether it is compiled; a run that goes on keeps to what was found then."""
         if begins:

@@ -47,7 +47,7 @@ def describe(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def settle(threads: int) -> None:
+def configure(threads: int) -> None:
     """Make results repeatable, with a fixed number of threads and deterministic algorithms, and steps fast."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     if threads:

@@ -257,7 +257,7 @@ def due(cfg: Options, step: int, steps: int, steps_per_epoch: int, *, evaluation
     return [what for what, is_due in asked.items() if is_due]
 
 
-def fitted(cfg: T, typed: Collection[str], steps_per_epoch: int) -> tuple[T, list[str]]:
+def resolve_length(cfg: T, typed: Collection[str], steps_per_epoch: int) -> tuple[T, list[str]]:
     """The config with the run's length settled, in `max_steps` and `epochs`, and what depends on it; lines about it."""
     steps = run_length(cfg, typed, steps_per_epoch)
     cfg, lines = fit_to_length(cfg, typed, steps, steps_per_epoch)

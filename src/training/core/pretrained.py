@@ -216,14 +216,14 @@ def _run_around(folder: Path) -> RunDir | None:
 # -- what follows from them -----------------------------------------------------------------------------------------
 
 
-def taken(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Parsed[Any]:
+def apply_options(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Parsed[Any]:
     """The config with the options that the weights settle; they count as typed from then on.
 
     Raises UserError where others were typed, or the weights are of another stage.
     """
     if pretrained.stage not in ("", stage.name):
         raise UserError(f"{pretrained} is of stage {pretrained.stage}, this one is {stage.name}: name weights of that")
-    options = stage.taken_from(pretrained)
+    options = stage.options_from(pretrained)
     _check_agreement(pretrained, options)
     by_preset = {name: f"--preset {parsed.preset}: {name}" for name in stage.presets.get(parsed.preset, {})}
     chosen = by_preset | {name: f"--{name}" for name in parsed.typed}
@@ -252,9 +252,9 @@ def _check_agreement(pretrained: Pretrained, options: Mapping[str, Any]) -> None
                             "back the one that was changed")
 
 
-def settled(pretrained: Pretrained, stage: type[Stage]) -> Any:
+def config_for(pretrained: Pretrained, stage: type[Stage]) -> Any:
     """The config of a stage of which nothing was typed. Raises UserError where the weights are of another."""
-    return taken(stage, Parsed(stage.Config(), frozenset(), ""), pretrained).config
+    return apply_options(stage, Parsed(stage.Config(), frozenset(), ""), pretrained).config
 
 
 def opened(pretrained: Pretrained, stage: type[Stage], device: "torch.device | str") -> tuple[Any, Any]:
@@ -263,7 +263,7 @@ def opened(pretrained: Pretrained, stage: type[Stage], device: "torch.device | s
     from stoker.training.core import networks  # torch
 
     run = pretrained.run if pretrained.is_snapshot else None
-    made = stage(settled(pretrained, stage), run.path if run else pretrained.folder)
+    made = stage(config_for(pretrained, stage), run.path if run else pretrained.folder)
     resolve_parts(made, pretrained, judges=False)
     made.reopen()
     model = networks.build(made, device).eval()
@@ -339,7 +339,7 @@ def _verified(part: Part, source: Pretrained) -> Pretrained:
                         "whenever it is resumed: copy it, and name the copy", part.name, source)
     elif source.stage:
         _known(source.folder, weights=True)
-    options = discover()[part.stage].taken_from(source) if part.stage else {}
+    options = discover()[part.stage].options_from(source) if part.stage else {}
     return replace(source, options={**source.options, **options})
 
 

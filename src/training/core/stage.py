@@ -53,7 +53,7 @@ class Stage:
         return []
 
     @classmethod
-    def settle(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """The config with those defaults replaced that cannot be met on this machine, and a line about each.
 
         Called before a new run is made; `typed` values are never replaced.
@@ -182,7 +182,7 @@ class Stage:
         raise NotImplementedError
 
     @classmethod
-    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+    def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """The options that trained weights settle, such as the shape of the model and the tokenizer; found without
         torch. Raises UserError where the weights are not for this stage."""
         return {}

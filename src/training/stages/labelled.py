@@ -73,7 +73,7 @@ class Labelled(Stage):
         weights.load(model, folder, but=self.left_out())
 
     @classmethod
-    def taken_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
+    def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Sizes and labels. Raises UserError."""
         if not pretrained.options.keys() >= set(cls.sizes):
             raise UserError(f"{pretrained} is of another program or version: this stage reads what "

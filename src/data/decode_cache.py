@@ -39,7 +39,7 @@ F = TypeVar("F", bound=Found)
 Read = tuple[F, np.ndarray]
 
 
-class Once(Generic[F]):
+class Entries(Generic[F]):
     """Facts by path, and the numbers where they are kept."""
 
     def __init__(self, facts: Sequence[F], kept: Numbers | None):
@@ -57,7 +57,7 @@ class Once(Generic[F]):
 
 
 def read(reading: Dataset[Read[F]], kind: type[F], where: Path, *, key: Any, dtype: type[np.generic], keep: bool,
-         what: str, otherwise: str) -> Once[F]:
+         what: str, otherwise: str) -> Entries[F]:
     """Item i of `reading` is (fact, numbers) of file i. `key` is all that decides what comes of it; `where` the folder
     of the cache, `what` is done and `otherwise` the option that needs no room, both for people. Raises UserError where
     there is no room."""
@@ -72,16 +72,16 @@ def read(reading: Dataset[Read[F]], kind: type[F], where: Path, *, key: Any, dty
     return found
 
 
-def _remembered(note: Path, kept: Path | None, kind: type[F], dtype: type[np.generic]) -> Once[F] | None:
+def _remembered(note: Path, kept: Path | None, kind: type[F], dtype: type[np.generic]) -> Entries[F] | None:
     """None where the facts, or the numbers to be kept, are not there, or damaged."""
     if (content := cache.read(note)) is None:
         return None
     known = json.loads(content)
     facts = [kind(**each) for each in known["facts"]]
     if not kept:
-        return Once(facts, None)
+        return Entries(facts, None)
     numbers = blocks.opened(kept, dtype, sum(fact.count for fact in facts), known["blocks"])
-    return None if numbers is None else Once(facts, numbers)
+    return None if numbers is None else Entries(facts, numbers)
 
 
 def _build(reading: Dataset[Read[F]], note: Path, kept: Path | None, what: str) -> None:
