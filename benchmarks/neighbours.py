@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,9 @@ def rig_stage(stage: str) -> tuple[type, dict[str, str]]:
     if stage == "lm":
         return type("Nano", (rig.Random,), {"vocabulary": rig.Random.presets["nano"]["vocab_size"]}), {}
     kind: type = {"audio_enc": AudioEncoder, "vision": Vision, "ocr": OCR}[stage]
-    data = {"audio_enc": lambda: spoken.build("spoken-digits"), "vision": scenes.build,
-            "ocr": lambda: lines.build(sizes=LINES)}[stage]()
+    build: dict[str, Callable[[], Path]] = {"audio_enc": lambda: spoken.build("spoken-digits"), "vision": scenes.build,
+                                            "ocr": lambda: lines.build(sizes=LINES)}
+    data = build[stage]()
     return kind, {"dataset": str(data)}
 
 

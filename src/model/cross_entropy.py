@@ -20,7 +20,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, kind, wants_grad)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, kind, wants_grad)  # type: ignore[no-untyped-call]
     return loss
 
 
