@@ -148,7 +148,8 @@ def test_a_stage_without_one_training_loss_is_left_alone(tmp_path: Path) -> None
 
 def test_alerts_of_the_mathematics_are_the_same_after_a_resume(tmp_path: Path) -> None:
     """With a learning rate of nothing nothing progresses."""
-    options: dict[str, Any] = dict(max_steps=150, log_interval=5, eval_interval=30, lr=1e-12, rows=8)
+    options: dict[str, Any] = dict(max_steps=150, log_interval=5, eval_interval=30, snapshot_interval=50, lr=1e-12,
+                                   rows=8)
     whole, run = new_run(tmp_path, Regression), new_run(tmp_path, Regression)
     train(with_callbacks(Regression, StopAt(-1)), whole, **options)
     train(with_callbacks(Regression, StopAt(113)), run, **options)

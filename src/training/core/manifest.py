@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,19 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The step a snapshot was taken at; -1 if its manifest is damaged. Raises UserError if it is of another format."""
+    """The step a snapshot was taken at; -1 if its manifest is damaged. Raises UserError if it is of another format.
+
+    A manifest is read again only once its file has changed: each save asks for the steps of all snapshots.
+    """
+    try:
+        now = os.stat(path / MANIFEST)
+    except (OSError, ValueError):
+        return -1
+    return _step_read(path, (now.st_ino, now.st_size, now.st_mtime_ns))
+
+
+@lru_cache(maxsize=10_000)
+def _step_read(path: Path, version: tuple[int, ...]) -> int:
     try:
         return int(read(path)["step"])
     except Damaged:
