@@ -4,6 +4,7 @@
     a snapshot        its folder, or a file in it
     a model folder    one that a finished run leaves, or of another program: safetensors, and config.json
     newest            the newest finished run of the stage
+    hf://ORG/NAME@REVISION    a model folder of the Hugging Face hub (`data/sources/model_hub.py`)
 
 What they are, and which options they settle, is found without torch; only `load` needs it.
 """
@@ -23,6 +24,7 @@ from stoker.config import Parsed, UserError
 from stoker.daemon import registry
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
+from stoker.data.sources import model_hub
 from stoker.training.core import evaluations, manifest
 from stoker.training.core.parts import Lora, Part, kept
 from stoker.training.core.stage import Stage, discover
@@ -49,9 +51,15 @@ class Pretrained:
     scores: Mapping[str, float] = field(default_factory=dict)  # of the evaluation at that step
     parts: Mapping[str, Any] = field(default_factory=dict)  # the `note` of the source of each part of the model
     noted: Mapping[str, Any] = field(default_factory=dict)  # the `note` that is all that is known: no file was read
+    origin: str = ""  # the repository of the hub, with the commit, of which the folder is the copy
 
     def __str__(self) -> str:
-        return f"{self.folder}, step {self.step}" if self.step >= 0 else str(self.folder)
+        return f"{self.place}, step {self.step}" if self.step >= 0 else self.place
+
+    @property
+    def place(self) -> str:
+        """The name by which `find` finds the same weights again."""
+        return self.origin or str(self.folder)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -65,7 +73,7 @@ class Pretrained:
                 while part := file.read(2**20):
                     digest.update(part)
                     progress.mark()
-        return {"path": str(self.folder), "sha256": digest.hexdigest()}
+        return {"path": self.place, "sha256": digest.hexdigest()}
 
     @cached_property
     def _stamps(self) -> list[tuple[Any, ...]]:
@@ -103,14 +111,19 @@ class Pretrained:
                             f"the first is {bad[0]}; name other weights")
 
 
-def find(named: str, stage: str = "") -> Pretrained:
-    """The weights meant by a name; `stage` is whose newest finished run "newest" means. Raises UserError."""
+def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
+    """The weights meant by a name; `stage` is whose newest finished run "newest" means; a repository of the hub is
+    downloaded unless `download` is false. Raises UserError."""
+    if repository := model_hub.named(named):
+        folder, commit = model_hub.folder(repository, download=download)
+        return replace(_of_model(folder), origin=str(commit))
     if named == "newest" and stage:
         return of_run(registry.newest_finished(stage))
     if snapshot := registry.snapshot(named):
         return _of_snapshot(snapshot)
     if "/" in named and not Path(named).exists():
-        raise UserError(f"{named} is gone, or was never there: name a run, a snapshot or a model folder")
+        raise UserError(f"{named} is gone, or was never there: name a run, a snapshot or a model folder (one of the "
+                        f"Hugging Face hub as {model_hub.SCHEME}ORG/NAME)")
     folder = Path(named).parent if Path(named).is_file() else Path(named)
     if (folder / MADE_BY).is_file() or (folder / "config.json").is_file():
         return _of_model(folder.resolve())
@@ -279,14 +292,19 @@ def part_problems(stage: Stage) -> list[str]:
     found: list[str] = []
     for part in stage.parts():
         try:
-            _named(part)
+            if repository := model_hub.named(part.source):
+                found += [f"part {part.name}: {problem}" for problem in [model_hub.problem(repository)] if problem]
+            else:
+                _named(part, download=False)
         except UserError as error:
             found += error.problems
     return found
 
 
-def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bool = True) -> None:
-    """Find the sources of a stage's parts, verify them, and put them into `stage.sources`.
+def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bool = True,
+                  download: bool = True) -> None:
+    """Find the sources of a stage's parts, downloading those of the hub if they may be, verify them, and put them into
+    `stage.sources`.
 
     `weights` are the snapshot or model folder that the model will be filled from, if there is one. Its parts must have
     the sources that they had then, by content. Raises UserError where one is gone, damaged, or has other content.
@@ -298,8 +316,8 @@ def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bo
         if weights and known and _is_within(part, weights):
             stage.sources[part.name] = _of_note(known)
         elif known:
-            stage.sources[part.name] = _same(part, known)
-        elif source := _named(part):
+            stage.sources[part.name] = _same(part, known, download=download)
+        elif source := _named(part, download=download):
             stage.sources[part.name] = _verified(part, source)
             log.info("Part %s: %s, from %s, SHA-256 %s", part.name, _training(part), source,
                      stage.sources[part.name].identity["sha256"])
@@ -315,14 +333,14 @@ def _of_note(known: Mapping[str, Any]) -> Pretrained:
                       noted=known)
 
 
-def _named(part: Part) -> Pretrained | None:
+def _named(part: Part, *, download: bool) -> Pretrained | None:
     """The source that a part names, if it names one."""
     if not part.source:
         if isinstance(part.train, Lora) or part.is_judge:
             raise UserError(f"part {part.name} needs trained weights: name a run, a snapshot or a model folder")
         return None
     try:
-        found = find(part.source, part.stage)
+        found = find(part.source, part.stage, download=download)
     except UserError as error:
         raise UserError(*(f"part {part.name}: {problem}" for problem in error.problems)) from error
     if part.stage and found.stage not in ("", part.stage):
@@ -343,20 +361,21 @@ def _verified(part: Part, source: Pretrained) -> Pretrained:
     return replace(source, options={**source.options, **options})
 
 
-def _same(part: Part, known: Mapping[str, Any]) -> Pretrained:
+def _same(part: Part, known: Mapping[str, Any], *, download: bool) -> Pretrained:
     """The source that a part had before, where it was or where it is named now. Raises UserError where it is gone, or
     its content is another."""
-    why = "" if Path(known["path"]).exists() else f"{known['path']} is gone"
+    is_gone = not (model_hub.named(known["path"]) or Path(known["path"]).exists())
+    why = f"{known['path']} is gone" if is_gone else ""
     for place in [place for place in (known["path"], part.source) if place]:
         try:
-            found = replace(find(place), options=known["options"])
+            found = replace(find(place, download=download), options=known["options"])
             digest = found.identity["sha256"]
         except (UserError, OSError) as error:
             why = why or str(error)
             continue
         if digest == known["sha256"]:
             return found
-        why = why or f"{found.folder} has other weights than before (SHA-256 {digest[:8]}...)"
+        why = why or f"{found.place} has other weights than before (SHA-256 {digest[:8]}...)"
     raise UserError(f"part {part.name}: {why}; bring back the weights with the SHA-256 {known['sha256'][:8]}..., which "
                     "are in no snapshot")
 
