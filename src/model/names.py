@@ -47,7 +47,8 @@ class Table:
     def _is_unused(self, name: str) -> bool:
         return any(_renamed(name, pattern, pattern) for pattern in self.unused)
 
-    def fitted(self, theirs: "Mapping[str, Tensor]", ours: "Mapping[str, Tensor]", where: object) -> "dict[str, Tensor]":
+    def fitted(self, theirs: "Mapping[str, Tensor]", ours: "Mapping[str, Tensor]",
+               where: object) -> "dict[str, Tensor]":
         """Their tensors under our names, in our form, for a model whose state is `ours`. Raises UserError, with their
         name of the first, where one is missing, too many, or of another shape."""
         theirs = {name: tensor for name, tensor in theirs.items() if not self._is_unused(name)}

@@ -1,7 +1,7 @@
 """Model folders of the Hugging Face hub, by `hf://ORG/NAME` or `ORG/NAME@REVISION`, downloaded once.
 
-A revision is a branch, a tag or a commit, by default `main`. What the cache has of it is used without asking the hub, so
-that a run is resumed without network; whoever wants the newest commit of a branch names that commit.
+A revision is a branch, a tag or a commit, by default `main`. What the cache has of it is used without asking the hub,
+so that a run is resumed without network; whoever wants the newest commit of a branch names that commit.
 """
 
 import json

@@ -31,9 +31,13 @@ class Part:
     """A network whose weights come from somewhere, and how it is trained.
 
     name     the submodule of the model: "thinker" is `model.thinker`. The stage builds it, on the meta device if it
-             likes; `Stage.sources[name]` has the options with which the source was trained, so also its shape.
-    source   a run, a snapshot or a model folder, as the user types it; "": new weights
+             likes; `Stage.sources[name]` has the options with which the source was trained, so also its shape. One of
+             transformers: `from_transformers.build`
+    source   a run, a snapshot, a model folder or a repository of the Hugging Face hub, as the user types it; "": new
+             weights
     prefix   take those weights of the source whose names begin with it, without it; all others are ignored
+    names    the name and form here of a tensor there, by its name without the prefix; None where it is not used: the
+             `to_ours` of a table (`model/names.py`). None: the names are the same
     stage    whose newest run "newest" means, whose options the source is asked for, and which reads its model folders
              (without `prefix`); "": the source's names are those of the submodule
     train    "whole"; "frozen": it gets no gradient and stays in evaluation mode; or `Lora`. What a source has and
@@ -55,6 +59,7 @@ class Part:
     export: Literal["copy", "reference"] = "copy"
     use: Literal["training", "evaluation"] = "training"
     build: "Callable[[], nn.Module] | None" = None
+    names: "Callable[[str, Tensor], tuple[str, Tensor] | None] | None" = None
 
     def __post_init__(self) -> None:
         if (self.use == "evaluation") != (self.build is not None):

@@ -254,15 +254,20 @@ def _check_agreement(pretrained: Pretrained, options: Mapping[str, Any]) -> None
     tensors do not prove equal models, since the number of heads is in no shape."""
     if pretrained.is_snapshot or not pretrained.options or not options:
         return
-    try:
-        described = dict(json.loads((pretrained.folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{pretrained.folder / 'config.json'} cannot be read ({error!r}): bring it back") from error
+    described = _described(pretrained.folder)
     for name, value in options.items():
         noted, here = pretrained.options.get(name, value), described.get(name, value)
         if noted != here and (name in described or isinstance(value, (int, float))):
             raise UserError(f"{pretrained.folder}: {name} is {noted} in {MADE_BY} and {here} in config.json: bring "
                             "back the one that was changed")
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """The content of its config.json. Raises UserError where it cannot be read."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error!r}): bring it back") from error
 
 
 def config_for(pretrained: Pretrained, stage: type[Stage]) -> Any:
@@ -357,7 +362,11 @@ def _verified(part: Part, source: Pretrained) -> Pretrained:
                         "whenever it is resumed: copy it, and name the copy", part.name, source)
     elif source.stage:
         _known(source.folder, weights=True)
-    options = discover()[part.stage].options_from(source) if part.stage else {}
+    options: dict[str, Any] = {}
+    if part.stage:
+        options = discover()[part.stage].options_from(source)
+    elif not source.is_snapshot and (source.folder / "config.json").is_file():
+        options = {"config": _described(source.folder)}
     return replace(source, options={**source.options, **options})
 
 
