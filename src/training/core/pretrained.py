@@ -13,7 +13,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -297,7 +298,9 @@ def part_problems(stage: Stage) -> list[str]:
     found: list[str] = []
     for part in stage.parts():
         try:
-            if repository := model_hub.named(part.source):
+            with _about(part):
+                repository = model_hub.named(part.source)
+            if repository:
                 found += [f"part {part.name}: {problem}" for problem in [model_hub.problem(repository)] if problem]
             else:
                 _named(part, download=False)
@@ -344,13 +347,20 @@ def _named(part: Part, *, download: bool) -> Pretrained | None:
         if isinstance(part.train, Lora) or part.is_judge:
             raise UserError(f"part {part.name} needs trained weights: name a run, a snapshot or a model folder")
         return None
-    try:
+    with _about(part):
         found = find(part.source, part.stage, download=download)
-    except UserError as error:
-        raise UserError(*(f"part {part.name}: {problem}" for problem in error.problems)) from error
     if part.stage and found.stage not in ("", part.stage):
         raise UserError(f"part {part.name}: {found} is of stage {found.stage}, it takes weights of {part.stage}")
     return found
+
+
+@contextmanager
+def _about(part: Part) -> Iterator[None]:
+    """Within it what is wrong is wrong with a part, and says so."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(f"part {part.name}: {problem}" for problem in error.problems)) from error
 
 
 def _verified(part: Part, source: Pretrained) -> Pretrained:
