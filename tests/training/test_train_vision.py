@@ -23,7 +23,7 @@ from stoker.training.core.evaluation import Evaluations, evaluate
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.stage import discover
 from stoker.training.core.step import losses
-from stoker.training.train_vision import Config, Vision, told
+from stoker.training.train_vision import LANGUAGE_MODEL, Config, Vision, told
 from test_stages import data_of
 from toys import new_run, session, train
 
@@ -127,7 +127,7 @@ def test_a_run_that_goes_on_keeps_its_pieces(tmp_path: Path) -> None:
     assert prepared(tmp_path, units=gone).units.fingerprint == first.units.fingerprint
     cfg = replace(Config(), dataset=first.cfg.dataset, units=gone, text_model=str(tmp_path / "gone"))
     assert Vision.check(cfg, resumed=True) == []
-    assert [problem.partition(":")[0] for problem in Vision.check(cfg, resumed=False)] == ["--units", "--text_model"]
+    assert [problem.partition(":")[0] for problem in Vision.check(cfg, resumed=False)] == ["--units"]
 
 
 def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> None:
@@ -140,7 +140,7 @@ def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> 
 
 def test_a_language_model_reads_as_much_as_it_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stage = prepared(tmp_path, units="chars")
-    stage.language_model = SimpleNamespace(max_seq_len=8)
+    stage.sources[LANGUAGE_MODEL] = SimpleNamespace(options={"max_seq_len": 8})
     with caplog.at_level("WARNING"):
         found = stage.pieces(["a photo of red", "a photo"])
     assert [stage.units.decode(ids.tolist()) for ids in found] == ["a photo ", "a photo"]
@@ -179,7 +179,7 @@ def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFix
     (["--template", "a photo"], "--template 'a photo' has no {} in it"),
     (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: there is no such file"),
     (["--units", "words"], "--units: 'words' is none of chars, bpe"),
-    (["--text_model", "nowhere"], "--text_model: "), (["--loss", "hinge"], "--loss: 'hinge' is none of"),
+    (["--loss", "hinge"], "--loss: 'hinge' is none of"),
     (["--flip", "2"], "--flip must be"),
 ])
 def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -> None:

@@ -45,7 +45,9 @@ class Part:
              refuses one with other content.
     dtype    "fp32", "bf16", "fp16"; "": as the stage built it. Adapters are always fp32.
     export   "copy": the model folder holds its weights, adapters merged into them. "reference": it holds the source's
-             path and SHA-256, and adapters as they are; see `exported` and `referenced`.
+             path and SHA-256, and adapters as they are; see `exported` and `referenced`. "beside": the same, and a copy
+             of the source's files lies beside the weights, in the run's folder from its beginning and in the model
+             folder: so the source may go. Of our own files and the hub's these are hard links, where there are such.
     use      "evaluation": it is outside of the model, frozen and made by `build`, and the stage finds it in
              `self.judges[name]` while it evaluates
     """
@@ -56,7 +58,7 @@ class Part:
     stage: str = ""
     train: Literal["whole", "frozen"] | Lora = "whole"
     dtype: str = ""
-    export: Literal["copy", "reference"] = "copy"
+    export: Literal["copy", "reference", "beside"] = "copy"
     use: Literal["training", "evaluation"] = "training"
     build: "Callable[[], nn.Module] | None" = None
     names: "Callable[[str, Tensor], tuple[str, Tensor] | None] | None" = None
@@ -64,7 +66,7 @@ class Part:
     def __post_init__(self) -> None:
         if (self.use == "evaluation") != (self.build is not None):
             raise ValueError(f"part {self.name}: a part for evaluation alone has `build`, others are in the model")
-        if self.export == "reference" and self.train == "whole":
+        if self.export != "copy" and self.train == "whole":
             raise ValueError(f"part {self.name}: what is trained whole differs from its source: export it as a copy")
 
     @property
@@ -101,5 +103,5 @@ def exported(parts: Sequence[Part], model: "nn.Module") -> "dict[str, Tensor]":
 
 def referenced(parts: Sequence[Part], model: "nn.Module") -> tuple[str, ...]:
     """The names of the weights that a model folder has by reference; a stage's `load` leaves them alone."""
-    by_reference = [part for part in parts if part.export == "reference"]
+    by_reference = [part for part in parts if part.export != "copy"]
     return tuple(sorted(name for name in left_out(model) if any(part.holds(name) for part in by_reference)))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stoker import config, progress
+from stoker import config, files, progress
 from stoker.config import Parsed, UserError
 from stoker.daemon import registry
 from stoker.daemon.journal import Journal
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MADE_BY = "stoker.json"  # in a model folder of ours
+BESIDE = "parts"  # in a run's folder, and in a model folder: copies of the sources of parts, by the names of these
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def _stamps_of(folder: Path) -> list[tuple[Any, ...]]:
 
 def _run_around(folder: Path) -> RunDir | None:
     run = RunDir(folder.parent.parent)
-    return run if run.status_file.exists() else None
+    return run if run.status_file.exists() and folder.parent.name != BESIDE else None
 
 
 # -- what follows from them -----------------------------------------------------------------------------------------
@@ -323,8 +325,8 @@ def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bo
         known = weights.parts.get(part.name) if weights else None
         if weights and known and _is_within(part, weights):
             stage.sources[part.name] = _of_note(known)
-        elif known:
-            stage.sources[part.name] = _same(part, known, download=download)
+        elif weights and known:
+            stage.sources[part.name] = _same(part, known, weights, download=download)
         elif source := _named(part, download=download):
             stage.sources[part.name] = _verified(part, source)
             log.info("Part %s: %s, from %s, SHA-256 %s", part.name, _training(part), source,
@@ -367,7 +369,7 @@ def _verified(part: Part, source: Pretrained) -> Pretrained:
     """The same with the options that its stage reads from it, once its files were compared with their digests."""
     if source.is_snapshot:
         manifest.verified(source.folder)
-        if source.run and source.run.holder() and part.train != "whole":
+        if source.run and source.run.holder() and part.train != "whole" and part.export != "beside":
             log.warning("part %s: %s is a snapshot of a run that still trains and may delete it, and this run reads it "
                         "whenever it is resumed: copy it, and name the copy", part.name, source)
     elif source.stage:
@@ -380,12 +382,40 @@ def _verified(part: Part, source: Pretrained) -> Pretrained:
     return replace(source, options={**source.options, **options})
 
 
-def _same(part: Part, known: Mapping[str, Any], *, download: bool) -> Pretrained:
-    """The source that a part had before, where it was or where it is named now. Raises UserError where it is gone, or
-    its content is another."""
+def beside(weights: Pretrained, name: str) -> Path | None:
+    """The copy of the source of a part that lies beside trained weights, if there is one."""
+    folders = [weights.folder, *([weights.run.path] if weights.run else [])]
+    return next((folder / BESIDE / name for folder in folders if (folder / BESIDE / name).is_dir()), None)
+
+
+def copy_sources(stage: Stage, folder: Path) -> None:
+    """Put copies of the sources of those parts beside trained weights that are to lie there, whole or not at all."""
+    for part in stage.parts():
+        source, target = stage.sources.get(part.name), folder / BESIDE / part.name
+        if part.export != "beside" or source is None or target.exists():
+            continue
+        hidden = target.with_name(f".{part.name}")
+        shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
+        hidden.mkdir(parents=True)
+        # our files and those of the hub's cache are replaced, never written in place
+        put = files.link_or_copy if source.stage or source.is_snapshot or source.origin else shutil.copyfile
+        # a tokenizer stands beside the snapshots of its run, not in them
+        of_run = source.run.path.glob("tokenizer*.json") if source.is_snapshot and source.run else ()
+        for path in [*source.folder.iterdir(), *of_run]:
+            if path.is_file() and path.suffix in (".safetensors", ".json", ".txt"):
+                put(path.resolve(), hidden / path.name)
+        os.replace(hidden, target)
+        files.sync_folder(target.parent)
+
+
+def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, download: bool) -> Pretrained:
+    """The source that a part had before, where it was, beside the weights, or where it is named now. Raises UserError
+    where it is gone, or its content is another."""
+    copy = beside(weights, part.name)
+    download = download and copy is None
     is_gone = not (model_hub.named(known["path"]) or Path(known["path"]).exists())
     why = f"{known['path']} is gone" if is_gone else ""
-    for place in [place for place in (known["path"], part.source) if place]:
+    for place in [place for place in (known["path"], str(copy or ""), part.source) if place]:
         try:
             found = replace(find(place, download=download), options=known["options"])
             digest = found.identity["sha256"]
