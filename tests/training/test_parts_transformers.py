@@ -18,6 +18,8 @@ import toys
 from composed import Composed, Config, last, resumed, resumed_as_uninterrupted, saved
 from stoker import wheels
 from stoker.config import UserError
+from stoker.model.gpt import GPT
+from stoker.model.huggingface import NAMES, gpt2_options
 from stoker.training.core import from_transformers, networks, pretrained
 from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.parts import Lora, Part
@@ -221,3 +223,33 @@ def test_a_judge_of_transformers(tmp_path: Path, folder: Path) -> None:
                 by_the_library(folder, "AutoModel")(tokens).last_hidden_state.detach())
     noted = json.loads((last(run) / "manifest.json").read_text())["made_by"]["parts"]["judge"]
     assert noted["options"]["config"] == json.loads((folder / "config.json").read_text())
+
+
+class Renamed(Composed):
+    """Our own GPT on the meta device, filled from GPT-2's file by the table of names."""
+
+    def parts(self) -> Sequence[Part]:
+        return [Part("thinker", self.cfg.thinker_ckpt, prefix="transformer.", train="frozen", names=NAMES.to_ours)]
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        with torch.device("meta"):
+            model.thinker = GPT(48, **gpt2_options(self.sources["thinker"].folder))
+        return model
+
+
+def test_a_network_of_ours_is_filled_by_a_table_of_names(tmp_path: Path) -> None:
+    lib = library()
+    torch.manual_seed(0)
+    config = lib.GPT2Config(vocab_size=48, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0,
+                            eos_token_id=0)
+    theirs = lib.GPT2LMHeadModel(config).eval()
+    for parameter in theirs.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path / "gpt2")
+    thinker, tokens = thinker_of(Renamed, tmp_path / "gpt2"), torch.randint(48, (3, 11))
+    torch.testing.assert_close(thinker(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+    weights = load_file(tmp_path / "gpt2" / "model.safetensors")
+    save_file(weights | {"transformer.h.0.more": torch.ones(2)}, tmp_path / "gpt2" / "model.safetensors")
+    with pytest.raises(UserError, match=r"^part thinker: h.0.more is \(2,\) there and has no counterpart here"):
+        thinker_of(Renamed, tmp_path / "gpt2")

@@ -165,6 +165,8 @@ def _tensors(folder: Path, part: Part) -> Iterator[tuple[str, Tensor]]:
             for name in [*file.keys(), *aliases]:
                 if name.startswith(part.prefix):
                     found = name.removeprefix(part.prefix), file.get_tensor(aliases.get(name, name))
-                    if renamed := part.names(*found) if part.names else found:
+                    with part.problems():
+                        renamed = part.names(*found) if part.names else found
+                    if renamed:
                         yield renamed
                     progress.mark()

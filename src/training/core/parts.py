@@ -3,9 +3,12 @@
 Needs no torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from stoker.config import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,6 +75,14 @@ class Part:
     @property
     def is_judge(self) -> bool:
         return self.use == "evaluation"
+
+    @contextmanager
+    def problems(self) -> Iterator[None]:
+        """Within it a UserError says that it is about this part."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(*(f"part {self.name}: {problem}" for problem in error.problems)) from error
 
     def holds(self, name: str) -> bool:
         """Whether a weight of the model, by its name, is of this part."""

@@ -14,8 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -300,7 +299,7 @@ def part_problems(stage: Stage) -> list[str]:
     found: list[str] = []
     for part in stage.parts():
         try:
-            with _about(part):
+            with part.problems():
                 repository = model_hub.named(part.source)
             if repository:
                 found += [f"part {part.name}: {problem}" for problem in [model_hub.problem(repository)] if problem]
@@ -349,26 +348,17 @@ def _named(part: Part, *, download: bool) -> Pretrained | None:
         if isinstance(part.train, Lora) or part.is_judge:
             raise UserError(f"part {part.name} needs trained weights: name a run, a snapshot or a model folder")
         return None
-    with _about(part):
+    with part.problems():
         found = find(part.source, part.stage, download=download)
     if part.stage and found.stage not in ("", part.stage):
         raise UserError(f"part {part.name}: {found} is of stage {found.stage}, it takes weights of {part.stage}")
     return found
 
 
-@contextmanager
-def _about(part: Part) -> Iterator[None]:
-    """Within it what is wrong is wrong with a part, and says so."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(*(f"part {part.name}: {problem}" for problem in error.problems)) from error
-
-
 def _verified(part: Part, source: Pretrained) -> Pretrained:
     """The same with the options that its stage reads from it, once its files were compared with their digests."""
     if source.is_snapshot:
-        manifest.verified(source.folder)
+        manifest.verified(source.folder, ".safetensors")
         if source.run and source.run.holder() and part.train != "whole" and part.export != "beside":
             log.warning("part %s: %s is a snapshot of a run that still trains and may delete it, and this run reads it "
                         "whenever it is resumed: copy it, and name the copy", part.name, source)
@@ -417,7 +407,7 @@ def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, download
     why = f"{known['path']} is gone" if is_gone else ""
     for place in [place for place in (known["path"], str(copy or ""), part.source) if place]:
         try:
-            found = replace(find(place, download=download), options=known["options"])
+            found = replace(find(place, download=download), options=known["options"], stage=known["stage"])
             digest = found.identity["sha256"]
         except (UserError, OSError) as error:
             why = why or str(error)
