@@ -119,7 +119,8 @@ class Text:
     text_num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32)
     text_layers: int = opt(2, "blocks", ge=1, le=48)
     text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
-                          "run_train_lm.sh, a snapshot or a model folder", path=(), aliases=("thinker_ckpt",))
+                          "run_train_lm.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
+                          aliases=("thinker_ckpt",))
 
     def problems(self) -> list[str]:
         if self.text_d_model % (2 * self.text_num_heads):

@@ -51,8 +51,8 @@ def _fill(run: RunDir, snapshot: Path, step: int, cfg: Any) -> None:
         if path.name in own or path.name.startswith("."):
             continue
         if path.is_dir():
-            copy: Any = files.link_or_copy if path.name == pretrained.BESIDE else shutil.copy2
-            shutil.copytree(path, run.path / path.name, dirs_exist_ok=True, copy_function=copy)
+            put: Any = files.link_or_copy if path.name == pretrained.BESIDE else shutil.copy2
+            shutil.copytree(path, run.path / path.name, dirs_exist_ok=True, copy_function=put)
         elif path.is_file():
             shutil.copy2(path, run.path / path.name)
     for journal in (run.metrics, run.timings, run.alerts):
