@@ -5,6 +5,7 @@
     append     lines at the end of a file: all of them or none
     overwrite  a small file in the room it has, where a full disk has none for a new one
     may_pass   whether it is worth trying again
+    link_or_copy   a file of another folder, in no more room where that can be
     opened     a regular file, to be read: nothing that waits for ever or never ends
     read       its bytes, no more than so many
     reason     why a file cannot be read, in words
@@ -23,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -138,6 +140,16 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A hard link, for files that nobody changes in place. Raises FileNotFoundError where there is no source."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
 
 
 def opened(path: str | Path) -> IO[bytes]:

@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 
 REPOSITORY = "Salesforce/wikitext"
+MODEL = "someone/thinker"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIZES = {"train": 30, "validation": 4, "test": 5}
 
@@ -106,3 +107,51 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *args: object) -> None: ...
+
+
+class _Models(_Hub):
+    """As much as downloading a model folder asks for. `folder` is the one repository, MODEL; its branch is main."""
+
+    requests: list[str]
+
+    def do_GET(self) -> None:
+        path = urlparse(self.path).path
+        self.requests.append(f"{self.command} {path}")
+        about, rest = f"/api/models/{MODEL}/", path.removeprefix(f"/{MODEL}/resolve/")
+        if not path.startswith((about, f"/{MODEL}/")):
+            self.answer(404, **{"X-Error-Code": "RepoNotFound"})
+        elif path.removeprefix(about) in (f"revision/{name}" for name in ("main", COMMIT)):
+            self.give_json({"id": MODEL, "sha": COMMIT, "siblings": [], "tags": [], "private": False})
+        elif path.startswith(f"{about}tree/{COMMIT}"):
+            self.give_json([self.entry(each) for each in sorted(self.folder.rglob("*"))])
+        elif path != rest and rest.partition("/")[0] in ("main", COMMIT):
+            self.give_file(self.folder / rest.partition("/")[2])
+        else:
+            self.answer(404, **{"X-Error-Code": "RevisionNotFound"})
+
+    do_HEAD = do_GET
+
+
+@contextmanager
+def serving_model(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a hub that has this folder as MODEL, at COMMIT; and what it is asked."""
+    requests: list[str] = []
+    handler = type("Handler", (_Models,), {"folder": folder, "fails": False, "requests": requests})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", requests
+        server.shutdown()
+
+
+def cached_model(cache: Path, weights: Path, *, commit: str = COMMIT, branch: str = "main") -> Path:
+    """MODEL as the hub's cache has it: a reference, and a folder of links to blobs."""
+    kept = cache / f"models--{MODEL.replace('/', '--')}"
+    found = kept / "snapshots" / commit
+    for folder in (kept / "refs", kept / "blobs", found):
+        folder.mkdir(parents=True, exist_ok=True)
+    (kept / "refs" / branch).write_text(commit)
+    for path in weights.iterdir():
+        blob = kept / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.write_bytes(path.read_bytes())
+        (found / path.name).symlink_to(f"../../blobs/{blob.name}")
+    return found

@@ -27,7 +27,7 @@ RULE: list[tuple[set[str], set[str]]] = [
     ({"environment"}, {"command", "config", "daemon.rundir", "environment"}),
     ({"model"}, {"config", "wheels", "model"}),
     ({"data"}, BASE | {"data"}),
-    (CORE, BASE | {"daemon", "data.loader", "data.workers"} | CORE),
+    (CORE, BASE | {"daemon", "data.loader", "data.workers", "data.sources.model_hub"} | CORE),
     ({"training.callbacks"}, {"config", "files", "daemon", "training.callbacks"} | CORE),
     ({"monitors"}, {"config", "files", "daemon", "monitors", "data.sources.network"} | CORE),
     (ASSEMBLY, BASE | {"daemon", "environment", "data.loader", "training.callbacks", "monitors"} | CORE | ASSEMBLY),

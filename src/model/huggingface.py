@@ -5,17 +5,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stoker.config import UserError
+from stoker.model.names import Row, Table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stoker.model.gpt import GPT
 
-NAMES = {
-    "token_embedding.": "wte.", "position_embedding.": "wpe.", "final_norm.": "ln_f.", "blocks.": "h.",
-    ".norm1.": ".ln_1.", ".norm2.": ".ln_2.", ".attention.qkv.": ".attn.c_attn.", ".attention.out.": ".attn.c_proj.",
-    ".mlp.up.": ".mlp.c_fc.", ".mlp.down.": ".mlp.c_proj.",
-}
+# Of GPT2LMHeadModel, without `transformer.`. Its Conv1D keeps matrices transposed; old folders hold causal masks.
+NAMES = Table((
+    Row("token_embedding.weight", "wte.weight"),
+    Row("position_embedding.weight", "wpe.weight"),
+    Row("final_norm.*", "ln_f.*"),
+    Row("blocks.*.norm1.*", "h.*.ln_1.*"),
+    Row("blocks.*.norm2.*", "h.*.ln_2.*"),
+    Row("blocks.*.attention.qkv.*", "h.*.attn.c_attn.*", transposed=True),
+    Row("blocks.*.attention.out.*", "h.*.attn.c_proj.*", transposed=True),
+    Row("blocks.*.mlp.up.*", "h.*.mlp.c_fc.*", transposed=True),
+    Row("blocks.*.mlp.down.*", "h.*.mlp.c_proj.*", transposed=True),
+), unused=("h.*.attn.bias", "h.*.attn.masked_bias"))
 # What a config.json may leave out, and means then; our GPT is nothing else.
 SUPPORTED = {
     "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
@@ -27,9 +35,9 @@ SUPPORTED = {
 
 
 def gpt2_weights(model: "GPT") -> "dict[str, Tensor]":
-    """The weights under `GPT2LMHeadModel`'s names. Its Conv1D keeps matrices transposed; the tied head is left out."""
-    return {f"transformer.{_their_name(name)}": _turned(name, tensor).contiguous().cpu()
-            for name, tensor in model.state_dict().items()}
+    """The weights under `GPT2LMHeadModel`'s names; the tied head is left out."""
+    renamed = (NAMES.to_theirs(name, tensor) for name, tensor in model.state_dict().items())
+    return {f"transformer.{name}": tensor.contiguous().cpu() for name, tensor in renamed}
 
 
 def gpt2_config(model: "GPT", end_of_text: int) -> dict[str, Any]:
@@ -75,19 +83,11 @@ def load_gpt2(model: "GPT", folder: Path) -> None:
     head = theirs.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in theirs and not torch.equal(head, theirs["wte.weight"]):
         raise UserError(f"{folder}: its head is not tied to the token embedding, that of this GPT is")
-    expected = {_their_name(name): _turned(name, tensor).shape for name, tensor in model.state_dict().items()}
-    different = [name for name in expected | theirs
-                 if name not in theirs or name not in expected or theirs[name].shape != expected[name]]
-    if different:
-        there, here = (tuple(shapes[different[0]]) if different[0] in shapes else "missing"
-                       for shapes in ({name: tensor.shape for name, tensor in theirs.items()}, expected))
-        raise UserError(f"{folder} does not fit: {different[0]} is {there} there and {here} here, and so for "
-                        f"{len(different)} of {len(expected | theirs)} tensors")
-    model.load_state_dict({name: _turned(name, theirs[_their_name(name)]) for name in model.state_dict()})
+    model.load_state_dict(NAMES.fitted(theirs, model.state_dict(), folder))
 
 
 def _read(folder: Path) -> "dict[str, Tensor]":
-    """The tensors of all safetensors of a folder, without the prefix, and without the causal masks of old ones."""
+    """The tensors of all safetensors of a folder, without the prefix."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -97,16 +97,4 @@ def _read(folder: Path) -> "dict[str, Tensor]":
             tensors |= load_file(path)
         except SafetensorError as error:
             raise UserError(f"{path} cannot be read: {error}") from error
-    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()
-            if not name.endswith((".attn.bias", ".attn.masked_bias"))}
-
-
-def _their_name(name: str) -> str:
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def _turned(name: str, tensor: "Tensor") -> "Tensor":
-    """A Conv1D keeps its matrix transposed."""
-    return tensor.T if ".c_" in _their_name(name) and name.endswith("weight") else tensor
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}

@@ -39,22 +39,17 @@ class TextTower(nn.Module):
 
 
 class FrozenTextTower(nn.Module):
-    """The hidden states of a language model that stays as it is, their mean, and a layer that learns (as in LiT: Zhai
-    et al. 2021, arXiv:2111.07991, with the roles turned)."""
+    """The hidden states of a frozen language model, their mean, and a layer that learns (as in LiT: Zhai et al. 2021,
+    arXiv:2111.07991, with the roles turned). Whoever builds it freezes the language model."""
 
     def __init__(self, language_model: Any, embed_dim: int):
         """`language_model.hidden` makes (U, T, D) of (U, T) tokens, each state from what is not after it."""
         super().__init__()
-        self.language_model = language_model.requires_grad_(False)
+        self.language_model = language_model
         d_model = language_model.final_norm.normalized_shape[0]
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, embed_dim)
         init_linear(self.head)
-
-    def train(self, mode: bool = True) -> "FrozenTextTower":
-        super().train(mode)
-        self.language_model.eval()
-        return self
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(U, T) of int64, how many of each count (U,), at least 1 -> (U, E)."""

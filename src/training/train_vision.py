@@ -15,11 +15,12 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 from stoker.config import UserError, listed, opt
 from stoker.data import splits
 from stoker.data.pictures import table
-from stoker.training.core import pretrained
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
+from stoker.training.core.parts import Part
+from stoker.training.core.pretrained import beside
 from stoker.training.core.stage import discover
-from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.labelled import KINDS, TOKENIZER, Labelled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,8 +39,7 @@ STEMS, POSITIONS, LOSSES = ("conv", "patch"), ("rotary", "learned"), ("softmax",
 VISION = ("image_size", "patch_size", "stem", "positions", "d_model", "num_heads", "num_layers", "d_ff")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
 SHAPE = (*VISION, "embed_dim", "loss")
-TEXT_MODEL = "text_model"  # the folder of a language model beside what was trained with it
-LANGUAGE_MODEL = "text.language_model."  # its weights in ours
+LANGUAGE_MODEL = "text.language_model"  # in the model, where one reads the captions
 RECALL_AT = 1, 5, 10  # nearest ones among which a right one is looked for
 LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # pictures compared for samples, those shown, captions to each
 CHARACTERS = 60  # of a caption that is shown
@@ -119,7 +119,8 @@ class Text:
     text_num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32)
     text_layers: int = opt(2, "blocks", ge=1, le=48)
     text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
-                          "run_train_lm.sh, a snapshot or a model folder", path=(), aliases=("thinker_ckpt",))
+                          "run_train_lm.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
+                          aliases=("thinker_ckpt",))
 
     def problems(self) -> list[str]:
         if self.text_d_model % (2 * self.text_num_heads):
@@ -177,10 +178,7 @@ class Vision(Labelled):
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
         problems = table.check(cfg.dataset, group_by=cfg.group_by)
-        problems += cls.label_problems(cfg, resumed)
-        if not resumed and cfg.text_model:
-            problems += language_model_problems(cfg.text_model)
-        return problems
+        return problems + cls.label_problems(cfg, resumed)
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
@@ -211,14 +209,12 @@ class Vision(Labelled):
         self._report({split: len(each) for split, each in numbers.items()})
 
     def _open_text(self, captions: list[str]) -> None:
-        """What cuts captions into pieces and, if one is named, the language model that reads them."""
-        self.language: Any = None
-        self.language_model: Any = None
-        copied = self.folder / TEXT_MODEL  # that with which a run began that resumes
-        if named := str(copied) if copied.is_dir() else self.cfg.text_model:
-            kind = discover()["lm"]
-            self.language, self.language_model = pretrained.opened(pretrained.find(named, kind.name), kind, "cpu")
-            self.units = self.language.tokenizer
+        """What cuts captions into pieces: the tokenizer of the language model that reads them, if one is named."""
+        from stoker.data.text.tokenizers import open_tokenizer
+
+        if source := self.sources.get(LANGUAGE_MODEL):
+            own = [folder / TOKENIZER for folder in (self.folder, source.folder) if (folder / TOKENIZER).is_file()]
+            self.units = open_tokenizer(str(own[0]) if own else source.options["tokenizer"], 0, [])
         else:
             self.open_labels(captions)
 
@@ -227,7 +223,8 @@ class Vision(Labelled):
         import torch
 
         found = self.units.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
-        context = self.language_model.max_seq_len if self.language_model else None
+        source = self.sources.get(LANGUAGE_MODEL)
+        context = source.options["max_seq_len"] if source else None
         if context and (cut := sum(len(ids) > context for ids in found)):
             log.warning("%s captions have more than the %s pieces that the language model reads at a time: the rest of "
                         "them is not read", f"{cut:,}", f"{context:,}")
@@ -304,15 +301,6 @@ class Vision(Labelled):
         seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
         return {"pictures": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
 
-    def begin(self) -> None:
-        super().begin()
-        self._save_language(self.folder)
-
-    def _save_language(self, folder: Path) -> None:
-        if self.language:
-            (folder / TEXT_MODEL).mkdir(exist_ok=True)
-            self.language.export(self.language_model, folder / TEXT_MODEL)
-
     def size(self, batch: Batch) -> dict[str, int]:
         return {"images": len(batch["pixels"])}
 
@@ -326,17 +314,30 @@ class Vision(Labelled):
         vision = VisionEncoder(**{name: getattr(cfg, name) for name in VISION}, dropout=cfg.dropout)
         return DualEncoder(vision, self._text_tower(), cfg.embed_dim, cfg.loss)
 
-    def _text_tower(self) -> "nn.Module":
-        import copy
+    def parts(self) -> Sequence[Part]:
+        named = self.cfg.text_model
+        return [Part(LANGUAGE_MODEL, named, stage="lm", train="frozen", export="beside")] if named else []
 
+    def _text_tower(self) -> "nn.Module":
         from stoker.model.text_tower import FrozenTextTower, TextTower
 
         cfg = self.cfg
-        if self.language_model:
-            return FrozenTextTower(copy.deepcopy(self.language_model), cfg.embed_dim)
+        if source := self.sources.get(LANGUAGE_MODEL):
+            return FrozenTextTower(self._language_model(source), cfg.embed_dim)
         return TextTower(self.units.vocab_size, d_model=cfg.text_d_model, num_heads=cfg.text_num_heads,
                          num_layers=cfg.text_layers, d_ff=4 * cfg.text_d_model, embed_dim=cfg.embed_dim,
                          dropout=cfg.dropout)
+
+    def _language_model(self, source: "Pretrained") -> "nn.Module":
+        """Without weights: they are its source's."""
+        import torch
+
+        kind: Any = discover()["lm"]
+        known = {field.name for field in fields(kind.Config)} & source.options.keys()
+        language = kind(replace(kind.Config(), **{name: source.options[name] for name in known}), self.folder)
+        language.tokenizer = self.units
+        with torch.device("meta"):  # draws no random numbers
+            return language.model().to_empty(device="cpu")  # type: ignore[no-any-return]
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         """Those of the vision encoder: what the text tower is given has another length each time."""
@@ -427,21 +428,15 @@ class Vision(Labelled):
         return {"template": self.cfg.template, "labels": self.register.caption_of()}
 
     def left_out(self) -> tuple[str, ...]:
-        return (LANGUAGE_MODEL,)
-
-    def export(self, model: Any, folder: Path) -> None:
-        """Also text_model/, where a language model reads the captions."""
-        super().export(model, folder)
-        self._save_language(folder)
+        return (f"{LANGUAGE_MODEL}.",)
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """Also the language model, in place of sizes and labels of the text tower."""
         found = super().options_from(pretrained)
-        if not pretrained.options.get("text_model"):
+        if not (named := pretrained.options.get("text_model")):
             return found
-        language = str(Path(found["units"]).parent / TEXT_MODEL)
-        return {**{name: found[name] for name in SHAPE}, "text_model": language}
+        return {**{name: found[name] for name in SHAPE}, "text_model": str(beside(pretrained, LANGUAGE_MODEL) or named)}
 
     def reopen(self) -> None:
         self._open_text([])
@@ -453,18 +448,6 @@ def told(own: str, nearest: Sequence[str]) -> str:
 
     lines = [("caption:", own), *(("=" if text == own else "-", text) for text in nearest)]
     return "\n".join(textwrap.shorten(f"{sign} {text}", CHARACTERS) for sign, text in lines)
-
-
-def language_model_problems(named: str) -> list[str]:
-    """Why no language model of that name can read captions."""
-    try:
-        found = pretrained.find(named, "lm")
-    except UserError as error:
-        return [f"--text_model: {problem}" for problem in error.problems]
-    if found.stage not in ("", "lm"):
-        return [f"--text_model {named}: {found} is of stage {found.stage}, which reads no text: name a run of "
-                "run_train_lm.sh"]
-    return []
 
 
 if __name__ == "__main__":

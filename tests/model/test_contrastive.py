@@ -12,6 +12,7 @@ from stoker.model.contrastive import LOSSES, DualEncoder, alike, right_ones, sig
 from stoker.model.gpt import GPT
 from stoker.model.text_tower import FrozenTextTower, TextTower
 from stoker.model.vision_encoder import VisionEncoder
+from stoker.training.core import networks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 PICTURES, CAPTIONS = torch.tensor([0, 1, 2, 3, 3, 4]), torch.tensor([0, 1, 0, 2, 3, 4])  # 0 and 2, 3 and 4 belong
@@ -162,6 +163,7 @@ def test_a_frozen_language_model_stays_as_it_is() -> None:
     """No gradient, no dropout; what stands after the end of a caption changes nothing."""
     torch.manual_seed(0)
     gpt = GPT(50, d_model=24, num_heads=2, num_layers=1, d_ff=48, max_seq_len=16, dropout=0.5)
+    networks.freeze(gpt)
     tower = FrozenTextTower(gpt, 16).train()
     tokens, lengths = torch.randint(50, (3, 9)), torch.tensor([9, 1, 4])
     made = tower(tokens, lengths)

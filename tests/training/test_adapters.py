@@ -82,6 +82,22 @@ def test_a_base_of_bf16_has_adapters_of_fp32(source: Path) -> None:
     assert not hasattr(model.thinker.layers[1], "lora_a")
 
 
+def test_tables_that_are_computed_keep_their_type(source: Path) -> None:
+    """As those of angles, which lose places in bf16."""
+    angles = torch.rand(16)
+
+    class WithTable(Composed):
+        how = {"train": "frozen", "dtype": "bf16"}
+
+        def model(self) -> nn.Module:
+            model = super().model()
+            model.thinker.register_buffer("angles", angles.clone(), persistent=False)
+            return model
+
+    model = built(WithTable, source)
+    assert torch.equal(model.thinker.angles, angles) and model.thinker.norm.running_mean.dtype == torch.bfloat16
+
+
 def test_where_adapters_cannot_work_they_are_refused(tmp_path: Path, source: Path) -> None:
     with pytest.raises(UserError, match="part thinker: no linear layer fits nothing.*"):
         built(trained(train=Lora(layers=("nothing.*",))), source)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,21 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 import made_pictures
 from stoker import config
-from stoker.config import UserError
+from stoker.config import Parsed, UserError
 from stoker.data.pairs import NO_CLASS, Register
 from stoker.data.pictures.resized import Frame, opened
 from stoker.data.pictures.views import Augmentation
+from stoker.training.assembly import eval_only, launch
+from stoker.training.assembly.job import Job
 from stoker.training.core import pretrained
 from stoker.training.core.evaluation import Evaluations, evaluate
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.stage import discover
 from stoker.training.core.step import losses
-from stoker.training.train_vision import Config, Vision, told
+from stoker.training.train_vision import LANGUAGE_MODEL, Config, Vision, told
 from test_stages import data_of
 from toys import new_run, session, train
 
@@ -127,7 +131,7 @@ def test_a_run_that_goes_on_keeps_its_pieces(tmp_path: Path) -> None:
     assert prepared(tmp_path, units=gone).units.fingerprint == first.units.fingerprint
     cfg = replace(Config(), dataset=first.cfg.dataset, units=gone, text_model=str(tmp_path / "gone"))
     assert Vision.check(cfg, resumed=True) == []
-    assert [problem.partition(":")[0] for problem in Vision.check(cfg, resumed=False)] == ["--units", "--text_model"]
+    assert [problem.partition(":")[0] for problem in Vision.check(cfg, resumed=False)] == ["--units"]
 
 
 def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> None:
@@ -140,7 +144,7 @@ def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> 
 
 def test_a_language_model_reads_as_much_as_it_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stage = prepared(tmp_path, units="chars")
-    stage.language_model = SimpleNamespace(max_seq_len=8)
+    stage.sources[LANGUAGE_MODEL] = SimpleNamespace(options={"max_seq_len": 8})
     with caplog.at_level("WARNING"):
         found = stage.pieces(["a photo of red", "a photo"])
     assert [stage.units.decode(ids.tolist()) for ids in found] == ["a photo ", "a photo"]
@@ -179,7 +183,7 @@ def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFix
     (["--template", "a photo"], "--template 'a photo' has no {} in it"),
     (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: there is no such file"),
     (["--units", "words"], "--units: 'words' is none of chars, bpe"),
-    (["--text_model", "nowhere"], "--text_model: "), (["--loss", "hinge"], "--loss: 'hinge' is none of"),
+    (["--loss", "hinge"], "--loss: 'hinge' is none of"),
     (["--flip", "2"], "--flip must be"),
 ])
 def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -> None:
@@ -247,26 +251,55 @@ def test_a_run_learns_and_is_judged_by_accuracy(tmp_path: Path) -> None:
     assert metrics["eval/label_acc"] == metrics["eval/acc"] and metrics["train/acc"] > 0.8
 
 
-def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path) -> None:
-    """A run goes on, and a model folder works, when the language model's own run is gone."""
-    lm = session(discover()["lm"], new_run(tmp_path, discover()["lm"]), **data_of("lm", tmp_path) | {"max_steps": 2})
+@pytest.mark.parametrize("of", ["model folder", "snapshot"])
+def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path, of: str) -> None:
+    """A run goes on, and a model folder works, when the language model's own run is gone. No snapshot has its weights.
+    Its tokenizer, which is trained, goes along."""
+    values = data_of("lm", tmp_path) | {"max_steps": 2, "tokenizer": "bpe", "vocab_size": 280}
+    lm = session(discover()["lm"], new_run(tmp_path, discover()["lm"]), **values)
     with lm.run.lock():
         assert lm.train().state == "finished"
+    named = pretrained.of_run(lm.run) if of == "model folder" else pretrained.find(
+        str(max(lm.run.snapshots.glob("snapshot_*"))))
     data, run = str(captioned(tmp_path / "pictures")), new_run(tmp_path, Vision)
-    sitting = session(Vision, run, **SMALL | dict(dataset=data, text_model=str(lm.run.path), max_steps=4))
+    sitting = session(Vision, run, **SMALL | dict(dataset=data, text_model=str(named.folder), max_steps=4))
     with run.lock():
         assert sitting.train().state == "finished"
-    theirs = pretrained.opened(pretrained.of_run(lm.run), discover()["lm"], "cpu")[1].state_dict()
+    held = safetensors.torch.load_file(max(run.snapshots.glob("snapshot_*")) / "model.safetensors")
+    assert "text.head.weight" in held and not [name for name in held if "language_model" in name]
+    theirs = pretrained.opened(named, discover()["lm"], "cpu")[1].state_dict()
     lm.run.remove()
     stage, model = pretrained.opened(pretrained.of_run(run), Vision, "cpu")
     assert all(torch.equal(weight, theirs[name]) for name, weight in model.text.language_model.state_dict().items())
     assert not (run.models / "best" / "model.safetensors").read_bytes().count(b"language_model")
     batch = stage.tokens(stage.pieces(["caption 1", "caption 2"]))
     assert model.captions(batch["tokens"], batch["lengths"]).shape == (2, 16)
+    weights = pretrained.of_run(run)
+    [done] = eval_only.evaluated(Job(Vision, Parsed(sitting.job.cfg, frozenset(), ""), evaluated=weights))
+    assert done.metrics["eval/acc"] == weights.scores["eval/acc"]
     more = session(Vision, run, resume=True, max_steps=6)
     with run.lock():
         trainer, snapshot = more.prepare()
         assert trainer.fit(snapshot).state == "finished"
+    moved = Path(shutil.copytree(run.models / "best", tmp_path / "moved"))
+    run.remove()
+    job = launch.decide(Vision, ["--init_from", str(moved), "--dataset", data])
+    assert job.cfg.text_model == str(moved / "parts" / LANGUAGE_MODEL) and job.cfg.d_model == 32
+    again = new_run(tmp_path / "again", Vision)
+    begun, _ = train(Vision, again, **{**vars(job.cfg), "init_from": str(moved), "max_steps": 1, "device": "cpu",
+                                       "batch_size": 8})
+    assert torch.equal(begun.model.text.language_model.token_embedding.weight, theirs["token_embedding.weight"])
+
+
+def test_a_language_model_that_is_none_is_refused_before_a_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="part text.language_model: there is no run 'nowhere'"):
+        launch.decide(Vision, ["--text_model", "nowhere"])
+    run = new_run(tmp_path, Vision)
+    sitting = session(Vision, run, **SMALL | dict(dataset=str(captioned(tmp_path / "pictures")), max_steps=1))
+    with run.lock():
+        sitting.train()
+    with pytest.raises(UserError, match="part text.language_model: .* is of stage vision, it takes weights of lm"):
+        launch.decide(Vision, ["--text_model", str(run.path)])
 
 
 # -- what is seen ---------------------------------------------------------------------------------------------------

@@ -41,9 +41,14 @@ def missing(name: str) -> str:
 
 def away(repository: str) -> str:
     """Why a data set of the hub cannot be asked for now, or ''. Answers in seconds."""
+    return away_from(f"datasets/{repository}/resolve/main/README.md")
+
+
+def away_from(page: str) -> str:
+    """Why a page of the hub cannot be asked for now, or ''. Answers in seconds."""
     if variable := _offline():
         return f"{variable} is set"
-    why = unreachable(f"{endpoint()}/datasets/{repository}/resolve/main/README.md")
+    why = unreachable(f"{endpoint()}/{page}")
     return f"the Hugging Face hub ({endpoint()}) cannot be reached ({why})" if why else ""
 
 
@@ -88,9 +93,13 @@ def endpoint() -> str:
 
 def _cache() -> Path:
     """Where `datasets` keeps what it has prepared."""
+    return Path(os.environ.get("HF_DATASETS_CACHE") or home() / "datasets").expanduser()
+
+
+def home() -> Path:
+    """The folder of the hub's caches."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or os.path.join(base, "huggingface")
-    return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")).expanduser()
+    return Path(os.environ.get("HF_HOME") or os.path.join(base, "huggingface")).expanduser()
 
 
 def _cached(name: str) -> Path | None:
@@ -120,9 +129,9 @@ def _downloaded(name: str) -> dict[str, "Dataset"]:
 
     quieten()
     blobs = Path(constants.HF_HUB_CACHE, f"datasets--{REPOSITORY.replace('/', '--')}", "blobs")
-    before = _megabytes(blobs)
+    before = megabytes(blobs)
     log.info("Downloading %s from %s (once, kept in %s)", name, endpoint(), _cache())
-    with announced(lambda: f"Downloading {name}: {_megabytes(blobs) - before:.0f} MB so far"):
+    with announced(lambda: f"Downloading {name}: {megabytes(blobs) - before:.0f} MB so far"):
         return dict(load_dataset(REPOSITORY, CONFIGS[name], cache_dir=str(_cache())))
 
 
@@ -140,7 +149,7 @@ def quieten() -> None:
         disable_download_bars()
 
 
-def _megabytes(folder: Path) -> float:
+def megabytes(folder: Path) -> float:
     """The size of the files in a folder, which come and go meanwhile."""
     sizes = [path.stat().st_size for path in folder.glob("*") if path.exists()]
     return sum(sizes) / 1e6

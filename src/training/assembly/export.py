@@ -130,6 +130,7 @@ def _export(trainer: Trainer, run: RunDir, folder: Path, step: int) -> None:
     hidden.mkdir()
     with _averaged(trainer), networks.merged(trainer.stage, trainer.model):
         trainer.stage.export(trainer.model, hidden)
+    pretrained.copy_sources(trainer.stage, hidden)
     scores = pretrained.scores(run, step)
     sources = {name: source.note for name, source in trainer.stage.sources.items()}
     pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg), scores, sources)

@@ -1,6 +1,5 @@
 """Continues from an older snapshot of a run in a new folder, so that nothing newer of that run is lost."""
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from stoker.config import UserError
 from stoker.daemon import rundir
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir, Status
-from stoker.training.core import manifest
+from stoker.training.core import manifest, pretrained
 
 LONGEST_NAME = 200  # bytes: file systems take 255, and names are made from it
 
@@ -41,7 +40,7 @@ def _fill(run: RunDir, snapshot: Path, step: int, cfg: Any) -> None:
     copy.mkdir()
     try:
         for path in snapshot.iterdir():
-            _link(path, copy / path.name)
+            files.link_or_copy(path, copy / path.name)
     except FileNotFoundError as error:
         raise UserError(f"snapshot {snapshot} was deleted while it was copied, perhaps by the trainer of "
                         f"{origin.name}: name another one") from error
@@ -52,7 +51,8 @@ def _fill(run: RunDir, snapshot: Path, step: int, cfg: Any) -> None:
         if path.name in own or path.name.startswith("."):
             continue
         if path.is_dir():
-            shutil.copytree(path, run.path / path.name, dirs_exist_ok=True)
+            put: Any = files.link_or_copy if path.name == pretrained.BESIDE else shutil.copy2
+            shutil.copytree(path, run.path / path.name, dirs_exist_ok=True, copy_function=put)
         elif path.is_file():
             shutil.copy2(path, run.path / path.name)
     for journal in (run.metrics, run.timings, run.alerts):
@@ -62,12 +62,3 @@ def _fill(run: RunDir, snapshot: Path, step: int, cfg: Any) -> None:
 def _name(snapshot: Path, step: int) -> str:
     """Of the copy: one that is looked for, also where the other was renamed or set aside."""
     return snapshot.name if snapshot.name.startswith("snapshot_") else f"snapshot_step_{step:08d}"
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

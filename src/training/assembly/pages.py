@@ -48,13 +48,13 @@ def parse(stage: type[Stage], argv: Sequence[str], further: Callable[[Any], list
     return Parsed(parsed.config, parsed.typed, auto) if parsed.preset == "auto" else parsed
 
 
-def resolve_config(stage: type[Stage], parsed: Parsed[Any]) -> tuple[Parsed[Any], list[str]]:
+def resolve_config(stage: type[Stage], parsed: Parsed[Any], *, download: bool = True) -> tuple[Parsed[Any], list[str]]:
     """The config of a new run, with what the weights that it begins with and this machine settle; lines about it.
 
     What is settled counts as typed: it stays when the run goes on. Raises UserError where it cannot be.
     """
     if named := parsed.config.init_from:
-        parsed = pretrained.apply_options(stage, parsed, pretrained.find(named, stage.name))
+        parsed = pretrained.apply_options(stage, parsed, pretrained.find(named, stage.name, download=download))
     computed = config.following(stage.Config, {name: getattr(parsed.config, name) for name in parsed.typed})
     cfg, notes = stage.resolve_defaults(parsed.config, parsed.typed)
     changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}
@@ -66,7 +66,7 @@ def _of_new_run(stage: type[Stage], argv: Sequence[str]) -> tuple[Parsed[Any], l
     parsed = parse(stage, argv, lambda cfg: stage.check(cfg, resumed=False))
     if parsed.config.resume:
         raise UserError("--info is about a new run: leave --resume out, or take --init_from for the model of a run")
-    return resolve_config(stage, parsed)
+    return resolve_config(stage, parsed, download=False)
 
 
 def guide(stage: type[Stage]) -> str:
@@ -97,7 +97,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
     with tempfile.TemporaryDirectory() as folder:
         made = stage(cfg, Path(folder))
-        pretrained.resolve_parts(made)
+        pretrained.resolve_parts(made, download=False)
         made.prepare()
         cfg, cuts = resolve_length(cfg, parsed.typed, made.order().steps_per_epoch)
         cfg, found, length, lines = estimate.expect(made, cfg, device, started)

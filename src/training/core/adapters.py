@@ -2,6 +2,10 @@
 
 A layer that gets one stays the same module, under the same names: `q.weight` stays, `q.lora_a` and `q.lora_b` come
 beside it. Only its class changes.
+
+peft is not used: it wraps each layer, so that `q.weight` becomes `q.base_layer.weight`, and `add` and `merged` do all
+that is needed here for the linear layers of any network, also of transformers. What they cannot adapt is its Conv1D
+(GPT-2): that is refused, since no linear layer fits.
 """
 
 import math

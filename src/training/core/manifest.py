@@ -40,9 +40,9 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def verify(path: Path) -> None:
-    """Compare every file with the manifest. Raises Damaged."""
-    check_files(path, read(path)["files"])
+def verify(path: Path, suffix: str = "") -> None:
+    """Compare every file whose name ends so with the manifest. Raises Damaged."""
+    check_files(path, {name: entry for name, entry in read(path)["files"].items() if name.endswith(suffix)})
 
 
 def check_files(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
@@ -65,10 +65,10 @@ def _check_is_file(path: Path) -> None:
         raise Damaged(f"{path.name} is {'something else than a file' if path.exists() else 'missing'}")
 
 
-def verified(path: Path) -> Path:
-    """The same path, once all of it was compared. Raises UserError."""
+def verified(path: Path, suffix: str = "") -> Path:
+    """The same path, once all of it was compared, or what ends so. Raises UserError."""
     try:
-        verify(path)
+        verify(path, suffix)
     except Damaged as damage:
         raise UserError(f"snapshot {path} is damaged: {damage}; name another one") from damage
     return path

@@ -1,7 +1,7 @@
 """A stage's model, its parts filled from their sources, frozen or given adapters."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stoker import progress
 from stoker.config import UserError
-from stoker.training.core import adapters, rng
+from stoker.training.core import adapters, from_transformers, rng
 from stoker.training.core.device import DTYPES
 from stoker.training.core.parts import LEFT_OUT, Lora, Part, left_out
 from stoker.training.core.stage import Stage, discover
@@ -45,7 +45,7 @@ def _place(part: Part, source: "Pretrained | None", model: nn.Module) -> None:
     network = model.get_submodule(part.name)
     reads = source is not None and not source.noted  # else the weights are new, or come with those of the whole model
     if part.dtype:
-        network.to(DTYPES[part.dtype])
+        _convert(network, DTYPES[part.dtype])
     if source and reads:
         fill(network, source, part)
     if part.train == "whole":
@@ -67,10 +67,19 @@ def _judge(part: Part, source: "Pretrained") -> nn.Module:
     with rng.preserved():  # training draws the same numbers without a judge
         network = part.build()
     if part.dtype:
-        network.to(DTYPES[part.dtype])
+        _convert(network, DTYPES[part.dtype])
     fill(network, source, part)
     freeze(network)
     return network
+
+
+def _convert(network: nn.Module, dtype: torch.dtype) -> None:
+    """Weights and buffers in another type; not what no state dict has: tables that are computed, such as of angles."""
+    tables = [(module._buffers, name, module._buffers[name]) for module in network.modules()
+              for name in module._non_persistent_buffers_set]
+    network.to(dtype)
+    for buffers, name, table in tables:
+        buffers[name] = table
 
 
 def freeze(network: nn.Module) -> None:
@@ -95,11 +104,19 @@ def _stay(network: nn.Module, mode: bool = True) -> nn.Module:
 def fill(network: nn.Module, source: "Pretrained", part: Part) -> None:
     """Put the weights of a part's source into the network, one tensor at a time; a network on the meta device comes
     into being by that. Raises UserError where they do not fit, cannot be read or hold NaN."""
+    where = f"part {part.name}: the weights {part.prefix and f'{part.prefix}* '}of {source.place}"
     if part.stage and not source.is_snapshot and not part.prefix:
         kind = discover()[part.stage]
         kind(kind.Config(), source.folder).load(network, source.folder)
     else:
-        _fill_by_name(network, source.folder, part)
+        try:
+            tensors = _tensors(source.folder, part)
+            if from_transformers.is_one(network):
+                from_transformers.fill(network, tensors, where)
+            else:
+                _fill_by_name(network, tensors, where)
+        except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+            raise UserError(f"{where} cannot be read: {error}") from error
     source.check_unchanged()
     state = network.state_dict()
     if empty := [name for name, tensor in [*state.items(), *network.named_buffers()] if tensor.is_meta]:
@@ -109,28 +126,23 @@ def fill(network: nn.Module, source: "Pretrained", part: Part) -> None:
                         f"or infinity, the first is {bad[0]}; name other weights")
 
 
-def _fill_by_name(network: nn.Module, folder: Path, part: Part) -> None:
+def _fill_by_name(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     ours: dict[str, Tensor] = network.state_dict(keep_vars=True)  # tied ones are the same object
     made: dict[str, Tensor] = {}  # for those on the meta device
     filled: set[int] = set()
 
     def refuse(name: str, there: Any, here: Any) -> None:
-        raise UserError(f"part {part.name}: the weights of {folder} do not fit: {part.prefix}{name} is {there} there "
-                        f"and {here} here; name others")
+        raise UserError(f"{where} do not fit: {name} is {there} there and {here} here; name others")
 
-    try:
-        for name, tensor in _tensors(folder, part.prefix):
-            if name not in ours or ours[name].shape != tensor.shape:
-                refuse(name, tuple(tensor.shape), tuple(ours[name].shape) if name in ours else "missing")
-            filled.add(id(ours[name]))
-            if ours[name].is_meta:
-                made[name] = tensor.to(ours[name].dtype, copy=True)  # the file may be mapped, and change
-            else:
-                with torch.no_grad():
-                    ours[name].copy_(tensor)
-            progress.mark()
-    except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
-        raise UserError(f"part {part.name}: the weights of {folder} cannot be read: {error}") from error
+    for name, tensor in tensors:
+        if name not in ours or ours[name].shape != tensor.shape:
+            refuse(name, tuple(tensor.shape), tuple(ours[name].shape) if name in ours else "missing")
+        filled.add(id(ours[name]))
+        if ours[name].is_meta:
+            made[name] = tensor.to(ours[name].dtype, copy=True)  # the file may be mapped, and change
+        else:
+            with torch.no_grad():
+                ours[name].copy_(tensor)
     for name, tensor in ours.items():
         if id(tensor) not in filled:
             refuse(name, "missing", tuple(tensor.shape))
@@ -144,11 +156,17 @@ def _tied(ours: dict[str, Tensor], made: dict[str, Tensor]) -> dict[str, Tensor]
     return {name: first[id(tensor)] for name, tensor in ours.items() if id(tensor) in first}
 
 
-def _tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a folder's safetensors whose names begin with the prefix, by the rest of their names."""
+def _tensors(folder: Path, part: Part) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder's safetensors whose names begin with the part's prefix, by the rest of their names, or by
+    what the part's table makes of that."""
     for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
         with safetensors.safe_open(path, "pt") as file:
             aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
             for name in [*file.keys(), *aliases]:
-                if name.startswith(prefix):
-                    yield name.removeprefix(prefix), file.get_tensor(aliases.get(name, name))
+                if name.startswith(part.prefix):
+                    found = name.removeprefix(part.prefix), file.get_tensor(aliases.get(name, name))
+                    with part.problems():
+                        renamed = part.names(*found) if part.names else found
+                    if renamed:
+                        yield renamed
+                    progress.mark()

@@ -126,8 +126,9 @@ class GoingOn:
                       aliases=("checkpoint_file",))
     extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
                             "the longer plan", ge=0, may_change=True)
-    init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot or a "
-                         "model folder; alone: of the newest finished run of this stage", path=(), bare="newest")
+    init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot, a "
+                         "model folder or hf://ORG/NAME; alone: of the newest finished run of this stage", path=(),
+                         bare="newest")
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
     split: str = opt("validation", "what --eval_only evaluates: the validation or the test split, or all rows of the "
                      "data set", choices=("validation", "test", "all"), may_change=True)

@@ -3,9 +3,12 @@
 Needs no torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from stoker.config import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,9 +34,13 @@ class Part:
     """A network whose weights come from somewhere, and how it is trained.
 
     name     the submodule of the model: "thinker" is `model.thinker`. The stage builds it, on the meta device if it
-             likes; `Stage.sources[name]` has the options with which the source was trained, so also its shape.
-    source   a run, a snapshot or a model folder, as the user types it; "": new weights
+             likes; `Stage.sources[name]` has the options with which the source was trained, so also its shape. One of
+             transformers: `from_transformers.build`
+    source   a run, a snapshot, a model folder or a repository of the Hugging Face hub, as the user types it; "": new
+             weights
     prefix   take those weights of the source whose names begin with it, without it; all others are ignored
+    names    the name and form here of a tensor there, by its name without the prefix; None where it is not used: the
+             `to_ours` of a table (`model/names.py`). None: the names are the same
     stage    whose newest run "newest" means, whose options the source is asked for, and which reads its model folders
              (without `prefix`); "": the source's names are those of the submodule
     train    "whole"; "frozen": it gets no gradient and stays in evaluation mode; or `Lora`. What a source has and
@@ -41,7 +48,9 @@ class Part:
              refuses one with other content.
     dtype    "fp32", "bf16", "fp16"; "": as the stage built it. Adapters are always fp32.
     export   "copy": the model folder holds its weights, adapters merged into them. "reference": it holds the source's
-             path and SHA-256, and adapters as they are; see `exported` and `referenced`.
+             path and SHA-256, and adapters as they are; see `exported` and `referenced`. "beside": the same, and a copy
+             of the source's files lies beside the weights, in the run's folder from its beginning and in the model
+             folder: so the source may go. Of our own files and the hub's these are hard links, where there are such.
     use      "evaluation": it is outside of the model, frozen and made by `build`, and the stage finds it in
              `self.judges[name]` while it evaluates
     """
@@ -52,19 +61,28 @@ class Part:
     stage: str = ""
     train: Literal["whole", "frozen"] | Lora = "whole"
     dtype: str = ""
-    export: Literal["copy", "reference"] = "copy"
+    export: Literal["copy", "reference", "beside"] = "copy"
     use: Literal["training", "evaluation"] = "training"
     build: "Callable[[], nn.Module] | None" = None
+    names: "Callable[[str, Tensor], tuple[str, Tensor] | None] | None" = None
 
     def __post_init__(self) -> None:
         if (self.use == "evaluation") != (self.build is not None):
             raise ValueError(f"part {self.name}: a part for evaluation alone has `build`, others are in the model")
-        if self.export == "reference" and self.train == "whole":
+        if self.export != "copy" and self.train == "whole":
             raise ValueError(f"part {self.name}: what is trained whole differs from its source: export it as a copy")
 
     @property
     def is_judge(self) -> bool:
         return self.use == "evaluation"
+
+    @contextmanager
+    def problems(self) -> Iterator[None]:
+        """Within it a UserError says that it is about this part."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(*(f"part {self.name}: {problem}" for problem in error.problems)) from error
 
     def holds(self, name: str) -> bool:
         """Whether a weight of the model, by its name, is of this part."""
@@ -96,5 +114,5 @@ def exported(parts: Sequence[Part], model: "nn.Module") -> "dict[str, Tensor]":
 
 def referenced(parts: Sequence[Part], model: "nn.Module") -> tuple[str, ...]:
     """The names of the weights that a model folder has by reference; a stage's `load` leaves them alone."""
-    by_reference = [part for part in parts if part.export == "reference"]
+    by_reference = [part for part in parts if part.export != "copy"]
     return tuple(sorted(name for name in left_out(model) if any(part.holds(name) for part in by_reference)))

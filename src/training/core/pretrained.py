@@ -4,6 +4,7 @@
     a snapshot        its folder, or a file in it
     a model folder    one that a finished run leaves, or of another program: safetensors, and config.json
     newest            the newest finished run of the stage
+    hf://ORG/NAME@REVISION    a model folder of the Hugging Face hub (`data/sources/model_hub.py`)
 
 What they are, and which options they settle, is found without torch; only `load` needs it.
 """
@@ -12,17 +13,19 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stoker import config, progress
+from stoker import config, files, progress
 from stoker.config import Parsed, UserError
 from stoker.daemon import registry
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
+from stoker.data.sources import model_hub
 from stoker.training.core import evaluations, manifest
 from stoker.training.core.parts import Lora, Part, kept
 from stoker.training.core.stage import Stage, discover
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MADE_BY = "stoker.json"  # in a model folder of ours
+BESIDE = "parts"  # in a run's folder, and in a model folder: copies of the sources of parts, by the names of these
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,15 @@ class Pretrained:
     scores: Mapping[str, float] = field(default_factory=dict)  # of the evaluation at that step
     parts: Mapping[str, Any] = field(default_factory=dict)  # the `note` of the source of each part of the model
     noted: Mapping[str, Any] = field(default_factory=dict)  # the `note` that is all that is known: no file was read
+    origin: str = ""  # the repository of the hub, with the commit, of which the folder is the copy
 
     def __str__(self) -> str:
-        return f"{self.folder}, step {self.step}" if self.step >= 0 else str(self.folder)
+        return f"{self.place}, step {self.step}" if self.step >= 0 else self.place
+
+    @property
+    def place(self) -> str:
+        """The name by which `find` finds the same weights again."""
+        return self.origin or str(self.folder)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -65,7 +75,7 @@ class Pretrained:
                 while part := file.read(2**20):
                     digest.update(part)
                     progress.mark()
-        return {"path": str(self.folder), "sha256": digest.hexdigest()}
+        return {"path": self.place, "sha256": digest.hexdigest()}
 
     @cached_property
     def _stamps(self) -> list[tuple[Any, ...]]:
@@ -103,14 +113,19 @@ class Pretrained:
                             f"the first is {bad[0]}; name other weights")
 
 
-def find(named: str, stage: str = "") -> Pretrained:
-    """The weights meant by a name; `stage` is whose newest finished run "newest" means. Raises UserError."""
+def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
+    """The weights meant by a name; `stage` is whose newest finished run "newest" means; a repository of the hub is
+    downloaded unless `download` is false. Raises UserError."""
+    if repository := model_hub.named(named):
+        folder, commit = model_hub.folder(repository, download=download)
+        return replace(_of_model(folder), origin=str(commit))
     if named == "newest" and stage:
         return of_run(registry.newest_finished(stage))
     if snapshot := registry.snapshot(named):
         return _of_snapshot(snapshot)
     if "/" in named and not Path(named).exists():
-        raise UserError(f"{named} is gone, or was never there: name a run, a snapshot or a model folder")
+        raise UserError(f"{named} is gone, or was never there: name a run, a snapshot or a model folder (one of the "
+                        f"Hugging Face hub as {model_hub.SCHEME}ORG/NAME)")
     folder = Path(named).parent if Path(named).is_file() else Path(named)
     if (folder / MADE_BY).is_file() or (folder / "config.json").is_file():
         return _of_model(folder.resolve())
@@ -210,7 +225,7 @@ def _stamps_of(folder: Path) -> list[tuple[Any, ...]]:
 
 def _run_around(folder: Path) -> RunDir | None:
     run = RunDir(folder.parent.parent)
-    return run if run.status_file.exists() else None
+    return run if run.status_file.exists() and folder.parent.name != BESIDE else None
 
 
 # -- what follows from them -----------------------------------------------------------------------------------------
@@ -241,15 +256,20 @@ def _check_agreement(pretrained: Pretrained, options: Mapping[str, Any]) -> None
     tensors do not prove equal models, since the number of heads is in no shape."""
     if pretrained.is_snapshot or not pretrained.options or not options:
         return
-    try:
-        described = dict(json.loads((pretrained.folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{pretrained.folder / 'config.json'} cannot be read ({error!r}): bring it back") from error
+    described = _described(pretrained.folder)
     for name, value in options.items():
         noted, here = pretrained.options.get(name, value), described.get(name, value)
         if noted != here and (name in described or isinstance(value, (int, float))):
             raise UserError(f"{pretrained.folder}: {name} is {noted} in {MADE_BY} and {here} in config.json: bring "
                             "back the one that was changed")
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """The content of its config.json. Raises UserError where it cannot be read."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error!r}): bring it back") from error
 
 
 def config_for(pretrained: Pretrained, stage: type[Stage]) -> Any:
@@ -279,14 +299,21 @@ def part_problems(stage: Stage) -> list[str]:
     found: list[str] = []
     for part in stage.parts():
         try:
-            _named(part)
+            with part.problems():
+                repository = model_hub.named(part.source)
+            if repository:
+                found += [f"part {part.name}: {problem}" for problem in [model_hub.problem(repository)] if problem]
+            else:
+                _named(part, download=False)
         except UserError as error:
             found += error.problems
     return found
 
 
-def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bool = True) -> None:
-    """Find the sources of a stage's parts, verify them, and put them into `stage.sources`.
+def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bool = True,
+                  download: bool = True) -> None:
+    """Find the sources of a stage's parts, downloading those of the hub if they may be, verify them, and put them into
+    `stage.sources`.
 
     `weights` are the snapshot or model folder that the model will be filled from, if there is one. Its parts must have
     the sources that they had then, by content. Raises UserError where one is gone, damaged, or has other content.
@@ -297,9 +324,9 @@ def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bo
         known = weights.parts.get(part.name) if weights else None
         if weights and known and _is_within(part, weights):
             stage.sources[part.name] = _of_note(known)
-        elif known:
-            stage.sources[part.name] = _same(part, known)
-        elif source := _named(part):
+        elif weights and known:
+            stage.sources[part.name] = _same(part, known, weights, download=download)
+        elif source := _named(part, download=download):
             stage.sources[part.name] = _verified(part, source)
             log.info("Part %s: %s, from %s, SHA-256 %s", part.name, _training(part), source,
                      stage.sources[part.name].identity["sha256"])
@@ -315,16 +342,14 @@ def _of_note(known: Mapping[str, Any]) -> Pretrained:
                       noted=known)
 
 
-def _named(part: Part) -> Pretrained | None:
+def _named(part: Part, *, download: bool) -> Pretrained | None:
     """The source that a part names, if it names one."""
     if not part.source:
         if isinstance(part.train, Lora) or part.is_judge:
             raise UserError(f"part {part.name} needs trained weights: name a run, a snapshot or a model folder")
         return None
-    try:
-        found = find(part.source, part.stage)
-    except UserError as error:
-        raise UserError(*(f"part {part.name}: {problem}" for problem in error.problems)) from error
+    with part.problems():
+        found = find(part.source, part.stage, download=download)
     if part.stage and found.stage not in ("", part.stage):
         raise UserError(f"part {part.name}: {found} is of stage {found.stage}, it takes weights of {part.stage}")
     return found
@@ -333,30 +358,63 @@ def _named(part: Part) -> Pretrained | None:
 def _verified(part: Part, source: Pretrained) -> Pretrained:
     """The same with the options that its stage reads from it, once its files were compared with their digests."""
     if source.is_snapshot:
-        manifest.verified(source.folder)
-        if source.run and source.run.holder() and part.train != "whole":
+        manifest.verified(source.folder, ".safetensors")
+        if source.run and source.run.holder() and part.train != "whole" and part.export != "beside":
             log.warning("part %s: %s is a snapshot of a run that still trains and may delete it, and this run reads it "
                         "whenever it is resumed: copy it, and name the copy", part.name, source)
     elif source.stage:
         _known(source.folder, weights=True)
-    options = discover()[part.stage].options_from(source) if part.stage else {}
+    options: dict[str, Any] = {}
+    if part.stage:
+        options = discover()[part.stage].options_from(source)
+    elif not source.is_snapshot and (source.folder / "config.json").is_file():
+        options = {"config": _described(source.folder)}
     return replace(source, options={**source.options, **options})
 
 
-def _same(part: Part, known: Mapping[str, Any]) -> Pretrained:
-    """The source that a part had before, where it was or where it is named now. Raises UserError where it is gone, or
-    its content is another."""
-    why = "" if Path(known["path"]).exists() else f"{known['path']} is gone"
-    for place in [place for place in (known["path"], part.source) if place]:
+def beside(weights: Pretrained, name: str) -> Path | None:
+    """The copy of the source of a part that lies beside trained weights, if there is one."""
+    folders = [weights.folder, *([weights.run.path] if weights.run else [])]
+    return next((folder / BESIDE / name for folder in folders if (folder / BESIDE / name).is_dir()), None)
+
+
+def copy_sources(stage: Stage, folder: Path) -> None:
+    """Put copies of the sources of those parts beside trained weights that are to lie there, whole or not at all."""
+    for part in stage.parts():
+        source, target = stage.sources.get(part.name), folder / BESIDE / part.name
+        if part.export != "beside" or source is None or target.exists():
+            continue
+        hidden = target.with_name(f".{part.name}")
+        shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
+        hidden.mkdir(parents=True)
+        # our files and those of the hub's cache are replaced, never written in place
+        put = files.link_or_copy if source.stage or source.is_snapshot or source.origin else shutil.copyfile
+        # a tokenizer stands beside the snapshots of its run, not in them
+        of_run = source.run.path.glob("tokenizer*.json") if source.is_snapshot and source.run else ()
+        for path in [*source.folder.iterdir(), *of_run]:
+            if path.is_file() and path.suffix in (".safetensors", ".json", ".txt"):
+                put(path.resolve(), hidden / path.name)
+        os.replace(hidden, target)
+        files.sync_folder(target.parent)
+
+
+def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, download: bool) -> Pretrained:
+    """The source that a part had before, where it was, beside the weights, or where it is named now. Raises UserError
+    where it is gone, or its content is another."""
+    copy = beside(weights, part.name)
+    download = download and copy is None
+    is_gone = not (model_hub.named(known["path"]) or Path(known["path"]).exists())
+    why = f"{known['path']} is gone" if is_gone else ""
+    for place in [place for place in (known["path"], str(copy or ""), part.source) if place]:
         try:
-            found = replace(find(place), options=known["options"])
+            found = replace(find(place, download=download), options=known["options"], stage=known["stage"])
             digest = found.identity["sha256"]
         except (UserError, OSError) as error:
             why = why or str(error)
             continue
         if digest == known["sha256"]:
             return found
-        why = why or f"{found.folder} has other weights than before (SHA-256 {digest[:8]}...)"
+        why = why or f"{found.place} has other weights than before (SHA-256 {digest[:8]}...)"
     raise UserError(f"part {part.name}: {why}; bring back the weights with the SHA-256 {known['sha256'][:8]}..., which "
                     "are in no snapshot")
 
