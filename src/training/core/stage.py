@@ -4,9 +4,10 @@ A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`, or
 knows stages only by what stands here. Importing a stage's file does not import torch: configs and help answer at once.
 """
 
+import functools
 import importlib
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,8 +43,14 @@ class Stage:
 
     def __init__(self, cfg: Any, folder: Path):
         self.cfg, self.folder = cfg, folder
+        self._datasets: "dict[tuple[object, str], Dataset[Any]]" = {}
         self.sources: "dict[str, Pretrained]" = {}
         self.judges: "dict[str, nn.Module]" = {}
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "dataset" in vars(cls):
+            setattr(cls, "dataset", _built_once(cls.dataset))
 
     # -- before anything is started -----------------------------------------------------------------------------
 
@@ -71,7 +78,11 @@ class Stage:
         """Read and check the data, log what was found. Raises UserError where it cannot be trained on."""
 
     def dataset(self, split: str) -> "Dataset[Any]":
-        """The rows of "train", "validation" or, where the data have one, "test"."""
+        """The rows of "train", "validation" or, where the data have one, "test".
+
+        Each data set is built once: further calls return the same object. That is before the length of the run, and
+        whether it is compiled, stand in `cfg`.
+        """
         raise NotImplementedError
 
     def splits(self) -> tuple[str, ...]:
@@ -189,6 +200,17 @@ class Stage:
 
     def reopen(self) -> None:
         """Instead of `prepare`, to use a trained model: what `model` needs beside the config, without the data."""
+
+
+def _built_once(build: "Callable[[Any, str], Dataset[Any]]") -> "Callable[[Any, str], Dataset[Any]]":
+    """A stage's `dataset`, which returns what it built before."""
+    @functools.wraps(build)
+    def dataset(self: Stage, split: str) -> "Dataset[Any]":
+        if (build, split) not in self._datasets:  # by `build`: a stage may ask the one that it is derived from
+            self._datasets[build, split] = build(self, split)
+        return self._datasets[build, split]
+
+    return dataset
 
 
 def discover() -> dict[str, type[Stage]]:
