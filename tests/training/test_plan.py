@@ -140,6 +140,14 @@ def test_smaller_micro_batches_are_another_plan_of_the_same_rows(tmp_path: Path)
     assert sum(small.order.rows(0), []) == sum(plan.order.rows(0), []) and small.evaluations is plan.evaluations
 
 
+def test_a_sitting_that_goes_back_keeps_its_smaller_micro_batches(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Regression)
+    sitting = session(Regression, run)
+    sitting.micro = 3
+    with run.lock():
+        assert sitting.prepare()[0].order.micro == 3
+
+
 @pytest.mark.parametrize("asked", [None, True])
 def test_during_a_trial_of_compiling_the_stage_has_the_options_asked_for(tmp_path: Path, asked: bool | None,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
