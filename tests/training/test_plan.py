@@ -1,5 +1,6 @@
 """What a start computes is resolved once, and alike for training, --info, --eval_only and the replay of an incident."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,17 +13,21 @@ import pytest
 import torch
 from torch import nn
 
-from stoker import config
+from composed import Composed
+from stoker import config, files
 from stoker.config import Parsed, UserError
+from stoker.daemon.rundir import RunDir
 from stoker.data.loader import Order
 from stoker.inference import replay
 from stoker.training.assembly import estimate, eval_only, pages
+from stoker.training.assembly import session as sitting
 from stoker.training.assembly.job import Job
 from stoker.training.core import device as devices
 from stoker.training.core import incident, pretrained
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.options import OF_ONE_START
 from stoker.training.core.plan import resolve
+from stoker.training.trainer import Trainer
 from toys import QUICK, Buffers, Points, Regression, StopAt, new_run, planned, session, train, with_callbacks
 
 
@@ -72,6 +77,12 @@ def test_a_stage_may_ask_the_one_that_it_is_derived_from_for_its_rows(tmp_path: 
     assert one.dataset("train") is rows[0] and Wider.dataset.__doc__ == Wider.__dict__["dataset"].__doc__
 
 
+def incident_of(trainer: Trainer, run: RunDir) -> Path:
+    batch = {"x": torch.full((2, 8), math.nan)}
+    return incident.write(run.incidents, incident.Incident(3, incident.NON_FINITE, "batch x", "nan", [[0, 1]], []),
+                          trainer.model, [batch])
+
+
 class Noting(Buffers):
     """Notes the config that it makes its model by."""
 
@@ -90,32 +101,33 @@ def test_training_info_evaluation_and_replay_compute_alike(tmp_path: Path, monke
     trainer, _ = train(Noting, run, threads=0, yes=True)
     pages.figures(Noting, (parsed, []))
     eval_only.evaluated(Job(Noting, parsed, evaluated=pretrained.find(str(trainer.snapshots.at_step(9)))))
-    batch = {"x": torch.full((2, 8), math.nan)}
-    path = incident.write(run.incidents, incident.Incident(3, incident.NON_FINITE, "batch x", "nan", [[0, 1]], []),
-                          trainer.model, [batch])
-    assert replay._replay(path, "cpu") == replay.SAME
+    recorded = config.to_json(trainer.cfg) | {"device": "cuda:99"}  # of another machine
+    files.write_json(run.config_file, recorded)
+    assert replay._replay(incident_of(trainer, run), "cpu") == replay.SAME
     kinds = {tuple(seen[name] for name in ("precision", "threads", *OF_ONE_START)) for seen in Noting.seen}
     assert kinds == {("bf16", torch.get_num_threads(), "", False, 0)} and len(Noting.seen) >= 5
     assert parsed.config == Noting.Config(**values), "what was typed stays as it is"
 
 
-@pytest.mark.parametrize("amp, asked, expected", [(True, "auto", "fp32"), (True, "bf16", "bf16"),
-                                                  (False, "auto", "fp32")])
-def test_precision_on_a_cpu(tmp_path: Path, amp: bool, asked: str, expected: str) -> None:
-    setup = resolve(Regression, Regression.Config(amp=amp, precision=asked, device="cpu"), tmp_path)
+def test_a_step_with_a_frozen_part_is_done_again_with_its_weights(tmp_path: Path, source: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are neither in the incident nor in the snapshots, but in the folder that the newest snapshot names."""
+    monkeypatch.setattr(replay, "of_run", lambda run: Composed)
+    trainer, _ = train(Composed, run := new_run(tmp_path, Composed), thinker_ckpt=str(source), max_steps=2)
+    assert replay._replay(incident_of(trainer, run), "cpu") == replay.SAME
+
+
+@pytest.mark.parametrize("asked, expected", [("auto", "fp32"), ("bf16", "bf16")])
+def test_precision_on_a_cpu(tmp_path: Path, asked: str, expected: str) -> None:
+    setup = resolve(Regression, Regression.Config(precision=asked, device="cpu"), tmp_path)
     assert (setup.cfg.precision, setup.device) == (expected, torch.device("cpu")) and setup.stage.cfg is setup.cfg
-
-
-def test_no_amp_on_a_device_with_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "resolve_precision", lambda device, asked: "fp16" if asked == "auto" else asked)
-    assert resolve(Regression, Regression.Config(amp=False, device="cpu"), tmp_path).cfg.precision == "fp32"
 
 
 def test_a_plan_is_not_changed_and_its_config_is_that_of_stage_and_run(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     trainer, _ = train(with_callbacks(Regression, StopAt(3)), run)
     assert trainer.cfg is trainer.stage.cfg
-    assert config.to_json(trainer.cfg) == replay.json.loads(run.config_file.read_text())
+    assert config.to_json(trainer.cfg) == json.loads(run.config_file.read_text())
     plan = planned(trainer.stage)
     with pytest.raises(FrozenInstanceError):
         plan.cfg = replace(plan.cfg, compile=True)  # type: ignore[misc]
@@ -142,10 +154,10 @@ def test_smaller_micro_batches_are_another_plan_of_the_same_rows(tmp_path: Path)
 
 def test_a_sitting_that_goes_back_keeps_its_smaller_micro_batches(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
-    sitting = session(Regression, run)
-    sitting.micro = 3
+    again = session(Regression, run)
+    again.micro = 3
     with run.lock():
-        assert sitting.prepare()[0].order.micro == 3
+        assert again.prepare()[0].order.micro == 3
 
 
 @pytest.mark.parametrize("asked", [None, True])
@@ -165,6 +177,14 @@ def test_during_a_trial_of_compiling_the_stage_has_the_options_asked_for(tmp_pat
     monkeypatch.setattr(estimate, "try_compiled", tried)
     after, *_ = estimate.expect(plan, started=0.0)
     assert seen == [asked] and after.cfg.compile is True is stage.cfg.compile and plan.cfg.compile is asked
+
+
+def test_a_run_is_resumed_without_compiling_where_the_compiler_is_gone(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(Regression(Regression.Config(compile=True), tmp_path))
+    for why in ("", "no compiler"):
+        monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: why)
+        assert sitting._still_compiled(plan).cfg.compile is plan.stage.cfg.compile is (not why)
 
 
 @pytest.mark.parametrize("start", ["training", "info"])
