@@ -31,7 +31,7 @@ from stoker.model.transformer import Attention
 from stoker.training.assembly.job import Job
 from stoker.training.assembly.session import Session
 from stoker.training.core.figures import Batch
-from stoker.training.core.options import Options
+from stoker.training.core.plan import Plan
 from stoker.training.core.signals import Signals
 from stoker.training.core.stage import Stage
 from stoker.training.train_lm import LanguageModel
@@ -64,8 +64,8 @@ class Random(LanguageModel):
 class Unestimated(Session):
     """A session that does not measure beforehand what the run will take."""
 
-    def _estimate(self, stage: Stage, cfg: Options, *given: Any, **more: Any) -> tuple[Options, None]:
-        return cfg, None
+    def _estimate(self, plan: Plan, *, begins: bool) -> tuple[Plan, None]:
+        return plan, None
 
 
 @contextmanager

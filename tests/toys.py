@@ -3,7 +3,7 @@
 import json
 import random
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.media import Media, Picture, Sound, Text
 from stoker.training.core.options import Options
 from stoker.training.core.phases import Group, Phase
+from stoker.training.core.plan import Plan, Setup
 from stoker.training.core.signals import Signals
 from stoker.training.core.stage import Stage
 from stoker.training.trainer import Ending, Trainer
@@ -177,6 +178,12 @@ TOYS: list[type[Toy]] = [Buffers, Regression, GAN, Contrastive]
 QUICK = dict(max_steps=9, batch_size=4, grad_accum_steps=2, lr=1e-2, warmup_steps=2, log_interval=2, eval_interval=4,
              snapshot_interval=4, keep_last_n_snapshots=0, delete_snapshots_after_training=False,
              gradient_monitor_interval=2, weight_monitor_interval=2, nan_recoveries=0, device="cpu", threads=1)
+
+
+def planned(stage: Stage, **options: Any) -> Plan:
+    """The plan of a stage whose data are prepared, on a CPU; all options count as typed."""
+    cfg = replace(stage.cfg, **options)
+    return Setup(stage, cfg, torch.device("cpu")).plan(vars(cfg).keys() - {"epochs"})
 
 
 def new_run(folder: Path, stage: type[Stage]) -> RunDir:

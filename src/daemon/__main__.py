@@ -30,6 +30,14 @@ def main() -> int:
 
 
 def call(words: Sequence[str]) -> int:
+    given = _parser().parse_args(words)
+    try:
+        return int(given.call(given))
+    except PermissionError as error:
+        raise UserError(f"{error.strerror}: that belongs to another user") from error
+
+
+def _parser() -> "_Parser":
     parser = _Parser(prog="stoker", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -66,12 +74,7 @@ def call(words: Sequence[str]) -> int:
     wait = commands.add_parser("wait", help="wait until a run just started trains or has ended")
     wait.add_argument("pid", type=int)
     wait.set_defaults(call=lambda given: wait_for(given.pid))
-
-    given = parser.parse_args(words)
-    try:
-        return int(given.call(given))
-    except PermissionError as error:
-        raise UserError(f"{error.strerror}: that belongs to another user") from error
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):

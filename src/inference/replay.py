@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,16 @@ def _replay(path: Path, device_name: str) -> int:
     if importlib.util.find_spec("torch") is None:
         raise UserError(f"torch is not installed for this Python ({sys.executable}): use "
                         f"{files.hint('replay')}")
-    from stoker.training.core import device as devices
     from stoker.training.core import incident, manifest, pretrained
+    from stoker.training.core.plan import resolve
 
     recorded, run = incident.read(path), RunDir(path.parents[1])
     kind = of_run(run)
     cfg: Any = config.from_json(kind.Config, json.loads(run.config_file.read_text()), str(run.config_file))
-    stage = kind(cfg, run.path)
-    if stage.parts() and (snapshot := manifest.newest_good(run.snapshots)):
-        pretrained.resolve_parts(stage, pretrained.find(str(snapshot)), judges=False)
-    stage.reopen()
-    devices.configure(cfg.threads)
-    again = incident.replay(path, stage, devices.choose(device_name), cfg.precision)
+    setup = resolve(kind, replace(cfg, device=device_name), run.path)
+    snapshot = manifest.newest_good(run.snapshots) if setup.stage.parts() else None
+    setup.reopen(pretrained.find(str(snapshot)) if snapshot else None)
+    again = incident.replay(path, setup.stage, setup.device, setup.cfg.precision)
     print(f"Step {recorded.step} of {run.name}: rows {', '.join(str(row) for part in recorded.rows for row in part)}")
     same = again.where == recorded.where and (
         bool(again.where) or math.isclose(float(again.loss), float(recorded.loss), rel_tol=SAME_LOSS))

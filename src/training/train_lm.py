@@ -79,7 +79,7 @@ def shape(d_model: int, num_heads: int, num_layers: int, max_seq_len: int, **mor
             "max_seq_len": max_seq_len, **more}
 
 
-class LanguageModel(Stage):
+class LanguageModel(Stage[Config]):
     """Trains a GPT-2 style language model on text, in the foreground. (./run/run_train_lm.sh: in the background.)"""
 
     name = "lm"

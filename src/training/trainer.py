@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from stoker.daemon.inbox import Inbox
-from stoker.data.loader import Order, training_batches
+from stoker.data.loader import training_batches
 from stoker.data.workers import Abandoned
 from stoker.training.core import device as devices
 from stoker.training.core import networks, optim, parts, rng
 from stoker.training.core.callback import Callback
 from stoker.training.core.decisions import Decisions, What
 from stoker.training.core.ending import Ending
-from stoker.training.core.evaluation import Evaluations, merged
+from stoker.training.core.evaluation import merged
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.events import Events
 from stoker.training.core.exchange import Alone, Exchange
 from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.media import Media
 from stoker.training.core.options import Options
+from stoker.training.core.plan import Plan
 from stoker.training.core.saver import Saver
 from stoker.training.core.signals import Signals
 from stoker.training.core.snapshots import Snapshots
-from stoker.training.core.stage import Stage
 from stoker.training.core.step import Step
 from stoker.training.core.totals import Totals, finite_or_nothing
 
@@ -45,21 +45,19 @@ class Trainer:
     Called by callbacks: ask(), go_back(), leave_out(), skip(), record(), show(), rows(), and in on_save
     saver.keep_only(). Nothing else is theirs.
 
-    `cfg` is the config fitted to the run's length, `steps` that length, `order` which rows make up each step. `inbox`:
-    where requests come in as files; `exchange`: with the processes that train together.
+    `inbox`: where requests come in as files; `exchange`: with the processes that train together.
     """
 
-    def __init__(self, stage: Stage, cfg: Options, steps: int, order: Order, snapshots: Snapshots,
-                 callbacks: list[Callback], signals: Signals, device: torch.device,
+    def __init__(self, plan: Plan, snapshots: Snapshots, callbacks: list[Callback], signals: Signals,
                  ledger: Sequence[dict[str, Any]] = (), *, inbox: Inbox | None = None, exchange: Exchange = Alone()):
-        self.stage, self.cfg, self.steps, self.order = stage, cfg, steps, order
-        self.snapshots, self.signals, self.device = snapshots, signals, device
-        self.events, self.saver = Events(callbacks), Saver(snapshots, cfg, signals, self._emit)
-        self.decisions = Decisions(cfg, signals, inbox, exchange)
+        self.stage, self.cfg, self.steps, self.order = plan.stage, plan.cfg, plan.steps, plan.order
+        self.evaluations, self.device = plan.evaluations, plan.device
+        self.snapshots, self.signals = snapshots, signals
+        self.events, self.saver = Events(callbacks), Saver(snapshots, self.cfg, signals, self._emit)
+        self.decisions = Decisions(self.cfg, signals, inbox, exchange)
         self.ask, self.go_back = self.decisions.ask, self.decisions.go_back
         self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
-        self.steps_per_epoch = order.steps_per_epoch
-        self.evaluations = Evaluations(stage, cfg, order.steps_per_epoch)
+        self.steps_per_epoch = plan.order.steps_per_epoch
         self.step, self._judged = 0, 0  # judged: the step up to which all was found to be well
         self.best, self.best_step = math.nan, -1
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics

@@ -344,3 +344,11 @@ def test_the_list_of_runs_may_be_no_folder(make: Make, call: Call) -> None:
     (files.home() / "runs").rename(files.home() / "away")
     (files.home() / "runs").touch()
     assert "good" in call("ps")[1]
+
+
+def test_what_belongs_to_another_user_is_refused_in_a_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(commands, "_stop", refuse)
+    assert call("stop", "1") == (2, "", "stop.sh: Operation not permitted: that belongs to another user\n")

@@ -19,7 +19,7 @@ from stoker.training.assembly.estimate import Estimate, Length, Took
 from stoker.training.core import blocks
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.media import Media
-from toys import Regression, StopAt, Toy, new_run, session, train, with_callbacks
+from toys import Regression, StopAt, Toy, new_run, planned, session, train, with_callbacks
 
 CPU = torch.device("cpu")
 SIMPLE = Estimate("cpu", parameters=1000, sample_seconds=2.0, scored_seconds={"eval": 0.5}, update_seconds=0.1,
@@ -99,7 +99,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock, **optio
 
 def measured(stage: type[Toy], tmp_path: Path, **options: Any) -> Estimate:
     sitting = session(stage, new_run(tmp_path, stage), **options)
-    return estimate.measure(stage(sitting.job.cfg, tmp_path), replace(sitting.job.cfg, precision="fp32"), CPU)
+    return estimate.measure(planned(stage(sitting.job.cfg, tmp_path), precision="fp32"))
 
 
 def test_operations_and_bytes_are_those_of_the_arithmetic(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> N
             return GPT(500, d_model=64, num_heads=2, num_layers=3, d_ff=256, max_seq_len=32)
 
     cfg = Small.Config(precision="fp32", max_seq_len=32)
-    found = estimate.measure(Small(cfg, tmp_path), cfg, CPU)
+    found = estimate.measure(planned(Small(cfg, tmp_path)))
     matrices = 3 * 12 * 64 * 64 + 500 * 64
     expected = 32 * (6 * matrices + 12 * 3 * 64 * 32)
     assert found.sample_flops == pytest.approx(expected, rel=0.05)  # attention's backward makes one product twice
@@ -132,12 +132,12 @@ def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> N
 
 def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> None:
     stage = Regression(session(Regression, new_run(tmp_path, Regression)).job.cfg, tmp_path)
-    length = Length.of(stage, replace(stage.cfg, max_steps=9))  # 22 rows, 8 to an update; 7 evaluated at 4, 8 and 9
+    length = Length.of(planned(stage, max_steps=9))  # 22 rows, 8 to an update; 7 evaluated at 4, 8 and 9
     assert length == Length(9, 66.0, {"eval": 21}, evaluations=3, snapshots=6)  # at 0, 4, 8, and at epochs' ends
     kind = type("Tested", (Regression,), {"splits": lambda self: ("train", "validation", "test")})
-    tested = Length.of(kind(stage.cfg, tmp_path), replace(stage.cfg, max_steps=9))
+    tested = Length.of(planned(kind(stage.cfg, tmp_path)))
     assert tested == replace(length, scored={"eval": 28}, evaluations=4)
-    other = Length.of(stage, replace(stage.cfg, max_steps=9, eval_interval=5))  # at 5 and 9, each may be the best
+    other = Length.of(planned(stage, eval_interval=5))  # at 5 and 9, each may be the best
     assert other == replace(length, scored={"eval": 14}, evaluations=2, snapshots=7)
     whole = replace(SIMPLE, waiting_seconds=0.25, shown_seconds=3.0, saved_seconds=0.75, start_seconds=7.0)
     assert whole.seconds(length) == pytest.approx(
@@ -153,7 +153,7 @@ def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> 
 def test_each_part_is_measured_as_on_an_idle_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None,
                                                      clock: Clock, scatter: float, factor: float) -> None:
     stage = paced(monkeypatch, tmp_path, clock)
-    found = estimate.measure(stage, stage.cfg, CPU)
+    found = estimate.measure(planned(stage))
     assert found.scatter == pytest.approx(scatter) and found.busy is (scatter > estimate.BUSY)
     assert found.scored_seconds == {"eval": pytest.approx(0.625 * factor)}
     assert (found.sample_seconds, found.waiting_seconds, found.shown_seconds) == pytest.approx(
@@ -165,14 +165,14 @@ def test_loader_workers_read_while_the_model_is_trained(tmp_path: Path, monkeypa
                                                         workers: int, waiting: float) -> None:
     monkeypatch.setattr(Paced, "read", 3.0)
     stage = paced(monkeypatch, tmp_path, Clock(1.0), num_workers=workers)
-    found = estimate.measure(stage, stage.cfg, CPU)
+    found = estimate.measure(planned(stage))
     assert found.waiting_seconds == pytest.approx(waiting)
     assert found.scored_seconds["eval"] == pytest.approx(0.5 + max(0.0, 3 / workers - 0.5 if workers else 3.0))
 
 
 def test_without_samples_none_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None) -> None:
     stage = paced(monkeypatch, tmp_path, Clock(1.0), samples=False)
-    assert estimate.measure(stage, stage.cfg, CPU).shown_seconds == 0
+    assert estimate.measure(planned(stage)).shown_seconds == 0
 
 
 def test_of_a_gpu_the_clock_on_the_wall_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_a_busy_machine_is_reported_and_the_estimate_is_for_an_idle_one(tmp_path
     for slowed in (1.0, 2.5):
         clock = Clock(slowed)
         stage = paced(monkeypatch, tmp_path, clock, max_steps=20, eval_interval=5, snapshot_interval=5, rows=80)
-        _, found, length, lines = estimate.expect(stage, stage.cfg, CPU, started=1e9 - 50)
+        _, found, length, lines = estimate.expect(planned(stage), started=1e9 - 50)
         told.append((lines, found.describe(length, 4).split(";")[0]))
         assert found.start_seconds == pytest.approx(50 + clock.wall)
         assert found.seconds(length) - found.start_seconds - length.snapshots * found.saved_seconds == pytest.approx(
@@ -227,8 +227,8 @@ def test_a_run_is_compiled_where_it_pays(monkeypatch: pytest.MonkeyPatch, asked:
     monkeypatch.setattr(estimate, "try_compiled", lambda found, *given: replace(
         found, compile_seconds=30.0, compiled_speedup=speedup))
     cfg = Regression.Config(compile=asked)
-    settled, found, _ = estimate.settle_compile(SIMPLE, Regression(cfg, Path()), cfg, CPU, seconds)
-    assert settled.compile is compiles
+    settled, found, _ = estimate.settle_compile(SIMPLE, planned(Regression(cfg, Path())), seconds)
+    assert settled is compiles
     assert found.sample_seconds == pytest.approx(2.0 / speedup if compiles else 2.0)
 
 
@@ -243,8 +243,8 @@ def test_on_a_busy_machine_a_run_is_compiled_only_where_that_was_asked_for(monke
     found = replace(SIMPLE, scatter=before)
     for asked in (None, True):
         cfg = Regression.Config(compile=asked)
-        settled, result, line = estimate.settle_compile(found, Regression(cfg, Path()), cfg, CPU, 10_000.0)
-        assert settled.compile is bool(asked) and line.startswith("Compiled: " if asked else "Not compiled: ")
+        settled, result, line = estimate.settle_compile(found, planned(Regression(cfg, Path())), 10_000.0)
+        assert settled is bool(asked) and line.startswith("Compiled: " if asked else "Not compiled: ")
         assert result.busy and result.sample_seconds == pytest.approx(2.0 / 17.34 if asked else 2.0)
     assert len(tried) == 1 + (then > 1), "no trial where it would show nothing"
 
@@ -258,7 +258,7 @@ def test_a_trial_of_compiling_takes_both_in_turn(tmp_path: Path, monkeypatch: py
         model, "times_as_fast", 1.5 if cfg.compile else 1))
     monkeypatch.setattr(stage, "loss", lambda model, *given: (
         order.append(model.times_as_fast > 1), loss(model, *given))[1])
-    tried = estimate.try_compiled(replace(SIMPLE, tried_size=4), stage, stage.cfg, CPU)
+    tried = estimate.try_compiled(replace(SIMPLE, tried_size=4), planned(stage))
     assert tried.compiled_speedup == pytest.approx(1.5) and tried.busy is (clock.slowed > 1)
     assert order == [False, True] * (len(order) // 2) and len(order) >= 2 + 2 * estimate.FEWEST
 
@@ -277,8 +277,8 @@ def test_a_trial_that_fails_is_told_and_the_run_is_not_compiled(monkeypatch: pyt
     monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
     monkeypatch.setattr(estimate, "try_compiled", fails)
     cfg = Regression.Config(compile=True)
-    settled, found, line = estimate.settle_compile(SIMPLE, Regression(cfg, Path()), cfg, CPU, 1000.0)
-    assert settled.compile is False and found == SIMPLE and line == f"Not compiled: a trial failed ({reason})"
+    settled, found, line = estimate.settle_compile(SIMPLE, planned(Regression(cfg, Path())), 1000.0)
+    assert settled is False and found == SIMPLE and line == f"Not compiled: a trial failed ({reason})"
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -288,7 +288,7 @@ def test_no_batch_is_tried_that_the_run_would_not_make(tmp_path: Path, monkeypat
     stage, seen = Regression(cfg, tmp_path), list[int]()
     collate = stage.collate
     monkeypatch.setattr(stage, "collate", lambda rows: seen.append(len(rows)) or collate(rows))
-    estimate.measure(stage, cfg, CPU)
+    estimate.measure(planned(stage))
     assert max(seen) == batch
 
 

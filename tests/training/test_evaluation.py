@@ -16,7 +16,7 @@ from stoker.data import workers
 from stoker.training.assembly import estimate
 from stoker.training.core.evaluation import evaluate
 from stoker.training.core.figures import Batch, Ratio
-from toys import Contrastive, Points, new_run, train
+from toys import Contrastive, Points, new_run, planned, train
 
 
 class Recall(Contrastive):
@@ -86,4 +86,4 @@ def test_the_estimate_counts_what_is_gathered(tmp_path: Path) -> None:
 
     sizes: list[int] = []
     stage = Counted(Counted.Config(batch_size=4, precision="fp32"), tmp_path)
-    assert estimate.measure(stage, stage.cfg, torch.device("cpu")).scored_seconds["eval"] > 0 and set(sizes) == {4}
+    assert estimate.measure(planned(stage)).scored_seconds["eval"] > 0 and set(sizes) == {4}

@@ -28,7 +28,7 @@ from stoker.training.core.figures import Batch, Ratio
 from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.totals import Totals
 from stoker.training.trainer import Trainer
-from toys import Points, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
+from toys import Points, Regression, StopAt, assert_same, new_run, planned, session, train, with_callbacks
 
 CPU = torch.device("cpu")
 SIZES: dict[str, list[int]] = {}  # of the batches that each evaluation of `Three` saw, with the step
@@ -272,10 +272,10 @@ def test_evaluations_to_come_are_counted(tmp_path: Path, interval: int, own: int
 
 def test_the_estimate_counts_and_times_each(tmp_path: Path) -> None:
     stage = Three(session(Three, new_run(tmp_path, Three)).job.cfg, tmp_path)
-    length = Length.of(stage, replace(stage.cfg, max_steps=9))
+    length = Length.of(planned(stage, max_steps=9))
     assert length.scored == {"eval": 3 * 7, "rollout": 2 * 11, "far": 3 * 5} and length.evaluations == 5
     SIZES.clear()
-    found = estimate.measure(stage, replace(stage.cfg, precision="fp32"), CPU)
+    found = estimate.measure(planned(stage, precision="fp32"))
     assert found.scored_seconds.keys() == length.scored.keys() and min(found.scored_seconds.values()) > 0
     assert SIZES["rollout"] == [2]
     found = replace(found, scored_seconds={"eval": 1.0, "rollout": 10.0, "far": 0.5}, shown_seconds=2.0)

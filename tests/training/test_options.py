@@ -33,7 +33,7 @@ def test_what_was_typed_is_kept() -> None:
 
 def test_a_long_run_keeps_its_defaults() -> None:
     cfg, lines = fit_to_length(Config(), set(), steps=1_000_000, steps_per_epoch=10_000)
-    assert cfg == Config() and not lines
+    assert cfg == Config(max_steps=1_000_000, epochs=100) and not lines
 
 
 def test_the_length_is_told_in_steps_and_in_epochs() -> None:

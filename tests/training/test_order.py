@@ -15,7 +15,7 @@ from stoker.training.assembly.estimate import Length
 from stoker.training.core import incident
 from stoker.training.core.figures import Moment
 from stoker.training.core.snapshots import Snapshots
-from toys import Buffers, Points, StopAt, assert_same, new_run, session, train, with_callbacks
+from toys import Buffers, Points, StopAt, assert_same, new_run, planned, session, train, with_callbacks
 
 BAD_ROW, BAD_EPOCH = 7, 1
 
@@ -63,7 +63,7 @@ def test_the_trainer_takes_the_stage_s_order_and_epochs(tmp_path: Path) -> None:
     trainer, ending = train(Watched, new_run(tmp_path, Watched), epochs=3, max_steps=None)
     order, data = trainer.order, trainer.stage.dataset("train")
     assert isinstance(order, LengthOrder) and trainer.steps == 3 * order.steps_per_epoch and ending.state == "finished"
-    assert Length.of(trainer.stage, trainer.cfg).samples == 3 * 22
+    assert Length.of(planned(trainer.stage)).samples == 3 * 22
     expected = [[float(data[item].sum()) for item in part] for part in order.micro_batches(0, trainer.steps)]
     assert Watched.seen[-len(expected):] == expected, "what came before is the estimate's trial"
     assert len({item // 22 for part in order.micro_batches(0, trainer.steps) for item in part}) == 3

@@ -26,7 +26,19 @@ from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch, Moment
 from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.stage import Stage
-from toys import Killed, Layer, Points, Regression, StopAt, assert_same, new_run, session, train, with_callbacks
+from toys import (
+    Killed,
+    Layer,
+    Points,
+    Regression,
+    StopAt,
+    assert_same,
+    new_run,
+    planned,
+    session,
+    train,
+    with_callbacks,
+)
 
 SPEECH, TEXT = 22, 9
 BAD_ROW, BAD_EPOCH = 7, 1
@@ -222,4 +234,4 @@ def test_the_length_of_a_run_counts_the_rows_of_its_order(tmp_path: Path) -> Non
         if isinstance(order, StreamOrder):
             list(order.open(order.stream, list, 0, 9, 0, False, lambda: False))
         rows = sum(len(part) for step in range(9) for part in order.rows(step))
-        assert Length.of(made, made.cfg).samples == pytest.approx(rows, rel=0.2 if stage is Phased else 1e-9)
+        assert Length.of(planned(made)).samples == pytest.approx(rows, rel=0.2 if stage is Phased else 1e-9)

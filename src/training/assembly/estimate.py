@@ -22,13 +22,12 @@ from stoker.daemon.table import duration
 from stoker.data.loader import stretches
 from stoker.training.core import blocks, networks, optim, rng
 from stoker.training.core import device as devices
-from stoker.training.core.evaluation import Evaluations, score_batch
+from stoker.training.core.evaluation import score_batch
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch
-from stoker.training.core.options import Options
 from stoker.training.core.parts import left_out
+from stoker.training.core.plan import Plan
 from stoker.training.core.snapshots import pack
-from stoker.training.core.stage import Stage
 from stoker.training.core.step import losses
 
 log = logging.getLogger(__name__)
@@ -126,20 +125,17 @@ class Length:
     snapshots: int
 
     @classmethod
-    def of(cls, stage: Stage, cfg: Options) -> "Length":
-        """Of a run whose config was fitted to it. A test set is taken to be as large as the validation set; each
+    def of(cls, plan: Plan) -> "Length":
+        """A test set is taken to be as large as the validation set; each
         evaluation may be the best so far, which is saved."""
-        assert cfg.max_steps is not None
-        updates = cfg.max_steps
-        order, tested = stage.order(), "test" in stage.splits()
-        per_epoch = order.steps_per_epoch
-        known = Evaluations(stage, cfg, per_epoch)
+        cfg, updates, known, tested = plan.cfg, plan.steps, plan.evaluations, "test" in plan.stage.splits()
+        per_epoch = plan.order.steps_per_epoch
         done = {name: _multiples(interval, updates) for name, interval in known.intervals.items()}
         evaluated = set[int]().union(*done.values())
         scored = {each.name: (len(done[each.name]) + tested) * len(rows.dataset)
                   for each in known.declared if (rows := known.rows(each, "validation"))}
         saved = evaluated | _multiples(per_epoch, updates) | _multiples(cfg.snapshot_interval or per_epoch, updates)
-        return cls(updates, order.samples(updates), scored, len(evaluated) + tested, len(saved) + 1)
+        return cls(updates, plan.order.samples(updates), scored, len(evaluated) + tested, len(saved) + 1)
 
 
 def _multiples(interval: int, last: int) -> set[int]:
@@ -161,28 +157,28 @@ def read(path: Path) -> Estimate | None:
         return None
 
 
-def expect(stage: Stage, cfg: Options, device: torch.device,
-           started: float) -> tuple[Options, Estimate, Length, list[str]]:
-    """What a run will take. Returns the config, which says whether the run is compiled, and lines for the log: why it
+def expect(plan: Plan, started: float) -> tuple[Plan, Estimate, Length, list[str]]:
+    """What a run will take. Returns the plan, which says whether the run is compiled, and lines for the log: why it
     is compiled or not, if that was tried, and whether the machine is too busy to trust the measurements.
 
     `started`: when the program started (`time.time()`)."""
-    length, found = Length.of(stage, cfg), measure(stage, cfg, device)
-    cfg, found, line = settle_compile(found, stage, cfg, device, found.seconds(length))
+    length, found = Length.of(plan), measure(plan)
+    compiled, found, line = settle_compile(found, plan, found.seconds(length))
     lines = [line] if line else []
     if found.busy:
         lines.append(f"The machine is busy: measurements scatter by a factor of {found.scatter:.1f}; the estimate is "
                      "for an idle machine")
-    return cfg, replace(found, start_seconds=time.time() - started), length, lines
+    return plan.with_compile(compiled), replace(found, start_seconds=time.time() - started), length, lines
 
 
-def measure(stage: Stage, cfg: Options, device: torch.device) -> Estimate:
+def measure(plan: Plan) -> Estimate:
     """Forward and backward passes of rows of the training set on a copy of the model; nothing of the run is touched.
 
-    `cfg.compile` is left out of account: `try_compiled` finds what it would change.
+    The copy is not compiled: `try_compiled` finds what that would change.
     """
+    cfg, device = plan.cfg, plan.device
     with rng.preserved(), _room_for_two(device):
-        trial = _Trial(stage, replace(cfg, compile=False), device)
+        trial = _Trial(plan)
         size = trial.settle_size()
         reading, counts = in_turn({"read": lambda: trial.batches(size)}, device), trial.counts(size)
         rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
@@ -216,44 +212,42 @@ def _room_for_two(device: torch.device) -> Iterator[None]:
                         f"({str(error).splitlines()[0]})") from error
 
 
-def settle_compile(found: Estimate, stage: Stage, cfg: Options, device: torch.device,
-                   seconds: float) -> tuple[Options, Estimate, str]:
+def settle_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, Estimate, str]:
     """Whether the run is compiled: as asked, or where a trial that can be trusted shows that it pays; and a line about
     it."""
-    plain = replace(cfg, compile=False)
-    if cfg.compile is False or (cfg.compile is None and seconds < LONG):
-        return plain, found, ""
-    if cfg.compile is None and found.busy:
-        return plain, found, ("Not compiled: on a busy machine a trial shows nothing; add --compile to compile "
+    asked = plan.cfg.compile
+    if asked is False or (asked is None and seconds < LONG):
+        return False, found, ""
+    if asked is None and found.busy:
+        return False, found, ("Not compiled: on a busy machine a trial shows nothing; add --compile to compile "
                               "nevertheless")
-    if why := blocks.compiler_problem(device):
-        return plain, found, f"Not compiled: {why}"
+    if why := blocks.compiler_problem(plan.device):
+        return False, found, f"Not compiled: {why}"
     try:
-        tried = try_compiled(found, stage, cfg, device)
+        tried = try_compiled(found, plan)
     except RuntimeError as error:  # the compiler's, or not enough memory for two of the model
-        return plain, found, f"Not compiled: a trial failed ({blocks.first_line(error)})"
+        return False, found, f"Not compiled: a trial failed ({blocks.first_line(error)})"
     told = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
     pays = tried.compiled_speedup > NOTICEABLE and (
         seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
-    if cfg.compile is None and tried.busy:
-        return plain, replace(found, scatter=tried.scatter), (
+    if asked is None and tried.busy:
+        return False, replace(found, scatter=tried.scatter), (
             f"Not compiled: {told}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; add "
             "--compile to compile nevertheless")
-    if cfg.compile is None and not pays:
-        return plain, found, f"Not compiled: {told}"
-    return (replace(cfg, compile=True),
-            replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {told}")
+    if asked is None and not pays:
+        return False, found, f"Not compiled: {told}"
+    return True, replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {told}"
 
 
-def try_compiled(estimate: Estimate, stage: Stage, cfg: Options, device: torch.device) -> Estimate:
+def try_compiled(estimate: Estimate, plan: Plan) -> Estimate:
     """The estimate with the time that compiling takes and the speed that it gains, from steps of a plain and of a
     compiled model in turn."""
     with rng.preserved():
-        plain, compiled = (_Trial(stage, replace(cfg, compile=False), device) for _ in range(2))
-        blocks.shape(stage, compiled.model, replace(cfg, compile=True, gradient_checkpointing=False))
+        plain, compiled = _Trial(plan), _Trial(plan, compiled=True)
         batches = plain.batches(estimate.tried_size)
-        first = [_timed(partial(trial.step, batches), device).wall for trial in (plain, compiled)][1]
-        rounds = in_turn({"plain": partial(plain.step, batches), "compiled": partial(compiled.step, batches)}, device)
+        first = [_timed(partial(trial.step, batches), plan.device).wall for trial in (plain, compiled)][1]
+        rounds = in_turn({"plain": partial(plain.step, batches), "compiled": partial(compiled.step, batches)},
+                         plan.device)
     return replace(estimate, compile_seconds=max(0.0, first - rounds.seconds("compiled", busy=False)),
                    compiled_speedup=rounds.ratio("plain", "compiled"), scatter=max(estimate.scatter, rounds.scatter))
 
@@ -329,15 +323,15 @@ def _timed(work: Callable[[], Any], device: torch.device) -> Took:
 class _Trial:
     """A model of its own, and batches of training rows to try it on."""
 
-    def __init__(self, stage: Stage, cfg: Options, device: torch.device):
-        self.stage, self.cfg, self.device = stage, cfg, device
+    def __init__(self, plan: Plan, *, compiled: bool = False):
+        stage = plan.stage
+        self.stage, self.cfg, self.device = stage, plan.cfg, plan.device
+        self.order, self.evaluations = plan.order, plan.evaluations
         self.rows: Any = stage.dataset("train")
-        self.order = stage.order()
-        self.evaluations = Evaluations(stage, cfg, self.order.steps_per_epoch)
         self.shared = {each.name: each for each in self.evaluations.declared  # its batches are as those of training
                        if each.rows == stage.dataset and each.collate == stage.collate}
-        self.model = networks.build(stage, device).train()
-        blocks.shape(stage, self.model, cfg)
+        self.model = networks.build(stage, plan.device).train()
+        blocks.shape(stage, self.model, replace(plan.cfg, compile=compiled))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         absent = [p for name, p in self.model.named_parameters() if name in left_out(self.model)]
         self.frozen, self.frozen_bytes = sum(p.numel() for p in absent), sum(p.nbytes for p in absent)

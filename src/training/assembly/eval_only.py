@@ -2,7 +2,6 @@
 
 import logging
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from stoker.training.assembly.job import Job
 from stoker.training.core import device as devices
 from stoker.training.core import networks
 from stoker.training.core.evaluation import ALL, Evaluations, Rows, Scores
-from stoker.training.core.pretrained import resolve_parts
+from stoker.training.core.plan import resolve
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +42,17 @@ def _which(rows: Rows, cfg: Any) -> str:
 def evaluated(job: Job) -> list[Scores]:
     """Of the job's weights, on the split that it names."""
     assert job.evaluated
-    cfg = job.cfg
-    devices.configure(cfg.threads)
-    device = devices.choose(cfg.device)
-    cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32"))
-    log.info("Device: %s", devices.describe(device))
-    for line in job.notes:
-        log.warning("%s", line)
-    if cfg.split == ALL:
-        cfg = job.stage.all_rows(cfg)
-        if cfg.dataset == job.evaluated.options.get("dataset"):
-            log.warning("the model was trained on some of the rows of %s, which --split all evaluates", cfg.dataset)
+    every = job.cfg.split == ALL
     with tempfile.TemporaryDirectory(prefix="stoker.") as folder:
-        stage = job.stage(cfg, Path(folder))
-        resolve_parts(stage, job.evaluated)
-        stage.prepare()
+        setup = resolve(job.stage, job.stage.all_rows(job.cfg) if every else job.cfg, Path(folder))
+        cfg: Any = setup.cfg
+        log.info("Device: %s", devices.describe(setup.device))
+        for line in job.notes:
+            log.warning("%s", line)
+        if every and cfg.dataset == job.evaluated.options.get("dataset"):
+            log.warning("the model was trained on some of the rows of %s, which --split all evaluates", cfg.dataset)
+        setup.prepare(job.evaluated)
+    stage, device = setup.stage, setup.device
     if cfg.split not in (*stage.splits(), ALL):
         raise UserError(f"--split {cfg.split}: the data have none ({cfg.dataset} gives {', '.join(stage.splits())})")
     model = networks.build(stage, device)

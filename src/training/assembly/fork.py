@@ -11,6 +11,7 @@ from stoker.daemon import rundir
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir, Status
 from stoker.training.core import manifest, pretrained
+from stoker.training.core.options import OF_ONE_START
 
 LONGEST_NAME = 200  # bytes: file systems take 255, and names are made from it
 
@@ -44,7 +45,7 @@ def _fill(run: RunDir, snapshot: Path, step: int, cfg: Any) -> None:
     except FileNotFoundError as error:
         raise UserError(f"snapshot {snapshot} was deleted while it was copied, perhaps by the trainer of "
                         f"{origin.name}: name another one") from error
-    files.write_json(run.config_file, config.to_json(replace(cfg, resume="", yes=False, extend_steps=0)))
+    files.write_json(run.config_file, config.to_json(replace(cfg, **OF_ONE_START)))
     own = {path.name for path in run.path.iterdir()} - {run.tensorboard.name} | {"wandb"} | {
         path.name for path in (origin.status_file, origin.lock_file, origin.deaths, origin.plots)}
     for path in origin.path.iterdir():  # journals, curves, the estimate, what the stage keeps there

@@ -36,6 +36,7 @@ from stoker.training.assembly import fork, pages, plugins
 from stoker.training.assembly.fork import LONGEST_NAME
 from stoker.training.assembly.job import Job
 from stoker.training.core import pretrained
+from stoker.training.core.ending import Ending
 from stoker.training.core.options import Options, here, working_in
 from stoker.training.core.signals import STOPS, Interrupted, Signals
 from stoker.training.core.stage import Stage
@@ -80,8 +81,9 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
 def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     """A new run, or the one that goes on. Raises UserError with every mistake that can be seen before the start."""
     parsed: Parsed[Any] = pages.parse(stage, argv, lambda cfg: _problems(stage, cfg))
-    parsed = replace(parsed, config=replace(parsed.config, callback=plugins.absolute(parsed.config.callback)))
     cfg: Options = parsed.config
+    cfg = replace(cfg, callback=plugins.absolute(cfg.callback), working_folder=cfg.working_folder or here())
+    parsed = replace(parsed, config=cfg)
     if cfg.eval_only:
         return _evaluation(stage, parsed)
     if cfg.resume:
@@ -91,8 +93,7 @@ def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
     parsed, notes = pages.resolve_config(stage, parsed)
     if problems := pretrained.part_problems(stage(parsed.config, Path())):
         raise UserError(*problems)
-    cfg = replace(parsed.config, working_folder=cfg.working_folder or here())
-    return Job(stage, replace(parsed, config=cfg, typed=parsed.typed | {"working_folder"}), notes=tuple(notes))
+    return Job(stage, replace(parsed, typed=parsed.typed | {"working_folder"}), notes=tuple(notes))
 
 
 def _named_run(cfg: Options) -> RunDir | None:
@@ -387,14 +388,7 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
                                  supervisor=supervisor.to_json() if supervisor else None))
         deaths.tell_last(run, before, last)
         with open(path, "ab") as file, _faults(file.fileno()):
-            with signals.held():
-                from stoker.training.assembly.session import Session  # torch and all: takes seconds
-
-            if job.forks:
-                log.info("This run continues from %s; the run of that snapshot stays as it is", job.snapshot)
-            sitting = Session(job.within(run), run, signals, begun)
-            with progress.heard(sitting.pulse):
-                ending = sitting.train()
+            ending = _train(job, run, signals, begun)
     except Interrupted as stop:
         return _end(run, "stopped", f"{stop} received before training began", FINISHED)
     except (Exception, Gone) as error:
@@ -411,6 +405,17 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
         return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
     halted = ending.state == "halted"
     return _end(run, "stopped" if halted else ending.state, ending.reason, RESUMABLE if halted else FINISHED)
+
+
+def _train(job: Job, run: RunDir, signals: Signals, begun: threading.Event) -> Ending:
+    with signals.held():
+        from stoker.training.assembly.session import Session  # torch and all: takes seconds
+
+    if job.forks:
+        log.info("This run continues from %s; the run of that snapshot stays as it is", job.snapshot)
+    sitting = Session(job.within(run), run, signals, begun)
+    with progress.heard(sitting.pulse):
+        return sitting.train()
 
 
 def _undo(job: Job, run: RunDir, before: Status, new_log: Path) -> None:

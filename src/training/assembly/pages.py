@@ -20,7 +20,7 @@ from stoker import config, files
 from stoker.config import Parsed, UserError
 from stoker.daemon import machine
 from stoker.training.core import pretrained
-from stoker.training.core.options import Options, resolve_length, without_effect
+from stoker.training.core.options import Options, without_effect
 from stoker.training.core.stage import Stage
 
 
@@ -89,19 +89,14 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     if importlib.util.find_spec("torch") is None:
         return "They are measured once torch is installed; any script of run/ that trains installs it."
     from stoker.training.assembly import estimate
-    from stoker.training.core import device as devices
+    from stoker.training.core.plan import resolve
 
-    started, (parsed, notes), cfg = time.time(), of, of[0].config
-    devices.configure(cfg.threads)
-    device = devices.choose(cfg.device)
-    cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
+    started, (parsed, notes) = time.time(), of
     with tempfile.TemporaryDirectory() as folder:
-        made = stage(cfg, Path(folder))
-        pretrained.resolve_parts(made, download=False)
-        made.prepare()
-        cfg, cuts = resolve_length(cfg, parsed.typed, made.order().steps_per_epoch)
-        cfg, found, length, lines = estimate.expect(made, cfg, device, started)
-    return "\n".join([*notes, *cuts, *lines, *table(cfg, found, length)])
+        setup = resolve(stage, parsed.config, Path(folder))
+        setup.prepare(download=False)
+        plan, found, length, lines = estimate.expect(setup.plan(parsed.typed), started)
+    return "\n".join([*notes, *plan.notes, *lines, *table(plan.cfg, found, length)])
 
 
 def table(cfg: Options, found: Any, length: Any) -> list[str]:

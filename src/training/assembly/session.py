@@ -4,12 +4,10 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from stoker import config, files
 from stoker.config import Damaged, Parsed, UserError
@@ -51,11 +49,11 @@ from stoker.training.core import blocks, incident, manifest, pretrained
 from stoker.training.core import device as devices
 from stoker.training.core.callback import Callback
 from stoker.training.core.ending import Ending
-from stoker.training.core.options import Options, resolve_length
+from stoker.training.core.options import Options
+from stoker.training.core.plan import Plan, Setup, resolve
 from stoker.training.core.pretrained import Pretrained
 from stoker.training.core.signals import Signals
 from stoker.training.core.snapshots import Snapshots
-from stoker.training.core.stage import Stage
 from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -127,49 +125,35 @@ class Session:
 
     def _prepare(self) -> tuple[Trainer, Path | None]:
         self.pulse.enter(PREPARING)
-        cfg: Options = self.job.cfg
-        devices.configure(cfg.threads)
-        device = devices.choose(cfg.device)
-        precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
-        cfg = replace(cfg, precision=precision, threads=devices.threads(), resume="", yes=False, extend_steps=0)
-        self._report_start(cfg, devices.describe(device))
-        stage = self.job.stage(cfg, self.run.path)
+        setup = resolve(self.job.stage, self.job.cfg, self.run.path)
+        self._report_start(setup)
         kept = Snapshots(self.run.snapshots, {})
         kept.tidy()
         files.tidy(self.run.path)
         snapshot = self._where_to_go_on(kept)
-        pretrained.resolve_parts(stage, pretrained.find(str(snapshot)) if snapshot else None)
-        stage.prepare()
+        setup.prepare(pretrained.find(str(snapshot)) if snapshot else None)
         self.signals.check()
-        rows = _rows(stage)
-        log.info("Loaded %s samples", "a stream of" if rows is None else f"{rows:,}")
-        order = replace(stage.order(), micro=self.micro)
-        if rows is not None and cfg.batch_size * cfg.grad_accum_steps > rows:
-            log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
-                        f"{cfg.batch_size:,}", f"{cfg.grad_accum_steps:,}", f"{rows:,}")
-        cfg, lines = resolve_length(cfg, self.job.parsed.typed, order.steps_per_epoch)
-        for line in lines:
-            log.info("%s", line)
-        stage.cfg = cfg
-        cfg, expected = self._estimate(stage, cfg, device, begins=snapshot is None)
-        stage.cfg = cfg
+        plan = setup.plan(self.job.parsed.typed).with_micro(self.micro)
+        _report_plan(plan)
+        plan, expected = self._estimate(plan, begins=snapshot is None)
         if not self.failures:  # else training is under way, and the saver waits for room
             _check_room(kept, snapshot, expected)
+        cfg, stage = plan.cfg, plan.stage
         weights = None if snapshot else self._initial_weights(cfg)
         own = [*stage.callbacks(), *plugins.load(cfg.callback)]
-        kept = replace(kept, made_by=receipt.made_by(stage, rows, device, _begun_with(weights, snapshot), own,
+        kept = replace(kept, made_by=receipt.made_by(stage, plan.rows, plan.device, _begun_with(weights, snapshot), own,
                                                      self.run.status().script))
         # now, or in an earlier sitting
         extended = self.job.cfg.extend_steps > 0 or cfg.max_steps == self.run.status().of
         changed = _show_receipt(snapshot, kept.made_by, type(cfg), extended) if snapshot else []
         callbacks = [*self._persistent_callbacks(cfg),
-                     *_callbacks(cfg, self.run, self.pulse, stage, weights, expected, own),
+                     *_callbacks(plan, self.run, self.pulse, weights, expected, own),
                      *own,
                      Repetition(self.run.metrics, changed),
                      Begin(self.run, self.begun)]
         plugins.check_keys(callbacks)
-        return Trainer(stage, cfg, cfg.max_steps or 0, order, kept, callbacks, self.signals, device,
-                       self.ledger if snapshot else _ledger(cfg.skip_rows), inbox=Inbox(self.run.requests)), snapshot
+        return Trainer(plan, kept, callbacks, self.signals, self.ledger if snapshot else _ledger(cfg.skip_rows),
+                       inbox=Inbox(self.run.requests)), snapshot
 
     def _persistent_callbacks(self, cfg: Options) -> list[Callback]:
         """What does not begin anew when the run goes back: the limits, and the look into the step that failed."""
@@ -181,10 +165,11 @@ class Session:
             found.append(TimeLimit(cfg.max_minutes, self.began))
         return [*found, *([self.examination] if self.examination else [])]
 
-    def _report_start(self, cfg: Options, device: str) -> None:
+    def _report_start(self, setup: Setup) -> None:
+        device = devices.describe(setup.device)
         log.info("Device: %s", device)
         self.run.write_status(replace(self.run.status(), device=device))
-        for line in [*self.job.notes, *config.unusual(cfg), *machine.warnings(), *self._neighbours()]:
+        for line in [*self.job.notes, *config.unusual(setup.cfg), *machine.warnings(), *self._neighbours()]:
             log.warning("%s", line)
 
     def _neighbours(self) -> list[str]:
@@ -209,24 +194,23 @@ class Session:
             manifest.verified(snapshot)
         return snapshot
 
-    def _estimate(self, stage: Stage, cfg: Options, device: torch.device, *,
-                begins: bool) -> tuple[Options, Estimate | None]:
+    def _estimate(self, plan: Plan, *, begins: bool) -> tuple[Plan, Estimate | None]:
         """What the run will take, and whether it is compiled; a run that goes on keeps to what was found then."""
         if begins:
             self.pulse.enter(ESTIMATING)
             started = self.run.status().started or time.time()
-            cfg, expected, length, lines = estimate.expect(stage, cfg, device, started)
-            for line in [*lines, expected.describe(length, cfg.batch_size)]:
+            plan, expected, length, lines = estimate.expect(plan, started)
+            for line in [*lines, expected.describe(length, plan.cfg.batch_size)]:
                 log.info("%s", line)
             files.write_json(self.run.estimate, asdict(expected))
         else:
-            cfg, known = _still_compiled(cfg, device), estimate.read(self.run.estimate)
-            if known is None or known.device != devices.describe(device):
-                return cfg, None
-            length = Length.of(stage, cfg)
-            expected = replace(known, peak_flops=estimate.peak_flops(device, cfg.precision))  # of the threads of now
+            plan, known = _still_compiled(plan), estimate.read(self.run.estimate)
+            if known is None or known.device != devices.describe(plan.device):
+                return plan, None
+            length, peak = Length.of(plan), estimate.peak_flops(plan.device, plan.cfg.precision)
+            expected = replace(known, peak_flops=peak)  # of the threads of now
         self.run.write_status(replace(self.run.status(), expected_seconds=expected.seconds(length)))
-        return cfg, expected
+        return plan, expected
 
     def _initial_weights(self, cfg: Options) -> Pretrained | None:
         """What a run takes its weights from when it begins."""
@@ -267,12 +251,12 @@ def _show_receipt(snapshot: Path, made_by: Mapping[str, Any], options: type, ext
     return changed
 
 
-def _still_compiled(cfg: Options, device: torch.device) -> Options:
-    """The config of a run that goes on; compiled no more where there is no compiler any more."""
-    if cfg.compile and (why := blocks.compiler_problem(device)):
+def _still_compiled(plan: Plan) -> Plan:
+    """The plan of a run that is resumed; compiled no more where there is no compiler any more."""
+    if plan.cfg.compile and (why := blocks.compiler_problem(plan.device)):
         log.warning("not compiled any more, so the last bits will differ: %s", why)
-        return replace(cfg, compile=False)
-    return cfg
+        return plan.with_compile(False)
+    return plan
 
 
 def _draw(run: RunDir) -> None:
@@ -282,21 +266,22 @@ def _draw(run: RunDir) -> None:
         log.exception("the plots could not be drawn")
 
 
-def _rows(stage: Stage) -> int | None:
-    """Rows of the training data; None where they are a stream. Raises UserError where there are none."""
-    data = {split: stage.dataset(split) for split in ("train", "validation")}
-    rows = {split: len(dataset) if isinstance(dataset, Sized) else None for split, dataset in data.items()}
-    if empty := [split for split, count in rows.items() if count == 0]:
-        raise UserError(f"there are no {' and no '.join(empty)} samples in the data: give more, or shorter samples")
-    return rows["train"]
+def _report_plan(plan: Plan) -> None:
+    batch, accum = plan.cfg.batch_size, plan.cfg.grad_accum_steps
+    log.info("Loaded %s samples", "a stream of" if plan.rows is None else f"{plan.rows:,}")
+    if plan.rows is not None and batch * accum > plan.rows:
+        log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
+                    f"{batch:,}", f"{accum:,}", f"{plan.rows:,}")
+    for line in plan.notes:
+        log.info("%s", line)
 
 
-def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretrained | None,
-               expected: Estimate | None, own: Sequence[Callback]) -> list[Callback]:
+def _callbacks(plan: Plan, run: RunDir, pulse: Pulse, weights: Pretrained | None, expected: Estimate | None,
+               own: Sequence[Callback]) -> list[Callback]:
     """What every run has beside the stage's and the user's `own`. Their order in the loop comes from their bands."""
-    speed = Speed()
+    cfg, speed = plan.cfg, Speed()
     if expected:
-        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(Length.of(stage, cfg)))
+        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(Length.of(plan)))
     callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts), Profiler(run.path)]
     if cfg.samples:
@@ -308,7 +293,7 @@ def _callbacks(cfg: Any, run: RunDir, pulse: Pulse, stage: Stage, weights: Pretr
     if cfg.ema_decay:
         callbacks.append(EMA(cfg.ema_decay))
     if cfg.early_stopping:
-        callbacks.append(EarlyStopping.of(cfg, stage.best))
+        callbacks.append(EarlyStopping.of(cfg, plan.stage.best))
     if cfg.gradient_monitor and cfg.gradient_monitor_interval:
         callbacks.append(Gradients(cfg.gradient_monitor_interval, cfg.weight_monitor_sample_size, run.alerts))
     if cfg.weight_monitor and cfg.weight_monitor_interval:

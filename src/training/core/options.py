@@ -211,6 +211,9 @@ def device_problems(name: str) -> list[str]:
     return [f"--device: {name!r} is none of auto, cpu, cuda, cuda:N, mps"]
 
 
+# What the options of one start are in the config of a run.
+OF_ONE_START: dict[str, Any] = {"resume": "", "yes": False, "extend_steps": 0}
+
 # Cut so that what they time fires FIRINGS times a run, unless they were typed.
 INTERVALS = ("log_interval", "snapshot_interval", "sanity_check_interval", "gradient_monitor_interval",
              "weight_monitor_interval")
@@ -226,7 +229,8 @@ def run_length(cfg: Options, typed: Collection[str], steps_per_epoch: int) -> in
 
 
 def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: int) -> tuple[T, list[str]]:
-    """The config with its defaults cut to the run's length, and a line about each cut and each odd value typed."""
+    """The config with the run's length, in `max_steps` and `epochs`, and its defaults cut to it; a line about each cut
+    and each odd value typed."""
     cuts: dict[str, Any] = {}
     lines: list[str] = []
     longest = max(1, steps // FIRINGS)
@@ -242,7 +246,7 @@ def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: i
                      "the learning rate never reaches its peak")
     if cuts:
         lines.append(f"cut to the run's {steps} steps: " + ", ".join(f"{name} {value}" for name, value in cuts.items()))
-    return replace(cfg, **cuts), lines
+    return replace(cfg, **cuts, max_steps=steps, epochs=math.ceil(steps / steps_per_epoch)), lines
 
 
 def due(cfg: Options, step: int, steps: int, steps_per_epoch: int, *, evaluation: bool) -> list[Request]:
@@ -259,7 +263,5 @@ def due(cfg: Options, step: int, steps: int, steps_per_epoch: int, *, evaluation
 
 
 def resolve_length(cfg: T, typed: Collection[str], steps_per_epoch: int) -> tuple[T, list[str]]:
-    """The config with the run's length settled, in `max_steps` and `epochs`, and what depends on it; lines about it."""
-    steps = run_length(cfg, typed, steps_per_epoch)
-    cfg, lines = fit_to_length(cfg, typed, steps, steps_per_epoch)
-    return replace(cfg, max_steps=steps, epochs=math.ceil(steps / steps_per_epoch)), lines
+    """The config with the run's length and what depends on it; lines about it."""
+    return fit_to_length(cfg, typed, run_length(cfg, typed, steps_per_epoch), steps_per_epoch)

@@ -4,15 +4,17 @@ A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`, or
 knows stages only by what stands here. Importing a stage's file does not import torch: configs and help answer at once.
 """
 
+import functools
 import importlib
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
 from stoker.training.core.phases import Phase
 
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
 
+C = TypeVar("C", bound=Options)
 
-class Stage:
-    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory.
+
+class Stage(Generic[C]):
+    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory. A class that names its options,
+    `class Mine(Stage[Config])`, has them typed in its methods.
 
     `sources` has where each part's weights come from, by its name, before anything else is called; `judges` the
     networks of the parts that are for evaluation alone, once there is a model.
@@ -40,20 +45,26 @@ class Stage:
     target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
     divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
 
-    def __init__(self, cfg: Any, folder: Path):
+    def __init__(self, cfg: C, folder: Path):
         self.cfg, self.folder = cfg, folder
+        self._datasets: "dict[tuple[object, str], Dataset[Any]]" = {}
         self.sources: "dict[str, Pretrained]" = {}
         self.judges: "dict[str, nn.Module]" = {}
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "dataset" in vars(cls):
+            setattr(cls, "dataset", _built_once(cls.dataset))
 
     # -- before anything is started -----------------------------------------------------------------------------
 
     @classmethod
-    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
+    def check(cls, cfg: C, *, resumed: bool) -> list[str]:
         """Mistakes that can be seen without torch and without reading all the data; `resumed`: a run goes on."""
         return []
 
     @classmethod
-    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+    def resolve_defaults(cls, cfg: C, typed: Collection[str]) -> tuple[C, list[str]]:
         """The config with those defaults replaced that cannot be met on this machine, and a line about each.
 
         Called before a new run is made; `typed` values are never replaced.
@@ -61,7 +72,7 @@ class Stage:
         return cfg, []
 
     @classmethod
-    def all_rows(cls, cfg: Any) -> Any:
+    def all_rows(cls, cfg: C) -> C:
         """The config with which no row of a data set is changed, left out or added, to evaluate all of them."""
         return replace(cfg, max_samples=0)
 
@@ -71,7 +82,11 @@ class Stage:
         """Read and check the data, log what was found. Raises UserError where it cannot be trained on."""
 
     def dataset(self, split: str) -> "Dataset[Any]":
-        """The rows of "train", "validation" or, where the data have one, "test"."""
+        """The rows of "train", "validation" or, where the data have one, "test".
+
+        Each data set is built once: further calls return the same object. That is before the length of the run, and
+        whether it is compiled, stand in `cfg`.
+        """
         raise NotImplementedError
 
     def splits(self) -> tuple[str, ...]:
@@ -189,6 +204,17 @@ class Stage:
 
     def reopen(self) -> None:
         """Instead of `prepare`, to use a trained model: what `model` needs beside the config, without the data."""
+
+
+def _built_once(build: "Callable[[Any, str], Dataset[Any]]") -> "Callable[[Any, str], Dataset[Any]]":
+    """A stage's `dataset`, which returns what it built before."""
+    @functools.wraps(build)
+    def dataset(self: Stage, split: str) -> "Dataset[Any]":
+        if (build, split) not in self._datasets:  # by `build`: a stage may ask the one that it is derived from
+            self._datasets[build, split] = build(self, split)
+        return self._datasets[build, split]
+
+    return dataset
 
 
 def discover() -> dict[str, type[Stage]]:
