@@ -62,7 +62,9 @@ def _replay(path: Path, device_name: str) -> int:
         pretrained.resolve_parts(stage, pretrained.find(str(snapshot)), judges=False)
     stage.reopen()
     devices.configure(cfg.threads)
-    again = incident.replay(path, stage, devices.choose(device_name), cfg.precision)
+    device = devices.choose(device_name)
+    devices.permit(device, stage.nondeterministic)
+    again = incident.replay(path, stage, device, cfg.precision)
     print(f"Step {recorded.step} of {run.name}: rows {', '.join(str(row) for part in recorded.rows for row in part)}")
     same = again.where == recorded.where and (
         bool(again.where) or math.isclose(float(again.loss), float(recorded.loss), rel_tol=SAME_LOSS))

@@ -46,6 +46,7 @@ def evaluated(job: Job) -> list[Scores]:
     cfg = job.cfg
     devices.configure(cfg.threads)
     device = devices.choose(cfg.device)
+    devices.permit(device, job.stage.nondeterministic)
     cfg = replace(cfg, precision=devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32"))
     log.info("Device: %s", devices.describe(device))
     for line in job.notes:

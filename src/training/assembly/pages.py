@@ -94,6 +94,8 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     started, (parsed, notes), cfg = time.time(), of, of[0].config
     devices.configure(cfg.threads)
     device = devices.choose(cfg.device)
+    devices.permit(device, stage.nondeterministic)
+    inexact = devices.to_rounding(device, stage.nondeterministic)
     cfg.precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
     with tempfile.TemporaryDirectory() as folder:
         made = stage(cfg, Path(folder))
@@ -101,7 +103,8 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
         made.prepare()
         cfg, cuts = resolve_length(cfg, parsed.typed, made.order().steps_per_epoch)
         cfg, found, length, lines = estimate.expect(made, cfg, device, started)
-    return "\n".join([*notes, *cuts, *lines, *table(cfg, found, length)])
+    return "\n".join([*notes, *cuts, *lines, *table(cfg, found, length),
+                      f"{'a resume is':16s} " + (f"to rounding: {inexact}" if inexact else "bit for bit")])
 
 
 def table(cfg: Options, found: Any, length: Any) -> list[str]:

@@ -130,6 +130,7 @@ class Session:
         cfg: Options = self.job.cfg
         devices.configure(cfg.threads)
         device = devices.choose(cfg.device)
+        devices.permit(device, self.job.stage.nondeterministic)
         precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
         cfg = replace(cfg, precision=precision, threads=devices.threads(), resume="", yes=False, extend_steps=0)
         self._report_start(cfg, devices.describe(device))

@@ -39,6 +39,9 @@ class Stage:
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
     target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
     divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
+    # kind of device ("cpu", "cuda", "mps") -> what has no deterministic form there, as "grid_sample's backward pass":
+    # torch then warns instead of refusing it, and a resumed run is the uninterrupted one to rounding only
+    nondeterministic: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, cfg: Any, folder: Path):
         self.cfg, self.folder = cfg, folder
