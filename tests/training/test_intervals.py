@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 import made_pictures
+from stoker.data.text.tokens import Windows
 from stoker.model import contrastive, retrieval
+from stoker.model.gpt import GPT
 from stoker.training.core import bootstrap
 from stoker.training.core.evaluation import Evaluations, Scores, evaluate
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
@@ -101,6 +103,12 @@ def test_each_picture_has_a_loss_and_answers_and_the_figures_keep_their_bits(tmp
     expected = retrieval.figures(seen, read, numbers, at=(1, 5, 10), seed=stage.cfg.seed)
     assert scores.metrics == {"eval/loss": float(total) / len(pairs),
                               **{f"eval/{name}": value for name, value in expected.items()}}
+    for part in order.split(3):
+        logits = model.logits(seen[part], read[part]).masked_fill(contrastive.alike(*numbers[part].T[:2]), -torch.inf)
+        own = torch.eye(len(part), dtype=torch.bool)
+        each = (-(logits.log_softmax(1) + logits.log_softmax(0)).diagonal() / 2 if loss == "softmax" else
+                F.softplus(logits.where(~own, -logits)).sum(1))
+        torch.testing.assert_close(scores.rates["eval/loss"].total[part], each.detach())
     for name, ratio in scores.rates.items():
         assert float(ratio.total.sum() / ratio.count.sum()) == pytest.approx(scores.metrics[name], rel=1e-5)
     assert scores.intervals(0).keys() >= {"eval/loss", "eval/acc", "eval/text_recall_5", "eval/label_acc"}
@@ -121,12 +129,27 @@ def test_rows_of_a_picture_are_drawn_together(tmp_path: Path) -> None:
     assert stage.groups("validation") == 6 * ["3"] + 6 * ["4"]
 
 
+def test_the_rows_of_a_language_model_leave_the_bits_of_their_sum_alone() -> None:
+    torch.manual_seed(0)
+    model = GPT(50, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=37).eval()
+    for rows in range(1, 30):
+        tokens = torch.randint(50, (rows, 38))
+        with torch.no_grad():
+            total, each = model.cross_entropies(tokens[:, :-1], tokens[:, 1:])
+            assert torch.equal(total, model(tokens[:, :-1], tokens[:, 1:])) and len(each) == rows
+
+
 def test_perplexity_has_the_bounds_of_the_loss(tmp_path: Path) -> None:
     stage, model = prepared("lm", tmp_path)
     scores = scored(stage, model)
     found = scores.intervals(3)
     assert found["eval/ppl"] == pytest.approx([math.exp(bound) for bound in found["eval/loss"]], rel=1e-4)
     assert found == scores.intervals(3) != scores.intervals(4)
+
+
+def test_a_window_is_of_the_document_in_which_it_begins() -> None:
+    windows = Windows(np.array([1, 9, 1, 1, 9, 9, 1, 1, 1]), 2)
+    assert windows.documents(9) == ["0", "1", "1", "3"]
 
 
 def test_windows_of_a_document_are_drawn_together(tmp_path: Path) -> None:
@@ -247,6 +270,13 @@ def test_one_row_has_no_interval(tmp_path: Path, rows: int, known: bool) -> None
     stage = toy(Squares, tmp_path, eval_max_rows=rows)
     found = scored(stage, stage.model()).intervals(0)
     assert bool(found) == known and not any(math.isnan(bound) for bounds in found.values() for bound in bounds)
+
+
+def test_the_same_rows_are_drawn_for_all_rates() -> None:
+    values = np.random.default_rng(0).integers(0, 9, 30)
+    found = bootstrap.intervals({"one": (values, np.ones(30)), "other": (-values, np.ones(30))},
+                                lambda rates: {"sum": rates["one"] + rates["other"]})
+    assert found["sum"] == (0, 0) and found["one"][0] < found["one"][1]
 
 
 def test_an_infinite_perplexity_has_no_interval_and_the_loss_has() -> None:
