@@ -81,17 +81,19 @@ def alike(pictures: Tensor, captions: Tensor) -> Tensor:
     return same.fill_diagonal_(False)
 
 
-def softmax_loss(logits: Tensor, alike: Tensor) -> Tensor:
+def softmax_loss(logits: Tensor, alike: Tensor, reduction: str = "sum") -> Tensor:
     """(B, B) of pictures and captions -> the sum over the pairs of -log of the probability of the caption among those
-    of the batch, and of the picture among those of the batch, half each."""
+    of the batch, and of the picture among those of the batch, half each; with reduction "none" of each pair (B,)."""
     logits, own = logits.masked_fill(alike, -torch.inf), torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own, reduction="sum") + F.cross_entropy(logits.T, own, reduction="sum")) / 2
+    return (F.cross_entropy(logits, own, reduction=reduction) + F.cross_entropy(logits.T, own, reduction=reduction)) / 2
 
 
-def sigmoid_loss(logits: Tensor, alike: Tensor) -> Tensor:
-    """(B, B) -> the sum over all pictures and captions of -log of the probability that they belong together, or not."""
+def sigmoid_loss(logits: Tensor, alike: Tensor, reduction: str = "sum") -> Tensor:
+    """(B, B) -> the sum over all pictures and captions of -log of the probability that they belong together, or not;
+    with reduction "none" the sum over the captions, of each picture (B,)."""
     sign = 2 * torch.eye(len(logits), device=logits.device) - 1
-    return -F.logsigmoid(sign * logits).masked_fill(alike, 0).sum()
+    each = F.logsigmoid(sign * logits).masked_fill(alike, 0)
+    return -(each.sum() if reduction == "sum" else each.sum(1))
 
 
 LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}

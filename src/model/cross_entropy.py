@@ -18,34 +18,42 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     time, and the gradients with them, so the backward pass has nothing to recompute and memory does not grow with
     N x V. Under autocast the products are in its type, the softmax in fp32.
     """
+    return linear_cross_entropies(hidden, weight, targets)[0]
+
+
+def linear_cross_entropies(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same sum, and the summands (N,), which have no gradient."""
     kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, kind, wants_grad)  # type: ignore[no-untyped-call]
-    return loss
+    loss, each = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, kind, wants_grad)
+    return loss, each
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype | None,
-                wants_grad: bool) -> Tensor:
+                wants_grad: bool) -> tuple[Tensor, Tensor]:
         """`wants_grad` comes from outside: in here gradients are off, and without them needs_input_grad is true too."""
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, grad_hidden, grad_weight = _chunked(hidden, weight, targets, kind or weight.dtype, wants_grad)
+            loss, each, grad_hidden, grad_weight = _chunked(hidden, weight, targets, kind or weight.dtype, wants_grad)
         if wants_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
-        return loss
+        ctx.mark_non_differentiable(each)
+        return loss, each
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor, grad_each: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None
 
 
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
-             wants_grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Loss, and the gradients for an upstream gradient of 1 (None where they are not wanted)."""
+             wants_grad: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Loss, that of each position, and the gradients for an upstream gradient of 1 (None where they are not wanted)."""
     working = weight.to(kind)
     loss = torch.zeros((), dtype=torch.promote_types(weight.dtype, torch.float32), device=hidden.device)
+    each = loss.new_empty(len(hidden))
     grad_hidden = torch.empty_like(hidden) if wants_grad else None
     grad_weight = torch.zeros_like(weight) if wants_grad else None
     size = max(1, CHUNK_NUMBERS // len(weight))
@@ -55,7 +63,9 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
         largest, right = logits.amax(1, keepdim=True), logits.gather(1, target)
         error = logits.sub_(largest).exp_()  # from here on all in the memory of the logits
         normalizer = error.sum(1, keepdim=True)
-        loss += (normalizer.log() + largest - right).sum()
+        own = normalizer.log() + largest - right  # (C, 1)
+        loss += own.sum()
+        each[start:start + size] = own[:, 0]
         if grad_hidden is None or grad_weight is None:
             continue
         error.div_(normalizer)  # softmax
@@ -66,4 +76,4 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
             grad_weight.addmm_(error.T, rows)  # without a second V x D
         else:
             grad_weight += (error.T @ rows).to(weight.dtype)
-    return loss, grad_hidden, grad_weight
+    return loss, each, grad_hidden, grad_weight

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stoker.model.cross_entropy import linear_cross_entropy
+from stoker.model.cross_entropy import linear_cross_entropies, linear_cross_entropy
 from stoker.model.kv_cache import KVCache, LayerCache
 
 INIT_STD = 0.02
@@ -61,6 +61,12 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(hidden)
         return linear_cross_entropy(hidden.flatten(0, 1), self.token_embedding.weight, targets.flatten())
+
+    def cross_entropies(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The same sum, and that of each row (B,), which has no gradient."""
+        total, each = linear_cross_entropies(self.hidden(tokens).flatten(0, 1), self.token_embedding.weight,
+                                             targets.flatten())
+        return total, each.view(targets.shape).sum(1)
 
 
 class Block(nn.Module):

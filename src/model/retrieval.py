@@ -20,19 +20,34 @@ def figures(seen: Tensor, read: Tensor, numbers: Tensor, *, at: tuple[int, ...],
     label_acc        pictures whose nearest caption is one of their class; where there are classes (-1: none)
     shuffled_...     of captions dealt out at random: chance, or there is a mistake in the data or here
     """
+    return {name: share(*each) for name, each in queries(seen, read, numbers, at=at, seed=seed).items()}
+
+
+def queries(seen: Tensor, read: Tensor, numbers: Tensor, *, at: tuple[int, ...],
+            seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same by pair: which pairs are the first of their picture, or caption, so that it is asked for (K,), and
+    which of these are answered right (K,), both bool."""
     picture, first_of_picture = distinct(numbers[:, 0])
     caption, first_of_caption = distinct(numbers[:, 1])
     pictures, captions, right = seen[first_of_picture], read[first_of_caption], torch.stack([picture, caption])
     dealt = caption[torch.randperm(len(caption), generator=torch.Generator().manual_seed(seed))]
     to_text, to_image = ranks(pictures, captions, right), ranks(captions, pictures, right.flip(0))
     by_chance = ranks(pictures, captions, torch.stack([picture, dealt]))
-    found = {"acc": share(to_text, 1), **{f"text_recall_{k}": share(to_text, k) for k in at if k > 1},
-             **{f"image_recall_{k}": share(to_image, k) for k in at},
-             "shuffled_acc": share(by_chance, 1), f"shuffled_recall_{max(at)}": share(by_chance, max(at))}
+
+    def within(ranks: Tensor, first: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        asked = torch.zeros(2, len(numbers), dtype=torch.bool)
+        asked[0, first], asked[1, first] = True, ranks < k
+        return asked[0], asked[1]
+
+    found = {"acc": within(to_text, first_of_picture, 1),
+             **{f"text_recall_{k}": within(to_text, first_of_picture, k) for k in at if k > 1},
+             **{f"image_recall_{k}": within(to_image, first_of_caption, k) for k in at},
+             "shuffled_acc": within(by_chance, first_of_picture, 1),
+             f"shuffled_recall_{max(at)}": within(by_chance, first_of_picture, max(at))}
     classes = numbers[first_of_picture, 2], numbers[first_of_caption, 2]
     if len(labelled := (classes[0] >= 0).nonzero()[:, 0]):
         same = (classes[0][labelled, None] == classes[1]).nonzero().T
-        found["label_acc"] = share(ranks(pictures[labelled], captions, same), 1)
+        found["label_acc"] = within(ranks(pictures[labelled], captions, same), first_of_picture[labelled], 1)
     return found
 
 
@@ -60,6 +75,6 @@ def ranks(queries: Tensor, among: Tensor, right: Tensor, rows_at_once: int = ROW
     return torch.cat(counts)
 
 
-def share(ranks: Tensor, k: int) -> float:
-    """Of the queries, those with a right one among the nearest k."""
-    return float((ranks < k).float().mean())
+def share(asked: Tensor, right: Tensor) -> float:
+    """Of the queries, those that are answered right."""
+    return float(right[asked].float().mean())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stoker.daemon.journal import Journal, plain
+from stoker.training.core import device as devices
 from stoker.training.core.callback import REPORT, Callback
 
 if TYPE_CHECKING:
@@ -46,20 +47,23 @@ class Repetition(Callback):
             return
         now = json.loads(json.dumps(plain(dict(metrics))))
         different = [name for name in now if name in recorded and now[name] != recorded[name]]
-        if not different:
-            log.info("step %d came out as recorded before: bit for bit", trainer.step)
+        rounded = all(_is_close(recorded[name], now[name]) for name in different)
+        why = devices.to_rounding(trainer.device, trainer.stage.nondeterministic)
+        if not different or (rounded and why):
+            log.info("step %d came out as recorded before: %s", trainer.step,
+                     f"to rounding ({why})" if why else "bit for bit")
             return
         told = ", ".join(f"{name} {recorded[name]!r} then, {now[name]!r} now" for name in different[:NAMED])
         if len(different) > NAMED:
             told += f", and {len(different) - NAMED} more"
-        rounded = all(_is_close(recorded[name], now[name]) for name in different)
         log.warning("step %d did not come out as recorded before: %s. %s", trainer.step, told,
-                    self._reason(rounded=rounded))
+                    self._reason(rounded=rounded, nondeterministic=why))
 
-    def _reason(self, *, rounded: bool) -> str:
+    def _reason(self, *, rounded: bool, nondeterministic: str) -> str:
         why = f"since then: {'; '.join(self.changed)}" if self.changed else (
-            "nothing that the receipt compares has changed; with more than one thread, or an operator that is not "
-            "deterministic, last bits may differ now and then")
+            "nothing that the receipt compares has changed; "
+            + (f"{nondeterministic}, and such differences grow with each step" if nondeterministic else
+               "with more than one thread last bits may differ now and then"))
         return f"{'These are last bits' if rounded else 'This is more than rounding'} ({why})"
 
 

@@ -15,7 +15,7 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 from stoker.config import UserError, listed, opt
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
-from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.stages.labelled import KINDS, Labelled
 
@@ -267,10 +267,12 @@ class AudioEncoder(Labelled):
 
         blank, sizes = self.units.end_of_text, batch["label_lengths"]
         losses = ctc.ctc_loss(logits, lengths, batch["labels"], sizes, blank=blank)
+        alignable = ~losses.isposinf()
+        samples = losses.detach().where(alignable, 0), sizes.where(alignable, 0)
         if alignable_only:
-            losses, sizes = losses[~losses.isposinf()], sizes[~losses.isposinf()]
+            losses, sizes = losses[alignable], sizes[alignable]
         total = losses.sum()
-        return Ratio(total, sizes.sum() if alignable_only else len(batch["labels"])), {
+        return Sampled(total, sizes.sum() if alignable_only else len(batch["labels"]), samples), {
             "ctc_loss": Ratio(total.detach(), len(losses)),
             "blank_share": Ratio(ctc.blanks(logits, lengths, blank=blank), lengths.sum())}
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 
 from stoker import files
 from stoker.config import UserError, opt
-from stoker.training.core.figures import Batch, Loss, Moment
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.stage import Stage
 from stoker.training.stages.labelled import tokenizer_of
@@ -176,6 +176,10 @@ class LanguageModel(Stage[Config]):
         limit = self.cfg.max_samples if split == "train" else 0
         return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit, what=what)
 
+    def groups(self, split: str) -> list[str]:
+        """Documents."""
+        return self.dataset(split).documents(self.tokenizer.end_of_text)  # type: ignore[attr-defined,no-any-return]
+
     def splits(self) -> tuple[str, ...]:
         return "train", "validation", *(["test"] if self.test_text else [])
 
@@ -211,6 +215,14 @@ class LanguageModel(Stage[Config]):
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         return Loss({"loss": model(batch["tokens"], batch["targets"])})
+
+    def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        """The same, also row by row."""
+        import torch
+
+        total, rows = model.cross_entropies(batch["tokens"], batch["targets"])
+        tokens = torch.full_like(rows, batch["targets"].shape[1])
+        return {"loss": Sampled(total, batch["targets"].numel(), (rows, tokens))}
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         return {name.replace("loss", "ppl"): _exp(value) for name, value in means.items() if name.endswith("/loss")}

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 from stoker.config import listed, opt
 from stoker.data import splits
 from stoker.data.pictures import table
-from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.stages.labelled import KINDS, Labelled
 
@@ -287,16 +287,19 @@ class OCR(Labelled):
 
         decoder, weight = model.decoder, self.cfg.ctc_weight
         hidden = decoder.hidden(batch["tokens"], model.memory(seen)).flatten(0, 1)
-        written = decoder.cross_entropy(hidden[batch["places"]], batch["targets"])
-        count = len(batch["targets"])
+        written, each = decoder.cross_entropies(hidden[batch["places"]], batch["targets"])
+        count, counts = len(batch["targets"]), batch["label_lengths"] + 1
+        by_line = each.new_zeros(hidden.shape[0]).index_copy(0, batch["places"], each).view(len(counts), -1).sum(1)
         if not weight:
-            return Ratio(written, count), {}
+            return Sampled(written, count, (by_line, counts)), {}
         losses = ctc.ctc_loss(seen.logits, seen.lengths, batch["labels"], batch["label_lengths"],
                               blank=self.units.end_of_text)
+        alignable = losses.detach().where(~losses.isposinf(), 0)
+        by_line = (1 - weight) * by_line + weight * alignable
         if not model.training:  # what cannot be aligned has no such loss, but its errors count
             losses = losses[~losses.isposinf()]
         aligned = losses.sum()
-        return Ratio((1 - weight) * written + weight * aligned, count), {
+        return Sampled((1 - weight) * written + weight * aligned, count, (by_line, counts)), {
             "text_loss": Ratio(written.detach(), count), "ctc_loss": Ratio(aligned.detach(), count)}
 
     # -- evaluation ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 from stoker.config import UserError, listed, opt
 from stoker.data import splits
 from stoker.data.pictures import table
-from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
 from stoker.training.core.pretrained import beside
@@ -280,6 +280,11 @@ class Vision(Labelled):
     def splits(self) -> tuple[str, ...]:
         return tuple(self.pictures)
 
+    def groups(self, split: str) -> list[str]:
+        """What --group_by or the data name, else the picture: it may stand in several rows."""
+        rows = self.dataset(split)
+        return [each.group or str(number) for each, number in zip(rows.views.pictures, rows.numbers[:, 0].tolist())]
+
     def order(self) -> "Order":
         from stoker.data.loader import Order
 
@@ -368,7 +373,7 @@ class Vision(Labelled):
         return {"seen": seen, "read": read, "numbers": batch["numbers"],
                 "terms": model.terms().expand(len(seen), 2)}
 
-    def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, float]:
+    def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, Ratio]:
         """The loss is that of batches as large as in training, their rows drawn at random: comparable with that of
         training, whatever the order of the data."""
         import torch
@@ -377,11 +382,15 @@ class Vision(Labelled):
 
         seen, read, numbers = (gathered[name] for name in ("seen", "read", "numbers"))
         order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(self.cfg.seed))
-        loss = sum(contrastive.LOSSES[self.cfg.loss](
-            contrastive.logits(seen[rows], read[rows], gathered["terms"][0]), contrastive.alike(*numbers[rows].T[:2]))
-            for rows in order.split(self.cfg.batch_size))
-        return {"loss": float(loss) / len(seen),
-                **retrieval.figures(seen, read, numbers, at=RECALL_AT, seed=self.cfg.seed)}
+        total, by_pair, compute = torch.zeros(()), torch.empty(len(seen)), contrastive.LOSSES[self.cfg.loss]
+        for rows in order.split(self.cfg.batch_size):
+            logits = contrastive.logits(seen[rows], read[rows], gathered["terms"][0])
+            same = contrastive.alike(*numbers[rows].T[:2])
+            total, by_pair[rows] = total + compute(logits, same), compute(logits, same, reduction="none")
+        loss = Sampled(float(total) / len(seen), 1, (by_pair, torch.ones(len(seen))))
+        queries = retrieval.queries(seen, read, numbers, at=RECALL_AT, seed=self.cfg.seed)
+        return {"loss": loss, **{name: Sampled(retrieval.share(asked, right), 1, (right, asked))
+                                 for name, (asked, right) in queries.items()}}
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Pictures with the nearest captions, where the model looks in them, and who is taken for whom."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stoker.model import cross_entropy
-from stoker.model.cross_entropy import linear_cross_entropy
+from stoker.model.cross_entropy import linear_cross_entropies, linear_cross_entropy
 
 
 def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,6 +26,9 @@ def test_loss_and_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch, n: int) 
     expected_grads = torch.autograd.grad(3 * expected, (hidden, weight))
     loss = linear_cross_entropy(hidden, weight, targets)
     torch.testing.assert_close(loss, expected)
+    again, each = linear_cross_entropies(hidden, weight, targets)
+    assert torch.equal(again, loss) and not each.requires_grad
+    torch.testing.assert_close(each, F.cross_entropy(hidden @ weight.T, targets, reduction="none").detach())
     torch.testing.assert_close(torch.autograd.grad(3 * loss, (hidden, weight)), expected_grads)
 
 

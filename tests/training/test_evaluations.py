@@ -307,7 +307,8 @@ def test_intervals_are_of_groups_where_rows_have_them(tmp_path: Path) -> None:
     scores = (Evaluations(stage, stage.cfg).run("validation", model, stage.cfg, CPU, lambda: False) or [])[1]
     totals = scores.rates["rollout/error"].total.double().numpy()
     sums = np.array([totals[first::3].sum() for first in range(3)])
-    assert scores.intervals(7) == {"rollout/error": bootstrap.interval(sums, np.array([8, 8, 6]), seed=7)}
+    expected = bootstrap.intervals({"rollout/error": (sums, np.array([8, 8, 6]))}, seed=7)
+    assert scores.intervals(7) == expected
     assert scores.metrics["rollout/error"] == pytest.approx(totals.sum() / 22)
 
 
@@ -336,6 +337,10 @@ def test_rows_of_all_splits(tmp_path: Path) -> None:
 # -- confidence -----------------------------------------------------------------------------------------------------
 
 
+def interval(totals: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    return bootstrap.intervals({"rate": (totals, counts)}, seed=seed).get("rate")
+
+
 def bounds(rate: float, error: float) -> Any:
     """95 % of a normal distribution; of a thousand draws a bound is known to about a tenth of the error."""
     return pytest.approx((rate - 1.96 * error, rate + 1.96 * error), abs=0.2 * error)
@@ -345,12 +350,12 @@ def test_an_interval_is_that_of_the_closed_form() -> None:
     """Of a mean by its standard error, of a ratio by the delta method (Cochran 1977, 6.3)."""
     draw = np.random.default_rng(0)
     values = draw.exponential(3.0, 4000)
-    assert bootstrap.interval(values, np.ones(4000)) == bounds(values.mean(), values.std(ddof=1) / math.sqrt(4000))
+    assert interval(values, np.ones(4000)) == bounds(values.mean(), values.std(ddof=1) / math.sqrt(4000))
     counts = draw.integers(1, 30, 4000)
     totals = draw.binomial(counts, 0.2)
     rate = totals.sum() / counts.sum()
     error = math.sqrt(((totals - rate * counts) ** 2).sum()) / counts.sum()
-    assert bootstrap.interval(totals, counts) == bounds(rate, error)
+    assert interval(totals, counts) == bounds(rate, error)
 
 
 def test_rows_of_a_group_count_together() -> None:
@@ -362,18 +367,18 @@ def test_rows_of_a_group_count_together() -> None:
     sums, counts = (bootstrap.by_group(each[order], [names[row] for row in order]) for each in (values, np.ones(4000)))
     means = values.reshape(200, 20).mean(1)
     assert sorted(sums) == pytest.approx(sorted(20 * means)) and set(counts) == {20}
-    assert bootstrap.interval(sums, counts) == bounds(means.mean(), means.std(ddof=1) / math.sqrt(200))
+    assert interval(sums, counts) == bounds(means.mean(), means.std(ddof=1) / math.sqrt(200))
     assert bootstrap.by_group(np.array([1, 2, 3, 4]), ["", "a", "", "a"]).tolist() == [1, 3, 6]
 
 
 def test_an_interval_that_means_nothing_is_left_out() -> None:
-    assert bootstrap.interval(np.array([1.0]), np.array([3])) is None
-    assert bootstrap.interval(np.array([1.0, 0.0]), np.array([3, 0])) is None
-    assert bootstrap.interval(np.array([1.0, math.nan]), np.array([3, 2])) is None
-    low, high = bootstrap.interval(np.array([1, 0, 0]), np.array([1, 1, 0])) or (math.nan, math.nan)
+    assert interval(np.array([1.0]), np.array([3])) is None
+    assert interval(np.array([1.0, 0.0]), np.array([3, 0])) is None
+    assert interval(np.array([1.0, math.nan]), np.array([3, 2])) is None
+    low, high = interval(np.array([1, 0, 0]), np.array([1, 1, 0])) or (math.nan, math.nan)
     assert (low, high) == (0, 1), "draws of nothing but the third row are left out"
     values = np.random.default_rng(1).random(50)
-    assert bootstrap.interval(values, np.ones(50), seed=3) == bootstrap.interval(values, np.ones(50), seed=3)
+    assert interval(values, np.ones(50), seed=3) == interval(values, np.ones(50), seed=3)
 
 
 def test_sums_of_rows_are_exact() -> None:

@@ -82,6 +82,12 @@ class Windows(Dataset[torch.Tensor]):
         start = index * self.length
         return torch.from_numpy(np.array(self.tokens[start:start + self.length + 1], np.int64))
 
+    def documents(self, end_of_text: int) -> list[str]:
+        """The number of the document in which each window begins."""
+        ends = np.concatenate([start + np.flatnonzero(self.tokens[start:start + COUNTED_AT_ONCE] == end_of_text)
+                               for start in range(0, len(self.tokens), COUNTED_AT_ONCE)])
+        return [str(number) for number in np.searchsorted(ends, np.arange(self.count) * self.length)]
+
 
 # -- the cache ------------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     if importlib.util.find_spec("torch") is None:
         return "They are measured once torch is installed; any script of run/ that trains installs it."
     from stoker.training.assembly import estimate
+    from stoker.training.core import device as devices
     from stoker.training.core.plan import resolve
 
     started, (parsed, notes) = time.time(), of
@@ -96,7 +97,9 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
         setup = resolve(stage, parsed.config, Path(folder))
         setup.prepare(download=False)
         plan, found, length, lines = estimate.expect(setup.plan(parsed.typed), started)
-    return "\n".join([*notes, *plan.notes, *lines, *table(plan.cfg, found, length)])
+    inexact = devices.to_rounding(plan.device, stage.nondeterministic)
+    return "\n".join([*notes, *plan.notes, *lines, *table(plan.cfg, found, length),
+                      f"{'a resume is':16s} " + (f"to rounding: {inexact}" if inexact else "bit for bit")])
 
 
 def table(cfg: Options, found: Any, length: Any) -> list[str]:

@@ -27,6 +27,7 @@ def made_by(stage: Stage, rows: int | None, device: torch.device, begun_with: Ma
             callbacks: Iterable[Callback] = (), script: str = "") -> dict[str, Any]:
     """Everything that may change the bits of a result; `begun_with`: the first weights; `callbacks`: those that the
     stage or the user adds; `script`: as the run's status names it."""
+    inexact = devices.to_rounding(device, stage.nondeterministic)
     plugged_in = plugins.digests([stage, *(callback for callback in callbacks if not callback.is_monitor)])
     return {
         "stage": stage.name,
@@ -40,6 +41,7 @@ def made_by(stage: Stage, rows: int | None, device: torch.device, begun_with: Ma
         "threads": torch.get_num_threads(),
         "begun_with": dict(begun_with),
         "parts": {name: source.note for name, source in stage.sources.items()},
+        **({"to_rounding": inexact} if inexact else {}),
         **({"plugins": plugged_in} if plugged_in else {}),
         **({"script": script} if "/" in script else {}),
     }

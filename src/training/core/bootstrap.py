@@ -1,30 +1,55 @@
-"""How far a rate would scatter had other rows been drawn: the percentile bootstrap.
+"""How far figures would scatter had other rows been drawn: the percentile bootstrap.
 
 Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 DRAWS, LEVEL = 1000, 0.95
+NUMBERS_AT_ONCE = 2**21  # how often rows are drawn: 16 MiB
 
 
-def interval(totals: np.ndarray, counts: np.ndarray, *, seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % confidence interval of sum(totals) / sum(counts), from the total and the count of each row (N,).
+def intervals(rows: Mapping[str, tuple[np.ndarray, np.ndarray]],
+              follow: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda rates: {}, *,
+              seed: int = 0) -> dict[str, tuple[float, float]]:
+    """The 95 % confidence intervals of rates, sum(totals) / sum(counts), from the total and the count of each row:
+    name -> (N,), (N,). Also of what `follow` computes from rates, as perplexity from a loss.
 
-    Rows are drawn with replacement, as many as there are, 1,000 times. A draw in which nothing is counted is left out.
-    None where fewer than two rows count, or a total is not finite.
+    Rows are drawn with replacement, as many as there are, 1,000 times, the same for all rates. A draw in which nothing
+    is counted is left out. A rate has no interval where fewer than two of its rows count, or a total is not finite.
     """
-    totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
-    if np.count_nonzero(counts) < 2 or not np.isfinite(totals).all():
+    draws = _draws({name: pair for name, pair in rows.items()
+                    if np.count_nonzero(pair[1]) >= 2 and np.isfinite(pair).all()}, seed)
+    followed = [follow(draw) for draw in draws]
+    found = {name: np.array([draw[name] for draw in each]) for each in (draws, followed) for name in each[0]}
+    bounds = {name: _percentiles(values[~np.isnan(values)]) for name, values in found.items()}
+    return {name: between for name, between in bounds.items() if between}
+
+
+def _draws(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], seed: int) -> list[dict[str, float]]:
+    """The rates of each draw, NaN where nothing is counted."""
+    if not rows:
+        return [{}]
+    table = np.stack([np.asarray(column, np.float64) for pair in rows.values() for column in pair], 1)  # (N, 2 rates)
+    draw, size = np.random.default_rng(seed), len(table)
+    at_once, parts = max(1, NUMBERS_AT_ONCE // size), []
+    for start in range(0, DRAWS, at_once):
+        times = np.stack([np.bincount(draw.integers(size, size=size), minlength=size)  # how often each row is drawn
+                          for _ in range(start, min(start + at_once, DRAWS))])
+        parts.append(times.astype(np.float64) @ table)
+    sums = np.concatenate(parts)  # (draws, 2 rates)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rates = np.where(sums[:, 1::2] != 0, sums[:, ::2] / sums[:, 1::2], np.nan)
+    return [dict(zip(rows, each)) for each in rates.tolist()]
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float] | None:
+    """None where there is none, or one is infinite."""
+    if not len(values) or not np.isfinite(values).all():
         return None
-    draw, rates = np.random.default_rng(seed), []
-    for _ in range(DRAWS):
-        rows = draw.integers(len(totals), size=len(totals))
-        if count := counts[rows].sum():
-            rates.append(totals[rows].sum() / count)
-    low, high = np.quantile(rates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -57,6 +58,24 @@ def configure(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     keep_memory()
+
+
+def permit(device: torch.device, nondeterministic: Mapping[str, str]) -> None:
+    """Let operators without a deterministic form run on a device for which a stage declares one; torch warns of them.
+    Call it after `configure`. Raises UserError where the stage declares it for a kind of device that there is not."""
+    if unknown := nondeterministic.keys() - {"cpu", "cuda", "mps"}:
+        raise UserError(f"the stage declares what is nondeterministic on {', '.join(sorted(unknown))}: the kinds of "
+                        "device are cpu, cuda and mps")
+    if device.type in nondeterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        log.info("Determinism: %s; a resumed run is the uninterrupted one to rounding, not bit for bit",
+                 to_rounding(device, nondeterministic))
+
+
+def to_rounding(device: torch.device, nondeterministic: Mapping[str, str]) -> str:
+    """Why results on a device are the same to rounding only; '' where they are the same bit for bit."""
+    operator = nondeterministic.get(device.type)
+    return f"{operator} has no deterministic form on {device.type}" if operator else ""
 
 
 def keep_memory() -> None:

@@ -20,7 +20,7 @@ from stoker.training.core import bootstrap, evaluations, rng
 from stoker.training.core import device as devices
 from stoker.training.core.blocks import first_line
 from stoker.training.core.evaluations import Evaluation
-from stoker.training.core.figures import Batch, Moment, Ratio
+from stoker.training.core.figures import Batch, Moment, Ratio, Sampled, Samples
 from stoker.training.core.options import Options
 from stoker.training.core.stage import Stage
 from stoker.training.core.totals import Totals
@@ -47,25 +47,24 @@ class Scores(NamedTuple):
     metrics: dict[str, float]
     size: dict[str, int]
     rates: Mapping[str, Ratio] = {}  # of the metrics that have it: totals and counts of each row
+    follow: Callable[[Mapping[str, float]], dict[str, float]] = lambda means: {}  # metrics computed from others
     rows: Rows | None = None
     problem: str = ""  # why there are no metrics
 
     @property
     def groups(self) -> Sequence[str] | None:
-        """The groups of the rows, where there are at least two."""
+        """The groups of the rows, where there are at least two, and not each row is one by itself."""
         known = self.rows.groups if self.rows else None
-        return known if known and len(set(known)) > 1 else None
+        return known if known and 1 < len(set(known)) < len(known) else None
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
-        """The 95 % confidence intervals of its rates, from resampled rows, or groups of rows where there are any."""
-        found = {}
-        for name, ratio in self.rates.items():
-            values = [value.double().cpu().numpy() for value in ratio]
-            if self.groups:
-                values = [bootstrap.by_group(value, self.groups) for value in values]
-            if interval := bootstrap.interval(*values, seed=seed):
-                found[name] = interval
-        return found
+        """The 95 % confidence intervals of the metrics that are known sample by sample and of those computed from them
+        alone, from resampled rows, or groups of rows where there are any."""
+        sums = {name: tuple(value.cpu().double().numpy() for value in ratio) for name, ratio in self.rates.items()}
+        if self.groups:
+            sums = {name: tuple(bootstrap.by_group(value, self.groups) for value in pair)
+                    for name, pair in sums.items()}
+        return bootstrap.intervals(sums, self.follow, seed=seed)
 
 
 class Evaluations:
@@ -200,8 +199,8 @@ def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object], evaluation: Evaluation) -> Scores | None:
-    sums, size, gathered = Totals(), Counter[str](), defaultdict[str, list[Tensor]](list)
-    rates, collate = defaultdict[str, list[Ratio]](list), evaluation.collate
+    found, judged, size = _Figures(), _Figures(), Counter[str]()
+    gathered, collate = defaultdict[str, list[Tensor]](list), evaluation.collate
     rows = stretches(dataset)[0][:cfg.batch_size]
     workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, collate, rows)
     with torch.no_grad(), rng.preserved():
@@ -211,29 +210,59 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
             if stopped():
                 return None
             batch, scores, gathering = score_batch(evaluation, model, batch, device, cfg.precision)
-            for name, ratio in scores.items():
-                sums.add(name, ratio)
-                if isinstance(ratio.total, Tensor) and ratio.total.dim():
-                    rates[name].append(ratio)
+            found.add(scores)
             for name, tensor in gathering.items():
                 gathered[name].append(tensor.cpu())
             size.update(evaluation.size(batch) if evaluation.size else {})
             progress.mark()
-        means = sums.means()
-        if collate == stage.collate:
-            means |= _weighed_loss(stage, cfg, batch, means)
-        judged = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()}) if gathered else {}
-    metrics = {f"{evaluation.name}/{name}": value for name, value in {**means, **judged}.items()}
-    by_row = {f"{evaluation.name}/{name}": Ratio(*map(torch.cat, zip(*parts))) for name, parts in rates.items()}
-    return Scores(evaluation.name, metrics | stage.derive(metrics), dict(size) or {"samples": len(dataset)}, by_row)
+        if gathered:
+            whole = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
+            judged.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in whole.items()})
+    follow = _following(stage, cfg, evaluation, batch)
+    metrics = found.means(evaluation.name) | judged.means(evaluation.name)
+    rates = found.by_sample(evaluation.name, len(dataset)) | judged.by_sample(evaluation.name, len(dataset))
+    return Scores(evaluation.name, metrics | follow(metrics), dict(size) or {"samples": len(dataset)}, rates, follow)
 
 
-def _weighed_loss(stage: Stage, cfg: Options, batch: Batch, means: Mapping[str, float]) -> dict[str, float]:
-    """The loss of several terms that were scored: they weigh what they weigh at the end of the run. None where the
-    stage has scored a loss of its own."""
-    phase, steps = stage.phases()[-1].name, cfg.max_steps or 1
-    terms = stage.counts(batch, phase).keys()
-    if len(terms) == 1 or not terms <= means.keys() or "loss" in means.keys() - terms:
-        return {}
-    weights = stage.weights(Moment(phase, steps, steps))
-    return {"loss": sum(weights.get(term, 1.0) * means[term] for term in terms)}
+class _Figures:
+    """Sums of the figures of an evaluation, and the samples of those that are known sample by sample."""
+
+    def __init__(self) -> None:
+        self.sums, self.samples = Totals(), defaultdict[str, list[Samples]](list)
+
+    def add(self, figures: Mapping[str, Ratio]) -> None:
+        for name, ratio in figures.items():
+            self.sums.add(name, ratio)
+            if isinstance(ratio, Sampled):
+                self.samples[name].append(ratio.samples)
+            elif isinstance(ratio.total, Tensor) and ratio.total.dim():
+                self.samples[name].append((ratio.total, ratio.count))
+
+    def means(self, evaluation: str) -> dict[str, float]:
+        return {f"{evaluation}/{name}": value for name, value in self.sums.means().items()}
+
+    def by_sample(self, evaluation: str, rows: int) -> dict[str, Ratio]:
+        """Raises ValueError where there is not one entry for each row."""
+        found = {f"{evaluation}/{name}": Ratio(*map(torch.cat, zip(*parts))) for name, parts in self.samples.items()}
+        for name, ratio in found.items():
+            if (sizes := [len(ratio.total), len(ratio.count)]) != [rows, rows]:
+                raise ValueError(f"{name} has totals of {sizes[0]} samples and counts of {sizes[1]}, but {rows} rows "
+                                 "were evaluated: there must be one of each for every row")
+        return found
+
+
+def _following(stage: Stage, cfg: Options, evaluation: Evaluation,
+               batch: Batch) -> Callable[[Mapping[str, float]], dict[str, float]]:
+    """What follows from the means of an evaluation: what the stage derives, and the loss of several terms. They weigh
+    what they weigh at the end of the run. None where the stage has scored a loss of its own."""
+    phase, steps, prefix = stage.phases()[-1].name, cfg.max_steps or 1, f"{evaluation.name}/"
+    terms = {prefix + term: term for term in stage.counts(batch, phase)} if evaluation.collate == stage.collate else {}
+
+    def follow(means: Mapping[str, float]) -> dict[str, float]:
+        weighed = {}
+        if len(terms) > 1 and terms.keys() <= means.keys() and f"{prefix}loss" not in means.keys() - terms.keys():
+            weights = stage.weights(Moment(phase, steps, steps))
+            weighed = {f"{prefix}loss": sum(weights.get(term, 1.0) * means[name] for name, term in terms.items())}
+        return weighed | stage.derive({**means, **weighed})
+
+    return follow

@@ -36,9 +36,12 @@ class Evaluation:
                 end of a run that has such a split. Called when the rows are needed, perhaps more than once
     collate     samples -> batch
     score       model, batch -> metrics as ratios of sums. It may generate text. A ratio of two 1-D tensors, with an
-                entry for each sample, also has a confidence interval in reports. What it draws follows from --seed
+                entry for each sample, and a `Sampled` one also have a confidence interval in reports. What it draws
+                follows from --seed
     gather      model, batch -> what `judge` needs of each batch, tensors with a row for each sample
-    judge       all that was gathered, in the order of the rows, on the host -> metrics that are no ratios of sums
+    judge       all that was gathered, in the order of the rows, on the host -> metrics that are no ratios of sums. One
+                that is `Sampled`, with an entry for each row, has a confidence interval: of other queries, among
+                the same candidates
     size        batch -> how much it holds, by unit; by default rows are counted
     groups      split -> the group of each row, such as its speaker: groups are resampled whole for the confidence
                 interval. None, or "" for a row, where rows are independent
@@ -54,7 +57,7 @@ class Evaluation:
     collate: Callable[[list[Any]], Batch]
     score: Callable[[Any, Batch], dict[str, Ratio]]
     gather: "Callable[[Any, Batch], dict[str, Tensor]]" = _nothing
-    judge: "Callable[[Mapping[str, Tensor]], dict[str, float]]" = _nothing
+    judge: "Callable[[Mapping[str, Tensor]], Mapping[str, float | Ratio]]" = _nothing
     size: Callable[[Batch], dict[str, int]] | None = None
     groups: Callable[[str], Sequence[str] | None] = _no_groups
     every: int = 1

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch = dict[str, Any]
+Samples = tuple["Tensor", "Tensor"]  # totals and counts, (B,) each
 
 
 class Ratio(NamedTuple):
@@ -19,6 +20,21 @@ class Ratio(NamedTuple):
 
     total: Any
     count: Any
+
+
+class Sampled(Ratio):
+    """A ratio of an evaluation that is known sample by sample as well, so it has a confidence interval.
+
+    `samples` are totals and counts, two 1-D tensors with an entry for each sample. The metric itself is `total` over
+    `count`: it keeps its bits, whatever the order in which the samples would be added.
+    """
+
+    samples: "Samples"
+
+    def __new__(cls, total: Any, count: Any, samples: "Samples") -> "Sampled":
+        ratio = super().__new__(cls, total, count)
+        ratio.samples = samples
+        return ratio
 
 
 class Moment(NamedTuple):
@@ -35,9 +51,11 @@ class Loss(NamedTuple):
 
     `terms` are sums, each over what `Stage.counts` counts under the same name; the loop divides them by the counts of
     the whole step and weighs them. `figures` are for the log. `passed` is given to the next phase of the same step, in
-    `Moment.passed`, after its tensors were detached.
+    `Moment.passed`, after its tensors were detached. `samples` are terms sample by sample, as in `Sampled`: with them
+    the validation loss has a confidence interval.
     """
 
     terms: "Mapping[str, Tensor]"
     figures: Mapping[str, Ratio] = {}
     passed: Any = None
+    samples: "Mapping[str, Samples]" = {}

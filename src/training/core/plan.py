@@ -85,6 +85,7 @@ def resolve(kind: type[Stage], cfg: Options, folder: Path) -> Setup:
     not there."""
     devices.configure(cfg.threads)
     device = devices.choose(cfg.device)
+    devices.permit(device, kind.nondeterministic)
     precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
     cfg = replace(cfg, precision=precision, threads=devices.threads(), **OF_ONE_START)
     return Setup(kind(cfg, folder), cfg, device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from stoker.training.core.evaluations import Evaluation
-from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
 from stoker.training.core.phases import Phase
@@ -44,6 +44,9 @@ class Stage(Generic[C]):
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
     target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
     divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
+    # kind of device ("cpu", "cuda", "mps") -> what has no deterministic form there, as "grid_sample's backward pass":
+    # torch then warns instead of refusing it, and a resumed run is the uninterrupted one to rounding only
+    nondeterministic: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, cfg: C, folder: Path):
         self.cfg, self.folder = cfg, folder
@@ -149,15 +152,18 @@ class Stage(Generic[C]):
         """The figures of the evaluation "eval"; they are added over the whole set."""
         phase = self.phases()[-1].name
         loss, counts = self.loss(model, batch, Moment(phase)), self.counts(batch, phase)
-        return {**{term: Ratio(total, counts[term]) for term, total in loss.terms.items()}, **loss.figures}
+        terms = {term: Sampled(total, counts[term], loss.samples[term]) if term in loss.samples
+                 else Ratio(total, counts[term]) for term, total in loss.terms.items()}
+        return {**terms, **loss.figures}
 
     def gather(self, model: "nn.Module", batch: Batch) -> "dict[str, Tensor]":
         """What `judge` is to have of each batch of an evaluation, a row for each sample."""
         return {}
 
-    def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, float]:
+    def judge(self, gathered: "Mapping[str, Tensor]") -> "Mapping[str, float | Ratio]":
         """The figures of an evaluation that are no ratios of sums, such as recall among all that there are: from what
-        `gather` gave, the rows of the whole validation set in their order, on the host. Not asked for of nothing."""
+        `gather` gave, the rows of the whole validation set in their order, on the host. Not asked for of nothing. One
+        that is the mean of a figure of each row, such as whether its query was right, may be returned as `Sampled`."""
         return {}
 
     def groups(self, split: str) -> Sequence[str] | None:
