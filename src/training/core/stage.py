@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
 
-C = TypeVar("C", bound=Options)
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    C = TypeVar("C", bound=Options, default=Any)  # of a stage that does not name its options mypy does not check them
+else:
+    from typing import TypeVar
+
+    C = TypeVar("C", bound=Options)
 
 
 class Stage(Generic[C]):
