@@ -286,7 +286,7 @@ class OCR(Labelled):
         from stoker.model import ctc
 
         decoder, weight = model.decoder, self.cfg.ctc_weight
-        hidden = decoder.hidden(batch["tokens"], model.memory(seen)).flatten(0, 1)
+        hidden = decoder(batch["tokens"], model.memory(seen)).flatten(0, 1)
         written = decoder.cross_entropy(hidden[batch["places"]], batch["targets"])
         count = len(batch["targets"])
         if not weight:
