@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stoker.config import UserError
 from stoker.training.core.muon import Muon
 from stoker.training.core.options import Options
 from stoker.training.core.parts import kept
@@ -28,7 +29,11 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
             if parameters:
                 groups.append({"params": parameters, "lr_factor": group.lr_factor, **more,
                                "weight_decay": decay if group.weight_decay is None else group.weight_decay})
-    return (OPTIMIZERS[make] if isinstance(make, str) else make)(groups, cfg.lr, phase.betas)
+    if isinstance(make, str):
+        if make not in OPTIMIZERS:
+            raise UserError(f"phase {phase.name}: no optimizer is called {make}; there are {', '.join(OPTIMIZERS)}")
+        make = OPTIMIZERS[make]
+    return make(groups, cfg.lr, phase.betas)
 
 
 def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
@@ -50,10 +55,11 @@ def update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None:
     """Update the weights, unless `dropped` (a float scalar on the device) is 1: then the optimizer does nothing, and
     does not even count.
 
-    It can do so on the device, without the host knowing of it, if it declares it as torch's fused optimizers do to
-    torch's GradScaler: by these three attributes. For any other the host waits for `dropped`.
+    It does so on the device, without the host knowing of it, if it declares that as torch's fused optimizers do to
+    torch's GradScaler, by the attributes below. For any other the host waits for `dropped`; so it does once for all,
+    for as long as there is no state: what torch's fused SGD makes of it in an update that is dropped is undefined.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
+    if optimizer.state and getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.found_inf = dropped  # type: ignore[attr-defined]
         optimizer.step()
