@@ -136,7 +136,7 @@ class Trainer:
         self.model = networks.build(self.stage, self.device)
         self._emit("on_build")
         if fresh:
-            initialize(self.stage, self.model, self.cfg, self.order, self._read, self.device, self.signals)
+            initialize(self.stage, self.model, self.order, self._read, self.device, self.signals)
         self.update = Step(self.stage, self.model, self.cfg, self.steps, self.device, self._emit, self.record)
 
     def _open_data(self) -> None:

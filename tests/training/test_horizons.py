@@ -94,14 +94,15 @@ OPTIONS = dict(max_steps=STEPS, lr=1e-2, warmup_steps=5, min_lr_ratio=0.2)
 
 
 def test_each_phase_has_its_own_schedule_over_its_own_span(tmp_path: Path) -> None:
-    """Written out by hand: the codec's cosine over 5 steps after 5 * 5 // 12 = 2 of warm-up, the talker's line over 7."""
+    """By hand: the codec's cosine over 5 steps after 5 * 5 // 12 = 2 of warm-up, the talker's line over 7."""
     rates, run = Rates(), new_run(tmp_path, Speaker)
     trainer, ending = train(with_callbacks(Speaker, rates), run, **OPTIONS, log_interval=1)
     assert ending.state == "finished"
     codec = [0.5, 1.0, *(0.2 + 0.8 * (1 + math.cos(math.pi * i / 3)) / 2 for i in range(3))]
     talker = [1 / 3, 2 / 3, 1.0, *(1 - i / 4 for i in range(4))]
     assert [phase for phase, *_ in rates.seen] == ["codec"] * 5 + ["talker"] * 7
-    assert [lr for _, lr, _ in rates.seen] == pytest.approx([1e-2 * 0.5 * r for r in codec] + [1e-2 * r for r in talker])
+    halved = [0.5 * r for r in codec]
+    assert [lr for _, lr, _ in rates.seen] == pytest.approx([1e-2 * r for r in halved + talker])
     assert [lr for *_, lr in rates.seen] == pytest.approx([1e-2 * r for r in codec + talker]), "before its factors"
     logged = list(Journal(run.metrics).rows())
     assert [row["lr"] for row in logged] == pytest.approx([1e-2 * r for r in codec + talker])
@@ -153,5 +154,3 @@ def test_rows_know_their_steps() -> None:
         assert all(any(step in some for some in steps) for step in range(30) if row in sum(order.rows(step), []))
         assert not any(step in some for some in steps for step in range(30)
                        if (row < 6) != (max(sum(order.rows(step), [])) < 6))
-
-

@@ -133,8 +133,8 @@ class Streamed:
         return StreamOrder(batch=cfg.batch_size, accum=cfg.grad_accum_steps, stream=self.dataset("train"))
 
 
-@pytest.mark.parametrize("reads, mixed_in, workers", [(0, (), 0), (1, (), 0), (14, (), 0), (5, (), 2), (1, (Streamed,), 0),
-                                                      (14, (Streamed,), 0), (14, (Streamed,), 1)])
+@pytest.mark.parametrize("reads, mixed_in, workers", [
+    (0, (), 0), (1, (), 0), (14, (), 0), (5, (), 2), (1, (Streamed,), 0), (14, (Streamed,), 0), (14, (Streamed,), 1)])
 def test_reading_shifts_neither_the_data_nor_random_numbers(tmp_path: Path, reads: int, mixed_in: tuple[type, ...],
                                                             workers: int) -> None:
     """However many batches are read, also more than an epoch: training is as without."""
@@ -254,7 +254,7 @@ class NotFinite(Clustered):
 
 
 @pytest.mark.parametrize("stage, error, message", [
-    (Unsaved, ValueError, "stage clustered has changed calls, which comes from a source or is in no snapshot"),
+    (Unsaved, ValueError, "stage clustered has changed calls, which has a source or is in no snapshot"),
     (Overwritten, ValueError, "stage composed has changed thinker.layers.0.weight"),
     (Replaced, ValueError, "stage composed has changed thinker.norm.weight"),
     (NotFinite, UserError, "stage clustered left NaN or infinity in mean"),

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -15,52 +14,48 @@ from stoker.data.workers import Abandoned
 from stoker.training.core import device as devices
 from stoker.training.core import parts, rng
 from stoker.training.core.figures import Batch
-from stoker.training.core.options import Options
 from stoker.training.core.signals import Interrupted, Signals
 from stoker.training.core.stage import Stage
 
 log = logging.getLogger(__name__)
 
 
-def initialize(stage: Stage, model: nn.Module, cfg: Options, order: Order, read: Callable[[Order], Iterator[Batch]],
+def initialize(stage: Stage, model: nn.Module, order: Order, read: Callable[[Order], Iterator[Batch]],
                device: torch.device, signals: Signals) -> None:
     """Let the stage initialize a new model from the rows of `order`, which `read` opens at its first step.
 
-    Rows on a skip list are read too: a run to which the list was given from the start is then the same, bit for bit, as
-    one that left the rows out later. Raises UserError where the result is not finite, ValueError where the stage wrote
-    what it may not write, Interrupted where a stop came meanwhile.
+    Rows on a skip list are read too: a run that has the list from the start is then the same, bit for bit, as one that
+    left the rows out later. Raises UserError where the result is not finite, ValueError where the stage wrote what it
+    may not write, Interrupted where a stop came meanwhile.
     """
     if type(stage).initialize is Stage.initialize:
         return
-    if cfg.init_from:
+    if stage.cfg.init_from:
         log.info("Not initialized from data: the weights are those of --init_from")
         return
-    fixed = _fixed(stage, model)
-    versions = {name: tensor._version for name, tensor in fixed.items()}
-    position, numbers = order.state_dict(0), count()
+    fixed = [(name, tensor, tensor._version) for name, tensor in _fixed(stage, model).items()]
+    position = order.state_dict(0)
     model.eval()
-    with rng.preserved(), torch.no_grad(), devices.autocast(device, cfg.precision):
-        rng.begin(cfg.seed, 0, "initialize", 0)
-        stage.initialize(model, _batches(lambda: read(replace(order, left_out={})), numbers, device, signals))
+    with rng.preserved(), torch.no_grad(), devices.autocast(device, stage.cfg.precision):
+        rng.begin(stage.cfg.seed, 0, "initialize", 0)
+        stage.initialize(model, _batches(lambda: read(replace(order, left_out={})), device, signals))
     model.train()
     order.load_state_dict(0, position)
-    log.info("Initialized from the first %s micro-batches of the training data", f"{next(numbers):,}")
     now = _fixed(stage, model)
-    if changed := [name for name in fixed if now.get(name) is not fixed[name]
-                   or fixed[name]._version != versions[name]]:
-        raise ValueError(f"initialize() of stage {stage.name} has changed {changed[0]}, which comes from a source or is "
-                         "in no snapshot: a resumed run would not have it")
+    if changed := [name for name, tensor, version in fixed
+                   if now.get(name) is not tensor or tensor._version != version]:
+        raise ValueError(f"initialize() of stage {stage.name} has changed {changed[0]}, which has a source or is in no "
+                         "snapshot: a resumed run would not have it")
     if bad := [name for name, tensor in parts.kept(model).items() if not tensor.isfinite().all()]:
         raise UserError(f"initialize() of stage {stage.name} left NaN or infinity in {bad[0]}: look for such values in "
                         "the first rows of the training data")
+    log.info("Initialized from the first training batches")
 
 
-def _batches(read: Callable[[], Iterator[Batch]], numbers: "count[int]", device: torch.device,
-             signals: Signals) -> Iterator[Batch]:
+def _batches(read: Callable[[], Iterator[Batch]], device: torch.device, signals: Signals) -> Iterator[Batch]:
     """The batches on the device; nothing is opened before the first is asked for."""
     try:
         for batch in read():
-            next(numbers)
             progress.mark()
             if signals.stop:
                 raise Interrupted(signals.stop)
