@@ -146,6 +146,16 @@ def test_a_failed_step_is_examined_by_the_phases_that_it_has(tmp_path: Path) -> 
     assert_same(outcome(back), outcome(told))
 
 
+@pytest.mark.parametrize("step, phase", [(BORDER, "codec"), (BORDER + 1, "talker")])
+def test_at_the_border_the_examination_has_the_step_s_own_phase(tmp_path: Path, step: int, phase: str) -> None:
+    """Steps count from 1 there. In evaluation mode its loss is that of the phase alone."""
+    stage = Speaker(Speaker.Config(), tmp_path)
+    model, x = stage.model().eval(), torch.randn(4, 8)
+    found = incident.examine(stage, model, [{"sounds": x, "texts": x}], step, torch.device("cpu"), "fp32")
+    expected = (model[phase](x) - x.flip(1)).square().mean().item()
+    assert found.where == "" and float(found.loss) == pytest.approx(expected, rel=1e-5)
+
+
 def test_rows_know_their_steps() -> None:
     codec, talker = Order(6, 2, 1, 0), Order(4, 2, 1, 0)
     order = InTurn(10, turns=(Turn(0, codec), Turn(4, talker, 6), Turn(9, codec)))

@@ -360,7 +360,7 @@ def test_statistics_are_sums_over_the_micro_batches_applied_once(tmp_path: Path,
     codebook = step.model["codebook"]
     for number in range(3):
         entries, count = averaged(codebook, rows + number)
-        codebook.eval()(rows), codebook.train()  # an evaluation adds nothing
+        codebook.eval()(rows), codebook.train()(rows)  # neither an evaluation counts nor a pass outside of a step
         step.run(number, [{"x": part} for part in (rows + number).chunk(parts)])
         torch.testing.assert_close(codebook.entries.double(), entries, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(codebook.count.double(), count, rtol=1e-6, atol=1e-6)
