@@ -64,7 +64,7 @@ FUNCTIONS = {
     "stoker.training.trainer:Trainer._open_data": "start of workers",
     "stoker.training.core.step:Step._update": "training step",
     "stoker.training.core.step:Step._apply": "training step",
-    "stoker.training.core.optim:drop_update": "training step",
+    "stoker.training.core.optim:update": "training step",
     "stoker.training.callbacks.ema:EMA.on_step_end": "training step",
     "stoker.training.core.stage:Stage.score": "evaluation",
     "stoker.training.assembly.session:export_models": None,

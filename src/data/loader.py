@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
+from stoker.config import ENDLESS
 from stoker.data.joined import Joined
 from stoker.data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
 
@@ -78,6 +79,10 @@ class Order:
         """Micro-batches of at most so many rows, by which it can be told how long all take: each stands for as many. A
         row comes more than once where there are few."""
         return [[row % self.size for row in range(count)]]
+
+    def steps_of(self, row: int) -> list[range]:
+        """The steps in which a row may be trained on."""
+        return [range(ENDLESS)]
 
     def micro_batches(self, first: int, end: int) -> Iterator[list[int]]:
         """The items of the micro-batches of steps `first` to `end` - 1, one after the other."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stoker.config import UserError
+from stoker.config import ENDLESS, UserError
 from stoker.data.loader import Order
 
 PERIOD = 10_000  # after so many micro-batches at most, the turns of a mixture's sources repeat
@@ -182,6 +182,11 @@ class InTurn(Order):
         """Of all orders."""
         return [[turn.start + row for row in rows[:turn.order.largest]]
                 for turn in self.turns for rows in turn.order.examples(count)]
+
+    def steps_of(self, row: int) -> list[range]:
+        ends = [*(turn.step for turn in self.turns[1:]), ENDLESS]
+        return [range(turn.step, end) for turn, end in zip(self.turns, ends)
+                if turn.start <= row < turn.start + turn.order.size]
 
     @property
     def largest(self) -> int:

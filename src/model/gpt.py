@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stoker.model.cross_entropy import linear_cross_entropies, linear_cross_entropy
-from stoker.model.kv_cache import KVCache, LayerCache
+from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
 
 INIT_STD = 0.02
 
@@ -41,8 +41,7 @@ class GPT(nn.Module):
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         for i, block in enumerate(self.blocks):
-            # .forward: a block compiled for training is not compiled anew for each length of the cache
-            x = block.forward(x, cache.layers[i]) if cache else block(x)
+            x = uncompiled(block, x, cache.layers[i]) if cache else block(x)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

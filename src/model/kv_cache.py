@@ -3,8 +3,10 @@
 Axes: B batch, H heads, T new positions, S positions read so far, D width of a head.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class LayerCache:
@@ -46,3 +48,10 @@ class KVCache:
         """Go on with these rows (B',) of the batch, in this order; one may come more than once."""
         for layer in self.layers:
             layer.select(rows)
+
+
+def uncompiled(block: nn.Module, *args: Any) -> Tensor:
+    """What `block(*args)` returns, its hooks called too, but not computed by what torch.compile made of the block: that
+    would be compiled again for each length of the cache."""
+    output: Tensor = block._call_impl(*args)  # all of nn.Module.__call__ but the choice of the compiled one
+    return output

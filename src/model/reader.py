@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stoker.model.cross_entropy import linear_cross_entropies
 from stoker.model.ctc import PrefixScores
 from stoker.model.gpt import Attention as CausalAttention
-from stoker.model.kv_cache import KVCache, LayerCache
+from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
 from stoker.model.line_encoder import LineEncoder
 from stoker.model.transformer import MLP, CrossAttention, init_blocks, init_linear, sines, valid_places
 
@@ -72,15 +72,15 @@ class TextDecoder(nn.Module):
                  if isinstance(block, DecoderBlock)]
         return Memory(pairs, valid_places(lengths, states.shape[1]), capacity)
 
-    def hidden(self, tokens: Tensor, memory: Memory) -> Tensor:
+    def forward(self, tokens: Tensor, memory: Memory) -> Tensor:
         """(B, T) of int64 -> (B, T, D), the states from which the head predicts; the tokens come after those that the
         memory holds, and are added to it."""
         start, (T, D) = memory.length, (tokens.shape[1], self.embedding.embedding_dim)
         x = self.embedding(tokens) * math.sqrt(D)
         x = self.dropout(x + sines(torch.arange(start, start + T, device=tokens.device), D).to(x.dtype))
         for block, (states, text) in zip(self.blocks, memory.layers()):
-            # .forward: a block compiled for training is not compiled anew for each length of the text
-            x = block.forward(x, *states, memory.valid, text) if text else block(x, *states, memory.valid)
+            seen = (x, *states, memory.valid)
+            x = uncompiled(block, *seen, text) if text else block(*seen)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class TextDecoder(nn.Module):
 
     def log_probs(self, tokens: Tensor, memory: Memory) -> Tensor:
         """Of what comes after tokens (B,) -> (B, V)."""
-        return self.logits(self.hidden(tokens[:, None], memory)[:, 0]).float().log_softmax(-1)
+        return self.logits(self(tokens[:, None], memory)[:, 0]).float().log_softmax(-1)
 
 
 class DecoderBlock(nn.Module):

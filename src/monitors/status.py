@@ -50,10 +50,10 @@ class StatusWriter(Callback):
         self.pulse.back(**self._now(trainer))
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        phases = trainer.phases
-        # of several, the one that an evaluation has too
-        loss = "train/loss" if len(phases) == 1 else f"train/{phases[-1].name}/loss"
-        self._figures |= {"loss": metrics.get(loss), "speed": rates(trainer),
+        names = ["train/loss"] + [f"train/{phase.name}/loss" for phase in trainer.phases]
+        # of several phases, the last that has run: the last of all is the one that an evaluation has too
+        loss = next((metrics[name] for name in reversed(names) if name in metrics), None)
+        self._figures |= {"loss": loss, "speed": rates(trainer),
                           "eta_seconds": trainer.timings.get("speed/eta_seconds")}
         self.pulse.write(**self._now(trainer))
 

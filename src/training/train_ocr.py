@@ -286,7 +286,7 @@ class OCR(Labelled):
         from stoker.model import ctc
 
         decoder, weight = model.decoder, self.cfg.ctc_weight
-        hidden = decoder.hidden(batch["tokens"], model.memory(seen)).flatten(0, 1)
+        hidden = decoder(batch["tokens"], model.memory(seen)).flatten(0, 1)
         written, each = decoder.cross_entropies(hidden[batch["places"]], batch["targets"])
         count, counts = len(batch["targets"]), batch["label_lengths"] + 1
         by_line = each.new_zeros(hidden.shape[0]).index_copy(0, batch["places"], each).view(len(counts), -1).sum(1)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.events import Events
 from stoker.training.core.exchange import Alone, Exchange
 from stoker.training.core.figures import Batch, Ratio
+from stoker.training.core.initialization import initialize
 from stoker.training.core.media import Media
 from stoker.training.core.options import Options
 from stoker.training.core.plan import Plan
@@ -113,7 +114,7 @@ class Trainer:
     def fit(self, snapshot: Path | None = None) -> Ending:
         """Train from the start or from a verified snapshot, until done or asked to stop."""
         try:
-            self._build()
+            self._build(fresh=snapshot is None)
             if snapshot:
                 self._restore(snapshot)
             self._open_data()
@@ -128,16 +129,22 @@ class Trainer:
             self.saver.close()
             self._emit("close", guarded=True)
 
-    def _build(self) -> None:
+    def _build(self, fresh: bool) -> None:
         rng.seed(self.cfg.seed)
         self.model = networks.build(self.stage, self.device)
         self._emit("on_build")
+        if fresh:
+            initialize(self.stage, self.model, self.order, self._read, self.device, self.signals)
         self.update = Step(self.stage, self.model, self.cfg, self.steps, self.device, self._emit, self.record)
 
     def _open_data(self) -> None:
+        self._batches = self._read(self.order)
+
+    def _read(self, order: Order) -> Iterator[Batch]:
+        """The micro-batches from the step in hand on."""
         workers = devices.loader_workers(self.device, self.cfg.num_workers)
-        self._batches = training_batches(self.stage.dataset("train"), self.stage.collate, self.order, self.step,
-                                         self.steps, workers, self.device.type == "cuda", lambda: self.signals.stop)
+        return training_batches(self.stage.dataset("train"), self.stage.collate, order, self.step, self.steps, workers,
+                                self.device.type == "cuda", lambda: self.signals.stop)
 
     def _loop(self, fresh: bool) -> Ending:
         decisions = self.decisions

@@ -93,7 +93,7 @@ def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: 
     ids, end = stage.labels(TEXT), stage.units.end_of_text
     with torch.no_grad():
         seen = model(pixels[None], torch.tensor([pixels.shape[2]]))
-        hidden = model.decoder.hidden(torch.tensor([[end, *ids]]), model.memory(seen))
+        hidden = model.decoder(torch.tensor([[end, *ids]]), model.memory(seen))
         scores = PrefixScores(seen.logits, seen.lengths, blank=end)
         aligned = torch.cat([scores.following(torch.tensor([unit])) for unit in (end, *ids)])
         odds = model.decoder.logits(hidden)[0].log_softmax(-1).exp() * aligned.exp()

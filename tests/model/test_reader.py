@@ -113,7 +113,7 @@ def test_it_is_the_decoder_of_torch(decoder: TextDecoder) -> None:
     beyond = torch.arange(10) >= LENGTHS[:, None]
     expected = theirs(embedded, states(), tgt_mask=nn.Transformer.generate_square_subsequent_mask(7),
                       tgt_is_causal=True, memory_key_padding_mask=beyond)
-    found = decoder.hidden(tokens, decoder.memory(states(), LENGTHS))
+    found = decoder(tokens, decoder.memory(states(), LENGTHS))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -129,8 +129,8 @@ def test_positions_are_those_of_the_paper() -> None:
 def test_the_caches_change_nothing(decoder: TextDecoder, lengths: list[int]) -> None:
     tokens = torch.randint(V, (4, 8), generator=torch.Generator().manual_seed(3))
     memory = decoder.memory(states(), LENGTHS, capacity=8)
-    parts = [decoder.hidden(part, memory) for part in tokens.split(lengths, 1)]
-    whole = decoder.hidden(tokens, decoder.memory(states(), LENGTHS))
+    parts = [decoder(part, memory) for part in tokens.split(lengths, 1)]
+    whole = decoder(tokens, decoder.memory(states(), LENGTHS))
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
     assert memory.length == 8
 
@@ -142,8 +142,8 @@ def test_what_is_beyond_a_line_and_later_in_a_text_does_not_matter(decoder: Text
     for row, length in enumerate(LENGTHS.tolist()):
         changed[row, length:] += 3
     later[:, 5:] = (tokens[:, 5:] + 1) % V
-    a = decoder.hidden(tokens, decoder.memory(seen, LENGTHS))
-    b = decoder.hidden(later, decoder.memory(changed, LENGTHS))
+    a = decoder(tokens, decoder.memory(seen, LENGTHS))
+    b = decoder(later, decoder.memory(changed, LENGTHS))
     torch.testing.assert_close(a[:, :5], b[:, :5], rtol=1e-5, atol=1e-5)
     assert (a[:, 5:] - b[:, 5:]).abs().amax() > 0.1
 
@@ -172,7 +172,7 @@ def memory(decoder: TextDecoder, rows: slice = slice(None), capacity: int = 8) -
 def log_probs(decoder: TextDecoder, row: int, text: tuple[int, ...]) -> Tensor:
     """Without any cache: of each token of a text, and of the end, after those before."""
     tokens = torch.tensor([[END, *text]])
-    hidden = decoder.hidden(tokens, decoder.memory(states()[row:row + 1], LENGTHS[row:row + 1]))
+    hidden = decoder(tokens, decoder.memory(states()[row:row + 1], LENGTHS[row:row + 1]))
     table = decoder.logits(hidden)[0].log_softmax(-1)
     return table.gather(1, torch.tensor([*text, END])[:, None])[:, 0]
 
@@ -282,7 +282,7 @@ def test_the_likeliest_text_is_that_of_decoder_and_ctc(reader: Reader, row: int)
 
     def following(text: tuple[int, ...]) -> Tensor:
         """(V,), of the unit that comes next."""
-        hidden = reader.decoder.hidden(torch.tensor([[END, *text]]), reader.memory(alone))
+        hidden = reader.decoder(torch.tensor([[END, *text]]), reader.memory(alone))
         aligned = [sum(odds[each] for each in texts if each[:len(text) + 1] == (*text, unit)) for unit in range(V)]
         aligned[END] = odds[text]
         return (reader.decoder.logits(hidden)[0, -1].softmax(-1) * torch.tensor(aligned)).sqrt().log()
@@ -314,7 +314,7 @@ def test_what_the_head_counts_is_told_to_the_decoder(reader: Reader) -> None:
     seen = reader(pixels(3, 1, 32, 12), torch.tensor([12, 9, 11]))
     other = seen._replace(logits=10 * seen.logits.flip(2))
     tokens = torch.tensor([[END, 1, 2]] * 3)
-    a, b = (reader.decoder.hidden(tokens, reader.memory(each)) for each in (seen, other))
+    a, b = (reader.decoder(tokens, reader.memory(each)) for each in (seen, other))
     assert (a - b).abs().max() > 0.01
     long = 5 * torch.randn(1, 700, 9)
     with torch.autocast("cpu", torch.bfloat16):

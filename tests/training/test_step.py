@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stoker.config import UserError
 from stoker.model.gpt import GPT
 from stoker.training.core import phases
+from stoker.training.core.blocks import checkpoint_blocks
 from stoker.training.core.callback import ACT, Callback
 from stoker.training.core.evaluation import evaluate
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
@@ -288,45 +289,126 @@ def test_every_parameter_is_in_a_phase(tmp_path: Path, groups: tuple[Group, ...]
         assert list(first[1]) == ["generator.0.weight", "discriminator.0.weight"] and len(rest[1]) == 6
 
 
-class Counter(nn.Module):
-    """Counts what it sees; a row that holds NaN spoils the step."""
+DECAY = 0.9
+
+
+class Codebook(nn.Module):
+    """Averages of the rows next to each of its entries (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1); a
+    row that holds NaN spoils the step. One of its sums is made in some forward passes only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(8, 8)
-        self.register_buffer("mean", torch.zeros(8))
-        self.sums: list[Tensor] = []
-
-    def clear_sums(self) -> None:
-        self.sums = []
+        draw = torch.Generator().manual_seed(5)
+        self.register_buffer("entries", torch.randn(3, 8, generator=draw))
+        self.register_buffer("count", torch.ones(3))
+        self.register_buffer("total", self.entries.clone())
+        self.sums: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        self.sums.append(x.sum(0))
-        return self.linear(x)
+        near = F.one_hot(torch.cdist(x, self.entries).argmin(1), 3).to(x.dtype)
+        if self.training:
+            found = {"count": near.sum(0), "total": near.T @ x, **({"late": x.sum()} if x[0, 0] > 0 else {})}
+            self.sums = {name: self.sums.get(name, 0) + value for name, value in found.items()}
+        return self.linear(x - near @ self.entries)
 
-    def apply_sums(self, dropped: Tensor) -> None:
-        self.mean.copy_(torch.where(dropped > 0, self.mean, torch.stack(self.sums).sum(0)))
+    def apply_sums(self, sums: dict[str, Tensor], dropped: Tensor) -> None:
+        assert not any(value.requires_grad for value in sums.values())
+        count, total = (DECAY * old + (1 - DECAY) * sums[name] for name, old in self.averages().items())
+        for buffer, value in ((self.count, count), (self.total, total), (self.entries, total / count[:, None])):
+            buffer.copy_(torch.where(dropped > 0, buffer, value))
+
+    def averages(self) -> dict[str, Tensor]:
+        return {"count": self.count, "total": self.total}
 
 
-class Counting(Toy):
-    name = "counting"
+class Averaging(Toy):
+    """`early`: a step before which the codebook is not used."""
+
+    name = "averaging"
+    early = 0
 
     def model(self) -> nn.Module:
-        return Counter()
+        torch.manual_seed(2)
+        return nn.ModuleDict({"codebook": Codebook(), "out": nn.Linear(8, 8)})
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        return [model["codebook"]]
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
-        return Loss({"loss": F.mse_loss(model(batch["x"]), batch["x"], reduction="sum")})
+        x = batch["x"] if moment.step < self.early else model["codebook"](batch["x"])
+        return Loss({"loss": F.mse_loss(model["out"](x), batch["x"], reduction="sum")})
 
 
-def test_statistics_are_sums_over_the_micro_batches_applied_once(tmp_path: Path) -> None:
-    step, rows = step_of(Counting(Toy.Config(), tmp_path)), torch.randn(8, 8)
-    step.run(0, [{"x": part} for part in rows.chunk(4)])
-    torch.testing.assert_close(step.model.mean, rows.sum(0))
+def averaged(codebook: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries and counts after a step on these rows, in double precision: the paper's equations 6 to 8."""
+    near = (rows.double()[:, None] - codebook.entries.double()).square().sum(2).argmin(1)
+    own = [rows.double()[near == entry] for entry in range(3)]
+    count = DECAY * codebook.count.double() + (1 - DECAY) * torch.tensor([float(len(each)) for each in own])
+    total = DECAY * codebook.total.double() + (1 - DECAY) * torch.stack([each.sum(0) for each in own])
+    return total / count[:, None], count
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 8])
+def test_statistics_are_sums_over_the_micro_batches_applied_once(tmp_path: Path, parts: int,
+                                                                 checkpointed: bool) -> None:
+    """1 x 8 rows are 4 x 2, also where the backward pass computes the forward pass a second time."""
+    step, rows = step_of(Averaging(Toy.Config(), tmp_path)), torch.randn(8, 8)
+    if checkpointed:
+        checkpoint_blocks([step.model["codebook"]])
+    codebook = step.model["codebook"]
+    for number in range(3):
+        entries, count = averaged(codebook, rows + number)
+        codebook.eval()(rows), codebook.train()(rows)  # neither an evaluation counts nor a pass outside of a step
+        step.run(number, [{"x": part} for part in (rows + number).chunk(parts)])
+        torch.testing.assert_close(codebook.entries.double(), entries, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(codebook.count.double(), count, rtol=1e-6, atol=1e-6)
+
+
+def test_statistics_of_a_step_that_is_not_finite_are_not_applied(tmp_path: Path) -> None:
+    step, rows = step_of(Averaging(Toy.Config(), tmp_path)), torch.randn(8, 8)
+    codebook = step.model["codebook"]
+    before = codebook.entries.clone()
     step.run(1, [{"x": rows}, {"x": torch.full((1, 8), torch.nan)}])
-    assert step.dropped == 1
-    torch.testing.assert_close(step.model.mean, rows.sum(0))
+    assert step.dropped == 1 and torch.equal(codebook.entries, before)
+    entries, _ = averaged(codebook, rows[:3])
     step.run(2, [{"x": rows[:3]}])
-    torch.testing.assert_close(step.model.mean, rows[:3].sum(0))
+    torch.testing.assert_close(codebook.entries.double(), entries, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_are_not_applied_where_nothing_was_summed(tmp_path: Path) -> None:
+    """`apply_sums` would fail for want of the sums."""
+    step = step_of(type("Late", (Averaging,), {"early": 1})(Toy.Config(), tmp_path))
+    before = step.model["codebook"].entries.clone()
+    step.run(0, [{"x": torch.randn(8, 8)}])
+    assert torch.equal(step.model["codebook"].entries, before)
+    step.run(1, [{"x": torch.randn(8, 8)}])
+    assert not torch.equal(step.model["codebook"].entries, before)
+
+
+def test_statistics_are_added_along_the_tree_of_the_gradients(tmp_path: Path) -> None:
+    """So that processes which share micro-batches out in powers of two add them to the same bits."""
+    class Watched(Codebook):
+        def apply_sums(self, sums: dict[str, Tensor], dropped: Tensor) -> None:
+            found.update(sums)
+
+    class Watching(Averaging):
+        def model(self) -> nn.Module:
+            return nn.ModuleDict({"codebook": Watched(), "out": nn.Linear(8, 8)})
+
+    found: dict[str, Tensor] = {}
+    draw = torch.Generator().manual_seed(0)
+    for count in range(1, 10):
+        rows = [torch.randn(3, 8, generator=draw) * 10.0**-i for i in range(count)]
+        step_of(Watching(Toy.Config(), tmp_path)).run(0, [{"x": each} for each in rows])
+        own = [Codebook().train() for _ in rows]
+        for module, each in zip(own, rows):
+            module(each)
+        assert torch.equal(found["total"], tree([module.sums["total"] for module in own]))
+        late = [module.sums["late"] for module in own if "late" in module.sums]
+        if late:
+            torch.testing.assert_close(found["late"], torch.stack(late).sum())
 
 
 def test_two_runs_that_share_micro_batches_draw_the_same(tmp_path: Path) -> None:

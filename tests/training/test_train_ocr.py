@@ -123,7 +123,7 @@ def test_the_loss_is_that_of_torch(tmp_path: Path) -> None:
             ids = torch.tensor(stage.labels(row.text))
             seen = model(row.pixels[None], torch.tensor([row.pixels.shape[2]]))
             tokens = torch.cat([torch.tensor([end]), ids])[None]
-            logits = model.decoder.logits(model.decoder.hidden(tokens, model.memory(seen)))[0]
+            logits = model.decoder.logits(model.decoder(tokens, model.memory(seen)))[0]
             written = torch.nn.functional.cross_entropy(logits, torch.cat([ids, torch.tensor([end])]), reduction="sum")
             aligned = torch.nn.functional.ctc_loss(seen.logits.log_softmax(-1).transpose(0, 1), ids[None],
                                                    seen.lengths, torch.tensor([len(ids)]), end, reduction="sum")

@@ -320,6 +320,13 @@ def _timed(work: Callable[[], Any], device: torch.device) -> Took:
     return Took(wall, time.thread_time() - computing if device.type == "cpu" else wall)
 
 
+class _Example(NamedTuple):
+    """A micro-batch, and the steps in which such rows may be trained on."""
+
+    batch: Batch
+    steps: Sequence[range]
+
+
 class _Trial:
     """A model of its own, and batches of training rows to try it on."""
 
@@ -336,10 +343,10 @@ class _Trial:
         absent = [p for name, p in self.model.named_parameters() if name in left_out(self.model)]
         self.frozen, self.frozen_bytes = sum(p.numel() for p in absent), sum(p.nbytes for p in absent)
 
-    def batches(self, size: int) -> list[Batch]:
+    def batches(self, size: int) -> list[_Example]:
         """Micro-batches of at most so many samples, of all lengths that there are."""
-        return [devices.move(self.stage.collate([self.rows[row] for row in rows]), self.device)
-                for rows in self.order.examples(size)]
+        return [_Example(devices.move(self.stage.collate([self.rows[row] for row in rows]), self.device),
+                         self.order.steps_of(rows[0])) for rows in self.order.examples(size)]
 
     def counts(self, size: int) -> list[int]:
         """How many samples each of these batches has."""
@@ -348,9 +355,9 @@ class _Trial:
     def works(self, size: int) -> dict[str, Callable[[], None]]:
         """What is timed: forward and backward of each batch, and its evaluations."""
         batches = list(enumerate(self.batches(size)))
-        return {**{f"step {i}": partial(self._passes, batch) for i, batch in batches},
-                **{f"{name} {i}": partial(self._score, each, batch) for name, each in self.shared.items()
-                   for i, batch in batches}}
+        return {**{f"step {i}": partial(self._passes, example) for i, example in batches},
+                **{f"{name} {i}": partial(self._score, each, example.batch) for name, each in self.shared.items()
+                   for i, example in batches}}
 
     def others(self, size: int, busy: bool) -> dict[str, float]:
         """Seconds of a sample in each evaluation that has rows or batches of its own: one batch is read and scored,
@@ -366,13 +373,13 @@ class _Trial:
                 found[each.name] = (took.computing if busy else took.wall) / count
         return found
 
-    def step(self, batches: Sequence[Batch]) -> None:
-        for batch in batches:
-            self._passes(batch)
+    def step(self, batches: Sequence[_Example]) -> None:
+        for example in batches:
+            self._passes(example)
 
-    def _passes(self, batch: Batch) -> None:
+    def _passes(self, example: _Example) -> None:
         self.model.zero_grad(set_to_none=True)
-        for loss in losses(self.stage, self.model, batch, self.device, self.cfg.precision):
+        for loss in losses(self.stage, self.model, example.batch, self.device, self.cfg.precision, example.steps):
             loss.total.backward()
 
     def settle_size(self) -> int:

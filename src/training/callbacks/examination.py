@@ -63,7 +63,7 @@ class Examination(Callback):
         if self.why == incident.SPIKE or not where:
             return every if self.why == incident.SPIKE else []
         stage, model, cfg = trainer.stage, trainer.model, trainer.cfg
-        bad = incident.bad_items(stage, model, rows, trainer.device, cfg.precision)
+        bad = incident.bad_items(stage, model, rows, self.step, trainer.device, cfg.precision)
         return list(dict.fromkeys(rows[item] for item in bad)) or every
 
     def _keep(self, trainer: "Trainer", what: Incident, batches: list[Batch]) -> None:

@@ -1,6 +1,7 @@
 """The moments of a run, and what may be done at each of them.
 
-    on_build                  the model exists on its device; its optimizers do not; nothing is restored
+    on_build                  the model exists on its device; its optimizers do not; nothing is restored, and a new
+                              model is not initialized from data yet
     on_start                  everything exists; a snapshot, if any, is restored
     while step < steps:
         on_step_start         no batch of this step is fetched yet; step = updates done

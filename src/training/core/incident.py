@@ -82,7 +82,7 @@ def examine(stage: Stage, model: nn.Module, batches: list[Batch], step: int, dev
                     for tensor in _tensors(value):
                         note(f"batch {name}", tensor)
                 progress.mark()
-                ratios += _passes(stage, model, batch, device, precision, note, (step - 1, i))
+                ratios += _passes(stage, model, batch, device, precision, note, step, i)
             for name, p in model.named_parameters():
                 if p.grad is not None:
                     note(f"gradient of {name}", p.grad)
@@ -93,8 +93,10 @@ def examine(stage: Stage, model: nn.Module, batches: list[Batch], step: int, dev
     return Findings(next(iter(found), ""), repr(total / count))
 
 
-def bad_items(stage: Stage, model: nn.Module, items: Iterable[int], device: torch.device, precision: str) -> list[int]:
-    """Those items of the training data that alone, in evaluation mode, make a loss or a gradient that is not finite."""
+def bad_items(stage: Stage, model: nn.Module, items: Iterable[int], step: int, device: torch.device,
+              precision: str) -> list[int]:
+    """Those items of a step (counted from 1) that alone, in evaluation mode, make a loss or a gradient that is not
+    finite."""
     dataset, bad = stage.dataset("train"), []
     with rng.preserved(), _untouched(model):
         model.eval()
@@ -103,7 +105,7 @@ def bad_items(stage: Stage, model: nn.Module, items: Iterable[int], device: torc
             finite: list[Tensor] = []
             model.zero_grad(set_to_none=True)
             batch = devices.move(stage.collate([dataset[item]]), device)
-            _passes(stage, model, batch, device, precision, lambda where, t: finite.append(t.isfinite().all()), None)
+            _passes(stage, model, batch, device, precision, lambda where, t: finite.append(t.isfinite().all()), step)
             finite += [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
             if not torch.stack(finite).all():
                 bad.append(item)
@@ -111,10 +113,10 @@ def bad_items(stage: Stage, model: nn.Module, items: Iterable[int], device: torc
 
 
 def _passes(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, precision: str,
-            note: Any, place: tuple[int, int] | None) -> list[Ratio]:
-    """The loss of each phase."""
+            note: Any, step: int, number: int | None = None) -> list[Ratio]:
+    """The loss of each phase that the step has."""
     found = []
-    for loss in losses(stage, model, batch, device, precision, place):
+    for loss in losses(stage, model, batch, device, precision, [range(step - 1, step)], number):
         note("the loss", loss.total)
         loss.total.backward()
         found.append(Ratio(loss.total.detach(), loss.count))

@@ -20,9 +20,10 @@ RMS = 0.2  # of an update of AdamW, usually
 class Muon(torch.optim.Optimizer):
     """Groups with `matrix` hold matrices, the others are updated by fused AdamW.
 
-    `found_inf`, a float scalar on the device, is 1 where the next update is to change nothing (`optim.drop_update`).
+    `found_inf`, a float scalar on the device, is 1 where the next update is to change nothing (`optim.update`).
     """
 
+    _step_supports_amp_scaling = True
     found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]):

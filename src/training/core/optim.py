@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stoker.config import UserError
 from stoker.training.core.muon import Muon
 from stoker.training.core.options import Options
 from stoker.training.core.parts import kept
@@ -17,8 +18,8 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
     """The optimizer of a phase. In each of its groups matrices and vectors (biases, norms) are apart, since only
     matrices are decayed unless the group says otherwise. Muon updates the matrices of the `blocks`; embeddings and
     heads, whose rows are apart from each other, are AdamW's."""
-    name, groups = phase.optimizer or cfg.optimizer, []
-    hidden = {id(p) for block in blocks for p in block.parameters() if p.dim() == 2} if name == "muon" else set()
+    make, groups = phase.optimizer or cfg.optimizer, []
+    hidden = {id(p) for block in blocks for p in block.parameters() if p.dim() == 2} if make == "muon" else set()
     for group, named in phase.parameters(model):
         matrices = [p for p in named.values() if p.dim() >= 2]
         for parameters, decay, more in (
@@ -28,14 +29,17 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
             if parameters:
                 groups.append({"params": parameters, "lr_factor": group.lr_factor, **more,
                                "weight_decay": decay if group.weight_decay is None else group.weight_decay})
-    return OPTIMIZERS[name](groups, cfg.lr, phase.betas)
+    if isinstance(make, str):
+        if make not in OPTIMIZERS:
+            raise UserError(f"phase {phase.name}: no optimizer is called {make}; there are {', '.join(OPTIMIZERS)}")
+        make = OPTIMIZERS[make]
+    return make(groups, cfg.lr, phase.betas)
 
 
 def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), by default with GPT-2's betas.
 
-    Fused: one pass over the parameters, and an update can be dropped on the device, without the host knowing of it
-    (`drop_update`).
+    Fused: one pass over the parameters, and an update can be dropped on the device (`update`).
     """
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
@@ -47,13 +51,20 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def drop_update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None:
-    """Let the next step() do nothing, not even count, where `dropped` (a float scalar on the device) is 1.
+def update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None:
+    """Update the weights, unless `dropped` (a float scalar on the device) is 1: then the optimizer does nothing, and
+    does not even count.
 
-    These are the two attributes by which torch's own GradScaler talks to a fused optimizer.
+    It does so on the device, without the host knowing of it, if it declares that as torch's fused optimizers do to
+    torch's GradScaler, by the attributes below. For any other the host waits for `dropped`; so it does once for all,
+    for as long as there is no state: what torch's fused SGD makes of it in an update that is dropped is undefined.
     """
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.found_inf = dropped  # type: ignore[attr-defined]
+    if optimizer.state and getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.found_inf = dropped  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not dropped:
+        optimizer.step()
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -115,5 +126,6 @@ def all_finite(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) ->
     """Of weights and buffers that a snapshot holds, and of optimizer state. Waits for the device."""
     tensors = [t for t in kept(model).values() if t.is_floating_point() and t.numel()]
     for optimizer in optimizers:
-        tensors += [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+        tensors += [t for state in optimizer.state.values() for t in state.values()
+                    if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel() and t.dim()]
     return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all()) if tensors else True

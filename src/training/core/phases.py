@@ -1,14 +1,17 @@
 """Phases of a step: which parameters are updated together, by which optimizer, and at which steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stoker.config import UserError
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
+
+    from stoker.training.core.options import Options
 
 
 @dataclass(frozen=True)
@@ -29,27 +32,46 @@ class Phase:
     """One optimizer and one update from all micro-batches of a step.
 
     It runs at step `first` (counted from 0) and every `every`th step after it, before step `last` (None: to the end of
-    the run). Its learning rate follows the schedule over the steps at which it runs.
+    the run). Its learning rate follows a schedule over the steps at which it runs.
+
+    optimizer      "": that of --optimizer; a name of `optim.OPTIMIZERS`; or what makes one of your own, of groups of
+                   parameters, the learning rate and the betas: it is called as (groups, lr, betas)
+    clip           largest norm of the gradients; None: --gradient_clip
+    lr_schedule    "": --lr_schedule
+    warmup_steps   None: the part of its updates that --warmup_steps is of the run's steps
+    min_lr_ratio   None: --min_lr_ratio
     """
 
     name: str = "main"
     groups: tuple[Group, ...] = (Group(),)
-    optimizer: str = ""  # "": --optimizer
+    optimizer: "str | Callable[[list[dict[str, Any]], float, tuple[float, float]], Optimizer]" = ""
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float | None = None  # largest norm of the gradients; None: --gradient_clip
+    clip: float | None = None
     first: int = 0
     every: int = 1
     last: int | None = None
+    lr_schedule: str = ""
+    warmup_steps: int | None = None
+    min_lr_ratio: float | None = None
+
+    def spans(self, step: int) -> bool:
+        """Whether a step, counted from 0, lies between its first and its last."""
+        return step >= self.first and (self.last is None or step < self.last)
 
     def runs(self, step: int) -> bool:
         """Whether it runs at a step, counted from 0."""
-        return (step >= self.first and (step - self.first) % self.every == 0
-                and (self.last is None or step < self.last))
+        return self.spans(step) and (step - self.first) % self.every == 0
 
     def updates(self, step: int) -> int:
         """How many updates it has made before a step."""
         end = step if self.last is None else min(step, self.last)
         return max(0, -(-(end - self.first) // self.every))
+
+    def schedule(self, cfg: "Options", steps: int) -> dict[str, Any]:
+        """What `optim.rate` is given beside the numbers of updates, in a run of `steps` steps."""
+        warmup = cfg.warmup_steps * self.updates(steps) // steps if self.warmup_steps is None else self.warmup_steps
+        return {"warmup": warmup, "schedule": self.lr_schedule or cfg.lr_schedule,
+                "min_ratio": cfg.min_lr_ratio if self.min_lr_ratio is None else self.min_lr_ratio}
 
     def parameters(self, model: "nn.Module") -> "list[tuple[Group, dict[str, nn.Parameter]]]":
         """Its groups with the trainable parameters that each takes, by name; groups without any are left out."""

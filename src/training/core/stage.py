@@ -7,7 +7,7 @@ knows stages only by what stands here. Importing a stage's file does not import 
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
@@ -137,6 +137,18 @@ class Stage(Generic[C]):
         """The submodules of the model whose weights come from somewhere, the same ones whether a source is named or
         not; and the judges of an evaluation that were named."""
         return ()
+
+    def initialize(self, model: "nn.Module", batches: Iterable[Batch]) -> None:
+        """Compute weights and buffers of a new model from the first training batches, such as a codebook by k-means.
+
+        Called once, before step 0, without gradients, in evaluation mode and in the run's precision. `batches` are the
+        micro-batches of the run's first steps, on the device; training begins with the first of them, however many are
+        read here. Random numbers follow from --seed. The weights of a part that has a source must stay as they are, and
+        so must what no snapshot holds (buffers that are not persistent).
+
+        Not called where the model has trained weights: in a run that is resumed, or begins with --init_from. The
+        estimate before a run measures the model as it is without this.
+        """
 
     def phases(self) -> tuple[Phase, ...]:
         """What is updated in a step, in this order. Every trainable parameter is in one at least."""

@@ -3,29 +3,21 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stoker.config import ENDLESS
 from stoker.training.core import device as devices
-from stoker.training.core import networks, optim, phases, rng
+from stoker.training.core import optim, phases, rng
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.core.phases import Phase
 from stoker.training.core.stage import Stage
+from stoker.training.core.sums import Statistics, Tree
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Summed(Protocol):
-    """A module with statistics that are updated in the forward pass, such as an averaged codebook: it sums them over
-    the micro-batches, and they are applied once a step."""
-
-    def clear_sums(self) -> None: ...
-    def apply_sums(self, dropped: Tensor) -> None:
-        """`dropped`: scalar, 1 where the step was not finite, so that nothing may be applied."""
 
 
 class Step:
@@ -40,7 +32,7 @@ class Step:
         self.emit, self.record = emit, record
         self.phases = stage.phases()
         phases.check(self.phases, model)
-        self.summed = [module for module in networks.trained_modules(model) if isinstance(module, Summed)]
+        self.statistics = Statistics(model)
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizers = {phase.name: optim.build(phase, model, cfg, stage.blocks(model)) for phase in self.phases}
         self.loss_scales = {phase.name: optim.LossScale(device) for phase in self.phases if cfg.precision == "fp16"}
@@ -58,24 +50,21 @@ class Step:
             self._set_rate(phase, step)
         if not batches:
             return
-        for module in self.summed:
-            module.clear_sums()
+        self.statistics.begin()
         passed: list[Any] = [None] * len(batches)
         for phase in running:
             passed = self._update(phase, step, batches, passed)
-        for module in self.summed:
-            module.apply_sums(self.dropped)
+        self.statistics.apply(self.dropped)
 
     def skip(self, why: str) -> None:
         """Drop the gradients of the phase being updated (from `on_loss` or `on_grad`)."""
         self._skipped = why
 
     def _set_rate(self, phase: Phase, step: int) -> None:
-        cfg = self.cfg
-        lr = cfg.lr * optim.rate(phase.updates(step), phase.updates(self.steps), warmup=cfg.warmup_steps,
-                                 min_ratio=cfg.min_lr_ratio, schedule=cfg.lr_schedule)
+        lr = self.cfg.lr * optim.rate(phase.updates(step), phase.updates(self.steps),
+                                      **phase.schedule(self.cfg, self.steps))
         optim.set_rate(self.optimizers[phase.name], lr)
-        if phase is self.phases[-1]:
+        if phase is [each for each in self.phases if each.spans(step)][-1]:
             self.lr = lr
 
     def _update(self, phase: Phase, step: int, batches: Sequence[Batch], passed: list[Any]) -> list[Any]:
@@ -86,6 +75,7 @@ class Step:
         counts = [self.stage.counts(batch, name) for batch in batches]
         divide = Division(counts, self.stage.weights(Moment(name, step, self.steps)), scale)
         gradients = GradientSum(parameters)
+        self.statistics.begin_phase()
         self._train_only(parameters)
         total, left = torch.zeros((), device=self.device), []
         for i, batch in enumerate(batches):
@@ -93,14 +83,17 @@ class Step:
             moment = Moment(name, step, self.steps, passed[i])
             with devices.autocast(self.device, self.cfg.precision):
                 loss = self.stage.loss(self.model, batch, moment)
+            self.statistics.add()
             self.emit("on_loss", name, divide.own(loss, i))
             value = divide.loss(loss)
             (value * divide.factor).backward()
+            self.statistics.clear()
             gradients.add(i)
             total = total + value.detach()
             self._record(name, loss, counts[i], divide)
             left.append(_detached(loss.passed))
         gradients.finish()
+        self.statistics.finish_phase()
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divide.divisor)
         self._train_only(self.trainable)
         if divide.several:
@@ -140,9 +133,8 @@ class Step:
             scale.update(dropped)
         self.dropped, self.grad_norms[name] = torch.maximum(self.dropped, unhealthy), norms
         self.record(self._named("grad_norm", name), norm)
-        optim.drop_update(optimizer, dropped)
         self.updated = True
-        optimizer.step()
+        optim.update(optimizer, dropped)
 
     def _named(self, figure: str, phase: str) -> str:
         return figure if len(self.phases) == 1 else f"{phase}/{figure}"
@@ -184,13 +176,15 @@ class Division:
 
 
 def losses(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, precision: str,
-           place: tuple[int, int] | None = None) -> Iterator[Ratio]:
-    """The loss of each phase on one batch by itself, its graph still there. With `place`, the step and the number of
-    the micro-batch, it draws the random numbers that the step draws."""
+           steps: Sequence[range] = (range(ENDLESS),), number: int | None = None) -> Iterator[Ratio]:
+    """The loss of each phase that runs in these steps, on one batch by itself, its graph still there. With the `number`
+    of a micro-batch of the first of the steps, it draws the random numbers that the step draws."""
     passed = None
     for phase in stage.phases():
-        if place:
-            rng.begin(stage.cfg.seed, place[0], phase.name, place[1])
+        if not any(phase.updates(some.stop) > phase.updates(some.start) for some in steps):
+            continue
+        if number is not None:
+            rng.begin(stage.cfg.seed, steps[0].start, phase.name, number)
         moment = Moment(phase.name, passed=passed)
         with devices.autocast(device, precision):
             loss = stage.loss(model, batch, moment)
@@ -205,32 +199,21 @@ def _at_least_one(count: Any) -> Any:
 
 
 class GradientSum:
-    """Sums the gradients of a step's micro-batches along a binary tree by their numbers: ((0+1)+(2+3))+((4+5)+6).
-
-    The shape depends on how many there are alone, so that any number of processes that share them out in powers of two
-    can compute the same bits. Two are added by autograd itself; more take one more set of gradients for each level.
-    """
+    """Sums the gradients of a step's micro-batches along a tree. Two are added by autograd itself; more take one more
+    set of gradients for each level."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
-        self.parameters, self.nodes = parameters, list[list[Tensor | None]]()
+        self.parameters, self.pairs = parameters, Tree(_plus)
         self._take()
 
     def add(self, number: int) -> None:
         """The backward pass of micro-batch `number` (from 0) is done: its gradients are in `grad`."""
-        if number % 2 == 0:  # its neighbour, if there is one, is added to it in place
-            return
-        pairs = (number + 1) // 2
-        node = self._take()
-        while pairs % 2 == 0:
-            node, pairs = _plus(self.nodes.pop(), node), pairs // 2
-        self.nodes.append(node)
+        if number % 2:  # an even one's neighbour, if there is one, is added to it in place
+            self.pairs.add(self._take())
 
     def finish(self) -> None:
         """Put the sum of all into `grad`."""
-        node = self._take()
-        while self.nodes:
-            node = _plus(self.nodes.pop(), node)
-        for parameter, grad in zip(self.parameters, node):
+        for parameter, grad in zip(self.parameters, self.pairs.total(self._take())):
             parameter.grad = grad
 
     def _take(self) -> list[Tensor | None]:
