@@ -18,6 +18,7 @@ from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENCODER = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time")
-SHAPE = (*ENCODER, "head_frames")
 MASKS = 2  # bands and stretches of time that SpecAugment blanks out, of each
 SHOWN = 8  # transcripts
 MASK_DRAWS = 1  # tells the random numbers of SpecAugment from those that change the sound of the same row
@@ -75,7 +74,7 @@ class Augmentation:
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768, dropout=0.1):
     """What model"""
 
     units: str = opt("chars", "what the head tells apart: chars (those of the training texts), bpe (pieces "
@@ -84,30 +83,16 @@ class Architecture:
     num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
     head_frames: int = opt(2, "frames of the head to one of the encoder; in each a unit can be told", ge=1, le=8)
-    d_model: int = opt(192, "width", ge=2, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(3, "attention heads; they divide the width into even parts", ge=1, le=32,
-                         aliases=("n_head", "n_heads"))
-    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(768, "feed-forward size of a block", ge=1, follows=("d_model", 4))
-    dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)
 
     def problems(self) -> list[str]:
-        found = []
-        if self.d_model % (2 * self.num_heads):
-            found.append(f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into even parts: take "
-                         "another")
         if self.downsample_time not in (2, 4, 8):
-            found.append(f"--downsample_time must be 2, 4 or 8, is {self.downsample_time}")
-        return found
+            return [f"--downsample_time must be 2, 4 or 8, is {self.downsample_time}"]
+        return []
 
 
 @dataclass
 class Config(Options, Architecture, Augmentation, Speech):
     """The audio encoder's options."""
-
-
-def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
 
 
 class AudioEncoder(Labelled):
@@ -119,14 +104,14 @@ class AudioEncoder(Labelled):
 
     name = "audio_enc"
     Config = Config
-    sizes = SHAPE
+    sizes = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time", "head_frames")
     best = "eval/wer", "min"
     target = 0.20
     presets = {
-        "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
-        "tiny": shape(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
-        "small": shape(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
-        "medium": shape(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
+        "nano": preset(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
+        "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
+        "small": preset(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
+        "medium": preset(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
     }
 
     @classmethod
@@ -238,7 +223,7 @@ class AudioEncoder(Labelled):
         from stoker.model.speech_encoder import Recognizer, SpeechEncoder
 
         cfg = self.cfg
-        encoder = SpeechEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
+        encoder = SpeechEncoder(**sizes_of(cfg), num_mels=cfg.num_mels, downsample_time=cfg.downsample_time)
         return Recognizer(self.units.vocab_size, encoder, cfg.num_mels, cfg.head_frames)
 
     def blocks(self, model: Any) -> list["nn.Module"]:

@@ -17,6 +17,7 @@ from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.options import Options
 from stoker.training.core.stage import Stage
 from stoker.training.stages.labelled import tokenizer_of
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,31 +53,16 @@ class Text:
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=512, dropout=0.1, head_multiple=1):
     """What model"""
 
-    d_model: int = opt(256, "width", ge=1, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
-    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
     max_seq_len: int = opt(256, "context: tokens seen at a time", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
-    dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)
-
-    def problems(self) -> list[str]:
-        if self.num_heads and self.d_model % self.num_heads:
-            return [f"--num_heads {self.num_heads} does not divide --d_model {self.d_model}: take a divisor"]
-        return []
 
 
 @dataclass
 class Config(Options, Architecture, Text):
     """The language model's options."""
-
-
-def shape(d_model: int, num_heads: int, num_layers: int, max_seq_len: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model,
-            "max_seq_len": max_seq_len, **more}
 
 
 class LanguageModel(Stage):
@@ -85,14 +71,14 @@ class LanguageModel(Stage):
     name = "lm"
     Config = Config
     presets = {
-        "nano": shape(128, 4, 4, 128, dropout=0.0, tokenizer="bpe", vocab_size=4096, lr=3e-3, epochs=2),
-        "tiny": shape(256, 4, 4, 256),
-        "small": shape(512, 8, 6, 512),
-        "medium": shape(768, 12, 12, 1024),
+        "nano": preset(128, 4, 4, max_seq_len=128, dropout=0.0, tokenizer="bpe", vocab_size=4096, lr=3e-3, epochs=2),
+        "tiny": preset(256, 4, 4, max_seq_len=256),
+        "small": preset(512, 8, 6, max_seq_len=512),
+        "medium": preset(768, 12, 12, max_seq_len=1024),
         # for a machine: no GPU and 4 to 8 GB; a small GPU; one of 10 GB or more
-        "low": shape(256, 4, 4, 256, batch_size=4, grad_accum_steps=16, epochs=5),
-        "mid": shape(384, 6, 6, 512, batch_size=16, grad_accum_steps=4, epochs=10),
-        "high": shape(768, 12, 12, 1024, batch_size=32, grad_accum_steps=2, epochs=20),
+        "low": preset(256, 4, 4, max_seq_len=256, batch_size=4, grad_accum_steps=16, epochs=5),
+        "mid": preset(384, 6, 6, max_seq_len=512, batch_size=16, grad_accum_steps=4, epochs=10),
+        "high": preset(768, 12, 12, max_seq_len=1024, batch_size=32, grad_accum_steps=2, epochs=20),
     }
 
     @classmethod
@@ -200,8 +186,7 @@ class LanguageModel(Stage):
         from stoker.model.gpt import GPT
 
         cfg = self.cfg
-        return GPT(self.tokenizer.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads, num_layers=cfg.num_layers,
-                   d_ff=cfg.d_ff, max_seq_len=cfg.max_seq_len, dropout=cfg.dropout)
+        return GPT(self.tokenizer.vocab_size, **sizes_of(cfg), max_seq_len=cfg.max_seq_len)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.blocks)

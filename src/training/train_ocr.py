@@ -20,6 +20,7 @@ from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHANGES = ("stretch", "slant", "shift", "weight", "contrast", "blur", "noise", "invert")
-ENCODER = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff")
-SHAPE = (*ENCODER, "decoder_layers")
 LOOKED_AT, SHOWN = 256, 10  # lines that are read for samples, and the worst of them
 
 
@@ -78,7 +77,7 @@ class Augmentation:
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=128, num_heads=4, num_layers=3, d_ff=512, dropout=0.0):
     """What model"""
 
     units: str = opt("chars", "what is written: chars (those of the training texts), bpe (pieces trained on them), or "
@@ -86,35 +85,23 @@ class Architecture:
     vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
     stem_width: int = opt(32, "channels of the first convolution; the others have 2, 3 and 4 times as many", ge=1,
                           usual=(8, 128))
-    d_model: int = opt(128, "width", ge=2, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32,
-                         aliases=("n_head", "n_heads"))
-    num_layers: int = opt(3, "blocks of the encoder", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    decoder_layers: int = opt(2, "blocks of the decoder", ge=1, le=48)
-    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
-    dropout: float = opt(0.0, "share of activations dropped in training", ge=0, le=0.9)
     ctc_weight: float = opt(0.3, "share of the CTC loss in the whole: what stands where is learned sooner by it (0: "
                             "the decoder's loss alone)", ge=0, lt=1)
 
-    def problems(self) -> list[str]:
-        if self.d_model % (2 * self.num_heads):
-            return [f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into even parts: take "
-                    "another"]
-        return []
+
+@dataclass
+class Decoder(Transformer, prefix="decoder_", num_layers=2):
+    """What writes the text"""
 
 
 @dataclass
-class Config(Options, Architecture, Augmentation, Lines):
+class Config(Options, Decoder, Architecture, Augmentation, Lines):
     """The reader's options."""
 
     def problems(self) -> list[str]:
         if self.image_height % 16:
             return [f"--image_height {self.image_height} is no multiple of 16: take 32, 48 or 64"]
         return []
-
-
-def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
 
 
 class OCR(Labelled):
@@ -126,15 +113,15 @@ class OCR(Labelled):
 
     name = "ocr"
     Config = Config
-    sizes = SHAPE
+    sizes = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff", "decoder_layers")
     best = "eval/cer", "min"
     target = 0.10
     presets = {
-        "nano": shape(128, 4, 3, lr=2e-3, warmup_steps=200, epochs=6, batch_width=12000),
-        "tiny": shape(256, 4, 4, stem_width=64, lr=1e-3, batch_size=64, batch_width=24000),
-        "small": shape(384, 6, 8, stem_width=64, decoder_layers=4, dropout=0.1, lr=1e-3, batch_size=128,
+        "nano": preset(128, 4, 3, lr=2e-3, warmup_steps=200, epochs=6, batch_width=12000),
+        "tiny": preset(256, 4, 4, stem_width=64, lr=1e-3, batch_size=64, batch_width=24000),
+        "small": preset(384, 6, 8, stem_width=64, decoder_layers=4, dropout=0.1, lr=1e-3, batch_size=128,
                        batch_width=48000),
-        "medium": shape(512, 8, 12, stem_width=96, decoder_layers=6, dropout=0.1, lr=5e-4, batch_size=128,
+        "medium": preset(512, 8, 12, stem_width=96, decoder_layers=6, dropout=0.1, lr=5e-4, batch_size=128,
                         batch_width=48000),
     }
 
@@ -267,9 +254,8 @@ class OCR(Labelled):
         from stoker.model.reader import Reader, TextDecoder
 
         cfg = self.cfg
-        encoder = LineEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
-        decoder = TextDecoder(self.units.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads,
-                              num_layers=cfg.decoder_layers, d_ff=cfg.d_ff, dropout=cfg.dropout)
+        encoder = LineEncoder(**sizes_of(cfg), image_height=cfg.image_height, stem_width=cfg.stem_width)
+        decoder = TextDecoder(self.units.vocab_size, **sizes_of(cfg) | sizes_of(cfg, "decoder_"))
         return Reader(encoder, decoder, self.units.end_of_text, joint=cfg.ctc_weight > 0)
 
     def blocks(self, model: Any) -> list["nn.Module"]:

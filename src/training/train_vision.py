@@ -20,6 +20,7 @@ from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.core.stage import discover
 from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEMS, POSITIONS, LOSSES = ("conv", "patch"), ("rotary", "learned"), ("softmax", "sigmoid")
-VISION = ("image_size", "patch_size", "stem", "positions", "d_model", "num_heads", "num_layers", "d_ff")
+VISION = ("image_size", "patch_size", "stem", "positions")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
-SHAPE = (*VISION, "embed_dim", "loss")
+SHAPE = (*VISION, "d_model", "num_heads", "num_layers", "d_ff", "embed_dim", "loss")
 TEXT_MODEL = "text_model"  # the folder of a language model beside what was trained with it
 LANGUAGE_MODEL = "text.language_model."  # its weights in ours
 RECALL_AT = 1, 5, 10  # nearest ones among which a right one is looked for
@@ -84,7 +85,7 @@ class Augmentation:
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512, dropout=0.0, head_multiple=4):
     """What model"""
 
     patch_size: int = opt(16, "pixels a side of a patch", ge=2)
@@ -92,40 +93,22 @@ class Architecture:
                     "linear layer", choices=STEMS)
     positions: str = opt("rotary", "how a patch's place is told: rotary, for pictures of any size, or learned, for "
                          "those of --image_size", choices=POSITIONS)
-    d_model: int = opt(128, "width", ge=4, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
-    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
-    dropout: float = opt(0.0, "share of activations dropped in training, in both towers", ge=0, le=0.9)
 
     def problems(self) -> list[str]:
-        found = []
-        if self.d_model % (4 * self.num_heads):
-            found.append(f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into parts that 4 "
-                         "divides: take another")
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
-            found.append(f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32; or "
-                         "take --stem patch")
-        return found
+            return [f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32; or take "
+                    "--stem patch"]
+        return []
 
 
 @dataclass
-class Text:
+class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
     """What reads the captions"""
 
     units: str = opt("bpe", "bpe (pieces trained on the captions), chars, or PATH/tokenizer.json", path=KINDS)
     vocab_size: int = opt(1024, "pieces of the bpe", ge=257, le=100000)
-    text_d_model: int = opt(128, "width", ge=2)
-    text_num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32)
-    text_layers: int = opt(2, "blocks", ge=1, le=48)
     text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
                           "run_train_lm.sh, a snapshot or a model folder", path=(), aliases=("thinker_ckpt",))
-
-    def problems(self) -> list[str]:
-        if self.text_d_model % (2 * self.text_num_heads):
-            return [f"--text_num_heads {self.text_num_heads} does not divide --text_d_model {self.text_d_model} into "
-                    "even parts: take another"]
-        return []
 
 
 @dataclass
@@ -147,10 +130,6 @@ class Config(Options, Contrast, Text, Architecture, Augmentation, Pictures):
         return []
 
 
-def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
-
-
 class Vision(Labelled):
     """Trains a vision encoder on pictures and captions, in the foreground. (./run/run_train_vision.sh: in the
     background.)
@@ -166,11 +145,11 @@ class Vision(Labelled):
     target = 0.70
     divisible = False  # what a picture is told from is what is in its micro-batch
     presets = {
-        "nano": shape(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
-        "tiny": shape(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
-        "small": shape(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
+        "nano": preset(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
+        "tiny": preset(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
+        "small": preset(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
                        text_layers=4, embed_dim=256, vocab_size=8192),
-        "medium": shape(768, 12, 12, image_size=224, lr=5e-4, batch_size=256, text_d_model=512,
+        "medium": preset(768, 12, 12, image_size=224, lr=5e-4, batch_size=256, text_d_model=512,
                         text_num_heads=8, text_layers=8, embed_dim=512, vocab_size=16384),
     }
 
@@ -323,7 +302,7 @@ class Vision(Labelled):
         from stoker.model.vision_encoder import VisionEncoder
 
         cfg = self.cfg
-        vision = VisionEncoder(**{name: getattr(cfg, name) for name in VISION}, dropout=cfg.dropout)
+        vision = VisionEncoder(**sizes_of(cfg), **{name: getattr(cfg, name) for name in VISION})
         return DualEncoder(vision, self._text_tower(), cfg.embed_dim, cfg.loss)
 
     def _text_tower(self) -> "nn.Module":
@@ -334,9 +313,8 @@ class Vision(Labelled):
         cfg = self.cfg
         if self.language_model:
             return FrozenTextTower(copy.deepcopy(self.language_model), cfg.embed_dim)
-        return TextTower(self.units.vocab_size, d_model=cfg.text_d_model, num_heads=cfg.text_num_heads,
-                         num_layers=cfg.text_layers, d_ff=4 * cfg.text_d_model, embed_dim=cfg.embed_dim,
-                         dropout=cfg.dropout)
+        return TextTower(self.units.vocab_size, **sizes_of(cfg, "text_"), d_ff=4 * cfg.text_d_model,
+                         embed_dim=cfg.embed_dim, dropout=cfg.dropout)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         """Those of the vision encoder: what the text tower is given has another length each time."""
