@@ -47,17 +47,7 @@ Splits = dict[str, list[Utterance]]
 
 def check(name: str) -> list[str]:
     """What is wrong with a `--dataset`, found before anything is started: opens no sound file."""
-    if name in SPOKEN:
-        return []  # packages may not be installed yet: set-up comes after this check
-    if not name:
-        return [f"--dataset is empty; {WHAT_TO_GIVE}"]
-    try:
-        next(listed(name), None)
-    except UserError as error:
-        return list(error.problems)
-    except OSError as error:
-        return [f"--dataset {name}: cannot be read ({error.strerror}); {WHAT_TO_GIVE}"]
-    return []
+    return tables.problems(name, SPOKEN, lambda: next(listed(name), None), WHAT_TO_GIVE)
 
 
 def read(name: str, *, held_out: Collection[str] = (), shared_texts: bool = False,
@@ -107,20 +97,13 @@ def normalised(text: str) -> str:
 def divided(splits: Splits, name: str, *, held_out: Collection[str] = (), shared_texts: bool = False) -> Splits:
     """The same with a validation split, which shares neither speakers, where they are known, nor texts with training.
     Raises UserError."""
-    splits = dict(splits)
-    pool = splits.pop("train", [])
-    if held_out:
-        pool, splits["validation"] = parting.held_out([*pool, *splits.pop("validation", [])], _by_speaker, held_out,
-                                                      name=name, kind="speaker")
-    elif "validation" not in splits:
-        key = _by_speaker if all(each.speaker for each in pool) and len({u.speaker for u in pool}) > 1 else _by_text
-        pool, splits["validation"] = parting.parted(pool, key)
-    judged = {each.text for split in splits.values() for each in split}
-    train = pool if shared_texts else [each for each in pool if each.text not in judged]
+    splits = parting.divided(splits, _by_speaker, _by_text, held_out, name=name, kind="speaker")
+    pool = splits["train"]
+    train = pool if shared_texts else parting.without_shared_texts(splits)
     if len(train) < len(pool) / 2 or not train:
-        raise UserError(f"--dataset {name}: {len(pool) - len(train):,} of {len(pool):,} training rows say what is "
-                        "judged by as well; --shared_texts trains on them (right for digits and commands)")
-    return {"train": train, **{split: splits[split] for split in SPLITS if split in splits}}
+        raise UserError(f"--dataset {name}: {len(pool) - len(train):,} of {len(pool):,} training texts also occur in "
+                        "validation; --shared_texts allows it (right for digits and commands)")
+    return splits | {"train": train}
 
 
 def _by_speaker(each: Utterance) -> str:
