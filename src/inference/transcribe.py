@@ -1,14 +1,13 @@
 """Writes down what is said in sound files. Standard output carries the transcripts and nothing else."""
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stoker import command, config
-from stoker.config import UserError, opt
+from stoker import command
+from stoker.config import opt
 from stoker.data.speech import audio
 from stoker.inference import trained
 from stoker.training.core import pretrained
@@ -54,9 +53,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _work(cfg: Config, words: list[str], only_check: bool) -> int:
-    if not words:
-        raise UserError("which sound? give files, folders, or - for standard input")
-    paths = list(trained.files(words, audio.SUFFIXES, "sound"))
+    paths = trained.inputs(words, audio.SUFFIXES, "sound")
     source = trained.found(cfg.model, STAGE, "hears")
     return 0 if only_check else _transcribe(cfg, source, paths)
 
@@ -65,26 +62,13 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 
 
 def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
-    """Exit code 1 where some of the files could not be read; each is told."""
     trained.require_torch("transcribe")
     from stoker.training.core import device as devices
 
     listener = Listener(source, devices.choose(cfg.device))
     trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
-    unread = 0
-    for path in paths:
-        try:
-            samples = _read(path)
-        except audio.AudioError as error:
-            config.complain([f"{path} {error}"])
-            unread += 1
-            continue
-        found = listener.hear(samples, cfg)
-        if cfg.json:
-            trained.tell(json.dumps({"file": path, **found}, ensure_ascii=False))
-        else:
-            trained.tell(found["text"] if len(paths) == 1 else f"{path}\t{found['text']}")
-    return 1 if unread else 0
+    return trained.answer(paths, _read, audio.AudioError, lambda sounds: [listener.hear(each, cfg) for each in sounds],
+                          lambda found: [found["text"]], as_json=cfg.json)
 
 
 def _read(path: str) -> "np.ndarray":
