@@ -37,7 +37,7 @@ or, for -, in one that comes from standard input."""
 class Config:
     """How"""
 
-    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest unit at each place)",
+    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest label at each place)",
                     ge=1, le=1000)
     json: bool = opt(False, "a line of JSON for each picture: text, confidence, and words with theirs")
     model: str = opt("newest", "a run of run_train_ocr.sh, also one that still trains, a snapshot or a model folder; "
@@ -121,10 +121,11 @@ class LineReader:
     def _told(self, written: "Written") -> dict[str, Any]:
         from stoker.data.text.labels import words
 
-        units = self.stage.units
+        tokenizer = self.stage.tokenizer
         found = [{"word": word, "confidence": _likely(costs)}
-                 for word, costs in words(units, list(zip(written.tokens, written.log_probs)))]
-        return {"text": units.decode(written.tokens).strip(), "confidence": _likely(written.log_probs), "words": found}
+                 for word, costs in words(tokenizer, list(zip(written.tokens, written.log_probs)))]
+        text = tokenizer.decode(written.tokens).strip()
+        return {"text": text, "confidence": _likely(written.log_probs), "words": found}
 
 
 def _alike(widths: Sequence[int]) -> Iterator[list[int]]:

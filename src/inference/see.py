@@ -125,10 +125,10 @@ class Viewer:
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.device, self.answers = device, list(proposed)
         self.frame = Frame(stage.cfg.image_size, stage.cfg.image_size, str(source.options.get("fit", "crop")))
-        pieces = stage.pieces(list(proposed.values()))
-        if silent := [caption for caption, ids in zip(proposed.values(), pieces) if not len(ids)]:
+        tokens = stage.encode(list(proposed.values()))
+        if silent := [caption for caption, ids in zip(proposed.values(), tokens) if not len(ids)]:
             raise UserError(f"{silent[0]!r} has nothing in it that this model can read: say it otherwise")
-        batch = stage.tokens(pieces)
+        batch = stage.tokens(tokens)
         with torch.no_grad():
             self.captions = self.model.captions(batch["tokens"].to(device), batch["lengths"].to(device))
 

@@ -34,7 +34,7 @@ class Config:
     model: str = opt("newest", "a run of run_train_audio_enc.sh, also one that still trains, a snapshot or a model "
                      "folder; newest: the newest finished run")
     json: bool = opt(False, "a line of JSON for each file: text, confidence, and words with their times in seconds")
-    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest unit of a frame)", ge=1,
+    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest label of a frame)", ge=1,
                     le=1000)
     window_seconds: float = opt(10.0, "a longer recording is heard in windows of this length", ge=1)
     overlap_seconds: float = opt(2.0, "by which windows overlap", ge=0)
@@ -89,17 +89,17 @@ class Listener:
 
     def __init__(self, source: Pretrained, device: Any):
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
-        self.units, self.device = stage.units, device
+        self.tokenizer, self.device = stage.tokenizer, device
 
     def hear(self, samples: "np.ndarray", cfg: Config) -> dict[str, Any]:
         """{"seconds", "text", "confidence", "words": [{"word", "start", "end", "confidence"}]}; times in seconds,
-        confidences between 0 and 1: the mean probability of the units, in the frames in which they stand."""
+        confidences between 0 and 1: the mean probability of the labels, in the frames in which they stand."""
         import torch
 
         from stoker.data.text.labels import words
         from stoker.model import ctc
 
-        blank = self.units.end_of_text
+        blank = self.tokenizer.end_of_text
         heard = self.model.log_probs(torch.from_numpy(samples).to(self.device), window_seconds=cfg.window_seconds,
                                      overlap_seconds=cfg.overlap_seconds).cpu()
         if cfg.beam > 1:
@@ -107,9 +107,10 @@ class Listener:
         else:
             labels = ctc.greedy(heard[None], torch.tensor([len(heard)]), blank=blank)[0]
         spans = ctc.align(heard.numpy(), labels, blank=blank)
+        spelled = words(self.tokenizer, [(span.label, span) for span in spans])
         found = [{"word": word, "start": self._seconds(of[0].start), "end": self._seconds(of[-1].end),
-                  "confidence": _mean(of)} for word, of in words(self.units, [(span.label, span) for span in spans])]
-        return {"seconds": round(len(samples) / audio.RATE, 3), "text": " ".join(self.units.decode(labels).split()),
+                  "confidence": _mean(of)} for word, of in spelled]
+        return {"seconds": round(len(samples) / audio.RATE, 3), "text": " ".join(self.tokenizer.decode(labels).split()),
                 "confidence": _mean(spans), "words": found}
 
     def _seconds(self, frame: int) -> float:

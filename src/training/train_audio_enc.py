@@ -77,12 +77,12 @@ class Augmentation:
 class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768, dropout=0.1):
     """What model"""
 
-    units: str = opt("chars", "what the head tells apart: chars (those of the training texts), bpe (pieces "
-                     "trained on them), or PATH/tokenizer.json", path=KINDS)
-    vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
+    labels: str = opt("chars", "what the head outputs: chars (those of the training texts), bpe (tokens trained on "
+                      "them), or PATH/tokenizer.json", path=KINDS, aliases=("units",))
+    vocab_size: int = opt(512, "vocabulary size of the bpe", ge=257, le=100000)
     num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
-    head_frames: int = opt(2, "frames of the head to one of the encoder; in each a unit can be told", ge=1, le=8)
+    head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label", ge=1, le=8)
 
     def problems(self) -> list[str]:
         if self.downsample_time not in (2, 4, 8):
@@ -98,8 +98,8 @@ class Config(Options, Architecture, Augmentation, Speech):
 class AudioEncoder(Labelled):
     """Trains an audio encoder on speech, in the foreground. (./run/run_train_audio_enc.sh: in the background.)
 
-    A sample is an utterance. `loss` is -log of the probability of the text, for each of its units; `ctc_loss` the same
-    for each utterance.
+    A sample is an utterance. `loss` is -log of the probability of the text, for each of its labels; `ctc_loss` the
+    same for each utterance.
     """
 
     name = "audio_enc"
@@ -145,7 +145,7 @@ class AudioEncoder(Labelled):
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
 
     def _labels(self, text: str) -> list[int]:
-        return self.units.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
+        return self.tokenizer.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
 
     def _frames(self, samples: int) -> int:
         """Of the CTC head."""
@@ -155,11 +155,11 @@ class AudioEncoder(Labelled):
 
     def _advise(self, refused: int) -> None:
         rate = 100 / self.cfg.downsample_time * self.cfg.head_frames
-        log.info("Units: %s, %s of them and the blank; %g frames a second", self.units.name,
-                 f"{self.units.vocab_size - 1:,}", rate)
+        log.info("Labels: %s, %s of them and the blank; %g frames a second", self.tokenizer.name,
+                 f"{self.tokenizer.vocab_size - 1:,}", rate)
         if refused:
-            log.warning("%s recordings have more units than frames at %g a second, some when played faster: more "
-                        "--head_frames, --units bpe or a smaller --speed takes them in", f"{refused:,}", rate)
+            log.warning("%s recordings have more labels than frames at %g a second, some when played faster: more "
+                        "--head_frames, --labels bpe or a smaller --speed takes them in", f"{refused:,}", rate)
 
     def dataset(self, split: str) -> "Clips":
         from stoker.data.speech.clips import Augmentation as Changes
@@ -212,7 +212,7 @@ class AudioEncoder(Labelled):
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]
         sound = self.decoded.fingerprint() + json.dumps(rows)
-        return {"speech": hashlib.sha256(sound.encode()).hexdigest(), "units": self.units.fingerprint}
+        return {"speech": hashlib.sha256(sound.encode()).hexdigest(), "labels": self.tokenizer.fingerprint}
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch["texts"]), "audio_sec": batch["seconds"]}
@@ -224,7 +224,7 @@ class AudioEncoder(Labelled):
 
         cfg = self.cfg
         encoder = SpeechEncoder(**sizes_of(cfg), num_mels=cfg.num_mels, downsample_time=cfg.downsample_time)
-        return Recognizer(self.units.vocab_size, encoder, cfg.num_mels, cfg.head_frames)
+        return Recognizer(self.tokenizer.vocab_size, encoder, cfg.num_mels, cfg.head_frames)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.encoder.blocks)
@@ -237,7 +237,7 @@ class AudioEncoder(Labelled):
         return Loss({"loss": loss.total}, figures)
 
     def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
-        """Of the units, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""
+        """Of the labels, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""
         from stoker.model.mel import spec_augment
 
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
@@ -250,7 +250,7 @@ class AudioEncoder(Labelled):
                  alignable_only: bool = False) -> tuple[Ratio, dict[str, Ratio]]:
         from stoker.model import ctc
 
-        blank, sizes = self.units.end_of_text, batch["label_lengths"]
+        blank, sizes = self.tokenizer.end_of_text, batch["label_lengths"]
         losses = ctc.ctc_loss(logits, lengths, batch["labels"], sizes, blank=blank)
         if alignable_only:
             losses, sizes = losses[~losses.isposinf()], sizes[~losses.isposinf()]
@@ -273,7 +273,7 @@ class AudioEncoder(Labelled):
     def _heard(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
         from stoker.model import ctc
 
-        return [self.units.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.units.end_of_text)]
+        return [self.tokenizer.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.tokenizer.end_of_text)]
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Transcripts below what was said, and the spectrogram and the sound of the first."""
@@ -297,7 +297,7 @@ class AudioEncoder(Labelled):
         return [Blanks(RunDir(self.folder).alerts)]
 
     def described(self) -> dict[str, Any]:
-        return {"blank": self.units.end_of_text}
+        return {"blank": self.tokenizer.end_of_text}
 
 
 def _splits(cfg: Any) -> recordings.Splits:

@@ -48,7 +48,7 @@ class Text:
     tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o (fetched once from the internet), bpe (trained on this "
                          "text), bytes, or PATH/tokenizer.json",
                          path=TOKENIZERS)
-    vocab_size: int = opt(32000, "pieces of an own bpe", ge=256, le=100000)
+    vocab_size: int = opt(32000, "vocabulary size of a bpe trained on this text", ge=256, le=100000)
     retrain_tokenizer: bool = opt(False, "train the bpe again, though one is known for this text")
 
 
@@ -108,7 +108,7 @@ class LanguageModel(Stage):
             lines.append(f"{own[0]} asks for a tokenizer of this text's own: --tokenizer bpe")
             cfg = replace(cfg, tokenizer="bpe")
         elif own and cfg.tokenizer != "bpe":
-            problems.append(f"{own[0]} is for --tokenizer bpe, {cfg.tokenizer} has its own pieces: leave one out")
+            problems.append(f"{own[0]} is for --tokenizer bpe, {cfg.tokenizer} has its own vocabulary: leave one out")
         if (why := hub.missing(cfg.dataset)) and "dataset" in typed:
             problems.append(f"--dataset {cfg.dataset}: {why}; connect, or take --dataset pydocs, or a text file")
         elif why:
@@ -148,7 +148,7 @@ class LanguageModel(Stage):
             rows.append(f"{count:,} rows ({used:,} tokens)")
         log.info("Data check: %s to train on, %s to validate; none of the documents to judge by (%s) occurs in "
                  "training", *rows, f"{judged:,}")
-        log.info("Tokenizer: %s, %s pieces", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
+        log.info("Tokenizer: %s, vocabulary size %s", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if not own.exists():  # a run that resumes has it in its first log, and need not read all tokens first
             log.info("Unigram baseline: validation perplexity %.1f", tokens.unigram_perplexity(
                 self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))

@@ -80,9 +80,9 @@ class Augmentation:
 class Architecture(Transformer, d_model=128, num_heads=4, num_layers=3, d_ff=512, dropout=0.0):
     """What model"""
 
-    units: str = opt("chars", "what is written: chars (those of the training texts), bpe (pieces trained on them), or "
-                     "PATH/tokenizer.json", path=KINDS)
-    vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
+    labels: str = opt("chars", "what is written: chars (those of the training texts), bpe (tokens trained on them), or "
+                      "PATH/tokenizer.json", path=KINDS, aliases=("units",))
+    vocab_size: int = opt(512, "vocabulary size of the bpe", ge=257, le=100000)
     stem_width: int = opt(32, "channels of the first convolution; the others have 2, 3 and 4 times as many", ge=1,
                           usual=(8, 128))
     ctc_weight: float = opt(0.3, "share of the CTC loss in the whole: what stands where is learned sooner by it (0: "
@@ -107,8 +107,8 @@ class Config(Options, Decoder, Architecture, Augmentation, Lines):
 class OCR(Labelled):
     """Trains a reader of lines of text, in the foreground. (./run/run_train_ocr.sh: in the background.)
 
-    `loss` is -log of the probability of the text, for each of its units; with --ctc_weight W it is 1 - W parts of the
-    decoder's, `text_loss`, and W of the encoder's, `ctc_loss`.
+    `loss` is -log of the probability of the text, for each of its labels; with --ctc_weight W it is 1 - W parts of
+    the decoder's, `text_loss`, and W of the encoder's, `ctc_loss`.
     """
 
     name = "ocr"
@@ -159,19 +159,19 @@ class OCR(Labelled):
         # lines of like width are evaluated together
         self.pictures = {split: rows if split == "train" else sorted(rows, key=lambda each: self._width(split, each))
                          for split, rows in used.items()}
-        log.info("Units: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
-                 self.units.name, f"{self.units.vocab_size - 1:,}")
+        log.info("Labels: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
+                 self.tokenizer.name, f"{self.tokenizer.vocab_size - 1:,}")
         if unknown := self._unknown():
-            log.warning("%s characters of the texts are not among the units, so they are not learned, and are errors "
-                        "where they are judged by: %s", len(unknown), " ".join(unknown))
+            log.warning("%s characters of the texts are not among the labels, so they are not learned, and are errors "
+                        "in validation: %s", len(unknown), " ".join(unknown))
 
     def _unknown(self) -> list[str]:
-        """Characters of the texts that the units cannot spell."""
+        """Characters of the texts that the labels cannot spell."""
         known = set().union(*(each.text for rows in self.pictures.values() for each in rows))
-        return [each for each in sorted(known) if each.strip() and self.units.decode(self.labels(each)) != each]
+        return [each for each in sorted(known) if each.strip() and self.tokenizer.decode(self.labels(each)) != each]
 
     def labels(self, text: str) -> list[int]:
-        return self.units.encode_batch([text.strip()])[0].tolist()  # type: ignore[no-any-return]
+        return self.tokenizer.encode_batch([text.strip()])[0].tolist()  # type: ignore[no-any-return]
 
     def _frame(self) -> "Frame":
         from stoker.data.pictures.resized import Frame
@@ -219,21 +219,21 @@ class OCR(Labelled):
         from torch.nn.functional import pad
         from torch.nn.utils.rnn import pad_sequence
 
-        end = torch.tensor([self.units.end_of_text])
+        end = torch.tensor([self.tokenizer.end_of_text])
         labels = [torch.tensor(self.labels(view.text), dtype=torch.long) for view in samples]
         widths, lengths = ([len(each) for each in part] for part in ([view.pixels[0, 0] for view in samples], labels))
-        columns, units = self._longest if self.cfg.compile else (max(widths), max(lengths) + 1)
+        columns, length = self._longest if self.cfg.compile else (max(widths), max(lengths) + 1)
         tokens = pad_sequence([torch.cat([end, ids]) for ids in labels], batch_first=True, padding_value=int(end))
         return {"pixels": torch.stack([pad(view.pixels, (0, columns - width)) for view, width in zip(samples, widths)]),
-                "widths": torch.tensor(widths), "tokens": pad(tokens, (0, units - tokens.shape[1]), value=int(end)),
+                "widths": torch.tensor(widths), "tokens": pad(tokens, (0, length - tokens.shape[1]), value=int(end)),
                 "targets": torch.cat([part for ids in labels for part in (ids, end)]),
-                "places": torch.cat([torch.arange(length + 1) + row * units for row, length in enumerate(lengths)]),
+                "places": torch.cat([torch.arange(count + 1) + row * length for row, count in enumerate(lengths)]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor(lengths),
                 "texts": [view.text for view in samples]}
 
     @cached_property
     def _longest(self) -> tuple[int, int]:
-        """Columns of pixels and units, with an end, of the longest line that can come."""
+        """Columns of pixels and labels, with an end, of the longest line that can come."""
         cfg, rows = self.cfg, [(split, each) for split, rows in self.pictures.items() for each in rows]
         widest = max(self._width(split, each) for split, each in rows)
         return (math.ceil(widest * (1 + cfg.stretch) + cfg.slant * cfg.image_height),
@@ -242,7 +242,7 @@ class OCR(Labelled):
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text] for split, part in self.pictures.items() for each in part]
         seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
-        return {"lines": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
+        return {"lines": hashlib.sha256(seen.encode()).hexdigest(), "labels": self.tokenizer.fingerprint}
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"lines": len(batch["texts"])}
@@ -255,8 +255,8 @@ class OCR(Labelled):
 
         cfg = self.cfg
         encoder = LineEncoder(**sizes_of(cfg), image_height=cfg.image_height, stem_width=cfg.stem_width)
-        decoder = TextDecoder(self.units.vocab_size, **sizes_of(cfg) | sizes_of(cfg, "decoder_"))
-        return Reader(encoder, decoder, self.units.end_of_text, joint=cfg.ctc_weight > 0)
+        decoder = TextDecoder(self.tokenizer.vocab_size, **sizes_of(cfg) | sizes_of(cfg, "decoder_"))
+        return Reader(encoder, decoder, self.tokenizer.end_of_text, joint=cfg.ctc_weight > 0)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return [*model.encoder.blocks, *model.decoder.blocks]
@@ -278,7 +278,7 @@ class OCR(Labelled):
         if not weight:
             return Ratio(written, count), {}
         losses = ctc.ctc_loss(seen.logits, seen.lengths, batch["labels"], batch["label_lengths"],
-                              blank=self.units.end_of_text)
+                              blank=self.tokenizer.end_of_text)
         if not model.training:  # what cannot be aligned has no such loss, but its errors count
             losses = losses[~losses.isposinf()]
         aligned = losses.sum()
@@ -300,8 +300,8 @@ class OCR(Labelled):
         said, found = ([self._judged(text) for text in texts] for texts in (
             batch["texts"], self.texts(self.written(model, seen))))
         if self.cfg.ctc_weight:
-            heads = ctc.greedy(seen.logits, seen.lengths, blank=self.units.end_of_text)
-            extras["ctc_cer"] = error_rates(said, [self._judged(self.units.decode(ids)) for ids in heads])
+            heads = ctc.greedy(seen.logits, seen.lengths, blank=self.tokenizer.end_of_text)
+            extras["ctc_cer"] = error_rates(said, [self._judged(self.tokenizer.decode(ids)) for ids in heads])
         right = torch.tensor(list(map(str.__eq__, said, found)))
         return {"loss": loss, **extras, "cer": error_rates(said, found),
                 "wer": error_rates(*([text.split() for text in texts] for texts in (said, found))),
@@ -312,24 +312,25 @@ class OCR(Labelled):
         return text.strip().lower() if self.cfg.ignore_case else text.strip()
 
     @cached_property
-    def _most_units(self) -> int:
-        """Of a text of --max_text_length: where units are not characters they may be bytes, up to four to one."""
-        spelled = [self.units.decode([unit]) for unit in range(self.units.vocab_size) if unit != self.units.end_of_text]
+    def _most_labels(self) -> int:
+        """Of a text of --max_text_length: where labels are not characters they may be bytes, up to four to one."""
+        ids = set(range(self.tokenizer.vocab_size)) - {self.tokenizer.end_of_text}
+        spelled = [self.tokenizer.decode([label]) for label in ids]
         most: int = self.cfg.max_text_length
         return most if all(len(each) == 1 and each != "\ufffd" for each in spelled) else 4 * most
 
     def written(self, model: Any, seen: "Seen", beam: int = 1) -> "list[Written]":
-        """What the decoder writes: of each line at most a unit for every state, and max_text_length."""
+        """What the decoder writes: of each line at most a label for every state, and max_text_length."""
         from stoker.model import decoding
 
-        limits = seen.lengths.clamp(max=self._most_units)
+        limits = seen.lengths.clamp(max=self._most_labels)
         memory = model.memory(seen, int(limits.max()))
         if beam == 1:
-            return decoding.greedy(model, memory, limits, ends=self.units.end_of_text)
-        return decoding.beam_search(model, memory, limits, ends=self.units.end_of_text, width=beam)
+            return decoding.greedy(model, memory, limits, ends=self.tokenizer.end_of_text)
+        return decoding.beam_search(model, memory, limits, ends=self.tokenizer.end_of_text, width=beam)
 
     def texts(self, written: "Sequence[Written]") -> list[str]:
-        return [self.units.decode(each.tokens) for each in written]
+        return [self.tokenizer.decode(each.tokens) for each in written]
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """The worst of some lines, evenly taken: what stands there, and what was read."""
@@ -354,7 +355,7 @@ class OCR(Labelled):
         return float(wrong / max(1, length))
 
     def described(self) -> dict[str, Any]:
-        return {"end": self.units.end_of_text}
+        return {"end": self.tokenizer.end_of_text}
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:

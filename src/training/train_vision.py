@@ -105,8 +105,9 @@ class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512
 class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
     """What reads the captions"""
 
-    units: str = opt("bpe", "bpe (pieces trained on the captions), chars, or PATH/tokenizer.json", path=KINDS)
-    vocab_size: int = opt(1024, "pieces of the bpe", ge=257, le=100000)
+    tokenizer: str = opt("bpe", "bpe (trained on the captions), chars, or PATH/tokenizer.json", path=KINDS,
+                         aliases=("units",))
+    vocab_size: int = opt(1024, "vocabulary size of the bpe", ge=257, le=100000)
     text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
                           "run_train_lm.sh, a snapshot or a model folder", path=(), aliases=("thinker_ckpt",))
 
@@ -141,6 +142,7 @@ class Vision(Labelled):
     name = "vision"
     Config = Config
     sizes = (*SHAPE, *TEXT)
+    tokenizer_option = "tokenizer"
     best = "eval/acc", "max"
     target = 0.70
     divisible = False  # what a picture is told from is what is in its micro-batch
@@ -164,7 +166,7 @@ class Vision(Labelled):
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Raises UserError where options of a tower of its own were typed beside a language model."""
-        if cfg.text_model and (own := [f"--{name}" for name in ("units", "vocab_size", *TEXT) if name in typed]):
+        if cfg.text_model and (own := [f"--{name}" for name in ("tokenizer", "vocab_size", *TEXT) if name in typed]):
             raise UserError(f"{', '.join(own)}: for a tower of its own; leave out, or leave --text_model out")
         return cfg, []
 
@@ -186,48 +188,48 @@ class Vision(Labelled):
         self.register = pairs.registered(self.pictures, self.resized, longest=cfg.max_text_length)
         numbers = {split: rows[:, 1].unique().tolist() for split, rows in self.register.rows.items()}
         self._open_text([self.register.captions[number] for number in numbers["train"]])
-        self.ids = self.pieces(self.register.captions)
+        self.ids = self.encode(self.register.captions)
         self._report({split: len(each) for split, each in numbers.items()})
 
     def _open_text(self, captions: list[str]) -> None:
-        """What cuts captions into pieces and, if one is named, the language model that reads them."""
+        """The tokenizer of the captions and, if one is named, the language model that reads them."""
         self.language: Any = None
         self.language_model: Any = None
         copied = self.folder / TEXT_MODEL  # that with which a run began that resumes
         if named := str(copied) if copied.is_dir() else self.cfg.text_model:
             kind = discover()["lm"]
             self.language, self.language_model = pretrained.opened(pretrained.find(named, kind.name), kind, "cpu")
-            self.units = self.language.tokenizer
+            self.tokenizer = self.language.tokenizer
         else:
             self.open_labels(captions)
 
-    def pieces(self, captions: Sequence[str]) -> "list[Tensor]":
+    def encode(self, captions: Sequence[str]) -> "list[Tensor]":
         """The ids of each caption, as many as are read."""
         import torch
 
-        found = self.units.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
+        found = self.tokenizer.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
         context = self.language_model.max_seq_len if self.language_model else None
         if context and (cut := sum(len(ids) > context for ids in found)):
-            log.warning("%s captions have more than the %s pieces that the language model reads at a time: the rest of "
+            log.warning("%s captions have more than the %s tokens that the language model reads at a time: the rest of "
                         "them is not read", f"{cut:,}", f"{context:,}")
         return [torch.tensor(ids[:context].tolist(), dtype=torch.long) for ids in found]
 
-    def tokens(self, pieces: "Sequence[Tensor]") -> "dict[str, Tensor]":
-        """tokens (U, T) of ids as they come from `pieces`, and how many count (U,): lengths."""
+    def tokens(self, ids: "Sequence[Tensor]") -> "dict[str, Tensor]":
+        """tokens (U, T) of ids as they come from `encode`, and how many count (U,): lengths."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        return {"tokens": pad_sequence(list(pieces), batch_first=True),
-                "lengths": torch.tensor([len(ids) for ids in pieces])}
+        return {"tokens": pad_sequence(list(ids), batch_first=True),
+                "lengths": torch.tensor([len(each) for each in ids])}
 
     def _report(self, different: Mapping[str, int]) -> None:
         cfg = self.cfg
         if different["train"] < 2:
             raise UserError(f"--dataset {cfg.dataset}: all training pictures have the same caption, so there is "
                             "nothing to tell apart")
-        log.info("Captions: %s; %s, %s pieces", ", ".join(f"{count:,} to {split}" for split, count in
+        log.info("Captions: %s; %s, vocabulary size %s", ", ".join(f"{count:,} to {split}" for split, count in
                                                           different.items()),
-                 self.units.name, f"{self.units.vocab_size:,}")
+                 self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if cut := sum(len(each.text) > cfg.max_text_length for rows in self.pictures.values() for each in rows):
             log.warning("%s captions are longer than %s characters: the rest of them is not read (--max_text_length)",
                         f"{cut:,}", f"{cfg.max_text_length:,}")
@@ -281,7 +283,7 @@ class Vision(Labelled):
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.label] for split, part in self.pictures.items() for each in part]
         seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
-        return {"pictures": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
+        return {"pictures": hashlib.sha256(seen.encode()).hexdigest(), "tokenizer": self.tokenizer.fingerprint}
 
     def begin(self) -> None:
         super().begin()
@@ -313,7 +315,7 @@ class Vision(Labelled):
         cfg = self.cfg
         if self.language_model:
             return FrozenTextTower(copy.deepcopy(self.language_model), cfg.embed_dim)
-        return TextTower(self.units.vocab_size, **sizes_of(cfg, "text_"), d_ff=4 * cfg.text_d_model,
+        return TextTower(self.tokenizer.vocab_size, **sizes_of(cfg, "text_"), d_ff=4 * cfg.text_d_model,
                          embed_dim=cfg.embed_dim, dropout=cfg.dropout)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
@@ -418,7 +420,7 @@ class Vision(Labelled):
         found = super().options_from(pretrained)
         if not pretrained.options.get("text_model"):
             return found
-        language = str(Path(found["units"]).parent / TEXT_MODEL)
+        language = str(Path(found["tokenizer"]).parent / TEXT_MODEL)
         return {**{name: found[name] for name in SHAPE}, "text_model": language}
 
     def reopen(self) -> None:

@@ -82,7 +82,7 @@ def test_files_folders_and_standard_input(read: Read, line: Path) -> None:
 
 
 def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: RunDir) -> None:
-    """And of words that of their units, blanks not counted; against the decoder without a cache, and CTC."""
+    """And of words that of their labels, blanks not counted; against the decoder without a cache, and CTC."""
     from stoker.model.ctc import PrefixScores
     from stoker.training.core import pretrained
 
@@ -90,7 +90,7 @@ def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: 
     found = json.loads(out)
     stage, model = pretrained.opened(pretrained.of_run(run), OCR, "cpu")
     pixels = script.LineReader(pretrained.of_run(run), torch.device("cpu")).open(str(line))
-    ids, end = stage.labels(TEXT), stage.units.end_of_text
+    ids, end = stage.labels(TEXT), stage.tokenizer.end_of_text
     with torch.no_grad():
         seen = model(pixels[None], torch.tensor([pixels.shape[2]]))
         hidden = model.decoder.hidden(torch.tensor([[end, *ids]]), model.memory(seen))

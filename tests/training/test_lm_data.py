@@ -176,6 +176,6 @@ def test_pieces_of_its_own_mean_a_tokenizer_of_its_own(tmp_path: Path, argv: lis
     (tmp_path / "text.txt").write_text("\n".join(f"line {i}" for i in range(50)))
     job = launch.decide(LanguageModel, ["--dataset", str(tmp_path / "text.txt"), *argv])
     assert job.cfg.tokenizer == tokenizer
-    with pytest.raises(UserError, match="--vocab_size is for --tokenizer bpe, bytes has its own pieces"):
+    with pytest.raises(UserError, match="--vocab_size is for --tokenizer bpe, bytes has its own vocabulary"):
         launch.decide(LanguageModel, ["--dataset", str(tmp_path / "text.txt"), "--tokenizer", "bytes", "--vocab_size",
                                       "500"])

@@ -23,24 +23,27 @@ class Labelled(Stage):
     weights. `sizes` are the options that decide the shape of the model: with the labels they describe the weights."""
 
     sizes: ClassVar[tuple[str, ...]]
-    units: "Tokenizer"
+    tokenizer: "Tokenizer"
+    tokenizer_option: ClassVar[str] = "labels"
 
     @classmethod
     def label_problems(cls, cfg: Any, resumed: bool) -> list[str]:
-        """What is wrong with --units; a run that resumes has its own."""
-        if resumed or cfg.units in KINDS or Path(cfg.units).is_file():
+        """What is wrong with --labels; a run that resumes has its own."""
+        kind = getattr(cfg, cls.tokenizer_option)
+        if resumed or kind in KINDS or Path(kind).is_file():
             return []
-        return [f"--units: {cfg.units!r} is none of {', '.join(KINDS)}, and no tokenizer.json"]
+        return [f"--{cls.tokenizer_option}: {kind!r} is none of {', '.join(KINDS)}, and no tokenizer.json"]
 
     def open_labels(self, texts: Sequence[str]) -> None:
-        """Those in the run's folder, else those that --units names, of the training texts. Raises UserError."""
-        from stoker.data.text.labels import open_units
+        """Those in the run's folder, else those that --labels names, of the training texts. Raises UserError."""
+        from stoker.data.text.labels import open_labels
 
         own = self.folder / TOKENIZER
-        self.units = open_units(str(own) if own.exists() else self.cfg.units, self.cfg.vocab_size, texts)
+        kind = str(own) if own.exists() else getattr(self.cfg, self.tokenizer_option)
+        self.tokenizer = open_labels(kind, self.cfg.vocab_size, texts)
 
     def begin(self) -> None:
-        self.units.save(self.folder)
+        self.tokenizer.save(self.folder)
 
     def reopen(self) -> None:
         self.open_labels([])
@@ -64,8 +67,8 @@ class Labelled(Stage):
         files.write(folder / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
         files.write_json(folder / "config.json", {
             "model_type": f"stoker_{self.name}", **{name: getattr(self.cfg, name) for name in self.sizes},
-            "vocab_size": self.units.vocab_size, **self.described()})
-        self.units.save(folder)
+            "vocab_size": self.tokenizer.vocab_size, **self.described()})
+        self.tokenizer.save(folder)
 
     def load(self, model: "nn.Module", folder: Path) -> None:
         from stoker.model import weights
@@ -78,7 +81,8 @@ class Labelled(Stage):
         if not pretrained.options.keys() >= set(cls.sizes):
             raise UserError(f"{pretrained} is of another program or version: this stage reads what "
                             f"run_train_{cls.name}.sh makes")
-        return {**{name: pretrained.options[name] for name in cls.sizes}, "units": tokenizer_of(pretrained)}
+        sizes = {name: pretrained.options[name] for name in cls.sizes}
+        return {**sizes, cls.tokenizer_option: tokenizer_of(pretrained)}
 
 
 def tokenizer_of(pretrained: "Pretrained") -> str:
