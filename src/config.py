@@ -109,6 +109,12 @@ def names(cls: type) -> dict[str, list[str]]:
     return table
 
 
+def select(kind: type[C], config: Any) -> C:
+    """An object of a dataclass, from the options that have the names of its fields."""
+    return kind(**{field.name: getattr(config, field.name)
+                   for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
 def listed(text: str) -> list[str]:
     """What stands between commas, in an option that names several."""
     return [name.strip() for name in text.split(",") if name.strip()]

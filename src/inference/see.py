@@ -125,7 +125,7 @@ class Viewer:
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.device, self.answers = device, list(proposed)
         self.frame = Frame(stage.cfg.image_size, stage.cfg.image_size, str(source.options.get("fit", "crop")))
-        tokens = stage.encode(list(proposed.values()))
+        tokens = stage.captions(list(proposed.values()))
         if silent := [caption for caption, ids in zip(proposed.values(), tokens) if not len(ids)]:
             raise UserError(f"{silent[0]!r} has nothing in it that this model can read: say it otherwise")
         batch = stage.tokens(tokens)

@@ -4,20 +4,19 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker.config import UserError, listed, opt
+from stoker.config import listed, opt, select
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.labelled import Labelled, label_kind, vocabulary
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
@@ -77,9 +76,8 @@ class Augmentation:
 class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768, dropout=0.1):
     """What model"""
 
-    labels: str = opt("chars", "what the head outputs: chars (those of the training texts), bpe (tokens trained on "
-                      "them), or PATH/tokenizer.json", path=KINDS, aliases=("units",))
-    vocab_size: int = opt(512, "vocabulary size of the bpe", ge=257, le=100000)
+    labels: str = label_kind("chars", "what the head outputs")
+    vocab_size: int = vocabulary(512)
     num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
     head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label", ge=1, le=8)
@@ -104,6 +102,7 @@ class AudioEncoder(Labelled):
 
     name = "audio_enc"
     Config = Config
+    Augmentation = Augmentation
     sizes = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time", "head_frames")
     best = "eval/wer", "min"
     target = 0.20
@@ -118,18 +117,12 @@ class AudioEncoder(Labelled):
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
         problems = recordings.check(cfg.dataset)
         if cfg.extra_dataset:
-            problems += _of_extra(recordings.check(cfg.extra_dataset))
-        return problems + cls.label_problems(cfg, resumed)
-
-    @classmethod
-    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Compiled only where that was asked for: it wants every recording padded to the same length."""
-        return replace(cfg, compile=bool(cfg.compile)), []
+            problems += recordings.of_extra(recordings.check(cfg.extra_dataset))
+        return problems + super().check(cfg, resumed=resumed)
 
     @classmethod
     def all_rows(cls, cfg: Any) -> Any:
-        unchanged = {field.name: 0 for field in fields(Augmentation)}
-        return replace(super().all_rows(cfg), **unchanged, shared_texts=True, held_out="", extra_dataset="")
+        return replace(super().all_rows(cfg), shared_texts=True, extra_dataset="")
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -137,15 +130,14 @@ class AudioEncoder(Labelled):
         from stoker.data.speech import check as speech_check
         from stoker.data.speech.check import Limits
         cfg = self.cfg
-        found = _splits(cfg)
-        self.open_labels([each.text for each in found["train"]])
+        found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
+        if cfg.extra_dataset:
+            recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
+        self.open_tokenizer([each.text for each in found["train"]])
         self.utterances, self.decoded, report = speech_check.checked(found, keep=cfg.cache_audio, limits=Limits(
-            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self._labels,
+            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
             frames=self._frames, speed=cfg.speed))
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
-
-    def _labels(self, text: str) -> list[int]:
-        return self.tokenizer.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
 
     def _frames(self, samples: int) -> int:
         """Of the CTC head."""
@@ -168,8 +160,8 @@ class AudioEncoder(Labelled):
         cfg, rows = self.cfg, self.utterances[split]
         if split != "train":
             return Clips(rows, decoded=self.decoded)
-        changes = Changes(speed=cfg.speed, gain=cfg.gain, noise=cfg.noise, colour=cfg.colour, narrow=cfg.narrow)
-        return Clips(rows[:cfg.max_samples or None], decoded=self.decoded, augmentation=changes, seed=cfg.seed)
+        return Clips(rows[:cfg.max_samples or None], decoded=self.decoded, augmentation=select(Changes, cfg),
+                     seed=cfg.seed)
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self.utterances)
@@ -192,7 +184,7 @@ class AudioEncoder(Labelled):
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        labels = [torch.tensor(self._labels(clip.text), dtype=torch.long) for clip in samples]
+        labels = [torch.tensor(self.encode(clip.text), dtype=torch.long) for clip in samples]
         waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
         if self.cfg.compile:
             waveforms = torch.nn.functional.pad(waveforms, (0, self._longest() - waveforms.shape[1]))
@@ -212,7 +204,7 @@ class AudioEncoder(Labelled):
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]
         sound = self.decoded.fingerprint() + json.dumps(rows)
-        return {"speech": hashlib.sha256(sound.encode()).hexdigest(), "labels": self.tokenizer.fingerprint}
+        return {"speech": hashlib.sha256(sound.encode()).hexdigest(), **super().made_from()}
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch["texts"]), "audio_sec": batch["seconds"]}
@@ -298,29 +290,6 @@ class AudioEncoder(Labelled):
 
     def described(self) -> dict[str, Any]:
         return {"blank": self.tokenizer.end_of_text}
-
-
-def _splits(cfg: Any) -> recordings.Splits:
-    """What the options name; of the extra data the training part, without the texts and speakers that are judged by."""
-    found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
-    if cfg.extra_dataset:
-        judged = [each for split, rows in found.items() if split != "train" for each in rows]
-        texts, speakers = {each.text for each in judged}, {each.speaker for each in judged} - {""}
-        try:
-            extra = recordings.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
-        except UserError as error:
-            raise UserError(*_of_extra(error.problems)) from error
-        used = [each for each in extra if each.speaker not in speakers
-                and (cfg.shared_texts or each.text not in texts)]
-        log.info("Of --extra_dataset %s: %s recordings; %s of texts or speakers that are judged by are left out",
-                 cfg.extra_dataset, f"{len(used):,}", f"{len(extra) - len(used):,}")
-        found["train"] += used
-    return found
-
-
-def _of_extra(problems: Iterable[str]) -> list[str]:
-    """What is wrong with --extra_dataset; a command that a line names stays as it is."""
-    return [line.replace("--dataset", "--extra_dataset", 1) for line in problems]
 
 
 if __name__ == "__main__":

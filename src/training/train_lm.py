@@ -15,8 +15,7 @@ from stoker import files
 from stoker.config import UserError, opt
 from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.options import Options
-from stoker.training.core.stage import Stage
-from stoker.training.stages.labelled import tokenizer_of
+from stoker.training.stages.labelled import TOKENIZER, Tokenized, tokenizer_of
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from stoker.data.blocks import Numbers
-    from stoker.data.text.tokenizers import Tokenizer
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
 
@@ -65,7 +63,7 @@ class Config(Options, Architecture, Text):
     """The language model's options."""
 
 
-class LanguageModel(Stage):
+class LanguageModel(Tokenized):
     """Trains a GPT-2 style language model on text, in the foreground. (./run/run_train_lm.sh: in the background.)"""
 
     name = "lm"
@@ -129,10 +127,10 @@ class LanguageModel(Stage):
         from stoker.data.text.tokenizers import FIXED, open_tokenizer
 
         corpus = text.documents(self.cfg.dataset)
-        own = self.folder / "tokenizer.json"  # a run that goes on keeps the tokenizer it began with
+        own = self.folder / TOKENIZER  # a run that resumes keeps the tokenizer it began with
         kind = str(own) if own.exists() and self.cfg.tokenizer not in FIXED else self.cfg.tokenizer
         retrain = self.cfg.retrain_tokenizer
-        self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
+        self.tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
         self.tokenizer.context = self.cfg.max_seq_len
         self.corpus_fingerprint, self.test_text = corpus.fingerprint, corpus.test
         self.tokens: dict[str, Numbers | np.ndarray] = {
@@ -172,10 +170,7 @@ class LanguageModel(Stage):
         return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
 
     def made_from(self) -> dict[str, str]:
-        return {"text": self.corpus_fingerprint, "tokenizer": self.tokenizer.fingerprint}
-
-    def begin(self) -> None:
-        self.tokenizer.save(self.folder)
+        return {"text": self.corpus_fingerprint, **super().made_from()}
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch["tokens"]), "tok": batch["tokens"].numel()}
@@ -244,12 +239,6 @@ class LanguageModel(Stage):
         known = pretrained.options
         sizes = {name: known[name] for name in SHAPE} if pretrained.is_snapshot else gpt2_options(pretrained.folder)
         return {**sizes, "tokenizer": _tokenizer_of(pretrained)}
-
-    def reopen(self) -> None:
-        from stoker.data.text.tokenizers import open_tokenizer
-
-        own = self.folder / "tokenizer.json"
-        self.tokenizer = open_tokenizer(str(own) if own.exists() else self.cfg.tokenizer, self.cfg.vocab_size, [])
 
 
 def _tokenizer_of(pretrained: "Pretrained") -> str:

@@ -1,12 +1,10 @@
 """Reading: lines of text in pictures, by an encoder of any width and a decoder that looks at what it saw."""
 
-import hashlib
-import json
 import logging
 import math
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker.config import listed, opt
-from stoker.data import splits
+from stoker.config import opt, select
 from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
-from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.labelled import evenly, label_kind, vocabulary
+from stoker.training.stages.pictures import OfPictures, Validation
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHANGES = ("stretch", "slant", "shift", "weight", "contrast", "blur", "noise", "invert")
 LOOKED_AT, SHOWN = 256, 10  # lines that are read for samples, and the worst of them
 
 
@@ -46,12 +43,6 @@ class Lines:
 
     dataset: str = opt("lines", "lines (printed here in many typefaces), mjsynth, a CSV file (image,text), or a folder "
                        "or TAR archive of pictures with a manifest", path=table.NAMES, aliases=("data_path", "csv"))
-    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same, such as those of a "
-                        "page, are never parted between training and validation")
-    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
-                        "--valid_share of the groups or pictures)")
-    valid_share: float = opt(splits.SHARE, "how much is set aside to validate by where the data name no split", gt=0,
-                             le=0.5)
     image_height: int = opt(32, "pixels that a line is high; its width follows", ge=16, le=256)
     max_width: int = opt(1024, "widest line, in pixels at that height; wider ones are left out", ge=16)
     max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
@@ -80,9 +71,8 @@ class Augmentation:
 class Architecture(Transformer, d_model=128, num_heads=4, num_layers=3, d_ff=512, dropout=0.0):
     """What model"""
 
-    labels: str = opt("chars", "what is written: chars (those of the training texts), bpe (tokens trained on them), or "
-                      "PATH/tokenizer.json", path=KINDS, aliases=("units",))
-    vocab_size: int = opt(512, "vocabulary size of the bpe", ge=257, le=100000)
+    labels: str = label_kind("chars", "what is written")
+    vocab_size: int = vocabulary(512)
     stem_width: int = opt(32, "channels of the first convolution; the others have 2, 3 and 4 times as many", ge=1,
                           usual=(8, 128))
     ctc_weight: float = opt(0.3, "share of the CTC loss in the whole: what stands where is learned sooner by it (0: "
@@ -95,7 +85,7 @@ class Decoder(Transformer, prefix="decoder_", num_layers=2):
 
 
 @dataclass
-class Config(Options, Decoder, Architecture, Augmentation, Lines):
+class Config(Options, Decoder, Architecture, Augmentation, Validation, Lines):
     """The reader's options."""
 
     def problems(self) -> list[str]:
@@ -104,7 +94,7 @@ class Config(Options, Decoder, Architecture, Augmentation, Lines):
         return []
 
 
-class OCR(Labelled):
+class OCR(OfPictures):
     """Trains a reader of lines of text, in the foreground. (./run/run_train_ocr.sh: in the background.)
 
     `loss` is -log of the probability of the text, for each of its labels; with --ctc_weight W it is 1 - W parts of
@@ -113,6 +103,8 @@ class OCR(Labelled):
 
     name = "ocr"
     Config = Config
+    Augmentation = Augmentation
+    content = "lines", "text"
     sizes = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff", "decoder_layers")
     best = "eval/cer", "min"
     target = 0.10
@@ -125,40 +117,21 @@ class OCR(Labelled):
                         batch_width=48000),
     }
 
-    @classmethod
-    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        problems = table.check(cfg.dataset, group_by=cfg.group_by)
-        problems += cls.label_problems(cfg, resumed)
-        return problems
-
-    @classmethod
-    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Compiled only where that was asked for: it wants every line padded to the same width."""
-        return replace(cfg, compile=bool(cfg.compile)), []
-
-    @classmethod
-    def all_rows(cls, cfg: Any) -> Any:
-        return replace(super().all_rows(cfg), **{name: 0 for name in CHANGES}, held_out="")
-
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from stoker.data.pictures import check as picture_check
         from stoker.data.pictures.check import Limits
         from stoker.model.line_encoder import states_of
 
         cfg = self.cfg
-        found = table.read(cfg.dataset, template="", group_by=cfg.group_by, held_out=listed(cfg.held_out),
-                              share=cfg.valid_share)
-        self.open_labels([each.text.strip() for each in found["train"]])
-        limits = Limits(max_width=cfg.max_width, height=cfg.image_height, max_text_length=cfg.max_text_length,
-                        lines=True, labels=self.labels if cfg.ctc_weight else None, columns=states_of,
-                        stretch=cfg.stretch)
-        used, self.resized, _ = picture_check.checked(found, dict.fromkeys(found, self._frame()), keep=cfg.cache_images,
-                                                      limits=limits)
-        # lines of like width are evaluated together
-        self.pictures = {split: rows if split == "train" else sorted(rows, key=lambda each: self._width(split, each))
-                         for split, rows in used.items()}
+        found = self.read_table()
+        self.open_tokenizer([each.text.strip() for each in found["train"]])
+        self.open_pictures(found, Limits(
+            max_width=cfg.max_width, height=cfg.image_height, max_text_length=cfg.max_text_length, lines=True,
+            labels=self.encode if cfg.ctc_weight else None, columns=states_of, stretch=cfg.stretch))
+        for split, rows in self.pictures.items():
+            if split != "train":  # lines of like width are evaluated together
+                rows.sort(key=lambda each: self._width(split, each))
         log.info("Labels: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
                  self.tokenizer.name, f"{self.tokenizer.vocab_size - 1:,}")
         if unknown := self._unknown():
@@ -168,37 +141,28 @@ class OCR(Labelled):
     def _unknown(self) -> list[str]:
         """Characters of the texts that the labels cannot spell."""
         known = set().union(*(each.text for rows in self.pictures.values() for each in rows))
-        return [each for each in sorted(known) if each.strip() and self.tokenizer.decode(self.labels(each)) != each]
+        return [each for each in sorted(known) if each.strip() and self.tokenizer.decode(self.encode(each)) != each]
 
-    def labels(self, text: str) -> list[int]:
-        return self.tokenizer.encode_batch([text.strip()])[0].tolist()  # type: ignore[no-any-return]
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text.strip())
 
-    def _frame(self) -> "Frame":
+    def frame(self) -> "Frame":
         from stoker.data.pictures.resized import Frame
 
         return Frame(self.cfg.image_height, grey=True)
 
-    def _changes(self, split: str) -> "LineAugmentation":
+    def changes(self, split: str) -> "LineAugmentation":
         from stoker.data.pictures.line_augmentation import LineAugmentation
 
-        if split != "train":
-            return LineAugmentation()
-        return LineAugmentation(**{name: getattr(self.cfg, name) for name in CHANGES})
+        return select(LineAugmentation, self.cfg) if split == "train" else LineAugmentation()
 
     def _width(self, split: str, picture: table.Picture) -> int:
         """Columns of pixels, in the frame."""
         fact = self.resized[split].facts[picture.path]
-        return self._frame().width_of(fact.height, fact.width)
+        return self.frame().width_of(fact.height, fact.width)
 
     def dataset(self, split: str) -> "Views":
-        from stoker.data.pictures.views import Views
-
-        limit = self.cfg.max_samples if split == "train" else 0
-        return Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
-                     augmentation=self._changes(split), seed=self.cfg.seed)
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.pictures)
+        return self.views(split)
 
     def groups(self, split: str) -> list[str]:
         """What --group_by or the data name."""
@@ -220,7 +184,7 @@ class OCR(Labelled):
         from torch.nn.utils.rnn import pad_sequence
 
         end = torch.tensor([self.tokenizer.end_of_text])
-        labels = [torch.tensor(self.labels(view.text), dtype=torch.long) for view in samples]
+        labels = [torch.tensor(self.encode(view.text), dtype=torch.long) for view in samples]
         widths, lengths = ([len(each) for each in part] for part in ([view.pixels[0, 0] for view in samples], labels))
         columns, length = self._longest if self.cfg.compile else (max(widths), max(lengths) + 1)
         tokens = pad_sequence([torch.cat([end, ids]) for ids in labels], batch_first=True, padding_value=int(end))
@@ -237,12 +201,7 @@ class OCR(Labelled):
         cfg, rows = self.cfg, [(split, each) for split, rows in self.pictures.items() for each in rows]
         widest = max(self._width(split, each) for split, each in rows)
         return (math.ceil(widest * (1 + cfg.stretch) + cfg.slant * cfg.image_height),
-                max(len(self.labels(each.text)) for _, each in rows) + 1)
-
-    def made_from(self) -> dict[str, str]:
-        rows = [[split, each.text] for split, part in self.pictures.items() for each in part]
-        seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
-        return {"lines": hashlib.sha256(seen.encode()).hexdigest(), "labels": self.tokenizer.fingerprint}
+                max(len(self.encode(each.text)) for _, each in rows) + 1)
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"lines": len(batch["texts"])}
@@ -333,16 +292,12 @@ class OCR(Labelled):
         return [self.tokenizer.decode(each.tokens) for each in written]
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """The worst of some lines, evenly taken: what stands there, and what was read."""
-        from stoker.training.core import device as devices
+        """The worst of some lines, evenly spread: what stands there, and what was read."""
         from stoker.training.core import media
 
-        rows = self.dataset("validation")
-        views = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
-        found = list[str]()
-        for start in range(0, len(views), self.cfg.batch_size):
-            batch = devices.move(self.collate(views[start:start + self.cfg.batch_size]), devices.of(model))
-            found += self.texts(self.written(model, model(batch["pixels"], batch["widths"])))
+        views = evenly(self.dataset("validation"), LOOKED_AT)
+        found = [text for batch in self.batches(views, model)
+                 for text in self.texts(self.written(model, model(batch["pixels"], batch["widths"])))]
         worst = sorted(zip(views, found), key=self._errors, reverse=True)[:SHOWN]
         below = [f"says  {view.text}\nread  {text}" for view, text in worst]
         return {"text/worst": media.Text("\n".join(below)),

@@ -1,25 +1,23 @@
 """Vision encoder: pictures and what is said of them, brought together by contrast."""
 
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker.config import UserError, listed, opt
-from stoker.data import splits
+from stoker.config import UserError, opt, select
 from stoker.data.pictures import table
 from stoker.training.core import pretrained
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.core.stage import discover
-from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.labelled import evenly, label_kind, vocabulary
+from stoker.training.stages.pictures import OfPictures, Validation
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
@@ -55,12 +53,6 @@ class Pictures:
                        "coco-captions, a CSV file (image,caption or image,label), an annotations.json, or a folder or "
                        "TAR archive of pictures by class", path=table.NAMES, aliases=("data_path",))
     template: str = opt("a photo of {}", "the caption where a picture has a class alone; {} stands for its name")
-    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same are never parted "
-                        "between training and validation")
-    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
-                        "--valid_share of the groups or pictures)")
-    valid_share: float = opt(splits.SHARE, "how much is set aside to validate by where the data name no split", gt=0,
-                             le=0.5)
     image_size: int = opt(64, "pixels a side that pictures are brought to", ge=8, usual=(32, 384))
     fit: str = opt("crop", "how, where they are no squares: crop keeps the middle, pad adds white, stretch gives up "
                    "the shape", choices=("crop", "pad", "stretch"))
@@ -105,9 +97,8 @@ class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512
 class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
     """What reads the captions"""
 
-    tokenizer: str = opt("bpe", "bpe (trained on the captions), chars, or PATH/tokenizer.json", path=KINDS,
-                         aliases=("units",))
-    vocab_size: int = opt(1024, "vocabulary size of the bpe", ge=257, le=100000)
+    tokenizer: str = label_kind("bpe", "tokens of the captions")
+    vocab_size: int = vocabulary(1024)
     text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
                           "run_train_lm.sh, a snapshot or a model folder", path=(), aliases=("thinker_ckpt",))
 
@@ -122,7 +113,7 @@ class Contrast:
 
 
 @dataclass
-class Config(Options, Contrast, Text, Architecture, Augmentation, Pictures):
+class Config(Options, Contrast, Text, Architecture, Augmentation, Validation, Pictures):
     """The vision encoder's options."""
 
     def problems(self) -> list[str]:
@@ -131,7 +122,7 @@ class Config(Options, Contrast, Text, Architecture, Augmentation, Pictures):
         return []
 
 
-class Vision(Labelled):
+class Vision(OfPictures):
     """Trains a vision encoder on pictures and captions, in the foreground. (./run/run_train_vision.sh: in the
     background.)
 
@@ -141,6 +132,8 @@ class Vision(Labelled):
 
     name = "vision"
     Config = Config
+    Augmentation = Augmentation
+    content = "pictures", "text", "label"
     sizes = (*SHAPE, *TEXT)
     tokenizer_option = "tokenizer"
     best = "eval/acc", "max"
@@ -157,8 +150,7 @@ class Vision(Labelled):
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        problems = table.check(cfg.dataset, group_by=cfg.group_by)
-        problems += cls.label_problems(cfg, resumed)
+        problems = super().check(cfg, resumed=resumed)
         if not resumed and cfg.text_model:
             problems += language_model_problems(cfg.text_model)
         return problems
@@ -170,25 +162,16 @@ class Vision(Labelled):
             raise UserError(f"{', '.join(own)}: for a tower of its own; leave out, or leave --text_model out")
         return cfg, []
 
-    @classmethod
-    def all_rows(cls, cfg: Any) -> Any:
-        return replace(super().all_rows(cfg), **{field.name: 0 for field in fields(Augmentation)}, held_out="")
-
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         from stoker.data import pairs
-        from stoker.data.pictures import check as picture_check
 
-        cfg = self.cfg
-        found = table.read(cfg.dataset, template=cfg.template, group_by=cfg.group_by,
-                              held_out=listed(cfg.held_out), share=cfg.valid_share)
-        self.pictures, self.resized, _ = picture_check.checked(
-            found, {split: self._stored(split) for split in found}, keep=cfg.cache_images)
-        self.register = pairs.registered(self.pictures, self.resized, longest=cfg.max_text_length)
+        self.open_pictures(self.read_table(self.cfg.template))
+        self.register = pairs.registered(self.pictures, self.resized, longest=self.cfg.max_text_length)
         numbers = {split: rows[:, 1].unique().tolist() for split, rows in self.register.rows.items()}
         self._open_text([self.register.captions[number] for number in numbers["train"]])
-        self.ids = self.encode(self.register.captions)
+        self.ids = self.captions(self.register.captions)
         self._report({split: len(each) for split, each in numbers.items()})
 
     def _open_text(self, captions: list[str]) -> None:
@@ -201,9 +184,9 @@ class Vision(Labelled):
             self.language, self.language_model = pretrained.opened(pretrained.find(named, kind.name), kind, "cpu")
             self.tokenizer = self.language.tokenizer
         else:
-            self.open_labels(captions)
+            self.open_tokenizer(captions)
 
-    def encode(self, captions: Sequence[str]) -> "list[Tensor]":
+    def captions(self, captions: Sequence[str]) -> "list[Tensor]":
         """The ids of each caption, as many as are read."""
         import torch
 
@@ -215,7 +198,7 @@ class Vision(Labelled):
         return [torch.tensor(ids[:context].tolist(), dtype=torch.long) for ids in found]
 
     def tokens(self, ids: "Sequence[Tensor]") -> "dict[str, Tensor]":
-        """tokens (U, T) of ids as they come from `encode`, and how many count (U,): lengths."""
+        """tokens (U, T) of ids as they come from `captions`, and how many count (U,): lengths."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -238,31 +221,20 @@ class Vision(Labelled):
         log.info("Contrast: each picture is told from the others of its micro-batch of %s, and each caption; those "
                  "that share a picture or a caption are not%s", f"{cfg.batch_size:,}", more)
 
-    def _changes(self, split: str) -> "Changes":
+    def changes(self, split: str) -> "Changes":
         from stoker.data.pictures.views import Augmentation as Changes
 
-        cfg = self.cfg
-        return Changes(crop=cfg.crop, flip=cfg.flip, colour=cfg.colour) if split == "train" else Changes()
+        return select(Changes, self.cfg) if split == "train" else Changes()
 
-    def _frame(self) -> "Frame":
+    def frame(self) -> "Frame":
         from stoker.data.pictures.resized import Frame
 
         return Frame(self.cfg.image_size, self.cfg.image_size, self.cfg.fit)
 
-    def _stored(self, split: str) -> "Frame":
-        return self._changes(split).stored(self._frame())
-
     def dataset(self, split: str) -> "Pairs":
         from stoker.data.pairs import Pairs
-        from stoker.data.pictures.views import Views
 
-        limit = self.cfg.max_samples if split == "train" else 0
-        views = Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
-                      augmentation=self._changes(split), seed=self.cfg.seed)
-        return Pairs(views, self.register.rows[split])
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.pictures)
+        return Pairs(self.views(split), self.register.rows[split])
 
     def order(self) -> "Order":
         from stoker.data.loader import Order
@@ -279,11 +251,6 @@ class Vision(Labelled):
         different, caption = numbers[:, 1].unique(return_inverse=True)
         return {"pixels": torch.stack([pair.pixels for pair in samples]), "numbers": numbers, "caption": caption,
                 **self.tokens([self.ids[number] for number in different.tolist()])}
-
-    def made_from(self) -> dict[str, str]:
-        rows = [[split, each.text, each.label] for split, part in self.pictures.items() for each in part]
-        seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
-        return {"pictures": hashlib.sha256(seen.encode()).hexdigest(), "tokenizer": self.tokenizer.fingerprint}
 
     def begin(self) -> None:
         super().begin()
@@ -369,10 +336,9 @@ class Vision(Labelled):
         from stoker.training.core import device as devices
         from stoker.training.core import media
 
-        rows = self.dataset("validation")
-        looked_at = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
+        looked_at = evenly(self.dataset("validation"), LOOKED_AT)
         own, nearest = self._nearest(model, looked_at)
-        shown = range(0, len(looked_at), -(-len(looked_at) // SHOWN))
+        shown = evenly(range(len(looked_at)), SHOWN)
         pixels = torch.stack([looked_at[i].pixels for i in shown])
         looks = model.attention(pixels.to(devices.of(model))).float().cpu().numpy()
         captions = self.register.captions
@@ -391,11 +357,8 @@ class Vision(Labelled):
         """The numbers of the caption of each picture, and of those of all that are nearest to it."""
         import torch
 
-        from stoker.training.core import device as devices
-
-        parts = [devices.move(self.collate(looked_at[start:start + self.cfg.batch_size]), devices.of(model))
-                 for start in range(0, len(looked_at), self.cfg.batch_size)]
-        seen, read = (torch.cat(each) for each in zip(*(self._vectors(model, part) for part in parts)))
+        vectors = [self._vectors(model, batch) for batch in self.batches(looked_at, model)]
+        seen, read = (torch.cat(each) for each in zip(*vectors))
         own = [int(pair.numbers[1]) for pair in looked_at]
         captions = {number: place for place, number in enumerate(own)}
         near = (seen @ read[list(captions.values())].T).argsort(1, descending=True)[:, :NEAREST]

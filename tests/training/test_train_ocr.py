@@ -20,7 +20,7 @@ from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.step import losses
-from stoker.training.train_ocr import CHANGES, OCR, Config
+from stoker.training.train_ocr import OCR, Augmentation, Config
 
 SMALL: dict[str, Any] = dict(stem_width=4, d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64,
                              batch_size=4)
@@ -61,7 +61,7 @@ def totals(stage: Any, model: Any, *batches: list[View]) -> dict[str, list[float
 def test_all_rows_are_evaluated_as_they_are(tmp_path: Path) -> None:
     """Those of the training split too, whatever is changed, held out or left out in training."""
     path = str(made_lines.write(tmp_path / "data", lines=60))
-    plain = prepared(tmp_path, dataset=path, **{name: 0.0 for name in CHANGES})
+    plain = prepared(tmp_path, dataset=path, **{name: 0.0 for name in vars(Augmentation())})
     stage = OCR(OCR.all_rows(replace(Config(), **SMALL, dataset=path, max_samples=2, held_out="nobody")), tmp_path)
     stage.prepare()
     rows = Evaluations(stage, stage.cfg).rows(stage.evaluations()[0], "all")
@@ -120,7 +120,7 @@ def test_the_loss_is_that_of_torch(tmp_path: Path) -> None:
     expected = count = 0.0
     with torch.no_grad():
         for row in rows:
-            ids = torch.tensor(stage.labels(row.text))
+            ids = torch.tensor(stage.encode(row.text))
             seen = model(row.pixels[None], torch.tensor([row.pixels.shape[2]]))
             tokens = torch.cat([torch.tensor([end]), ids])[None]
             logits = model.decoder.logits(model.decoder.hidden(tokens, model.memory(seen)))[0]
@@ -150,15 +150,15 @@ def test_a_batch_holds_what_its_rows_hold(tmp_path: Path) -> None:
     rows, end = views(stage, "train")[:4], stage.tokenizer.end_of_text
     batch = stage.collate(rows)
     for row, view in enumerate(rows):
-        width, ids = view.pixels.shape[2], stage.labels(view.text)
+        width, ids = view.pixels.shape[2], stage.encode(view.text)
         assert torch.equal(batch["pixels"][row, :, :, :width], view.pixels) and batch["widths"][row] == width
         assert batch["tokens"][row, :len(ids) + 1].tolist() == [end, *ids] and stage.tokenizer.decode(ids) == view.text
     # what follows each token, in place
     T = batch["tokens"].shape[1]
     for place, target in zip(batch["places"].tolist(), batch["targets"].tolist()):
         row, at = divmod(place, T)
-        assert target == [*stage.labels(rows[row].text), end][at]
-    assert len(batch["places"]) == sum(len(stage.labels(view.text)) + 1 for view in rows)
+        assert target == [*stage.encode(rows[row].text), end][at]
+    assert len(batch["places"]) == sum(len(stage.encode(view.text)) + 1 for view in rows)
     assert stage.size(batch) == {"lines": 4}
 
 

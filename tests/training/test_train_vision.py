@@ -143,7 +143,7 @@ def test_a_language_model_reads_as_much_as_it_can(tmp_path: Path, caplog: pytest
     stage = prepared(tmp_path, tokenizer="chars")
     stage.language_model = SimpleNamespace(max_seq_len=8)
     with caplog.at_level("WARNING"):
-        found = stage.encode(["a photo of red", "a photo"])
+        found = stage.captions(["a photo of red", "a photo"])
     assert [stage.tokenizer.decode(ids.tolist()) for ids in found] == ["a photo ", "a photo"]
     assert "1 captions have more than the 8 tokens" in caplog.text
 
@@ -262,7 +262,7 @@ def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path) ->
     stage, model = pretrained.opened(pretrained.of_run(run), Vision, "cpu")
     assert all(torch.equal(weight, theirs[name]) for name, weight in model.text.language_model.state_dict().items())
     assert not (run.models / "best" / "model.safetensors").read_bytes().count(b"language_model")
-    batch = stage.tokens(stage.encode(["caption 1", "caption 2"]))
+    batch = stage.tokens(stage.captions(["caption 1", "caption 2"]))
     assert model.captions(batch["tokens"], batch["lengths"]).shape == (2, 16)
     more = session(Vision, run, resume=True, max_steps=6)
     with run.lock():

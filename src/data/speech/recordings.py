@@ -11,10 +11,11 @@ Texts are labels: `normalised` (lower case, no punctuation) unless the caller wa
 library only, so that a mistake in `--dataset` is told at once.
 """
 
+import logging
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from stoker.data.sources import tables
 from stoker.data.sources.names import LIBRISPEECH, RECORDINGS, SPOKEN
 from stoker.data.speech import audio
 from stoker.data.splits import SPLITS
+
+log = logging.getLogger(__name__)
 
 NAMES = (*SPOKEN, *LIBRISPEECH)
 WHAT_TO_GIVE = ("give a CSV file (audio_path,transcription), a folder of sound files with their texts, or one of "
@@ -68,6 +71,26 @@ def read(name: str, *, held_out: Collection[str] = (), shared_texts: bool = Fals
     if not splits:
         raise UserError(f"--dataset {name}: names no sound files; {WHAT_TO_GIVE}")
     return divided(splits, name, held_out=held_out, shared_texts=shared_texts)
+
+
+def add_extra(splits: Splits, name: str, *, shared_texts: bool = False) -> None:
+    """Add to the training rows those of another data set, without the speakers and texts of the other splits. Raises
+    UserError."""
+    others = [each for split, rows in splits.items() if split != "train" for each in rows]
+    texts, speakers = {each.text for each in others}, {each.speaker for each in others} - {""}
+    try:
+        extra = read(name, shared_texts=shared_texts)["train"]
+    except UserError as error:
+        raise UserError(*of_extra(error.problems)) from error
+    used = [each for each in extra if each.speaker not in speakers and (shared_texts or each.text not in texts)]
+    log.info("Of --extra_dataset %s: %s recordings; %s of texts or speakers of the validation set are left out", name,
+             f"{len(used):,}", f"{len(extra) - len(used):,}")
+    splits["train"] += used
+
+
+def of_extra(problems: Iterable[str]) -> list[str]:
+    """What is wrong with --extra_dataset; a command that a line names stays as it is."""
+    return [line.replace("--dataset", "--extra_dataset", 1) for line in problems]
 
 
 def listed(name: str) -> Iterator[tuple[str, Utterance]]:

@@ -1,11 +1,13 @@
 """Stages whose model knows text by labels: a tokenizer's tokens, or characters."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from stoker import files
-from stoker.config import UserError
+from stoker.config import UserError, opt
+from stoker.training.core.figures import Batch
 from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -16,26 +18,24 @@ if TYPE_CHECKING:
 
 KINDS = ("chars", "bpe")
 TOKENIZER = "tokenizer.json"  # in a run's folder, and beside exported weights
+T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 
 
-class Labelled(Stage):
-    """The labels stand in the run's folder, so that a run which resumes has those it began with, and go with exported
-    weights. `sizes` are the options that decide the shape of the model: with the labels they describe the weights."""
+class Rows(Protocol[R]):
+    def __len__(self) -> int: ...
 
-    sizes: ClassVar[tuple[str, ...]]
+    def __getitem__(self, index: int) -> R: ...
+
+
+class Tokenized(Stage):
+    """The tokenizer is saved in the run's folder, so that a run which resumes has the one it began with."""
+
     tokenizer: "Tokenizer"
-    tokenizer_option: ClassVar[str] = "labels"
+    tokenizer_option: ClassVar[str] = "tokenizer"  # says of which kind it is
 
-    @classmethod
-    def label_problems(cls, cfg: Any, resumed: bool) -> list[str]:
-        """What is wrong with --labels; a run that resumes has its own."""
-        kind = getattr(cfg, cls.tokenizer_option)
-        if resumed or kind in KINDS or Path(kind).is_file():
-            return []
-        return [f"--{cls.tokenizer_option}: {kind!r} is none of {', '.join(KINDS)}, and no tokenizer.json"]
-
-    def open_labels(self, texts: Sequence[str]) -> None:
-        """Those in the run's folder, else those that --labels names, of the training texts. Raises UserError."""
+    def open_tokenizer(self, texts: Sequence[str]) -> None:
+        """That in the run's folder, else the one that the option names, of the training texts. Raises UserError."""
         from stoker.data.text.labels import open_labels
 
         own = self.folder / TOKENIZER
@@ -46,7 +46,47 @@ class Labelled(Stage):
         self.tokenizer.save(self.folder)
 
     def reopen(self) -> None:
-        self.open_labels([])
+        self.open_tokenizer([])
+
+    def made_from(self) -> dict[str, str]:
+        return {self.tokenizer_option: self.tokenizer.fingerprint}
+
+    def batches(self, rows: Sequence[Any], model: "nn.Module") -> Iterator[Batch]:
+        """Rows in their order, where the model is."""
+        from stoker.training.core import device as devices
+
+        size = self.cfg.batch_size
+        for start in range(0, len(rows), size):
+            yield devices.move(self.collate(list(rows[start:start + size])), devices.of(model))
+
+
+class Labelled(Tokenized):
+    """The labels go with exported weights. `sizes` are the options that decide the shape of the model: with the labels
+    they describe the weights. `Augmentation` is the group of options that change the training rows, 0: not."""
+
+    tokenizer_option = "labels"
+    sizes: ClassVar[tuple[str, ...]]
+    Augmentation: ClassVar[type]
+
+    @classmethod
+    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
+        """What is wrong with --labels; a run that resumes has its own."""
+        kind = getattr(cfg, cls.tokenizer_option)
+        if resumed or kind in KINDS or Path(kind).is_file():
+            return []
+        return [f"--{cls.tokenizer_option}: {kind!r} is none of {', '.join(KINDS)}, and no tokenizer.json"]
+
+    @classmethod
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Compiled only where that was asked for: it wants every row padded to the same size."""
+        return replace(cfg, compile=bool(cfg.compile)), []
+
+    @classmethod
+    def all_rows(cls, cfg: Any) -> Any:
+        return replace(super().all_rows(cfg), **{field.name: 0 for field in fields(cls.Augmentation)}, held_out="")
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
 
     # -- exported weights ---------------------------------------------------------------------------------------
 
@@ -83,6 +123,22 @@ class Labelled(Stage):
                             f"run_train_{cls.name}.sh makes")
         sizes = {name: pretrained.options[name] for name in cls.sizes}
         return {**sizes, cls.tokenizer_option: tokenizer_of(pretrained)}
+
+
+def label_kind(default: str, what: str) -> Any:
+    """Declare the option for the kind of labels; `what` they are, for --help."""
+    return opt(default, f"{what}: chars (those of the training texts), bpe (tokens trained on them), or "
+               "PATH/tokenizer.json", path=KINDS, aliases=("units",))
+
+
+def vocabulary(default: int) -> Any:
+    """Declare the option for the size of a vocabulary."""
+    return opt(default, "vocabulary size of the bpe", ge=257, le=100000)
+
+
+def evenly(rows: Rows[T], most: int) -> list[T]:
+    """Up to so many rows, evenly spread over all."""
+    return [rows[row] for row in range(0, len(rows), -(-len(rows) // most))]
 
 
 def tokenizer_of(pretrained: "Pretrained") -> str:
