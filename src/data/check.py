@@ -8,36 +8,23 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from stoker import files
 from stoker.config import UserError, printable
+from stoker.data.decode_cache import Found
 from stoker.data.text.labels import aligned_length
+
+if TYPE_CHECKING:
+    from stoker.data.pictures.table import Picture
+    from stoker.data.speech.recordings import Utterance
 
 log = logging.getLogger(__name__)
 
 NAMED = 20  # refused rows that the log names
-DUPLICATE = "duplicate"
 Refused = tuple[str, str, str]  # split, file, why: its kind before the colon
-
-
-class Row(Protocol):
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def text(self) -> str: ...
-
-
-class Fact(Protocol):
-    """What was found in a file; `digest` is that of its content, decoded."""
-
-    @property
-    def digest(self) -> str: ...
-
-
-R = TypeVar("R", bound=Row)
-F = TypeVar("F", bound=Fact)
+R = TypeVar("R", bound="Utterance | Picture")
+F = TypeVar("F", bound=Found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +97,7 @@ def sift(splits: Mapping[str, Sequence[R]], facts: Callable[[str, R], F], proble
             fact = facts(split, row)
             why = problem(split, row, fact)
             if not why and split == "train" and fact.digest in evaluated:
-                why = f"{DUPLICATE}: the same {what} is in another split"
+                why = f"duplicate: the same {what} is in another split"
             if why:
                 refused.append((split, row.path, why))
             else:
@@ -125,7 +112,7 @@ def overlap(used: Mapping[str, Sequence[R]], key: Callable[[R], str]) -> int:
 
 
 def duplicates(refused: Sequence[Refused]) -> int:
-    return sum(why.startswith(DUPLICATE) for _, _, why in refused)
+    return sum(why.startswith("duplicate") for *_, why in refused)
 
 
 def log_report(report: Report, what: str) -> None:

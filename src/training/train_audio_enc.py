@@ -127,14 +127,14 @@ class AudioEncoder(Labelled):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from stoker.data.speech import check as speech_check
-        from stoker.data.speech.check import Limits
+        from stoker.data.speech.check import Limits, checked
+
         cfg = self.cfg
         found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
         if cfg.extra_dataset:
             recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
         self.open_tokenizer([each.text for each in found["train"]])
-        self.utterances, self.decoded, report = speech_check.checked(found, keep=cfg.cache_audio, limits=Limits(
+        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=Limits(
             max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
             frames=self._frames, speed=cfg.speed))
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
@@ -171,11 +171,7 @@ class AudioEncoder(Labelled):
         return [each.speaker for each in self.dataset(split).utterances]
 
     def order(self) -> "Order":
-        from stoker.data.loader import LengthOrder
-
-        cfg, rows = self.cfg, self.dataset("train").utterances
-        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
-                           lengths=tuple(each.seconds for each in rows), batch_length=cfg.batch_seconds)
+        return self.order_by_length([each.seconds for each in self.dataset("train").utterances], self.cfg.batch_seconds)
 
     def collate(self, samples: "list[Clip]") -> Batch:
         """waveforms (B, N) float32, samples (B,) of each; labels one utterance after the other, label_lengths (B,);
@@ -258,14 +254,9 @@ class AudioEncoder(Labelled):
 
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
-        found, said = [text.split() for text in self._heard(logits, lengths)], [text.split() for text in batch["texts"]]
+        found, said = ([text.split() for text in texts] for texts in (self.ctc_texts(logits, lengths), batch["texts"]))
         return {"loss": loss, **extras, "wer": error_rates(said, found),
                 "cer": error_rates(map(" ".join, said), map(" ".join, found))}
-
-    def _heard(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
-        from stoker.model import ctc
-
-        return [self.tokenizer.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.tokenizer.end_of_text)]
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Transcripts below what was said, and the spectrogram and the sound of the first."""
@@ -276,7 +267,7 @@ class AudioEncoder(Labelled):
         clips = [rows[row] for row in range(min(SHOWN, len(rows)))]
         batch = devices.move(self.collate(clips), devices.of(model))
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
-        heard = self._heard(*model(mel, frames))
+        heard = self.ctc_texts(*model(mel, frames))
         lines = [f"said   {clip.text}\nheard  {text}" for clip, text in zip(clips, heard)]
         return {"text/transcripts": Text("\n".join(lines)),
                 "picture/spectrogram": heat_map(mel[0, :frames[0]].cpu().numpy().T),

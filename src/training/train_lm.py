@@ -21,9 +21,9 @@ from stoker.training.stages.sizes import Transformer, preset, sizes_of
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
-    from torch.utils.data import Dataset
 
     from stoker.data.blocks import Numbers
+    from stoker.data.text.tokens import Windows
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
 
@@ -137,21 +137,17 @@ class LanguageModel(Tokenized):
             "train": tokens.tokenize(corpus.train, self.tokenizer, "training text"),
             "validation": tokens.tokenize(corpus.valid, self.tokenizer, "validation text"),
         }
-        leaked, judged = corpus.leaked(), len(corpus.valid) + len(corpus.test)
-        assert not leaked, f"{leaked} documents to judge by occur in the training text"
-        rows = []
-        for split, ids in self.tokens.items():
-            count: int = len(self.dataset(split))  # type: ignore[arg-type]
-            used = count * self.cfg.max_seq_len + 1 if count == self.cfg.max_samples else len(ids)
-            rows.append(f"{count:,} rows ({used:,} tokens)")
-        log.info("Data check: %s to train on, %s to validate; none of the documents to judge by (%s) occurs in "
-                 "training", *rows, f"{judged:,}")
+        leaked, others = corpus.leaked(), len(corpus.valid) + len(corpus.test)
+        assert not leaked, f"{leaked} documents of validation and test occur in the training text"
+        rows = [f"{len(part):,} rows ({part.used:,} tokens)" for part in map(self.dataset, ("train", "validation"))]
+        log.info("Data check: %s to train on, %s to validate; none of the documents of validation and test (%s) occurs "
+                 "in training", *rows, f"{others:,}")
         log.info("Tokenizer: %s, vocabulary size %s", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if not own.exists():  # a run that resumes has it in its first log, and need not read all tokens first
             log.info("Unigram baseline: validation perplexity %.1f", tokens.unigram_perplexity(
                 self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
 
-    def dataset(self, split: str) -> "Dataset[Any]":
+    def dataset(self, split: str) -> "Windows":
         from stoker.data.text.tokens import Windows, tokenize
 
         what = "training text" if split == "train" else f"{split} text"

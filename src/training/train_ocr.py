@@ -121,6 +121,7 @@ class OCR(OfPictures):
 
     def prepare(self) -> None:
         from stoker.data.pictures.check import Limits
+        from stoker.data.text.labels import unspelled
         from stoker.model.line_encoder import states_of
 
         cfg = self.cfg
@@ -134,14 +135,10 @@ class OCR(OfPictures):
                 rows.sort(key=lambda each: self._width(split, each))
         log.info("Labels: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
                  self.tokenizer.name, f"{self.tokenizer.vocab_size - 1:,}")
-        if unknown := self._unknown():
+        texts = [each.text for rows in self.pictures.values() for each in rows]
+        if unknown := unspelled(self.tokenizer, texts):
             log.warning("%s characters of the texts are not among the labels, so they are not learned, and are errors "
                         "in validation: %s", len(unknown), " ".join(unknown))
-
-    def _unknown(self) -> list[str]:
-        """Characters of the texts that the labels cannot spell."""
-        known = set().union(*(each.text for rows in self.pictures.values() for each in rows))
-        return [each for each in sorted(known) if each.strip() and self.tokenizer.decode(self.encode(each)) != each]
 
     def encode(self, text: str) -> list[int]:
         return super().encode(text.strip())
@@ -169,11 +166,8 @@ class OCR(OfPictures):
         return [each.group for each in self.dataset(split).pictures]
 
     def order(self) -> "Order":
-        from stoker.data.loader import LengthOrder
-
-        cfg, rows = self.cfg, self.dataset("train").pictures
-        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
-                           lengths=tuple(self._width("train", each) for each in rows), batch_length=cfg.batch_width)
+        widths = [self._width("train", each) for each in self.dataset("train").pictures]
+        return self.order_by_length(widths, self.cfg.batch_width)
 
     def collate(self, samples: "list[View]") -> Batch:
         """pixels (B, 1, H, W) uint8 and the columns that count (B,): widths; tokens (B, T), each text after an end;
@@ -251,7 +245,6 @@ class OCR(OfPictures):
         lines are wholly right. `ctc_cer` is what the encoder reads by itself."""
         import torch
 
-        from stoker.model import ctc
         from stoker.training.core.error_rates import error_rates
 
         seen = model(batch["pixels"], batch["widths"])
@@ -259,8 +252,8 @@ class OCR(OfPictures):
         said, found = ([self._judged(text) for text in texts] for texts in (
             batch["texts"], self.texts(self.written(model, seen))))
         if self.cfg.ctc_weight:
-            heads = ctc.greedy(seen.logits, seen.lengths, blank=self.tokenizer.end_of_text)
-            extras["ctc_cer"] = error_rates(said, [self._judged(self.tokenizer.decode(ids)) for ids in heads])
+            heard = self.ctc_texts(seen.logits, seen.lengths)
+            extras["ctc_cer"] = error_rates(said, list(map(self._judged, heard)))
         right = torch.tensor(list(map(str.__eq__, said, found)))
         return {"loss": loss, **extras, "cer": error_rates(said, found),
                 "wer": error_rates(*([text.split() for text in texts] for texts in (said, found))),
@@ -272,11 +265,9 @@ class OCR(OfPictures):
 
     @cached_property
     def _most_labels(self) -> int:
-        """Of a text of --max_text_length: where labels are not characters they may be bytes, up to four to one."""
-        ids = set(range(self.tokenizer.vocab_size)) - {self.tokenizer.end_of_text}
-        spelled = [self.tokenizer.decode([label]) for label in ids]
-        most: int = self.cfg.max_text_length
-        return most if all(len(each) == 1 and each != "\ufffd" for each in spelled) else 4 * most
+        from stoker.data.text.labels import most_labels
+
+        return most_labels(self.tokenizer, self.cfg.max_text_length)
 
     def written(self, model: Any, seen: "Seen", beam: int = 1) -> "list[Written]":
         """What the decoder writes: of each line at most a label for every state, and max_text_length."""

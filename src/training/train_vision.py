@@ -210,16 +210,16 @@ class Vision(OfPictures):
         if different["train"] < 2:
             raise UserError(f"--dataset {cfg.dataset}: all training pictures have the same caption, so there is "
                             "nothing to tell apart")
-        log.info("Captions: %s; %s, vocabulary size %s", ", ".join(f"{count:,} to {split}" for split, count in
-                                                          different.items()),
-                 self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
+        counts = ", ".join(f"{count:,} in {split}" for split, count in different.items())
+        log.info("Captions: %s; %s, vocabulary size %s", counts, self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if cut := sum(len(each.text) > cfg.max_text_length for rows in self.pictures.values() for each in rows):
             log.warning("%s captions are longer than %s characters: the rest of them is not read (--max_text_length)",
                         f"{cut:,}", f"{cfg.max_text_length:,}")
-        more = (f". The {cfg.grad_accum_steps} micro-batches of an update are not told from each other: a larger "
-                "--batch_size, with --gradient_checkpointing, would be" if cfg.grad_accum_steps > 1 else "")
-        log.info("Contrast: each picture is told from the others of its micro-batch of %s, and each caption; those "
-                 "that share a picture or a caption are not%s", f"{cfg.batch_size:,}", more)
+        log.info("Contrast: each picture and each caption with the others of its micro-batch of %s, but for those that "
+                 "share a picture or a caption", f"{cfg.batch_size:,}")
+        if cfg.grad_accum_steps > 1:
+            log.info("The %s micro-batches of a step are not compared with each other: a larger --batch_size, with "
+                     "--gradient_checkpointing, compares more", cfg.grad_accum_steps)
 
     def changes(self, split: str) -> "Changes":
         from stoker.data.pictures.views import Augmentation as Changes

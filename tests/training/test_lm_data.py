@@ -83,7 +83,7 @@ def test_the_data_are_checked_in_a_line(book: str, tmp_path: Path, caplog: pytes
     [line] = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Data check")]
     assert line == (f"Data check: {(len(train) - 1) // 16:,} rows ({len(train):,} tokens) to train on, "
                     f"{(len(valid) - 1) // 16:,} rows ({len(valid):,} tokens) to validate; "
-                    "none of the documents to judge by (1) occurs in training")
+                    "none of the documents of validation and test (1) occurs in training")
 
 
 def test_leaked_documents_are_counted() -> None:

@@ -110,7 +110,7 @@ def test_the_score_is_that_of_the_whole_set(tmp_path: Path) -> None:
             for name, ratio in stage.score(model, stage.collate(part)).items():
                 if name in sums:
                     sums[name] = [sums[name][0] + int(ratio.total.sum()), sums[name][1] + int(ratio.count.sum())]
-        heard = [" ".join(stage._heard(*stage._logits(model, stage.collate([clip])))[0].split()) for clip in clips]
+        heard = [" ".join(stage.ctc_texts(*stage._logits(model, stage.collate([clip])))[0].split()) for clip in clips]
         torch.nn.init.zeros_(model.head.weight)
         model.head.bias.view(stage.cfg.head_frames, -1)[:, stage.tokenizer.end_of_text] = 9.0
         silent = stage.score(model, stage.collate(clips))

@@ -165,7 +165,7 @@ def test_a_caption_is_read_up_to_its_limit_and_told(tmp_path: Path, caplog: pyte
         prepared(tmp_path, dataset=str(data), max_text_length=8)
 
 
-@pytest.mark.parametrize("accum, part", [(1, "micro-batch of 8"), (4, "The 4 micro-batches of an update are not told")])
+@pytest.mark.parametrize("accum, part", [(1, "micro-batch of 8"), (4, "The 4 micro-batches of a step are not")])
 def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFixture, accum: int, part: str) -> None:
     with caplog.at_level("INFO"):
         prepared(tmp_path, grad_accum_steps=accum)

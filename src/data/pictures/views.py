@@ -1,15 +1,16 @@
 """Pictures as a torch data set: pixels in the frame, text and label, changed a little from epoch to epoch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from stoker import wheels
-from stoker.data import epochs
+from stoker.config import UserError
 from stoker.data.pictures import images
 from stoker.data.pictures.resized import Frame, Resized, digest, opened
 from stoker.data.pictures.table import Picture
@@ -80,8 +81,9 @@ def _box(area: float, ratio: float, top: float, left: float, height: int, width:
     return round(top * (height - part_height)), round(left * (width - part_width)), part_height, part_width
 
 
-class Views(epochs.Rows[View]):
-    """Pictures.
+class Views(Dataset[View]):
+    """Item i is row i % len in epoch i // len, so that each epoch may see it otherwise: what is changed is a function
+    of (seed, epoch, row). Asked for rows alone, it gives those of epoch 0.
 
     `resized` holds the pictures in the frame that `stored` gives; without it, files are read whenever a row is asked
     for, and come out the same.
@@ -96,10 +98,17 @@ class Views(epochs.Rows[View]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def row(self, row: int, epoch: int) -> View:
+    def __iter__(self) -> Iterator[View]:
+        """The rows of epoch 0; without it a loop would never end."""
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, index: int) -> View:
+        if index < 0:
+            raise IndexError(f"row {index}")
+        epoch, row = divmod(index, len(self.pictures))
         pixels = self.pixels(row)
         if self.changed:
-            pixels = self.augmentation(pixels, self.frame, self.draw(row, epoch))
+            pixels = self.augmentation(pixels, self.frame, np.random.default_rng((self.seed, epoch, row)))
         return View(pixels, self.pictures[row].text, self.pictures[row].label, row, epoch)
 
     def pixels(self, row: int) -> Tensor:
@@ -111,7 +120,8 @@ class Views(epochs.Rows[View]):
         try:
             pixels = opened(path)
         except images.ImageError as error:
-            raise epochs.unreadable(path, error) from error
+            raise UserError(f"{path} {error}; it was all right when the data were checked") from error
         if self.resized and digest(pixels) != self.resized.facts[path].digest:
-            raise epochs.changed(path)
+            raise UserError(f"{path} has changed since the data were checked: put the old file back, or start a new "
+                            "run")
         return self.augmentation.stored(self.frame)(pixels)

@@ -1,7 +1,7 @@
 """Utterances as a torch data set: waveform and label text, changed a little from epoch to epoch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from stoker.data import epochs
+from stoker.config import UserError
 from stoker.data.speech import audio
 from stoker.data.speech.decoded import Decoded, as_float, as_int16, digest
 from stoker.data.speech.recordings import Utterance
@@ -81,8 +82,12 @@ def _loudness(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples)))) if len(samples) else 0.0
 
 
-class Clips(epochs.Rows[Clip]):
-    """Utterances. Without `decoded`, files are read whenever a row is asked for."""
+class Clips(Dataset[Clip]):
+    """Item i is row i % len in epoch i // len, so that each epoch may hear it otherwise: what is changed is a function
+    of (seed, epoch, row). Asked for rows alone, it gives those of epoch 0.
+
+    Without `decoded`, files are read whenever a row is asked for.
+    """
 
     def __init__(self, utterances: Sequence[Utterance], *, decoded: Decoded | None = None,
                  augmentation: Augmentation = Augmentation(), seed: int = 0):
@@ -92,10 +97,17 @@ class Clips(epochs.Rows[Clip]):
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def row(self, row: int, epoch: int) -> Clip:
+    def __iter__(self) -> Iterator[Clip]:
+        """The rows of epoch 0; without it a loop would never end."""
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, index: int) -> Clip:
+        if index < 0:
+            raise IndexError(f"row {index}")
+        epoch, row = divmod(index, len(self.utterances))
         samples = self.samples(row)
         if self.augmentation != Augmentation():
-            samples = self.augmentation(samples, self.draw(row, epoch))
+            samples = self.augmentation(samples, np.random.default_rng((self.seed, epoch, row)))
         return Clip(torch.from_numpy(samples), self.utterances[row].text, row, epoch)
 
     def samples(self, row: int) -> np.ndarray:
@@ -106,7 +118,8 @@ class Clips(epochs.Rows[Clip]):
         try:
             samples = as_int16(audio.read(utterance.path))  # the same bits, kept or not
         except audio.AudioError as error:
-            raise epochs.unreadable(utterance.path, error) from error
+            raise UserError(f"{utterance.path} {error}; it was all right when the data were checked") from error
         if self.decoded and digest(samples) != self.decoded.facts[utterance.path].digest:
-            raise epochs.changed(utterance.path)
+            raise UserError(f"{utterance.path} has changed since the data were checked: put the old file back, or "
+                            "start a new run")
         return as_float(samples)

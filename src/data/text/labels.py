@@ -3,7 +3,7 @@
 Both are tokenizers (`data.tokenizers`), kept as tokenizer.json; the end of a text serves as CTC's blank.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from stoker.data.text.corpus import END_OF_TEXT
@@ -30,6 +30,18 @@ def _characters(texts: Sequence[str]) -> str:
     library.decoder = decoders.Fuse()
     library.add_special_tokens([END_OF_TEXT])
     return library.to_str(pretty=True)
+
+
+def unspelled(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """Characters of texts that have no label; blanks are left out."""
+    letters = [letter for letter in sorted(set().union(*texts)) if letter.strip()]
+    return [letter for letter, ids in zip(letters, tokenizer.encode_batch(letters)) if tokenizer.decode(ids) != letter]
+
+
+def most_labels(tokenizer: Tokenizer, length: int) -> int:
+    """Of a text of so many characters: where labels are not characters they may be bytes, up to four to one."""
+    spelled = [tokenizer.decode([label]) for label in range(tokenizer.vocab_size) if label != tokenizer.end_of_text]
+    return length if all(len(each) == 1 and each != "\ufffd" for each in spelled) else 4 * length
 
 
 def aligned_length(labels: Sequence[int]) -> int:

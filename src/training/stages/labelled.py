@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stoker import files
 from stoker.config import UserError, opt
@@ -11,21 +11,14 @@ from stoker.training.core.figures import Batch
 from stoker.training.core.stage import Stage
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from stoker.data.loader import Order
     from stoker.data.text.tokenizers import Tokenizer
     from stoker.training.core.pretrained import Pretrained
 
 KINDS = ("chars", "bpe")
 TOKENIZER = "tokenizer.json"  # in a run's folder, and beside exported weights
-T = TypeVar("T")
-R = TypeVar("R", covariant=True)
-
-
-class Rows(Protocol[R]):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> R: ...
 
 
 class Tokenized(Stage):
@@ -88,6 +81,20 @@ class Labelled(Tokenized):
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
 
+    def ctc_texts(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
+        """What a CTC head reads in (B, T, V), of which so many frames count (B,): the likeliest label of each."""
+        from stoker.model import ctc
+
+        return [self.tokenizer.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.tokenizer.end_of_text)]
+
+    def order_by_length(self, lengths: Sequence[float], most: float) -> "Order":
+        """Batches of training rows of like length; with padding they have `most` of it, 0: as many rows as usual."""
+        from stoker.data.loader import LengthOrder
+
+        cfg = self.cfg
+        return LengthOrder(len(lengths), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, lengths=tuple(lengths),
+                           batch_length=most)
+
     # -- exported weights ---------------------------------------------------------------------------------------
 
     def described(self) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def vocabulary(default: int) -> Any:
     return opt(default, "vocabulary size of the bpe", ge=257, le=100000)
 
 
-def evenly(rows: Rows[T], most: int) -> list[T]:
+def evenly(rows: Any, most: int) -> list[Any]:
     """Up to so many rows, evenly spread over all."""
     return [rows[row] for row in range(0, len(rows), -(-len(rows) // most))]
 
