@@ -5,7 +5,7 @@
 Lines of the set `lines`, printed here. A step is the trainer's own, its data read, augmented and padded, without
 monitors; the products are those of the linear layers, the strided convolutions and the encoder's attention of the very
 same batches, forward and backward, into memory that is there already, nothing between them. Step and products in turn.
-Reading is that of read.sh, of lines in memory, by a model that has learned nothing and is made to write 32 units on
+Reading is that of read.sh, of lines in memory, by a model that has learned nothing and is made to write 32 labels on
 each line; against the products of the forward passes.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
             reader = LineReader(pretrained.find(folder, stage.name), torch.device("cpu"))
         reader.stage.cfg.max_text_length = LENGTH
         with torch.no_grad():
-            end = reader.stage.units.end_of_text  # never the likeliest
+            end = reader.stage.tokenizer.end_of_text  # never the likeliest
             reader.model.decoder.embedding.weight[end], reader.model.head.bias[end] = 0, -100
         rows = stage.dataset("validation")
         middle = len(rows) // 2  # they stand in the order of their widths

@@ -86,7 +86,7 @@ def open_up(trainer: Trainer, *, monitors: bool = True) -> None:
     if not monitors:
         for listeners in trainer.events.listeners.values():
             listeners.clear()
-    trainer._build()
+    trainer._build(fresh=True)
     trainer._open_data()
     trainer._emit("on_start")
 

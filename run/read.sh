@@ -5,7 +5,7 @@
 #
 #   PICTURE          PNG, JPEG, WebP, of any size, one line of text each; a folder: all in it; -: one on standard input
 #
-#   --beam N         search for the likeliest text with N at a time (default 1: the likeliest unit at each place)
+#   --beam N         search for the likeliest text with N at a time (default 1: the likeliest label at each place)
 #   --json           a line of JSON for each picture: text, confidence, and words with theirs
 #   --model RUN      a run (its name, the beginning of it, its PID or its folder, also while it trains), a snapshot or a
 #                    model folder (default: the newest finished run of run_train_ocr.sh)

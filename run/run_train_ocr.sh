@@ -6,7 +6,7 @@
 #   --preset NAME               nano, tiny, small or medium (default: none, see train_ocr.py --help)
 #   --dataset NAME              lines (printed here in many typefaces), mjsynth, a CSV file of image,text, or a folder or
 #                               TAR archive of pictures with a manifest (default lines)
-#   --init_from RUN             begin with the weights and the units of a run of this stage
+#   --init_from RUN             initialize from the weights and the labels of a run of this stage
 #   --ignore_case               score without case
 #   --epochs N                  passes through the data (default 20)
 #   --batch_size N              lines in a batch (default 32)

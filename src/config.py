@@ -7,6 +7,7 @@ help line. Standard library only: `--help` answers on a machine where nothing is
 
 import dataclasses
 import difflib
+import inspect
 import json
 import os
 import re
@@ -106,6 +107,12 @@ def names(cls: type) -> dict[str, list[str]]:
         for known in (name, *spec.aliases):
             table.setdefault(known, []).append(name)
     return table
+
+
+def select(kind: type[C], config: Any) -> C:
+    """An object of a dataclass, from the options that have the names of its fields."""
+    return kind(**{field.name: getattr(config, field.name)
+                   for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def listed(text: str) -> list[str]:
@@ -398,7 +405,7 @@ def check(config: Any, invalid: Collection[str] = ()) -> list[str]:
             found.append(f"--{name}: {value!r} is none of {', '.join(spec.choices)}{_nearest(value, spec.choices)}")
             wrong.add(name)
     for group in type(config).__mro__:
-        if "problems" in vars(group) and not wrong & vars(group).get("__annotations__", {}).keys():
+        if "problems" in vars(group) and not wrong & inspect.get_annotations(group).keys():
             found += vars(group)["problems"](config)
     return found
 
@@ -425,7 +432,7 @@ def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str) -
     lines += _entry("--config FILE", "values from a JSON file (partial; // comments allowed); flags win over it")
     table = fields(cls)
     for group in reversed(cls.__mro__):
-        own = [name for name in vars(group).get("__annotations__", {}) if name in table]
+        own = [name for name in inspect.get_annotations(group) if name in table]
         if own:
             lines += ["", (group.__doc__ or group.__name__).splitlines()[0].rstrip(".") + ":"]
             for name in own:

@@ -3,9 +3,9 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stoker import command, config
 from stoker.config import UserError, opt
@@ -13,6 +13,9 @@ from stoker.data import splits
 from stoker.data.pictures import images, table
 from stoker.data.sources import archives, hub, names
 from stoker.data.speech import recordings
+
+if TYPE_CHECKING:
+    from stoker.data.check import Report
 
 DONE, REFUSED_ROWS = 0, 1
 DOWNLOADS = {"text": "wikitext", "audio_asr": "librispeech-100", "image": "coco-captions", "ocr": "mjsynth"}
@@ -30,7 +33,7 @@ class Check:
     held_out: str = opt("", "speakers, or groups, to validate by, separated by commas")
     valid_share: float = opt(splits.SHARE, "share of the pictures to validate by where no split is named", gt=0, le=0.5)
     group_by: str = opt("", "a regular expression: what it, or its first group, matches in a path is a group")
-    shared_texts: bool | None = opt(None, "texts that are judged by may be trained on")
+    shared_texts: bool | None = opt(None, "texts of the validation set may be trained on")
     max_text_length: int | None = opt(None, "longest text, in characters", ge=1)
     max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms", ge=1)
     downsample_time: int = opt(4, "frames of 10 ms to one of the model: 2, 4 or 8", ge=1)
@@ -106,22 +109,24 @@ def _check_speech(cfg: Check, data: str) -> int:
     found = recordings.read(data, held_out=config.listed(cfg.held_out), shared_texts=bool(cfg.shared_texts))
     frames = 100 / cfg.downsample_time * cfg.head_frames
     _, _, report = examined(found, keep=False, limits=Limits(
-        cfg.max_mel_length, cfg.max_text_length or LONGEST, labels=lambda text: [ord(letter) for letter in text],
+        max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length or LONGEST,
+        labels=lambda text: [ord(letter) for letter in text],
         frames=lambda samples: head_frames(samples, cfg.downsample_time, cfg.head_frames)))
     _say(*report.lines())
     print(f"CTC is asked to put a character in a frame of 1/{frames:g} s (--downsample_time {cfg.downsample_time} "
           f"--head_frames {cfg.head_frames})")
-    return _rows_told([*report.refused, *report.clipped], bool(report.refused))
+    return _listed(report)
 
 
 def _check_pictures(cfg: Check, data: str, modality: str) -> int:
     from stoker.data.pictures.check import Limits, examined
 
-    limits = Limits(cfg.min_side, cfg.max_side, max_text_length=cfg.max_text_length or 0)
+    limits = Limits(min_side=cfg.min_side, max_side=cfg.max_side, max_text_length=cfg.max_text_length or 0)
     if modality == "ocr":
-        limits = Limits(cfg.min_side, cfg.max_side, cfg.max_width, cfg.image_height, cfg.max_text_length or LONGEST,
-                        lines=True, labels=lambda text: [ord(letter) for letter in text],
-                        columns=lambda width: -(-width // PIXELS_A_COLUMN))
+        limits = replace(limits, max_width=cfg.max_width, height=cfg.image_height, lines=True,
+                         max_text_length=cfg.max_text_length or LONGEST,
+                         labels=lambda text: [ord(letter) for letter in text],
+                         columns=lambda width: -(-width // PIXELS_A_COLUMN))
     found = table.read(data, template="" if modality == "ocr" else "{}", group_by=cfg.group_by,
                           held_out=config.listed(cfg.held_out), share=cfg.valid_share,
                           shared_texts=cfg.shared_texts is not False)
@@ -130,13 +135,13 @@ def _check_pictures(cfg: Check, data: str, modality: str) -> int:
     if modality == "ocr":
         print(f"CTC is asked to put a character in {PIXELS_A_COLUMN} columns of pixels (--image_height "
               f"{cfg.image_height})")
-    return _rows_told(report.refused, bool(report.refused))
+    return _listed(report)
 
 
-def _rows_told(rows: Sequence[tuple[str, str, str]], refused: bool) -> int:
-    for row in rows:
+def _listed(report: "Report") -> int:
+    for row in report.named():
         print("\t".join(map(config.printable, row)))
-    return REFUSED_ROWS if refused else DONE
+    return REFUSED_ROWS if report.refused else DONE
 
 
 def _say(*lines: str) -> None:

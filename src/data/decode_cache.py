@@ -6,16 +6,16 @@ Remembered for as long as their names, sizes and times are the same.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from stoker import files
-from stoker.data import blocks, cache
+from stoker.data import blocks, cache, made
 from stoker.data.blocks import Numbers
 from stoker.data.loader import evaluation_batches
 from stoker.progress import tracked
@@ -34,19 +34,31 @@ class Found(Protocol):
     def count(self) -> int:
         """How many numbers of it are kept."""
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its content, decoded."""
+
 
 F = TypeVar("F", bound=Found)
+E = TypeVar("E", bound="Entries[Any]")
 Read = tuple[F, np.ndarray]
 
 
 class Entries(Generic[F]):
-    """Facts by path, and the numbers where they are kept."""
+    """Facts by path, and the numbers where they are kept: those of a `kind`, these of a `dtype`."""
+
+    kind: ClassVar[type]
+    dtype: ClassVar[type[np.generic]]
 
     def __init__(self, facts: Sequence[F], kept: Numbers | None):
         self.facts = {fact.path: fact for fact in facts}
         self._kept = kept
         ends = np.cumsum([fact.count for fact in facts])
         self._places = {fact.path: (end - fact.count, end) for fact, end in zip(facts, ends.tolist())}
+
+    def fingerprint(self) -> str:
+        """Of the contents alone: where the files lie makes no difference."""
+        return hashlib.sha256("".join(fact.digest for fact in self.facts.values()).encode()).hexdigest()
 
     def numbers(self, path: str) -> np.ndarray | None:
         """(count,), as they were kept; None where they were not. Raises Damaged."""
@@ -56,40 +68,54 @@ class Entries(Generic[F]):
         return self._kept[start:end]
 
 
-def read(reading: Dataset[Read[F]], kind: type[F], where: Path, *, key: Any, dtype: type[np.generic], keep: bool,
-         what: str, otherwise: str) -> Entries[F]:
-    """Item i of `reading` is (fact, numbers) of file i. `key` is all that decides what comes of it; `where` the folder
-    of the cache, `what` is done and `otherwise` the option that needs no room, both for people. Raises UserError where
-    there is no room."""
+class Files(Dataset[Read[F]]):
+    """Item i is what `decode` returns of file i. Raises Damaged where a file that was made here is not as it was made.
+    """
+
+    def __init__(self, paths: Sequence[str], decode: Callable[[str], Read[F]]):
+        self.paths, self.decode = paths, decode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Read[F]:
+        made.verify(self.paths[index])
+        return self.decode(self.paths[index])
+
+
+def read(entries: type[E], paths: Sequence[str], decode: Callable[[str], Read[Any]], where: Path, *, key: Any,
+         keep: bool, what: str, otherwise: str) -> E:
+    """What `decode` returns of each file: (fact, numbers). `key` covers everything that this depends on; `where` is the
+    folder of the cache, `what` is done and `otherwise` the option that needs no room, both for people. Raises UserError
+    where there is no room."""
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     note, kept = where / f"{name}.note", where / f"{name}.bin" if keep else None
     with cache.room(where, otherwise=otherwise), files.locked(note.with_suffix(".lock")):
         files.tidy(where)
-        if (found := _remembered(note, kept, kind, dtype)) is None:
-            _build(reading, note, kept, what)
-            found = _remembered(note, kept, kind, dtype)
+        if (found := _remembered(entries, note, kept)) is None:
+            _build(Files(paths, decode), note, kept, what)
+            found = _remembered(entries, note, kept)
     assert found is not None, note
     return found
 
 
-def _remembered(note: Path, kept: Path | None, kind: type[F], dtype: type[np.generic]) -> Entries[F] | None:
+def _remembered(entries: type[E], note: Path, kept: Path | None) -> E | None:
     """None where the facts, or the numbers to be kept, are not there, or damaged."""
     if (content := cache.read(note)) is None:
         return None
     known = json.loads(content)
-    facts = [kind(**each) for each in known["facts"]]
+    facts = [entries.kind(**each) for each in known["facts"]]
     if not kept:
-        return Entries(facts, None)
-    numbers = blocks.opened(kept, dtype, sum(fact.count for fact in facts), known["blocks"])
-    return None if numbers is None else Entries(facts, numbers)
+        return entries(facts, None)
+    numbers = blocks.opened(kept, entries.dtype, sum(fact.count for fact in facts), known["blocks"])
+    return None if numbers is None else entries(facts, numbers)
 
 
-def _build(reading: Dataset[Read[F]], note: Path, kept: Path | None, what: str) -> None:
+def _build(reading: Files[F], note: Path, kept: Path | None, what: str) -> None:
     facts: list[F] = []
 
     def contents() -> Iterator[bytes]:
-        size = len(reading)  # type: ignore[arg-type]
-        for fact, numbers in tracked(_each(reading, size), what, size, "files"):
+        for fact, numbers in tracked(_each(reading), what, len(reading), "files"):
             facts.append(fact)
             yield numbers.tobytes() if kept else b""
 
@@ -102,7 +128,7 @@ def _build(reading: Dataset[Read[F]], note: Path, kept: Path | None, what: str) 
     cache.write(note, json.dumps({"facts": list(map(asdict, facts)), "blocks": digests}))  # type: ignore[arg-type]
 
 
-def _each(reading: Dataset[Read[F]], size: int) -> Iterator[tuple[int, Read[F]]]:
-    workers = min(8, len(os.sched_getaffinity(0))) if size >= WORTH_WORKERS else 0
+def _each(reading: Files[F]) -> Iterator[tuple[int, Read[F]]]:
+    workers = min(8, len(os.sched_getaffinity(0))) if len(reading) >= WORTH_WORKERS else 0
     for part in evaluation_batches(reading, list, FILES_AT_ONCE, workers):
         yield from ((1, each) for each in part)

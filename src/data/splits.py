@@ -4,8 +4,8 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from stoker.config import UserError
 
@@ -57,6 +57,28 @@ def held_out(rows: Sequence[T], group: Callable[[T], str], chosen: Collection[st
     if not known.keys() - set(chosen):
         raise UserError(f"--held_out names all the {kind}s of {name}: leave some to train on")
     return _by(rows, group, chosen)
+
+
+def divided(found: Mapping[str, Sequence[T]], group: Callable[[T], str], otherwise: Callable[[T], str],
+            chosen: Collection[str], *, name: str, kind: str, share: float = SHARE) -> dict[str, list[T]]:
+    """The same rows with a validation split: those of the groups that `--held_out` names; else the one that the data
+    name; else whole groups, or, where these are not known, what `otherwise` parts. Raises UserError."""
+    splits = {split: list(rows) for split, rows in found.items()}
+    pool = splits.pop("train", [])
+    if chosen:
+        pool += splits.pop("validation", [])
+        pool, splits["validation"] = held_out(pool, group, chosen, name=name, kind=kind)
+    elif "validation" not in splits:
+        groups = set(map(group, pool))
+        pool, splits["validation"] = parted(pool, group if len(groups - {""}) > 1 and "" not in groups else otherwise,
+                                            share)
+    return {"train": pool, **{split: splits[split] for split in SPLITS if split in splits}}
+
+
+def without_shared_texts(splits: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """The training rows whose texts are in no other split."""
+    evaluated = {each.text for split, rows in splits.items() if split != "train" for each in rows}
+    return [each for each in splits["train"] if each.text not in evaluated]
 
 
 def _by(rows: Sequence[T], group: Callable[[T], str], chosen: Collection[str]) -> tuple[list[T], list[T]]:

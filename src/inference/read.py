@@ -1,6 +1,5 @@
 """Reads lines of text in pictures. Standard output carries the texts and nothing else."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stoker import command, config
-from stoker.config import UserError, opt
+from stoker.config import opt
 from stoker.data.pictures import images
 from stoker.inference import trained
 from stoker.training.core import pretrained
@@ -38,7 +37,7 @@ or, for -, in one that comes from standard input."""
 class Config:
     """How"""
 
-    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest unit at each place)",
+    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest label at each place)",
                     ge=1, le=1000)
     json: bool = opt(False, "a line of JSON for each picture: text, confidence, and words with theirs")
     model: str = opt("newest", "a run of run_train_ocr.sh, also one that still trains, a snapshot or a model folder; "
@@ -54,9 +53,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _work(cfg: Config, words: list[str], only_check: bool) -> int:
-    if not words:
-        raise UserError("which picture? give files, folders, or - for standard input")
-    paths = list(trained.files(words, images.SUFFIXES, "picture"))
+    paths = trained.inputs(words, images.SUFFIXES, "picture")
     source = trained.found(cfg.model, STAGE, "reads")
     return 0 if only_check else _read(cfg, source, paths)
 
@@ -65,28 +62,14 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 
 
 def _read(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
-    """Exit code 1 where some of the pictures could not be read; each is told."""
     trained.require_torch("read")
     from stoker.training.core import device as devices
 
     reader = LineReader(source, devices.choose(cfg.device))
     trained.note(f"{source}; {trained.scored(source, ('cer', 'wer', 'exact'))}")
-    unread = 0
-    for part in (paths[start:start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)):
-        lines: list[tuple[str, Tensor]] = []
-        for path in part:
-            try:
-                lines.append((path, reader.open(path)))
-            except images.ImageError as error:
-                config.complain([f"{path} {error}"])
-                unread += 1
-        for (path, _), found in zip(lines, reader.read([pixels for _, pixels in lines], cfg.beam)):
-            if cfg.json:
-                trained.tell(json.dumps({"file": path, **found}, ensure_ascii=False))
-            else:
-                before = [path] if len(paths) > 1 else []
-                trained.tell("\t".join([*before, found["text"], f"{found['confidence']:.1%}"]))
-    return 1 if unread else 0
+    return trained.answer(paths, reader.open, images.ImageError, lambda lines: reader.read(lines, cfg.beam),
+                          lambda found: [f"{found['text']}\t{found['confidence']:.1%}"], as_json=cfg.json,
+                          at_once=AT_ONCE)
 
 
 class LineReader:
@@ -102,9 +85,7 @@ class LineReader:
 
     def open(self, path: str) -> "Tensor":
         """(1, H, W) uint8, in the model's frame; tells what will hardly be read. Raises images.ImageError."""
-        from stoker.data.pictures import resized
-
-        pixels = self.frame(resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path))
+        pixels = self.frame(trained.picture(path))
         if pixels.shape[2] > WIDEST * self.stage.cfg.max_width:
             raise images.ImageError(f"is {pixels.shape[2]:,} pixels wide at a height of {pixels.shape[1]}, up to "
                                     f"{WIDEST * self.stage.cfg.max_width:,} can be read: cut it into lines")
@@ -140,10 +121,11 @@ class LineReader:
     def _told(self, written: "Written") -> dict[str, Any]:
         from stoker.data.text.labels import words
 
-        units = self.stage.units
+        tokenizer = self.stage.tokenizer
         found = [{"word": word, "confidence": _likely(costs)}
-                 for word, costs in words(units, list(zip(written.tokens, written.log_probs)))]
-        return {"text": units.decode(written.tokens).strip(), "confidence": _likely(written.log_probs), "words": found}
+                 for word, costs in words(tokenizer, list(zip(written.tokens, written.log_probs)))]
+        text = tokenizer.decode(written.tokens).strip()
+        return {"text": text, "confidence": _likely(written.log_probs), "words": found}
 
 
 def _alike(widths: Sequence[int]) -> Iterator[list[int]]:

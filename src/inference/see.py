@@ -58,9 +58,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _work(cfg: Config, words: list[str], only_check: bool) -> int:
-    if not words:
-        raise UserError("which picture? give files, folders, or - for standard input")
-    paths = list(trained.files(words, images.SUFFIXES, "picture"))
+    paths = trained.inputs(words, images.SUFFIXES, "picture")
     source = trained.found(cfg.model, STAGE, "sees")
     proposed = _proposed(cfg, source)
     return 0 if only_check else _see(cfg, source, proposed, paths)
@@ -103,32 +101,17 @@ def _known(source: Pretrained) -> dict[str, str]:
 
 
 def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Sequence[str]) -> int:
-    """Exit code 1 where some of the pictures could not be read; each is told."""
     trained.require_torch("see")
     from stoker.training.core import device as devices
 
     viewer = Viewer(source, devices.choose(cfg.device), proposed)
     trained.note(f"{source}; {trained.scored(source, ('acc', 'label_acc', 'text_recall_5'))}")
-    unread = 0
-    for part in (paths[start:start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)):
-        pictures: list[tuple[str, Tensor]] = []
-        for path in part:
-            try:
-                pictures.append((path, viewer.read(path)))
-            except images.ImageError as error:
-                config.complain([f"{path} {error}"])
-                unread += 1
-        for (path, _), answers in zip(pictures, viewer.see([pixels for _, pixels in pictures], cfg.top_k)):
-            _report(path if len(paths) > 1 else "", path, answers, as_json=cfg.json)
-    return 1 if unread else 0
+    return trained.answer(paths, viewer.read, images.ImageError, lambda pictures: viewer.see(pictures, cfg.top_k),
+                          _lines_of, as_json=cfg.json, at_once=AT_ONCE)
 
 
-def _report(before: str, path: str, answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        trained.tell(json.dumps({"file": path, "answers": answers}, ensure_ascii=False))
-        return
-    for answer in answers:
-        trained.tell("\t".join([*([before] if before else []), answer["text"], f"{answer['probability']:.1%}"]))
+def _lines_of(found: Mapping[str, Any]) -> list[str]:
+    return [f"{answer['text']}\t{answer['probability']:.1%}" for answer in found["answers"]]
 
 
 class Viewer:
@@ -142,21 +125,19 @@ class Viewer:
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.device, self.answers = device, list(proposed)
         self.frame = Frame(stage.cfg.image_size, stage.cfg.image_size, str(source.options.get("fit", "crop")))
-        pieces = stage.pieces(list(proposed.values()))
-        if silent := [caption for caption, ids in zip(proposed.values(), pieces) if not len(ids)]:
+        tokens = stage.captions(list(proposed.values()))
+        if silent := [caption for caption, ids in zip(proposed.values(), tokens) if not len(ids)]:
             raise UserError(f"{silent[0]!r} has nothing in it that this model can read: say it otherwise")
-        batch = stage.tokens(pieces)
+        batch = stage.tokens(tokens)
         with torch.no_grad():
             self.captions = self.model.captions(batch["tokens"].to(device), batch["lengths"].to(device))
 
     def read(self, path: str) -> "Tensor":
         """(3, H, W) uint8, in the model's frame. Raises images.ImageError."""
-        from stoker.data.pictures import resized
+        return self.frame(trained.picture(path))
 
-        return self.frame(resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path))
-
-    def see(self, pictures: "Sequence[Tensor]", top_k: int) -> Iterator[list[dict[str, Any]]]:
-        """For each, in the order of their probabilities: {"text", "probability", "cosine"}."""
+    def see(self, pictures: "Sequence[Tensor]", top_k: int) -> Iterator[dict[str, Any]]:
+        """For each {"answers": [{"text", "probability", "cosine"}]}, in the order of their probabilities."""
         import torch
 
         if not pictures:
@@ -167,8 +148,8 @@ class Viewer:
             probabilities, cosines = self.model.probabilities(logits).cpu(), (seen @ self.captions.T).cpu()
         for likely, near in zip(probabilities, cosines):
             best = likely.argsort(descending=True)[:top_k].tolist()
-            yield [{"text": self.answers[i], "probability": round(float(likely[i]), 4),
-                    "cosine": round(float(near[i]), 4)} for i in best]
+            yield {"answers": [{"text": self.answers[i], "probability": round(float(likely[i]), 4),
+                                "cosine": round(float(near[i]), 4)} for i in best]}
 
 
 if __name__ == "__main__":

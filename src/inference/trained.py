@@ -1,19 +1,26 @@
-"""What the commands that use trained models share: their command line, which model, how well it did, which files."""
+"""What the commands that use trained models share: their command line, which model, how well it did, which files, and
+what is printed of each."""
 
 import importlib.util
+import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stoker import config
 from stoker.config import UserError
+from stoker.data.pictures import images
 from stoker.files import hint
 from stoker.training.core import pretrained
 from stoker.training.core.pretrained import Pretrained
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 def command(cls: type[C], usage: str, argv: Sequence[str], work: Callable[[C, list[str], bool], int]) -> int:
@@ -67,6 +74,46 @@ def files(words: Sequence[str], suffixes: Collection[str], what: str) -> Iterato
             problems.append(f"{word}: there is no such file or folder")
     if problems:
         raise UserError(*problems)
+
+
+def inputs(words: Sequence[str], suffixes: Collection[str], what: str) -> list[str]:
+    """What is to be read: as `files`. Raises UserError where nothing is named."""
+    if not words:
+        raise UserError(f"which {what}? give files, folders, or - for standard input")
+    return list(files(words, suffixes, what))
+
+
+def answer(paths: Sequence[str], read: Callable[[str], T], error: type[Exception],
+           answers: Callable[[list[T]], Iterable[dict[str, Any]]], lines: Callable[[dict[str, Any]], Iterable[str]], *,
+           as_json: bool, at_once: int = 1) -> int:
+    """Print what a model answers to each file: as a line of JSON, or as `lines`, after its path where there are
+    several. The exit code: 1 where some of the files could not be read, which is reported.
+
+    `read` opens one, or raises `error`; `answers` are the model's to as many as were read of `at_once`.
+    """
+    unread = 0
+    for part in (paths[start:start + at_once] for start in range(0, len(paths), at_once)):
+        opened: list[tuple[str, T]] = []
+        for path in part:
+            try:
+                opened.append((path, read(path)))
+            except error as problem:
+                config.complain([f"{path} {problem}"])
+                unread += 1
+        for (path, _), found in zip(opened, answers([content for _, content in opened])):
+            if as_json:
+                tell(json.dumps({"file": path, **found}, ensure_ascii=False))
+                continue
+            for line in lines(found):
+                tell(line if len(paths) == 1 else f"{path}\t{line}")
+    return 1 if unread else 0
+
+
+def picture(path: str) -> "Tensor":
+    """(3, H, W) uint8; - reads standard input. Raises images.ImageError."""
+    from stoker.data.pictures import resized
+
+    return resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path)
 
 
 def tell(line: str) -> None:

@@ -1,14 +1,13 @@
 """Writes down what is said in sound files. Standard output carries the transcripts and nothing else."""
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stoker import command, config
-from stoker.config import UserError, opt
+from stoker import command
+from stoker.config import opt
 from stoker.data.speech import audio
 from stoker.inference import trained
 from stoker.training.core import pretrained
@@ -35,7 +34,7 @@ class Config:
     model: str = opt("newest", "a run of run_train_audio_enc.sh, also one that still trains, a snapshot or a model "
                      "folder; newest: the newest finished run")
     json: bool = opt(False, "a line of JSON for each file: text, confidence, and words with their times in seconds")
-    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest unit of a frame)", ge=1,
+    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest label of a frame)", ge=1,
                     le=1000)
     window_seconds: float = opt(10.0, "a longer recording is heard in windows of this length", ge=1)
     overlap_seconds: float = opt(2.0, "by which windows overlap", ge=0)
@@ -54,9 +53,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _work(cfg: Config, words: list[str], only_check: bool) -> int:
-    if not words:
-        raise UserError("which sound? give files, folders, or - for standard input")
-    paths = list(trained.files(words, audio.SUFFIXES, "sound"))
+    paths = trained.inputs(words, audio.SUFFIXES, "sound")
     source = trained.found(cfg.model, STAGE, "hears")
     return 0 if only_check else _transcribe(cfg, source, paths)
 
@@ -65,26 +62,13 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
 
 
 def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
-    """Exit code 1 where some of the files could not be read; each is told."""
     trained.require_torch("transcribe")
     from stoker.training.core import device as devices
 
     listener = Listener(source, devices.choose(cfg.device))
     trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
-    unread = 0
-    for path in paths:
-        try:
-            samples = _read(path)
-        except audio.AudioError as error:
-            config.complain([f"{path} {error}"])
-            unread += 1
-            continue
-        found = listener.hear(samples, cfg)
-        if cfg.json:
-            trained.tell(json.dumps({"file": path, **found}, ensure_ascii=False))
-        else:
-            trained.tell(found["text"] if len(paths) == 1 else f"{path}\t{found['text']}")
-    return 1 if unread else 0
+    return trained.answer(paths, _read, audio.AudioError, lambda sounds: [listener.hear(each, cfg) for each in sounds],
+                          lambda found: [found["text"]], as_json=cfg.json)
 
 
 def _read(path: str) -> "np.ndarray":
@@ -105,17 +89,17 @@ class Listener:
 
     def __init__(self, source: Pretrained, device: Any):
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
-        self.units, self.device = stage.units, device
+        self.tokenizer, self.device = stage.tokenizer, device
 
     def hear(self, samples: "np.ndarray", cfg: Config) -> dict[str, Any]:
         """{"seconds", "text", "confidence", "words": [{"word", "start", "end", "confidence"}]}; times in seconds,
-        confidences between 0 and 1: the mean probability of the units, in the frames in which they stand."""
+        confidences between 0 and 1: the mean probability of the labels, in the frames in which they stand."""
         import torch
 
         from stoker.data.text.labels import words
         from stoker.model import ctc
 
-        blank = self.units.end_of_text
+        blank = self.tokenizer.end_of_text
         heard = self.model.log_probs(torch.from_numpy(samples).to(self.device), window_seconds=cfg.window_seconds,
                                      overlap_seconds=cfg.overlap_seconds).cpu()
         if cfg.beam > 1:
@@ -123,9 +107,10 @@ class Listener:
         else:
             labels = ctc.greedy(heard[None], torch.tensor([len(heard)]), blank=blank)[0]
         spans = ctc.align(heard.numpy(), labels, blank=blank)
+        spelled = words(self.tokenizer, [(span.label, span) for span in spans])
         found = [{"word": word, "start": self._seconds(of[0].start), "end": self._seconds(of[-1].end),
-                  "confidence": _mean(of)} for word, of in words(self.units, [(span.label, span) for span in spans])]
-        return {"seconds": round(len(samples) / audio.RATE, 3), "text": " ".join(self.units.decode(labels).split()),
+                  "confidence": _mean(of)} for word, of in spelled]
+        return {"seconds": round(len(samples) / audio.RATE, 3), "text": " ".join(self.tokenizer.decode(labels).split()),
                 "confidence": _mean(spans), "words": found}
 
     def _seconds(self, frame: int) -> float:

@@ -1,6 +1,6 @@
 """Connectionist temporal classification (Graves et al. 2006): the loss, what was said, when, and what may come next.
 
-Axes: B batch, T frames, V units, one of them the blank; L labels of an utterance.
+Axes: B batch, T frames, V labels, one of them the blank; L labels of an utterance.
 """
 
 import math
@@ -37,7 +37,7 @@ def greedy(logits: Tensor, lengths: Tensor, *, blank: int) -> list[list[int]]:
     """The labels of the likeliest alignment of each utterance: (B, T, V), (B,) -> B times L."""
     best = logits.argmax(-1).cpu()
     rows = (torch.unique_consecutive(row[:length]).tolist() for row, length in zip(best, lengths.tolist()))
-    return [[unit for unit in row if unit != blank] for row in rows]
+    return [[label for label in row if label != blank] for row in rows]
 
 
 def beam_search(log_probs: np.ndarray, *, blank: int, width: int = 16,
@@ -45,14 +45,14 @@ def beam_search(log_probs: np.ndarray, *, blank: int, width: int = 16,
     """The likeliest labels of one utterance, (T, V) -> up to `width` pairs of labels and their log probability.
 
     Prefix beam search (Hannun et al. 2014, arXiv:1408.2873), without a language model: all alignments of the same
-    labels count together. `width` prefixes are kept at each frame, the `candidates` likeliest units may follow them.
+    labels count together. `width` prefixes are kept at each frame, the `candidates` likeliest labels may follow them.
     With both large enough it is exact.
     """
     tree, beams = _Prefixes(), {0: (0.0, IMPOSSIBLE)}
     for frame in log_probs:
         scores = frame.tolist()
-        units = [unit for unit in np.argsort(-frame, kind="stable")[:candidates].tolist() if unit != blank]
-        beams = dict(sorted(_extended(tree, beams, scores, units, blank).items(), key=_likelihood)[:width])
+        labels = [label for label in np.argsort(-frame, kind="stable")[:candidates].tolist() if label != blank]
+        beams = dict(sorted(_extended(tree, beams, scores, labels, blank).items(), key=_likelihood)[:width])
     return [(tree.spelled(prefix), _sum(*ends)) for prefix, ends in beams.items()]
 
 
@@ -64,38 +64,38 @@ class _Prefixes:
         self._before = [-1]
         self._longer: dict[tuple[int, int], int] = {}
 
-    def longer(self, prefix: int, unit: int) -> int:
-        """A prefix and one more unit."""
-        known = self._longer.setdefault((prefix, unit), len(self.last))
+    def longer(self, prefix: int, label: int) -> int:
+        """A prefix and one more label."""
+        known = self._longer.setdefault((prefix, label), len(self.last))
         if known == len(self.last):
-            self.last.append(unit)
+            self.last.append(label)
             self._before.append(prefix)
         return known
 
     def spelled(self, prefix: int) -> list[int]:
-        units = []
+        labels = []
         while prefix:
-            units.append(self.last[prefix])
+            labels.append(self.last[prefix])
             prefix = self._before[prefix]
-        return units[::-1]
+        return labels[::-1]
 
 
-def _extended(tree: _Prefixes, beams: dict[int, tuple[float, float]], scores: list[float], units: list[int],
+def _extended(tree: _Prefixes, beams: dict[int, tuple[float, float]], scores: list[float], labels: list[int],
               blank: int) -> dict[int, tuple[float, float]]:
-    """Each prefix one frame on. Kept apart is how likely it ends in a blank, and in its last unit."""
+    """Each prefix one frame on. Kept apart is how likely it ends in a blank, and in its last label."""
     following: dict[int, tuple[float, float]] = {}
-    for prefix, (in_blank, in_unit) in beams.items():
-        either, last = _sum(in_blank, in_unit), tree.last[prefix]
-        blank_before, unit_before = following.get(prefix, (IMPOSSIBLE, IMPOSSIBLE))
-        stays = in_unit + scores[last] if prefix else IMPOSSIBLE
-        following[prefix] = _sum(blank_before, either + scores[blank]), _sum(unit_before, stays)
-        for unit in units:
-            before = in_blank if unit == last else either
+    for prefix, (in_blank, in_label) in beams.items():
+        either, last = _sum(in_blank, in_label), tree.last[prefix]
+        blank_before, label_before = following.get(prefix, (IMPOSSIBLE, IMPOSSIBLE))
+        stays = in_label + scores[last] if prefix else IMPOSSIBLE
+        following[prefix] = _sum(blank_before, either + scores[blank]), _sum(label_before, stays)
+        for label in labels:
+            before = in_blank if label == last else either
             if before == IMPOSSIBLE:  # twice the same, and no blank between
                 continue
-            longer = tree.longer(prefix, unit)
-            blank_before, unit_before = following.get(longer, (IMPOSSIBLE, IMPOSSIBLE))
-            following[longer] = blank_before, _sum(unit_before, before + scores[unit])
+            longer = tree.longer(prefix, label)
+            blank_before, label_before = following.get(longer, (IMPOSSIBLE, IMPOSSIBLE))
+            following[longer] = blank_before, _sum(label_before, before + scores[label])
     return following
 
 
@@ -137,24 +137,24 @@ def align(log_probs: np.ndarray, labels: Sequence[int], *, blank: int) -> list[S
 def _likeliest_states(log_probs: np.ndarray, labels: Sequence[int], blank: int) -> np.ndarray:
     """(T,): which of the 2 L + 1 states each frame is in. Label i is state 2 i + 1, blanks stand around the labels.
     Raises ValueError where there are too few frames."""
-    units = np.full(2 * len(labels) + 1, blank)
-    units[1::2] = labels
-    skips = np.zeros(len(units), dtype=bool)  # whether a state may follow the one before the last: no blank needed
-    skips[2:] = (units[2:] != blank) & (units[2:] != units[:-2])
-    score = np.full(len(units), IMPOSSIBLE)
+    outputs = np.full(2 * len(labels) + 1, blank)
+    outputs[1::2] = labels
+    skips = np.zeros(len(outputs), dtype=bool)  # whether a state may follow the one before the last: no blank needed
+    skips[2:] = (outputs[2:] != blank) & (outputs[2:] != outputs[:-2])
+    score = np.full(len(outputs), IMPOSSIBLE)
     score[0] = 0.0  # before the first frame: only the first blank and the first label can follow
-    steps = np.zeros((len(log_probs), len(units)), dtype=np.int8)
+    steps = np.zeros((len(log_probs), len(outputs)), dtype=np.int8)
     for t, frame in enumerate(log_probs):
         one, two = np.roll(score, 1), np.roll(score, 2)
         one[0] = IMPOSSIBLE
         two[~skips] = IMPOSSIBLE
         before = np.stack([score, one, two])
         steps[t] = before.argmax(0)
-        score = before.max(0) + frame[units]
+        score = before.max(0) + frame[outputs]
     if score[-2:].max() == IMPOSSIBLE:
         raise ValueError(f"{len(labels)} labels cannot be aligned with {len(log_probs)} frames")
     states = np.empty(len(log_probs), dtype=int)
-    state = len(units) - 1 if not labels or score[-1] >= score[-2] else len(units) - 2
+    state = len(outputs) - 1 if not labels or score[-1] >= score[-2] else len(outputs) - 2
     for t in range(len(log_probs) - 1, -1, -1):
         states[t] = state
         state -= int(steps[t, state])
@@ -164,11 +164,11 @@ def _likeliest_states(log_probs: np.ndarray, labels: Sequence[int], blank: int) 
 # -- beside a decoder -----------------------------------------------------------------------------------------------
 
 class PrefixScores:
-    """How likely texts that are written unit by unit go on with each unit, or end there, in the sum over all alignments
-    (Watanabe et al. 2017, doi:10.1109/JSTSP.2017.2763455, algorithm 2).
+    """How likely texts that are written label by label go on with each label, or end there, in the sum over all
+    alignments (Watanabe et al. 2017, doi:10.1109/JSTSP.2017.2763455, algorithm 2).
 
     K texts of each line are written side by side. What is kept of a text is how likely the first 0 to T frames are
-    aligned with all of it, apart for alignments whose last frame is a blank, and a unit (B, K, T + 1). Computed on the
+    aligned with all of it, apart for alignments whose last frame is a blank, and a label (B, K, T + 1). Computed on the
     CPU: a GPU's cumulated sums have no fixed order.
     """
 
@@ -179,7 +179,7 @@ class PrefixScores:
         self.log_probs, self.probs = log_probs * valid, log_probs.exp() * valid  # beyond its length a line only goes on
         self.beyond, self.blank, self.device = ~valid.mT, blank, logits.device
         self.in_blank = F.pad(self.log_probs[..., blank].cumsum(1), (1, 0))[:, None]
-        self.in_unit = torch.full_like(self.in_blank, IMPOSSIBLE)
+        self.in_label = torch.full_like(self.in_blank, IMPOSSIBLE)
         self.last = torch.full((len(logits), 1), blank)
         self.so_far = torch.zeros(len(logits), 1, dtype=torch.double)
         self.going_on = self._going_on()
@@ -187,20 +187,20 @@ class PrefixScores:
     def select(self, rows: Tensor) -> None:
         """Go on with these of the B * K texts (B * K',); those of a line stay together, and in its place."""
         B = len(self.log_probs)
-        for name in ("in_blank", "in_unit", "last", "so_far", "going_on"):
+        for name in ("in_blank", "in_label", "last", "so_far", "going_on"):
             setattr(self, name, getattr(self, name).flatten(0, 1)[rows.cpu()].unflatten(0, (B, -1)))
 
     def following(self, tokens: Tensor) -> Tensor:
-        """Write tokens (B * K,), and none where one is the blank; then log of the probability (B * K, V) of each unit
+        """Write tokens (B * K,), and none where one is the blank; then log of the probability (B * K, V) of each label
         to come next, the blank for the end. Together they are 1."""
         tokens = tokens.cpu().unflatten(0, self.last.shape)
         written = (tokens != self.blank)[..., None]
         before = self.in_blank.where((tokens == self.last)[..., None], self._either())  # as the last: after a blank
-        in_unit = _arrived(before, self._of(tokens))
-        in_unit[..., 1:].masked_fill_(self.beyond, IMPOSSIBLE)
-        in_blank = _arrived(in_unit, self._of(torch.full_like(tokens[:, :1], self.blank)))
+        in_label = _arrived(before, self._of(tokens))
+        in_label[..., 1:].masked_fill_(self.beyond, IMPOSSIBLE)
+        in_blank = _arrived(in_label, self._of(torch.full_like(tokens[:, :1], self.blank)))
         self.so_far = self.so_far.where(~written[..., 0], self.going_on.gather(2, tokens[..., None])[..., 0])
-        self.in_unit, self.in_blank = in_unit.where(written, self.in_unit), in_blank.where(written, self.in_blank)
+        self.in_label, self.in_blank = in_label.where(written, self.in_label), in_blank.where(written, self.in_blank)
         self.last = tokens.where(written[..., 0], self.last)
         self.going_on = self._going_on()
         found = self.going_on - self.so_far[..., None]
@@ -212,10 +212,10 @@ class PrefixScores:
         return self.log_probs.gather(2, tokens[:, None].expand(-1, self.log_probs.shape[1], -1)).mT
 
     def _either(self) -> Tensor:
-        return torch.logaddexp(self.in_blank, self.in_unit)
+        return torch.logaddexp(self.in_blank, self.in_label)
 
     def _going_on(self) -> Tensor:
-        """(B, K, V): log of the probability of all texts that begin with what is written and that unit; for the blank,
+        """(B, K, V): log of the probability of all texts that begin with what is written and that label; for the blank,
         of what is written and no more."""
         either = self._either()
         top = either.amax(2, keepdim=True)
@@ -228,8 +228,8 @@ class PrefixScores:
 
 
 def _arrived(before: Tensor, log_probs: Tensor) -> Tensor:
-    """How likely what can begin after each frame (B, K, T + 1) has gone on as a unit up to each later one, that unit as
-    likely in each frame as log_probs (B, K, T)."""
+    """How likely what can begin after each frame (B, K, T + 1) has gone on as a label up to each later one, that label
+    as likely in each frame as log_probs (B, K, T)."""
     stays = F.pad(log_probs.cumsum(2), (1, 0))
     arrived = stays[..., 1:] + (before[..., :-1] - stays[..., :-1]).logcumsumexp(2)
     return F.pad(arrived, (1, 0), value=IMPOSSIBLE)

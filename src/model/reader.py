@@ -2,7 +2,7 @@
 arXiv:1706.03762), and a CTC head on the encoder, by which it learns sooner what stands where, and which has a say in
 what is written (Watanabe et al. 2017, doi:10.1109/JSTSP.2017.2763455).
 
-Axes: B batch, T units of text, S states of a line, D width, V units.
+Axes: B batch, T labels of text, S states of a line, D width, V labels.
 """
 
 import math
@@ -54,7 +54,7 @@ class Memory:
 
 
 class TextDecoder(nn.Module):
-    """Next units of a text about a line, of any length; head tied."""
+    """Next labels of a text about a line, of any length; head tied."""
 
     def __init__(self, vocab_size: int, *, d_model: int, num_heads: int, num_layers: int, d_ff: int,
                  dropout: float = 0.0):
@@ -67,7 +67,7 @@ class TextDecoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
 
     def memory(self, states: Tensor, lengths: Tensor, capacity: int = 0) -> Memory:
-        """(B, S, D) and how many of S count (B,). To read a text bit by bit it needs a capacity, of as many units."""
+        """(B, S, D) and how many of S count (B,). To read a text bit by bit it needs a capacity, of as many labels."""
         pairs = [block.cross_attention.keys_and_values(states) for block in self.blocks
                  if isinstance(block, DecoderBlock)]
         return Memory(pairs, valid_places(lengths, states.shape[1]), capacity)
@@ -124,7 +124,7 @@ class Seen(NamedTuple):
 
 
 class Reader(nn.Module):
-    """The `blank` of CTC is the unit that ends a text, too. Unless `joint`, the CTC head is never trained nor asked."""
+    """The `blank` of CTC is the label that ends a text, too. Unless `joint`, the CTC head is never trained nor used."""
 
     def __init__(self, encoder: LineEncoder, decoder: TextDecoder, blank: int, *, joint: bool = True):
         super().__init__()
@@ -139,7 +139,7 @@ class Reader(nn.Module):
         return Seen(states, lengths, self.head(states))
 
     def memory(self, seen: Seen, capacity: int = 0) -> Memory:
-        """What the decoder looks at: the states, and at each how many units have begun up to it, so that it need not
+        """What the decoder looks at: the states, and at each how many labels have begun up to it, so that it need not
         learn to count columns to find the next one: in the first minutes of training it errs half as often."""
         if not self.joint:
             return self.decoder.memory(seen.states, seen.lengths, capacity)
@@ -161,12 +161,12 @@ class Reader(nn.Module):
 
 
 def begun(logits: Tensor, blank: int) -> Tensor:
-    """How many units begin in the first states, up to each (B, S), in the mean over all alignments of (B, S, V): where
-    it is not the unit of the state before."""
+    """How many labels begin in the first states, up to each (B, S), in the mean over all alignments of (B, S, V): where
+    it is not the label of the state before."""
     found = logits.float().softmax(-1)
     found = torch.cat([found[..., :blank], found[..., blank + 1:]], -1)
     fresh = found.sum(-1)
     fresh = torch.cat([fresh[:, :1], fresh[:, 1:] - (found[:, 1:] * found[:, :-1]).sum(-1)], 1)
     S = fresh.shape[1]
-    with torch.autocast(fresh.device.type, enabled=False):  # in half precision there are whole units only
+    with torch.autocast(fresh.device.type, enabled=False):  # in half precision there are whole numbers only
         return fresh @ torch.ones(S, S, device=fresh.device).triu()  # cumsum has no fixed order on a GPU

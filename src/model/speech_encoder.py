@@ -2,7 +2,7 @@
 
 And the recogniser: the encoder with its front end and a CTC head.
 
-Axes: B batch, N samples of sound, T frames (100 a second at first), M mel bands, D width, H heads, V units.
+Axes: B batch, N samples of sound, T frames (100 a second at first), M mel bands, D width, H heads, V labels.
 What is beyond a row's length is 0 throughout, and never changes what is within it.
 """
 
@@ -89,7 +89,7 @@ class Convolution(nn.Module):
 
 
 class Recognizer(nn.Module):
-    """Speech -> logits of V units, `head_frames` to each state of the encoder; with the front end in it, so that sound
+    """Speech -> logits of V labels, `head_frames` to each state of the encoder; with the front end in it, so that sound
     goes in."""
 
     def __init__(self, vocab_size: int, encoder: SpeechEncoder, num_mels: int, head_frames: int = 1):

@@ -4,20 +4,20 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker.config import UserError, listed, opt
+from stoker.config import listed, opt, select
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
-from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.labelled import Labelled, label_kind, vocabulary
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENCODER = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time")
-SHAPE = (*ENCODER, "head_frames")
 MASKS = 2  # bands and stretches of time that SpecAugment blanks out, of each
 SHOWN = 8  # transcripts
 MASK_DRAWS = 1  # tells the random numbers of SpecAugment from those that change the sound of the same row
@@ -75,30 +73,19 @@ class Augmentation:
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768, dropout=0.1):
     """What model"""
 
-    units: str = opt("chars", "what the head tells apart: chars (those of the training texts), bpe (pieces "
-                     "trained on them), or PATH/tokenizer.json", path=KINDS)
-    vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
+    labels: str = label_kind("chars", "what the head outputs")
+    vocab_size: int = vocabulary(512)
     num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
-    head_frames: int = opt(2, "frames of the head to one of the encoder; in each a unit can be told", ge=1, le=8)
-    d_model: int = opt(192, "width", ge=2, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(3, "attention heads; they divide the width into even parts", ge=1, le=32,
-                         aliases=("n_head", "n_heads"))
-    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(768, "feed-forward size of a block", ge=1, follows=("d_model", 4))
-    dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)
+    head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label", ge=1, le=8)
 
     def problems(self) -> list[str]:
-        found = []
-        if self.d_model % (2 * self.num_heads):
-            found.append(f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into even parts: take "
-                         "another")
         if self.downsample_time not in (2, 4, 8):
-            found.append(f"--downsample_time must be 2, 4 or 8, is {self.downsample_time}")
-        return found
+            return [f"--downsample_time must be 2, 4 or 8, is {self.downsample_time}"]
+        return []
 
 
 @dataclass
@@ -106,61 +93,51 @@ class Config(Options, Architecture, Augmentation, Speech):
     """The audio encoder's options."""
 
 
-def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
-
-
-class AudioEncoder(Labelled):
+class AudioEncoder(Labelled[Config]):
     """Trains an audio encoder on speech, in the foreground. (./run/run_train_audio_enc.sh: in the background.)
 
-    A sample is an utterance. `loss` is -log of the probability of the text, for each of its units; `ctc_loss` the same
-    for each utterance.
+    A sample is an utterance. `loss` is -log of the probability of the text, for each of its labels; `ctc_loss` the
+    same for each utterance.
     """
 
     name = "audio_enc"
     Config = Config
-    sizes = SHAPE
+    Augmentation = Augmentation
+    sizes = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time", "head_frames")
     best = "eval/wer", "min"
     target = 0.20
     presets = {
-        "nano": shape(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
-        "tiny": shape(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
-        "small": shape(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
-        "medium": shape(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
+        "nano": preset(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
+        "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
+        "small": preset(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
+        "medium": preset(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
     }
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
         problems = recordings.check(cfg.dataset)
         if cfg.extra_dataset:
-            problems += _of_extra(recordings.check(cfg.extra_dataset))
-        return problems + cls.label_problems(cfg, resumed)
-
-    @classmethod
-    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Compiled only where that was asked for: it wants every recording padded to the same length."""
-        return replace(cfg, compile=bool(cfg.compile)), []
+            problems += recordings.of_extra(recordings.check(cfg.extra_dataset))
+        return problems + super().check(cfg, resumed=resumed)
 
     @classmethod
     def all_rows(cls, cfg: Any) -> Any:
-        unchanged = {field.name: 0 for field in fields(Augmentation)}
-        return replace(super().all_rows(cfg), **unchanged, shared_texts=True, held_out="", extra_dataset="")
+        return replace(super().all_rows(cfg), shared_texts=True, extra_dataset="")
 
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from stoker.data.speech import check as speech_check
-        from stoker.data.speech.check import Limits
+        from stoker.data.speech.check import Limits, checked
+
         cfg = self.cfg
-        found = _splits(cfg)
-        self.open_labels([each.text for each in found["train"]])
-        self.utterances, self.decoded, report = speech_check.checked(found, keep=cfg.cache_audio, limits=Limits(
-            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self._labels,
+        found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
+        if cfg.extra_dataset:
+            recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
+        self.open_tokenizer([each.text for each in found["train"]])
+        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=Limits(
+            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
             frames=self._frames, speed=cfg.speed))
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
-
-    def _labels(self, text: str) -> list[int]:
-        return self.units.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
 
     def _frames(self, samples: int) -> int:
         """Of the CTC head."""
@@ -170,11 +147,11 @@ class AudioEncoder(Labelled):
 
     def _advise(self, refused: int) -> None:
         rate = 100 / self.cfg.downsample_time * self.cfg.head_frames
-        log.info("Units: %s, %s of them and the blank; %g frames a second", self.units.name,
-                 f"{self.units.vocab_size - 1:,}", rate)
+        log.info("Labels: %s, %s of them and the blank; %g frames a second", self.tokenizer.name,
+                 f"{self.tokenizer.vocab_size - 1:,}", rate)
         if refused:
-            log.warning("%s recordings have more units than frames at %g a second, some when played faster: more "
-                        "--head_frames, --units bpe or a smaller --speed takes them in", f"{refused:,}", rate)
+            log.warning("%s recordings have more labels than frames at %g a second, some when played faster: more "
+                        "--head_frames, --labels bpe or a smaller --speed takes them in", f"{refused:,}", rate)
 
     def dataset(self, split: str) -> "Clips":
         from stoker.data.speech.clips import Augmentation as Changes
@@ -183,8 +160,8 @@ class AudioEncoder(Labelled):
         cfg, rows = self.cfg, self.utterances[split]
         if split != "train":
             return Clips(rows, decoded=self.decoded)
-        changes = Changes(speed=cfg.speed, gain=cfg.gain, noise=cfg.noise, colour=cfg.colour, narrow=cfg.narrow)
-        return Clips(rows[:cfg.max_samples or None], decoded=self.decoded, augmentation=changes, seed=cfg.seed)
+        return Clips(rows[:cfg.max_samples or None], decoded=self.decoded, augmentation=select(Changes, cfg),
+                     seed=cfg.seed)
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self.utterances)
@@ -194,11 +171,7 @@ class AudioEncoder(Labelled):
         return [each.speaker for each in self.dataset(split).utterances]
 
     def order(self) -> "Order":
-        from stoker.data.loader import LengthOrder
-
-        cfg, rows = self.cfg, self.dataset("train").utterances
-        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
-                           lengths=tuple(each.seconds for each in rows), batch_length=cfg.batch_seconds)
+        return self.order_by_length([each.seconds for each in self.dataset("train").utterances], self.cfg.batch_seconds)
 
     def collate(self, samples: "list[Clip]") -> Batch:
         """waveforms (B, N) float32, samples (B,) of each; labels one utterance after the other, label_lengths (B,);
@@ -207,7 +180,7 @@ class AudioEncoder(Labelled):
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        labels = [torch.tensor(self._labels(clip.text), dtype=torch.long) for clip in samples]
+        labels = [torch.tensor(self.encode(clip.text), dtype=torch.long) for clip in samples]
         waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
         if self.cfg.compile:
             waveforms = torch.nn.functional.pad(waveforms, (0, self._longest() - waveforms.shape[1]))
@@ -227,7 +200,7 @@ class AudioEncoder(Labelled):
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]
         sound = self.decoded.fingerprint() + json.dumps(rows)
-        return {"speech": hashlib.sha256(sound.encode()).hexdigest(), "units": self.units.fingerprint}
+        return {"speech": hashlib.sha256(sound.encode()).hexdigest(), **super().made_from()}
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch["texts"]), "audio_sec": batch["seconds"]}
@@ -238,8 +211,8 @@ class AudioEncoder(Labelled):
         from stoker.model.speech_encoder import Recognizer, SpeechEncoder
 
         cfg = self.cfg
-        encoder = SpeechEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
-        return Recognizer(self.units.vocab_size, encoder, cfg.num_mels, cfg.head_frames)
+        encoder = SpeechEncoder(**sizes_of(cfg), num_mels=cfg.num_mels, downsample_time=cfg.downsample_time)
+        return Recognizer(self.tokenizer.vocab_size, encoder, cfg.num_mels, cfg.head_frames)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.encoder.blocks)
@@ -252,7 +225,7 @@ class AudioEncoder(Labelled):
         return Loss({"loss": loss.total}, figures)
 
     def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
-        """Of the units, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""
+        """Of the labels, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""
         from stoker.model.mel import spec_augment
 
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
@@ -265,7 +238,7 @@ class AudioEncoder(Labelled):
                  alignable_only: bool = False) -> tuple[Ratio, dict[str, Ratio]]:
         from stoker.model import ctc
 
-        blank, sizes = self.units.end_of_text, batch["label_lengths"]
+        blank, sizes = self.tokenizer.end_of_text, batch["label_lengths"]
         losses = ctc.ctc_loss(logits, lengths, batch["labels"], sizes, blank=blank)
         alignable = ~losses.isposinf()
         samples = losses.detach().where(alignable, 0), sizes.where(alignable, 0)
@@ -283,14 +256,9 @@ class AudioEncoder(Labelled):
 
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
-        found, said = [text.split() for text in self._heard(logits, lengths)], [text.split() for text in batch["texts"]]
+        found, said = ([text.split() for text in texts] for texts in (self.ctc_texts(logits, lengths), batch["texts"]))
         return {"loss": loss, **extras, "wer": error_rates(said, found),
                 "cer": error_rates(map(" ".join, said), map(" ".join, found))}
-
-    def _heard(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
-        from stoker.model import ctc
-
-        return [self.units.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.units.end_of_text)]
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Transcripts below what was said, and the spectrogram and the sound of the first."""
@@ -301,7 +269,7 @@ class AudioEncoder(Labelled):
         clips = [rows[row] for row in range(min(SHOWN, len(rows)))]
         batch = devices.move(self.collate(clips), devices.of(model))
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
-        heard = self._heard(*model(mel, frames))
+        heard = self.ctc_texts(*model(mel, frames))
         lines = [f"said   {clip.text}\nheard  {text}" for clip, text in zip(clips, heard)]
         return {"text/transcripts": Text("\n".join(lines)),
                 "picture/spectrogram": heat_map(mel[0, :frames[0]].cpu().numpy().T),
@@ -314,30 +282,7 @@ class AudioEncoder(Labelled):
         return [Blanks(RunDir(self.folder).alerts)]
 
     def described(self) -> dict[str, Any]:
-        return {"blank": self.units.end_of_text}
-
-
-def _splits(cfg: Any) -> recordings.Splits:
-    """What the options name; of the extra data the training part, without the texts and speakers that are judged by."""
-    found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
-    if cfg.extra_dataset:
-        judged = [each for split, rows in found.items() if split != "train" for each in rows]
-        texts, speakers = {each.text for each in judged}, {each.speaker for each in judged} - {""}
-        try:
-            extra = recordings.read(cfg.extra_dataset, shared_texts=cfg.shared_texts)["train"]
-        except UserError as error:
-            raise UserError(*_of_extra(error.problems)) from error
-        used = [each for each in extra if each.speaker not in speakers
-                and (cfg.shared_texts or each.text not in texts)]
-        log.info("Of --extra_dataset %s: %s recordings; %s of texts or speakers that are judged by are left out",
-                 cfg.extra_dataset, f"{len(used):,}", f"{len(extra) - len(used):,}")
-        found["train"] += used
-    return found
-
-
-def _of_extra(problems: Iterable[str]) -> list[str]:
-    """What is wrong with --extra_dataset; a command that a line names stays as it is."""
-    return [line.replace("--dataset", "--extra_dataset", 1) for line in problems]
+        return {"blank": self.tokenizer.end_of_text}
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ from stoker import files
 from stoker.config import UserError, opt
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
-from stoker.training.core.stage import Stage
-from stoker.training.stages.labelled import tokenizer_of
+from stoker.training.stages.labelled import TOKENIZER, Tokenized, tokenizer_of
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
-    from torch.utils.data import Dataset
 
     from stoker.data.blocks import Numbers
-    from stoker.data.text.tokenizers import Tokenizer
+    from stoker.data.text.tokens import Windows
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
 
@@ -47,26 +46,16 @@ class Text:
     tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o (fetched once from the internet), bpe (trained on this "
                          "text), bytes, or PATH/tokenizer.json",
                          path=TOKENIZERS)
-    vocab_size: int = opt(32000, "pieces of an own bpe", ge=256, le=100000)
+    vocab_size: int = opt(32000, "vocabulary size of a bpe trained on this text", ge=256, le=100000)
     retrain_tokenizer: bool = opt(False, "train the bpe again, though one is known for this text")
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=512, dropout=0.1, head_multiple=1):
     """What model"""
 
-    d_model: int = opt(256, "width", ge=1, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
-    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
     max_seq_len: int = opt(256, "context: tokens seen at a time", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
-    dropout: float = opt(0.1, "share of activations dropped in training", ge=0, le=0.9)
-
-    def problems(self) -> list[str]:
-        if self.num_heads and self.d_model % self.num_heads:
-            return [f"--num_heads {self.num_heads} does not divide --d_model {self.d_model}: take a divisor"]
-        return []
 
 
 @dataclass
@@ -74,25 +63,20 @@ class Config(Options, Architecture, Text):
     """The language model's options."""
 
 
-def shape(d_model: int, num_heads: int, num_layers: int, max_seq_len: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model,
-            "max_seq_len": max_seq_len, **more}
-
-
-class LanguageModel(Stage[Config]):
+class LanguageModel(Tokenized[Config]):
     """Trains a GPT-2 style language model on text, in the foreground. (./run/run_train_lm.sh: in the background.)"""
 
     name = "lm"
     Config = Config
     presets = {
-        "nano": shape(128, 4, 4, 128, dropout=0.0, tokenizer="bpe", vocab_size=4096, lr=3e-3, epochs=2),
-        "tiny": shape(256, 4, 4, 256),
-        "small": shape(512, 8, 6, 512),
-        "medium": shape(768, 12, 12, 1024),
+        "nano": preset(128, 4, 4, max_seq_len=128, dropout=0.0, tokenizer="bpe", vocab_size=4096, lr=3e-3, epochs=2),
+        "tiny": preset(256, 4, 4, max_seq_len=256),
+        "small": preset(512, 8, 6, max_seq_len=512),
+        "medium": preset(768, 12, 12, max_seq_len=1024),
         # for a machine: no GPU and 4 to 8 GB; a small GPU; one of 10 GB or more
-        "low": shape(256, 4, 4, 256, batch_size=4, grad_accum_steps=16, epochs=5),
-        "mid": shape(384, 6, 6, 512, batch_size=16, grad_accum_steps=4, epochs=10),
-        "high": shape(768, 12, 12, 1024, batch_size=32, grad_accum_steps=2, epochs=20),
+        "low": preset(256, 4, 4, max_seq_len=256, batch_size=4, grad_accum_steps=16, epochs=5),
+        "mid": preset(384, 6, 6, max_seq_len=512, batch_size=16, grad_accum_steps=4, epochs=10),
+        "high": preset(768, 12, 12, max_seq_len=1024, batch_size=32, grad_accum_steps=2, epochs=20),
     }
 
     @classmethod
@@ -122,7 +106,7 @@ class LanguageModel(Stage[Config]):
             lines.append(f"{own[0]} asks for a tokenizer of this text's own: --tokenizer bpe")
             cfg = replace(cfg, tokenizer="bpe")
         elif own and cfg.tokenizer != "bpe":
-            problems.append(f"{own[0]} is for --tokenizer bpe, {cfg.tokenizer} has its own pieces: leave one out")
+            problems.append(f"{own[0]} is for --tokenizer bpe, {cfg.tokenizer} has its own vocabulary: leave one out")
         if (why := hub.missing(cfg.dataset)) and "dataset" in typed:
             problems.append(f"--dataset {cfg.dataset}: {why}; connect, or take --dataset pydocs, or a text file")
         elif why:
@@ -143,31 +127,27 @@ class LanguageModel(Stage[Config]):
         from stoker.data.text.tokenizers import FIXED, open_tokenizer
 
         corpus = text.documents(self.cfg.dataset)
-        own = self.folder / "tokenizer.json"  # a run that goes on keeps the tokenizer it began with
+        own = self.folder / TOKENIZER  # a run that resumes keeps the tokenizer it began with
         kind = str(own) if own.exists() and self.cfg.tokenizer not in FIXED else self.cfg.tokenizer
         retrain = self.cfg.retrain_tokenizer
-        self.tokenizer: Tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
+        self.tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
         self.tokenizer.context = self.cfg.max_seq_len
         self.corpus_fingerprint, self.test_text = corpus.fingerprint, corpus.test
         self.tokens: dict[str, Numbers | np.ndarray] = {
             "train": tokens.tokenize(corpus.train, self.tokenizer, "training text"),
             "validation": tokens.tokenize(corpus.valid, self.tokenizer, "validation text"),
         }
-        leaked, judged = corpus.leaked(), len(corpus.valid) + len(corpus.test)
-        assert not leaked, f"{leaked} documents to judge by occur in the training text"
-        rows = []
-        for split, ids in self.tokens.items():
-            count: int = len(self.dataset(split))  # type: ignore[arg-type]
-            used = count * self.cfg.max_seq_len + 1 if count == self.cfg.max_samples else len(ids)
-            rows.append(f"{count:,} rows ({used:,} tokens)")
-        log.info("Data check: %s to train on, %s to validate; none of the documents to judge by (%s) occurs in "
-                 "training", *rows, f"{judged:,}")
-        log.info("Tokenizer: %s, %s pieces", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
+        leaked, others = corpus.leaked(), len(corpus.valid) + len(corpus.test)
+        assert not leaked, f"{leaked} documents of validation and test occur in the training text"
+        rows = [f"{len(part):,} rows ({part.used:,} tokens)" for part in map(self.dataset, ("train", "validation"))]
+        log.info("Data check: %s to train on, %s to validate; none of the documents of validation and test (%s) occurs "
+                 "in training", *rows, f"{others:,}")
+        log.info("Tokenizer: %s, vocabulary size %s", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if not own.exists():  # a run that resumes has it in its first log, and need not read all tokens first
             log.info("Unigram baseline: validation perplexity %.1f", tokens.unigram_perplexity(
                 self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
 
-    def dataset(self, split: str) -> "Dataset[Any]":
+    def dataset(self, split: str) -> "Windows":
         from stoker.data.text.tokens import Windows, tokenize
 
         what = "training text" if split == "train" else f"{split} text"
@@ -178,7 +158,7 @@ class LanguageModel(Stage[Config]):
 
     def groups(self, split: str) -> list[str]:
         """Documents."""
-        return self.dataset(split).documents(self.tokenizer.end_of_text)  # type: ignore[attr-defined,no-any-return]
+        return self.dataset(split).documents(self.tokenizer.end_of_text)
 
     def splits(self) -> tuple[str, ...]:
         return "train", "validation", *(["test"] if self.test_text else [])
@@ -190,10 +170,7 @@ class LanguageModel(Stage[Config]):
         return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
 
     def made_from(self) -> dict[str, str]:
-        return {"text": self.corpus_fingerprint, "tokenizer": self.tokenizer.fingerprint}
-
-    def begin(self) -> None:
-        self.tokenizer.save(self.folder)
+        return {"text": self.corpus_fingerprint, **super().made_from()}
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch["tokens"]), "tok": batch["tokens"].numel()}
@@ -204,8 +181,7 @@ class LanguageModel(Stage[Config]):
         from stoker.model.gpt import GPT
 
         cfg = self.cfg
-        return GPT(self.tokenizer.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads, num_layers=cfg.num_layers,
-                   d_ff=cfg.d_ff, max_seq_len=cfg.max_seq_len, dropout=cfg.dropout)
+        return GPT(self.tokenizer.vocab_size, **sizes_of(cfg), max_seq_len=cfg.max_seq_len)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.blocks)
@@ -271,12 +247,6 @@ class LanguageModel(Stage[Config]):
         known = pretrained.options
         sizes = {name: known[name] for name in SHAPE} if pretrained.is_snapshot else gpt2_options(pretrained.folder)
         return {**sizes, "tokenizer": _tokenizer_of(pretrained)}
-
-    def reopen(self) -> None:
-        from stoker.data.text.tokenizers import open_tokenizer
-
-        own = self.folder / "tokenizer.json"
-        self.tokenizer = open_tokenizer(str(own) if own.exists() else self.cfg.tokenizer, self.cfg.vocab_size, [])
 
 
 def _tokenizer_of(pretrained: "Pretrained") -> str:

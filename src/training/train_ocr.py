@@ -1,12 +1,10 @@
 """Reading: lines of text in pictures, by an encoder of any width and a decoder that looks at what it saw."""
 
-import hashlib
-import json
 import logging
 import math
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker.config import listed, opt
-from stoker.data import splits
+from stoker.config import opt, select
 from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
-from stoker.training.stages.labelled import KINDS, Labelled
+from stoker.training.stages.labelled import evenly, label_kind, vocabulary
+from stoker.training.stages.pictures import OfPictures, Validation
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHANGES = ("stretch", "slant", "shift", "weight", "contrast", "blur", "noise", "invert")
-ENCODER = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff")
-SHAPE = (*ENCODER, "decoder_layers")
 LOOKED_AT, SHOWN = 256, 10  # lines that are read for samples, and the worst of them
 
 
@@ -47,12 +43,6 @@ class Lines:
 
     dataset: str = opt("lines", "lines (printed here in many typefaces), mjsynth, a CSV file (image,text), or a folder "
                        "or TAR archive of pictures with a manifest", path=table.NAMES, aliases=("data_path", "csv"))
-    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same, such as those of a "
-                        "page, are never parted between training and validation")
-    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
-                        "--valid_share of the groups or pictures)")
-    valid_share: float = opt(splits.SHARE, "how much is set aside to validate by where the data name no split", gt=0,
-                             le=0.5)
     image_height: int = opt(32, "pixels that a line is high; its width follows", ge=16, le=256)
     max_width: int = opt(1024, "widest line, in pixels at that height; wider ones are left out", ge=16)
     max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
@@ -78,33 +68,24 @@ class Augmentation:
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=128, num_heads=4, num_layers=3, d_ff=512, dropout=0.0):
     """What model"""
 
-    units: str = opt("chars", "what is written: chars (those of the training texts), bpe (pieces trained on them), or "
-                     "PATH/tokenizer.json", path=KINDS)
-    vocab_size: int = opt(512, "pieces of the bpe", ge=257, le=100000)
+    labels: str = label_kind("chars", "what is written")
+    vocab_size: int = vocabulary(512)
     stem_width: int = opt(32, "channels of the first convolution; the others have 2, 3 and 4 times as many", ge=1,
                           usual=(8, 128))
-    d_model: int = opt(128, "width", ge=2, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32,
-                         aliases=("n_head", "n_heads"))
-    num_layers: int = opt(3, "blocks of the encoder", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    decoder_layers: int = opt(2, "blocks of the decoder", ge=1, le=48)
-    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
-    dropout: float = opt(0.0, "share of activations dropped in training", ge=0, le=0.9)
     ctc_weight: float = opt(0.3, "share of the CTC loss in the whole: what stands where is learned sooner by it (0: "
                             "the decoder's loss alone)", ge=0, lt=1)
 
-    def problems(self) -> list[str]:
-        if self.d_model % (2 * self.num_heads):
-            return [f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into even parts: take "
-                    "another"]
-        return []
+
+@dataclass
+class Decoder(Transformer, prefix="decoder_", num_layers=2):
+    """What writes the text"""
 
 
 @dataclass
-class Config(Options, Architecture, Augmentation, Lines):
+class Config(Options, Decoder, Architecture, Augmentation, Validation, Lines):
     """The reader's options."""
 
     def problems(self) -> list[str]:
@@ -113,116 +94,80 @@ class Config(Options, Architecture, Augmentation, Lines):
         return []
 
 
-def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
-
-
-class OCR(Labelled):
+class OCR(OfPictures[Config]):
     """Trains a reader of lines of text, in the foreground. (./run/run_train_ocr.sh: in the background.)
 
-    `loss` is -log of the probability of the text, for each of its units; with --ctc_weight W it is 1 - W parts of the
-    decoder's, `text_loss`, and W of the encoder's, `ctc_loss`.
+    `loss` is -log of the probability of the text, for each of its labels; with --ctc_weight W it is 1 - W parts of
+    the decoder's, `text_loss`, and W of the encoder's, `ctc_loss`.
     """
 
     name = "ocr"
     Config = Config
-    sizes = SHAPE
+    Augmentation = Augmentation
+    content = "lines", "text"
+    sizes = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff", "decoder_layers")
     best = "eval/cer", "min"
     target = 0.10
     presets = {
-        "nano": shape(128, 4, 3, lr=2e-3, warmup_steps=200, epochs=6, batch_width=12000),
-        "tiny": shape(256, 4, 4, stem_width=64, lr=1e-3, batch_size=64, batch_width=24000),
-        "small": shape(384, 6, 8, stem_width=64, decoder_layers=4, dropout=0.1, lr=1e-3, batch_size=128,
+        "nano": preset(128, 4, 3, lr=2e-3, warmup_steps=200, epochs=6, batch_width=12000),
+        "tiny": preset(256, 4, 4, stem_width=64, lr=1e-3, batch_size=64, batch_width=24000),
+        "small": preset(384, 6, 8, stem_width=64, decoder_layers=4, dropout=0.1, lr=1e-3, batch_size=128,
                        batch_width=48000),
-        "medium": shape(512, 8, 12, stem_width=96, decoder_layers=6, dropout=0.1, lr=5e-4, batch_size=128,
+        "medium": preset(512, 8, 12, stem_width=96, decoder_layers=6, dropout=0.1, lr=5e-4, batch_size=128,
                         batch_width=48000),
     }
-
-    @classmethod
-    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        problems = table.check(cfg.dataset, group_by=cfg.group_by)
-        problems += cls.label_problems(cfg, resumed)
-        return problems
-
-    @classmethod
-    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Compiled only where that was asked for: it wants every line padded to the same width."""
-        return replace(cfg, compile=bool(cfg.compile)), []
-
-    @classmethod
-    def all_rows(cls, cfg: Any) -> Any:
-        return replace(super().all_rows(cfg), **{name: 0 for name in CHANGES}, held_out="")
 
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from stoker.data.pictures import check as picture_check
         from stoker.data.pictures.check import Limits
+        from stoker.data.text.labels import unspelled
         from stoker.model.line_encoder import states_of
 
         cfg = self.cfg
-        found = table.read(cfg.dataset, template="", group_by=cfg.group_by, held_out=listed(cfg.held_out),
-                              share=cfg.valid_share)
-        self.open_labels([each.text.strip() for each in found["train"]])
-        limits = Limits(max_width=cfg.max_width, height=cfg.image_height, max_text_length=cfg.max_text_length,
-                        lines=True, labels=self.labels if cfg.ctc_weight else None, columns=states_of,
-                        stretch=cfg.stretch)
-        used, self.resized, _ = picture_check.checked(found, dict.fromkeys(found, self._frame()), keep=cfg.cache_images,
-                                                      limits=limits)
-        # lines of like width are evaluated together
-        self.pictures = {split: rows if split == "train" else sorted(rows, key=lambda each: self._width(split, each))
-                         for split, rows in used.items()}
-        log.info("Units: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
-                 self.units.name, f"{self.units.vocab_size - 1:,}")
-        if unknown := self._unknown():
-            log.warning("%s characters of the texts are not among the units, so they are not learned, and are errors "
-                        "where they are judged by: %s", len(unknown), " ".join(unknown))
+        found = self.read_table()
+        self.open_tokenizer([each.text.strip() for each in found["train"]])
+        self.open_pictures(found, Limits(
+            max_width=cfg.max_width, height=cfg.image_height, max_text_length=cfg.max_text_length, lines=True,
+            labels=self.encode if cfg.ctc_weight else None, columns=states_of, stretch=cfg.stretch))
+        for split, rows in self.pictures.items():
+            if split != "train":  # lines of like width are evaluated together
+                rows.sort(key=lambda each: self._width(split, each))
+        log.info("Labels: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
+                 self.tokenizer.name, f"{self.tokenizer.vocab_size - 1:,}")
+        texts = [each.text for rows in self.pictures.values() for each in rows]
+        if unknown := unspelled(self.tokenizer, texts):
+            log.warning("%s characters of the texts are not among the labels, so they are not learned, and are errors "
+                        "in validation: %s", len(unknown), " ".join(unknown))
 
-    def _unknown(self) -> list[str]:
-        """Characters of the texts that the units cannot spell."""
-        known = set().union(*(each.text for rows in self.pictures.values() for each in rows))
-        return [each for each in sorted(known) if each.strip() and self.units.decode(self.labels(each)) != each]
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text.strip())
 
-    def labels(self, text: str) -> list[int]:
-        return self.units.encode_batch([text.strip()])[0].tolist()  # type: ignore[no-any-return]
-
-    def _frame(self) -> "Frame":
+    def frame(self) -> "Frame":
         from stoker.data.pictures.resized import Frame
 
         return Frame(self.cfg.image_height, grey=True)
 
-    def _changes(self, split: str) -> "LineAugmentation":
+    def changes(self, split: str) -> "LineAugmentation":
         from stoker.data.pictures.line_augmentation import LineAugmentation
 
-        if split != "train":
-            return LineAugmentation()
-        return LineAugmentation(**{name: getattr(self.cfg, name) for name in CHANGES})
+        return select(LineAugmentation, self.cfg) if split == "train" else LineAugmentation()
 
     def _width(self, split: str, picture: table.Picture) -> int:
         """Columns of pixels, in the frame."""
         fact = self.resized[split].facts[picture.path]
-        return self._frame().width_of(fact.height, fact.width)
+        return self.frame().width_of(fact.height, fact.width)
 
     def dataset(self, split: str) -> "Views":
-        from stoker.data.pictures.views import Views
-
-        limit = self.cfg.max_samples if split == "train" else 0
-        return Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
-                     augmentation=self._changes(split), seed=self.cfg.seed)
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.pictures)
+        return self.views(split)
 
     def groups(self, split: str) -> list[str]:
         """What --group_by or the data name."""
         return [each.group for each in self.dataset(split).pictures]
 
     def order(self) -> "Order":
-        from stoker.data.loader import LengthOrder
-
-        cfg, rows = self.cfg, self.dataset("train").pictures
-        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed,
-                           lengths=tuple(self._width("train", each) for each in rows), batch_length=cfg.batch_width)
+        widths = [self._width("train", each) for each in self.dataset("train").pictures]
+        return self.order_by_length(widths, self.cfg.batch_width)
 
     def collate(self, samples: "list[View]") -> Batch:
         """pixels (B, 1, H, W) uint8 and the columns that count (B,): widths; tokens (B, T), each text after an end;
@@ -232,30 +177,25 @@ class OCR(Labelled):
         from torch.nn.functional import pad
         from torch.nn.utils.rnn import pad_sequence
 
-        end = torch.tensor([self.units.end_of_text])
-        labels = [torch.tensor(self.labels(view.text), dtype=torch.long) for view in samples]
+        end = torch.tensor([self.tokenizer.end_of_text])
+        labels = [torch.tensor(self.encode(view.text), dtype=torch.long) for view in samples]
         widths, lengths = ([len(each) for each in part] for part in ([view.pixels[0, 0] for view in samples], labels))
-        columns, units = self._longest if self.cfg.compile else (max(widths), max(lengths) + 1)
+        columns, length = self._longest if self.cfg.compile else (max(widths), max(lengths) + 1)
         tokens = pad_sequence([torch.cat([end, ids]) for ids in labels], batch_first=True, padding_value=int(end))
         return {"pixels": torch.stack([pad(view.pixels, (0, columns - width)) for view, width in zip(samples, widths)]),
-                "widths": torch.tensor(widths), "tokens": pad(tokens, (0, units - tokens.shape[1]), value=int(end)),
+                "widths": torch.tensor(widths), "tokens": pad(tokens, (0, length - tokens.shape[1]), value=int(end)),
                 "targets": torch.cat([part for ids in labels for part in (ids, end)]),
-                "places": torch.cat([torch.arange(length + 1) + row * units for row, length in enumerate(lengths)]),
+                "places": torch.cat([torch.arange(count + 1) + row * length for row, count in enumerate(lengths)]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor(lengths),
                 "texts": [view.text for view in samples]}
 
     @cached_property
     def _longest(self) -> tuple[int, int]:
-        """Columns of pixels and units, with an end, of the longest line that can come."""
+        """Columns of pixels and labels, with an end, of the longest line that can come."""
         cfg, rows = self.cfg, [(split, each) for split, rows in self.pictures.items() for each in rows]
         widest = max(self._width(split, each) for split, each in rows)
         return (math.ceil(widest * (1 + cfg.stretch) + cfg.slant * cfg.image_height),
-                max(len(self.labels(each.text)) for _, each in rows) + 1)
-
-    def made_from(self) -> dict[str, str]:
-        rows = [[split, each.text] for split, part in self.pictures.items() for each in part]
-        seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
-        return {"lines": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
+                max(len(self.encode(each.text)) for _, each in rows) + 1)
 
     def size(self, batch: Batch) -> dict[str, int]:
         return {"lines": len(batch["texts"])}
@@ -267,10 +207,9 @@ class OCR(Labelled):
         from stoker.model.reader import Reader, TextDecoder
 
         cfg = self.cfg
-        encoder = LineEncoder(**{name: getattr(cfg, name) for name in ENCODER}, dropout=cfg.dropout)
-        decoder = TextDecoder(self.units.vocab_size, d_model=cfg.d_model, num_heads=cfg.num_heads,
-                              num_layers=cfg.decoder_layers, d_ff=cfg.d_ff, dropout=cfg.dropout)
-        return Reader(encoder, decoder, self.units.end_of_text, joint=cfg.ctc_weight > 0)
+        encoder = LineEncoder(**sizes_of(cfg), image_height=cfg.image_height, stem_width=cfg.stem_width)
+        decoder = TextDecoder(self.tokenizer.vocab_size, **sizes_of(cfg) | sizes_of(cfg, "decoder_"))
+        return Reader(encoder, decoder, self.tokenizer.end_of_text, joint=cfg.ctc_weight > 0)
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         return [*model.encoder.blocks, *model.decoder.blocks]
@@ -293,7 +232,7 @@ class OCR(Labelled):
         if not weight:
             return Sampled(written, count, (by_line, counts)), {}
         losses = ctc.ctc_loss(seen.logits, seen.lengths, batch["labels"], batch["label_lengths"],
-                              blank=self.units.end_of_text)
+                              blank=self.tokenizer.end_of_text)
         alignable = losses.detach().where(~losses.isposinf(), 0)
         by_line = (1 - weight) * by_line + weight * alignable
         if not model.training:  # what cannot be aligned has no such loss, but its errors count
@@ -309,7 +248,6 @@ class OCR(Labelled):
         lines are wholly right. `ctc_cer` is what the encoder reads by itself."""
         import torch
 
-        from stoker.model import ctc
         from stoker.training.core.error_rates import error_rates
 
         seen = model(batch["pixels"], batch["widths"])
@@ -317,8 +255,8 @@ class OCR(Labelled):
         said, found = ([self._judged(text) for text in texts] for texts in (
             batch["texts"], self.texts(self.written(model, seen))))
         if self.cfg.ctc_weight:
-            heads = ctc.greedy(seen.logits, seen.lengths, blank=self.units.end_of_text)
-            extras["ctc_cer"] = error_rates(said, [self._judged(self.units.decode(ids)) for ids in heads])
+            heard = self.ctc_texts(seen.logits, seen.lengths)
+            extras["ctc_cer"] = error_rates(said, list(map(self._judged, heard)))
         right = torch.tensor(list(map(str.__eq__, said, found)))
         return {"loss": loss, **extras, "cer": error_rates(said, found),
                 "wer": error_rates(*([text.split() for text in texts] for texts in (said, found))),
@@ -329,36 +267,31 @@ class OCR(Labelled):
         return text.strip().lower() if self.cfg.ignore_case else text.strip()
 
     @cached_property
-    def _most_units(self) -> int:
-        """Of a text of --max_text_length: where units are not characters they may be bytes, up to four to one."""
-        spelled = [self.units.decode([unit]) for unit in range(self.units.vocab_size) if unit != self.units.end_of_text]
-        most: int = self.cfg.max_text_length
-        return most if all(len(each) == 1 and each != "\ufffd" for each in spelled) else 4 * most
+    def _most_labels(self) -> int:
+        from stoker.data.text.labels import most_labels
+
+        return most_labels(self.tokenizer, self.cfg.max_text_length)
 
     def written(self, model: Any, seen: "Seen", beam: int = 1) -> "list[Written]":
-        """What the decoder writes: of each line at most a unit for every state, and max_text_length."""
+        """What the decoder writes: of each line at most a label for every state, and max_text_length."""
         from stoker.model import decoding
 
-        limits = seen.lengths.clamp(max=self._most_units)
+        limits = seen.lengths.clamp(max=self._most_labels)
         memory = model.memory(seen, int(limits.max()))
         if beam == 1:
-            return decoding.greedy(model, memory, limits, ends=self.units.end_of_text)
-        return decoding.beam_search(model, memory, limits, ends=self.units.end_of_text, width=beam)
+            return decoding.greedy(model, memory, limits, ends=self.tokenizer.end_of_text)
+        return decoding.beam_search(model, memory, limits, ends=self.tokenizer.end_of_text, width=beam)
 
     def texts(self, written: "Sequence[Written]") -> list[str]:
-        return [self.units.decode(each.tokens) for each in written]
+        return [self.tokenizer.decode(each.tokens) for each in written]
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """The worst of some lines, evenly taken: what stands there, and what was read."""
-        from stoker.training.core import device as devices
+        """The worst of some lines, evenly spread: what stands there, and what was read."""
         from stoker.training.core import media
 
-        rows = self.dataset("validation")
-        views = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
-        found = list[str]()
-        for start in range(0, len(views), self.cfg.batch_size):
-            batch = devices.move(self.collate(views[start:start + self.cfg.batch_size]), devices.of(model))
-            found += self.texts(self.written(model, model(batch["pixels"], batch["widths"])))
+        views = evenly(self.dataset("validation"), LOOKED_AT)
+        found = [text for batch in self.batches(views, model)
+                 for text in self.texts(self.written(model, model(batch["pixels"], batch["widths"])))]
         worst = sorted(zip(views, found), key=self._errors, reverse=True)[:SHOWN]
         below = [f"says  {view.text}\nread  {text}" for view, text in worst]
         return {"text/worst": media.Text("\n".join(below)),
@@ -371,7 +304,7 @@ class OCR(Labelled):
         return float(wrong / max(1, length))
 
     def described(self) -> dict[str, Any]:
-        return {"end": self.units.end_of_text}
+        return {"end": self.tokenizer.end_of_text}
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Vision encoder: pictures and what is said of them, brought together by contrast."""
 
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -12,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker.config import UserError, listed, opt
-from stoker.data import splits
+from stoker.config import UserError, opt, select
 from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
 from stoker.training.core.pretrained import beside
 from stoker.training.core.stage import discover
-from stoker.training.stages.labelled import KINDS, TOKENIZER, Labelled
+from stoker.training.stages.labelled import TOKENIZER, evenly, label_kind, vocabulary
+from stoker.training.stages.pictures import OfPictures, Validation
+from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,9 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEMS, POSITIONS, LOSSES = ("conv", "patch"), ("rotary", "learned"), ("softmax", "sigmoid")
-VISION = ("image_size", "patch_size", "stem", "positions", "d_model", "num_heads", "num_layers", "d_ff")
+VISION = ("image_size", "patch_size", "stem", "positions")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
-SHAPE = (*VISION, "embed_dim", "loss")
+SHAPE = (*VISION, "d_model", "num_heads", "num_layers", "d_ff", "embed_dim", "loss")
 LANGUAGE_MODEL = "text.language_model"  # in the model, where one reads the captions
 RECALL_AT = 1, 5, 10  # nearest ones among which a right one is looked for
 LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # pictures compared for samples, those shown, captions to each
@@ -54,12 +53,6 @@ class Pictures:
                        "coco-captions, a CSV file (image,caption or image,label), an annotations.json, or a folder or "
                        "TAR archive of pictures by class", path=table.NAMES, aliases=("data_path",))
     template: str = opt("a photo of {}", "the caption where a picture has a class alone; {} stands for its name")
-    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same are never parted "
-                        "between training and validation")
-    held_out: str = opt("", "groups to validate by, with commas between them (default: the data's own split, else "
-                        "--valid_share of the groups or pictures)")
-    valid_share: float = opt(splits.SHARE, "how much is set aside to validate by where the data name no split", gt=0,
-                             le=0.5)
     image_size: int = opt(64, "pixels a side that pictures are brought to", ge=8, usual=(32, 384))
     fit: str = opt("crop", "how, where they are no squares: crop keeps the middle, pad adds white, stretch gives up "
                    "the shape", choices=("crop", "pad", "stretch"))
@@ -84,7 +77,7 @@ class Augmentation:
 
 
 @dataclass
-class Architecture:
+class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512, dropout=0.0, head_multiple=4):
     """What model"""
 
     patch_size: int = opt(16, "pixels a side of a patch", ge=2)
@@ -92,41 +85,23 @@ class Architecture:
                     "linear layer", choices=STEMS)
     positions: str = opt("rotary", "how a patch's place is told: rotary, for pictures of any size, or learned, for "
                          "those of --image_size", choices=POSITIONS)
-    d_model: int = opt(128, "width", ge=4, usual=(64, 2048), aliases=("n_embd",))
-    num_heads: int = opt(4, "attention heads; they divide the width", ge=1, le=32, aliases=("n_head", "n_heads"))
-    num_layers: int = opt(4, "blocks", ge=1, le=48, aliases=("n_layer", "n_layers"))
-    d_ff: int = opt(512, "feed-forward size of a block", ge=1, follows=("d_model", 4))
-    dropout: float = opt(0.0, "share of activations dropped in training, in both towers", ge=0, le=0.9)
 
     def problems(self) -> list[str]:
-        found = []
-        if self.d_model % (4 * self.num_heads):
-            found.append(f"--num_heads {self.num_heads} does not divide --d_model {self.d_model} into parts that 4 "
-                         "divides: take another")
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
-            found.append(f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32; or "
-                         "take --stem patch")
-        return found
+            return [f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32; or take "
+                    "--stem patch"]
+        return []
 
 
 @dataclass
-class Text:
+class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
     """What reads the captions"""
 
-    units: str = opt("bpe", "bpe (pieces trained on the captions), chars, or PATH/tokenizer.json", path=KINDS)
-    vocab_size: int = opt(1024, "pieces of the bpe", ge=257, le=100000)
-    text_d_model: int = opt(128, "width", ge=2)
-    text_num_heads: int = opt(4, "attention heads; they divide the width into even parts", ge=1, le=32)
-    text_layers: int = opt(2, "blocks", ge=1, le=48)
+    tokenizer: str = label_kind("bpe", "tokens of the captions")
+    vocab_size: int = vocabulary(1024)
     text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
                           "run_train_lm.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
                           aliases=("thinker_ckpt",))
-
-    def problems(self) -> list[str]:
-        if self.text_d_model % (2 * self.text_num_heads):
-            return [f"--text_num_heads {self.text_num_heads} does not divide --text_d_model {self.text_d_model} into "
-                    "even parts: take another"]
-        return []
 
 
 @dataclass
@@ -139,7 +114,7 @@ class Contrast:
 
 
 @dataclass
-class Config(Options, Contrast, Text, Architecture, Augmentation, Pictures):
+class Config(Options, Contrast, Text, Architecture, Augmentation, Validation, Pictures):
     """The vision encoder's options."""
 
     def problems(self) -> list[str]:
@@ -148,11 +123,7 @@ class Config(Options, Contrast, Text, Architecture, Augmentation, Pictures):
         return []
 
 
-def shape(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
-
-
-class Vision(Labelled):
+class Vision(OfPictures[Config]):
     """Trains a vision encoder on pictures and captions, in the foreground. (./run/run_train_vision.sh: in the
     background.)
 
@@ -162,123 +133,101 @@ class Vision(Labelled):
 
     name = "vision"
     Config = Config
+    Augmentation = Augmentation
+    content = "pictures", "text", "label"
     sizes = (*SHAPE, *TEXT)
+    tokenizer_option = "tokenizer"
     best = "eval/acc", "max"
     target = 0.70
     divisible = False  # what a picture is told from is what is in its micro-batch
     presets = {
-        "nano": shape(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
-        "tiny": shape(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
-        "small": shape(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
+        "nano": preset(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
+        "tiny": preset(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
+        "small": preset(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
                        text_layers=4, embed_dim=256, vocab_size=8192),
-        "medium": shape(768, 12, 12, image_size=224, lr=5e-4, batch_size=256, text_d_model=512,
+        "medium": preset(768, 12, 12, image_size=224, lr=5e-4, batch_size=256, text_d_model=512,
                         text_num_heads=8, text_layers=8, embed_dim=512, vocab_size=16384),
     }
 
     @classmethod
-    def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        problems = table.check(cfg.dataset, group_by=cfg.group_by)
-        return problems + cls.label_problems(cfg, resumed)
-
-    @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Raises UserError where options of a tower of its own were typed beside a language model."""
-        if cfg.text_model and (own := [f"--{name}" for name in ("units", "vocab_size", *TEXT) if name in typed]):
+        if cfg.text_model and (own := [f"--{name}" for name in ("tokenizer", "vocab_size", *TEXT) if name in typed]):
             raise UserError(f"{', '.join(own)}: for a tower of its own; leave out, or leave --text_model out")
         return cfg, []
-
-    @classmethod
-    def all_rows(cls, cfg: Any) -> Any:
-        return replace(super().all_rows(cfg), **{field.name: 0 for field in fields(Augmentation)}, held_out="")
 
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         from stoker.data import pairs
-        from stoker.data.pictures import check as picture_check
 
-        cfg = self.cfg
-        found = table.read(cfg.dataset, template=cfg.template, group_by=cfg.group_by,
-                              held_out=listed(cfg.held_out), share=cfg.valid_share)
-        self.pictures, self.resized, _ = picture_check.checked(
-            found, {split: self._stored(split) for split in found}, keep=cfg.cache_images)
-        self.register = pairs.registered(self.pictures, self.resized, longest=cfg.max_text_length)
+        self.open_pictures(self.read_table(self.cfg.template))
+        self.register = pairs.registered(self.pictures, self.resized, longest=self.cfg.max_text_length)
         numbers = {split: rows[:, 1].unique().tolist() for split, rows in self.register.rows.items()}
         self._open_text([self.register.captions[number] for number in numbers["train"]])
-        self.ids = self.pieces(self.register.captions)
+        self.ids = self.captions(self.register.captions)
         self._report({split: len(each) for split, each in numbers.items()})
 
     def _open_text(self, captions: list[str]) -> None:
-        """What cuts captions into pieces: the tokenizer of the language model that reads them, if one is named."""
+        """What cuts captions into tokens: the tokenizer of the language model that reads them, if one is named."""
         from stoker.data.text.tokenizers import open_tokenizer
 
         if source := self.sources.get(LANGUAGE_MODEL):
             own = [folder / TOKENIZER for folder in (self.folder, source.folder) if (folder / TOKENIZER).is_file()]
-            self.units = open_tokenizer(str(own[0]) if own else source.options["tokenizer"], 0, [])
+            self.tokenizer = open_tokenizer(str(own[0]) if own else source.options["tokenizer"], 0, [])
         else:
-            self.open_labels(captions)
+            self.open_tokenizer(captions)
 
-    def pieces(self, captions: Sequence[str]) -> "list[Tensor]":
+    def captions(self, captions: Sequence[str]) -> "list[Tensor]":
         """The ids of each caption, as many as are read."""
         import torch
 
-        found = self.units.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
+        found = self.tokenizer.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
         source = self.sources.get(LANGUAGE_MODEL)
         context = source.options["max_seq_len"] if source else None
         if context and (cut := sum(len(ids) > context for ids in found)):
-            log.warning("%s captions have more than the %s pieces that the language model reads at a time: the rest of "
+            log.warning("%s captions have more than the %s tokens that the language model reads at a time: the rest of "
                         "them is not read", f"{cut:,}", f"{context:,}")
         return [torch.tensor(ids[:context].tolist(), dtype=torch.long) for ids in found]
 
-    def tokens(self, pieces: "Sequence[Tensor]") -> "dict[str, Tensor]":
-        """tokens (U, T) of ids as they come from `pieces`, and how many count (U,): lengths."""
+    def tokens(self, ids: "Sequence[Tensor]") -> "dict[str, Tensor]":
+        """tokens (U, T) of ids as they come from `captions`, and how many count (U,): lengths."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        return {"tokens": pad_sequence(list(pieces), batch_first=True),
-                "lengths": torch.tensor([len(ids) for ids in pieces])}
+        return {"tokens": pad_sequence(list(ids), batch_first=True),
+                "lengths": torch.tensor([len(each) for each in ids])}
 
     def _report(self, different: Mapping[str, int]) -> None:
         cfg = self.cfg
         if different["train"] < 2:
             raise UserError(f"--dataset {cfg.dataset}: all training pictures have the same caption, so there is "
                             "nothing to tell apart")
-        log.info("Captions: %s; %s, %s pieces", ", ".join(f"{count:,} to {split}" for split, count in
-                                                          different.items()),
-                 self.units.name, f"{self.units.vocab_size:,}")
+        counts = ", ".join(f"{count:,} in {split}" for split, count in different.items())
+        log.info("Captions: %s; %s, vocabulary size %s", counts, self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if cut := sum(len(each.text) > cfg.max_text_length for rows in self.pictures.values() for each in rows):
             log.warning("%s captions are longer than %s characters: the rest of them is not read (--max_text_length)",
                         f"{cut:,}", f"{cfg.max_text_length:,}")
-        more = (f". The {cfg.grad_accum_steps} micro-batches of an update are not told from each other: a larger "
-                "--batch_size, with --gradient_checkpointing, would be" if cfg.grad_accum_steps > 1 else "")
-        log.info("Contrast: each picture is told from the others of its micro-batch of %s, and each caption; those "
-                 "that share a picture or a caption are not%s", f"{cfg.batch_size:,}", more)
+        log.info("Contrast: each picture and each caption with the others of its micro-batch of %s, but for those that "
+                 "share a picture or a caption", f"{cfg.batch_size:,}")
+        if cfg.grad_accum_steps > 1:
+            log.info("The %s micro-batches of a step are not compared with each other: a larger --batch_size, with "
+                     "--gradient_checkpointing, compares more", cfg.grad_accum_steps)
 
-    def _changes(self, split: str) -> "Changes":
+    def changes(self, split: str) -> "Changes":
         from stoker.data.pictures.views import Augmentation as Changes
 
-        cfg = self.cfg
-        return Changes(crop=cfg.crop, flip=cfg.flip, colour=cfg.colour) if split == "train" else Changes()
+        return select(Changes, self.cfg) if split == "train" else Changes()
 
-    def _frame(self) -> "Frame":
+    def frame(self) -> "Frame":
         from stoker.data.pictures.resized import Frame
 
         return Frame(self.cfg.image_size, self.cfg.image_size, self.cfg.fit)
 
-    def _stored(self, split: str) -> "Frame":
-        return self._changes(split).stored(self._frame())
-
     def dataset(self, split: str) -> "Pairs":
         from stoker.data.pairs import Pairs
-        from stoker.data.pictures.views import Views
 
-        limit = self.cfg.max_samples if split == "train" else 0
-        views = Views(self.pictures[split][:limit or None], self._frame(), resized=self.resized[split],
-                      augmentation=self._changes(split), seed=self.cfg.seed)
-        return Pairs(views, self.register.rows[split])
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.pictures)
+        return Pairs(self.views(split), self.register.rows[split])
 
     def groups(self, split: str) -> list[str]:
         """What --group_by or the data name, else the picture: it may stand in several rows."""
@@ -301,11 +250,6 @@ class Vision(Labelled):
         return {"pixels": torch.stack([pair.pixels for pair in samples]), "numbers": numbers, "caption": caption,
                 **self.tokens([self.ids[number] for number in different.tolist()])}
 
-    def made_from(self) -> dict[str, str]:
-        rows = [[split, each.text, each.label] for split, part in self.pictures.items() for each in part]
-        seen = json.dumps([*(each.fingerprint() for each in self.resized.values()), rows])
-        return {"pictures": hashlib.sha256(seen.encode()).hexdigest(), "units": self.units.fingerprint}
-
     def size(self, batch: Batch) -> dict[str, int]:
         return {"images": len(batch["pixels"])}
 
@@ -316,7 +260,7 @@ class Vision(Labelled):
         from stoker.model.vision_encoder import VisionEncoder
 
         cfg = self.cfg
-        vision = VisionEncoder(**{name: getattr(cfg, name) for name in VISION}, dropout=cfg.dropout)
+        vision = VisionEncoder(**sizes_of(cfg), **{name: getattr(cfg, name) for name in VISION})
         return DualEncoder(vision, self._text_tower(), cfg.embed_dim, cfg.loss)
 
     def parts(self) -> Sequence[Part]:
@@ -326,12 +270,11 @@ class Vision(Labelled):
     def _text_tower(self) -> "nn.Module":
         from stoker.model.text_tower import FrozenTextTower, TextTower
 
-        cfg = self.cfg
+        cfg: Any = self.cfg
         if source := self.sources.get(LANGUAGE_MODEL):
             return FrozenTextTower(self._language_model(source), cfg.embed_dim)
-        return TextTower(self.units.vocab_size, d_model=cfg.text_d_model, num_heads=cfg.text_num_heads,
-                         num_layers=cfg.text_layers, d_ff=4 * cfg.text_d_model, embed_dim=cfg.embed_dim,
-                         dropout=cfg.dropout)
+        return TextTower(self.tokenizer.vocab_size, **sizes_of(cfg, "text_"), d_ff=4 * cfg.text_d_model,
+                         embed_dim=cfg.embed_dim, dropout=cfg.dropout)
 
     def _language_model(self, source: "Pretrained") -> "nn.Module":
         """Without weights: they are its source's."""
@@ -340,7 +283,7 @@ class Vision(Labelled):
         kind: Any = discover()["lm"]
         known = {field.name for field in fields(kind.Config)} & source.options.keys()
         language = kind(replace(kind.Config(), **{name: source.options[name] for name in known}), self.folder)
-        language.tokenizer = self.units
+        language.tokenizer = self.tokenizer
         with torch.device("meta"):  # draws no random numbers
             return language.model().to_empty(device="cpu")  # type: ignore[no-any-return]
 
@@ -399,10 +342,9 @@ class Vision(Labelled):
         from stoker.training.core import device as devices
         from stoker.training.core import media
 
-        rows = self.dataset("validation")
-        looked_at = [rows[row] for row in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
+        looked_at = evenly(self.dataset("validation"), LOOKED_AT)
         own, nearest = self._nearest(model, looked_at)
-        shown = range(0, len(looked_at), -(-len(looked_at) // SHOWN))
+        shown = evenly(range(len(looked_at)), SHOWN)
         pixels = torch.stack([looked_at[i].pixels for i in shown])
         looks = model.attention(pixels.to(devices.of(model))).float().cpu().numpy()
         captions = self.register.captions
@@ -421,11 +363,8 @@ class Vision(Labelled):
         """The numbers of the caption of each picture, and of those of all that are nearest to it."""
         import torch
 
-        from stoker.training.core import device as devices
-
-        parts = [devices.move(self.collate(looked_at[start:start + self.cfg.batch_size]), devices.of(model))
-                 for start in range(0, len(looked_at), self.cfg.batch_size)]
-        seen, read = (torch.cat(each) for each in zip(*(self._vectors(model, part) for part in parts)))
+        vectors = [self._vectors(model, batch) for batch in self.batches(looked_at, model)]
+        seen, read = (torch.cat(each) for each in zip(*vectors))
         own = [int(pair.numbers[1]) for pair in looked_at]
         captions = {number: place for place, number in enumerate(own)}
         near = (seen @ read[list(captions.values())].T).argsort(1, descending=True)[:, :NEAREST]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stoker.daemon.inbox import Inbox
-from stoker.data.loader import training_batches
+from stoker.data.loader import Order, training_batches
 from stoker.data.workers import Abandoned
 from stoker.training.core import device as devices
 from stoker.training.core import networks, optim, parts, rng

@@ -8,6 +8,7 @@ import pytest
 import made_pictures
 from sounds import make_sound
 from stoker.data import __main__ as commands
+from stoker.data.check import Report
 
 
 def ran(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
@@ -22,7 +23,7 @@ def test_check_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     train, validation, refused, shared, heights, _, labels = told.splitlines()
     assert code == 0 and train.startswith("train: 38 of 38 rows, 4 different texts, 4 labels, the largest ")
     assert validation.startswith("validation: 2 of 2 rows, ") and refused == "refused: none"
-    assert shared == "in training and judged by as well: 0 groups, 1 texts, 0 pictures"
+    assert shared == "Overlap of training and validation: 0 groups, 1 texts, 0 pictures"
     assert heights == "heights in pixels: smallest 16, 50 % 16, 90 % 16, 99 % 16, largest 16"
     assert labels == "labels: red 10, green 10, blue 10, yellow 10"
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:60])
@@ -88,5 +89,5 @@ def test_names_are_printed_without_control_characters(tmp_path: Path, capsys: py
     for data in (table, sounds / "a.csv"):
         code, told = ran(capsys, "check", str(data))
         assert code == 1 and "evil\\x1b[2J" in told and told.replace("\n", "").replace("\t", "").isprintable()
-    commands._rows_told([("train", "a\nvalidation\tb", "why")], True)
+    commands._listed(Report(rows={}, used={}, shared={}, refused=[("train", "a\nvalidation\tb", "why")]))
     assert capsys.readouterr().out == "train\ta\\nvalidation\tb\twhy\n"

@@ -46,19 +46,20 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
         picture(make_picture(tmp_path / "wide.png", 6, height=10, width=81)):
             "too wide: 259 pixels at a height of 32, --max_width is 256",
         picture(make_picture(tmp_path / "much.png", 7), "x" * 41): "long text: 41 characters, --max_text_length is 40",
-        picture(tmp_path / "again.webp"): "judged by: the same picture is in another split",
+        picture(tmp_path / "again.webp"): "duplicate: the same picture is in another split",
     }
     splits = {"train": [*fine[:2], *bad], "validation": [fine[2]]}
     with caplog.at_level(logging.INFO):
-        used, resized, report = checked(splits, FRAMES, keep=True, limits=Limits(8, 100, 256, 32, 40))
+        used, resized, report = checked(splits, FRAMES, keep=True, limits=Limits(
+            min_side=8, max_side=100, max_width=256, height=32, max_text_length=40))
     assert used == {"train": fine[:2], "validation": [fine[2]]}
     assert report.refused == [("train", row.path, why) for row, why in bad.items()]
     assert (report.rows["train"], report.used["train"], report.labels["train"]) == (14, 2, Counter(good=2))
     for row, why in bad.items():
         assert f"train {row.path}: {why}" in caplog.text
     assert "Data check: train: 2 of 14 rows, 1 different texts, 1 labels, the largest good (100.0%)" in caplog.text
-    assert ("refused: 5 unreadable, 1 blank, 1 unlabelled, 1 too small, 1 too large, 1 too wide, 1 long text, 1 judged "
-            "by") in caplog.text
+    assert ("refused: 5 unreadable, 1 blank, 1 unlabelled, 1 too small, 1 too large, 1 too wide, 1 long text, 1 "
+            "duplicate") in caplog.text
     kept = [resized[split].pixels(row.path) for split, rows in used.items() for row in rows]
     assert all(each is not None and each.shape == (3, 8, 8) for each in kept)
 
@@ -106,13 +107,13 @@ def test_lines_that_cannot_be_read(tmp_path: Path) -> None:
     assert list(report.lines())[-3:] == [
         "widths in pixels at the model's height: smallest 18, 50 % 26, 90 % 180, 99 % 180, largest 180",
         "lengths in characters: smallest 2, 50 % 3, 90 % 6, 99 % 6, largest 6",
-        "characters to train on: 4; judged by alone: 'z' 3, ' ' 1, 'y' 1, '\u00e9' 1"]
+        "characters in training: 4; in validation alone: 'z' 3, ' ' 1, 'y' 1, '\u00e9' 1"]
 
 
 def test_characters_that_training_lacks_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [picture(make_picture(tmp_path / f"{i}.png", i), text) for i, text in enumerate(("ab", "ba", "abc"))]
     checked({"train": rows[:2], "validation": rows[2:]}, FRAMES, keep=False, limits=Limits(height=32, lines=True))
-    assert "1 characters are judged by and never trained on: they cannot be read" in caplog.text
+    assert "1 characters of the validation texts never occur in training: they cannot be read" in caplog.text
     caplog.clear()
     checked({"train": rows[2:], "validation": rows[:2]}, FRAMES, keep=False, limits=Limits(height=32, lines=True))
     assert "never trained on" not in caplog.text
@@ -128,7 +129,7 @@ def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
     assert report.shared == {"groups": 1, "texts": 2, "pictures": 1} and len(used["train"]) == 4
     assert report.groups == {"train": 3, "validation": 1, "test": 1}
     assert report.texts == {"train": 3, "validation": 2, "test": 2}
-    assert "in training and judged by as well: 1 groups, 2 texts, 1 pictures" in list(report.lines())
+    assert "Overlap of training and validation: 1 groups, 2 texts, 1 pictures" in list(report.lines())
     assert report.repeated == 0, "one file in two splits is one file"
     make_picture(tmp_path / "7.png", 0)
     _, _, report = examined({"train": [*splits["train"], picture(tmp_path / "7.png")]}, FRAMES, keep=False)
@@ -180,4 +181,4 @@ def test_real_pictures_are_all_of_use_but_one_that_comes_twice() -> None:
     _, _, report = examined(splits, FRAMES, keep=False)
     assert not report.refused and report.labels["validation"].most_common(1) == [("t-shirt", 81)]
     _, _, report = examined(table.read(str(REAL / "images/captions")), FRAMES, keep=False)
-    assert report.repeated == 1 and {why.partition(":")[0] for _, _, why in report.refused} <= {"judged by"}
+    assert report.repeated == 1 and {why.partition(":")[0] for _, _, why in report.refused} <= {"duplicate"}

@@ -285,7 +285,7 @@ def test_a_table_without_rows_but_a_header(tmp_path: Path) -> None:
 
 
 def test_a_single_picture_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="of its 1 pictures nothing is left to judge by"):
+    with pytest.raises(UserError, match="of its 1 pictures nothing is left to validate on"):
         table.read(csv_of(tmp_path, "image,label\na.png,x\n"))
 
 

@@ -165,7 +165,7 @@ def test_texts_that_are_judged_by_are_left_out_of_training(tmp_path: Path) -> No
 def test_where_that_would_leave_little_it_is_refused(tmp_path: Path) -> None:
     rows = [f"{s}{i}.wav,{i % 3},{s}" for s in "abcd" for i in range(9)]
     name = csv_of(tmp_path, "wav,text,speaker\n" + "\n".join(rows))
-    with pytest.raises(UserError, match="27 of 27 training rows say what is judged by as well; --shared_texts trains"):
+    with pytest.raises(UserError, match="27 of 27 training texts also occur in validation; --shared_texts allows"):
         recordings.read(name)
     splits = recordings.read(name, shared_texts=True)
     assert (len(splits["train"]), len(splits["validation"])) == (27, 9)

@@ -47,11 +47,11 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
         utterance(make_sound(tmp_path / "much.wav", 2, seed=7), "x y" * 14):
             "long text: 42 characters, --max_text_length is 40",
         utterance(make_sound(tmp_path / "short.wav", 0.4, seed=8)): "not alignable: 10 frames, its 11 labels need 12",
-        utterance(Path(fine[2].path)): "judged by: the same recording is in another split",
+        utterance(Path(fine[2].path)): "duplicate: the same recording is in another split",
     }
     clipped = utterance(tmp_path / "loud.wav")
     splits = {"train": [*fine[:2], *bad, clipped], "validation": [fine[2]]}
-    limits = Limits(300, 40, labels=letters, frames=at_25)
+    limits = Limits(max_mel_length=300, max_text_length=40, labels=letters, frames=at_25)
     with caplog.at_level(logging.INFO):
         used, decoded, report = checked(splits, keep=True, limits=limits)
     assert [Path(row.path).name for row in used["train"]] == ["fine0.wav", "fine1.wav", "loud.wav"]
@@ -62,7 +62,7 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
     for row, why in bad.items():
         assert f"train {row.path}: {why}" in caplog.text
     assert "Data check: train: 3 of 12 rows, 0.00 h" in caplog.text
-    assert "refused: 3 unreadable, 1 silent, 1 too long, 1 unlabelled, 1 long text, 1 not alignable, 1 judged by" in (
+    assert "refused: 3 unreadable, 1 silent, 1 too long, 1 unlabelled, 1 long text, 1 not alignable, 1 duplicate" in (
         caplog.text)
 
 
@@ -130,7 +130,7 @@ def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
     used, _, other = examined(splits | {"test": [*splits["test"], row(1, "e", "")]}, keep=False)
     assert other.shared["recordings"] == 1 and [each.text for each in used["train"]] == ["a", "c"]
     assert report.speakers == {"train": 3, "validation": 1, "test": 1}
-    assert "in training and judged by as well: 1 speakers, 2 texts, 0 recordings" in list(report.lines())
+    assert "Overlap of training and validation: 1 speakers, 2 texts, 0 recordings" in list(report.lines())
 
 
 def test_a_split_without_usable_rows_is_refused(tmp_path: Path) -> None:
@@ -158,7 +158,8 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "speech"
 @pytest.mark.skipif(not REAL.exists(), reason="the recordings are not at hand")
 def test_real_sentences_are_all_of_use() -> None:
     splits = recordings.read(str(REAL / "sentences"))
-    used, decoded, report = examined(splits, keep=False, limits=Limits(2048, 256, labels=letters, frames=at_25))
+    limits = Limits(max_mel_length=2048, max_text_length=256, labels=letters, frames=at_25)
+    used, decoded, report = examined(splits, keep=False, limits=limits)
     assert sum(map(len, used.values())) == 536 and not report.refused and report.shared["speakers"] == 0
     assert sum(report.seconds.values()) == pytest.approx(37 * 60, rel=0.02)
     assert audio.seconds(used["train"][0].path) == pytest.approx(used["train"][0].seconds)

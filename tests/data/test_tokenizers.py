@@ -158,7 +158,7 @@ def test_a_small_text_gives_fewer_pieces_and_says_so(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         tokenizer = open_tokenizer("bpe", 5000, ["so short a text"])
     assert 257 <= tokenizer.vocab_size < 300
-    assert f"{tokenizer.vocab_size} pieces, not 5,000" in caplog.text
+    assert f"{tokenizer.vocab_size} tokens, not 5,000" in caplog.text
 
 
 def test_training_takes_a_share_of_all_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import made_lines
 from stoker import command
 from stoker.daemon.rundir import RunDir
 from stoker.inference import read as script
-from stoker.training.train_ocr import CHANGES, OCR
+from stoker.training.train_ocr import OCR, Augmentation
 from toys import new_run, session
 
 TEXT = "Milk 2.50"
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
                           d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64, batch_size=2,
                           grad_accum_steps=1, max_steps=120, lr=5e-3, warmup_steps=10, log_interval=50,
                           eval_interval=120, snapshot_interval=0, max_width=200, max_text_length=40,
-                          **dict.fromkeys(CHANGES, 0.0))
+                          **dict.fromkeys(vars(Augmentation()), 0.0))
         with sitting.run.lock():
             assert sitting.train().state == "finished"
     return sitting.run
@@ -82,7 +82,7 @@ def test_files_folders_and_standard_input(read: Read, line: Path) -> None:
 
 
 def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: RunDir) -> None:
-    """And of words that of their units, blanks not counted; against the decoder without a cache, and CTC."""
+    """And of words that of their labels, blanks not counted; against the decoder without a cache, and CTC."""
     from stoker.model.ctc import PrefixScores
     from stoker.training.core import pretrained
 
@@ -90,7 +90,7 @@ def test_confidence_is_the_probability_of_the_text(read: Read, line: Path, run: 
     found = json.loads(out)
     stage, model = pretrained.opened(pretrained.of_run(run), OCR, "cpu")
     pixels = script.LineReader(pretrained.of_run(run), torch.device("cpu")).open(str(line))
-    ids, end = stage.labels(TEXT), stage.units.end_of_text
+    ids, end = stage.encode(TEXT), stage.tokenizer.end_of_text
     with torch.no_grad():
         seen = model(pixels[None], torch.tensor([pixels.shape[2]]))
         hidden = model.decoder(torch.tensor([[end, *ids]]), model.memory(seen))

@@ -148,7 +148,7 @@ def untrained(tmp_path: Path) -> Path:
     data = str(made_pictures.write(tmp_path / "data"))
     stage = Vision(replace(Vision.Config(), dataset=data, image_size=16, patch_size=8, d_model=16, num_heads=2,
                            num_layers=1, d_ff=16, text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=8,
-                           units="chars", fit="pad"), tmp_path)
+                           tokenizer="chars", fit="pad"), tmp_path)
     stage.prepare()
     (tmp_path / "model").mkdir()
     stage.export(stage.model(), tmp_path / "model")

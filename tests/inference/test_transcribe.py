@@ -19,7 +19,7 @@ from stoker.config import UserError
 from stoker.daemon import registry
 from stoker.daemon.rundir import PROJECT, RunDir
 from stoker.data.speech import audio
-from stoker.data.text.labels import open_units
+from stoker.data.text.labels import open_labels
 from stoker.inference import transcribe as script
 from stoker.inference.transcribe import Listener
 from stoker.training.train_audio_enc import AudioEncoder
@@ -78,14 +78,14 @@ def test_times_are_those_of_the_sounds(run: RunDir, tmp_path: Path, how: list[st
 def listener() -> Any:
     """Without a model: what is likely in each frame, 25 of them a second, is written down."""
     made = Listener.__new__(Listener)
-    made.units, made.device = open_units("chars", 0, ["ab cd"]), "cpu"
+    made.tokenizer, made.device = open_labels("chars", 0, ["ab cd"]), "cpu"
     return made
 
 
 def heard(listener: Any, frames: list[tuple[str, float]], **options: Any) -> dict[str, Any]:
     """Frames: a character, "-" for the blank, and its probability; the rest of that is the blank's, or another's."""
-    V, blank = listener.units.vocab_size, listener.units.end_of_text
-    ids = [blank if unit == "-" else listener.units.encode_batch([unit])[0].tolist()[0] for unit, _ in frames]
+    V, blank = listener.tokenizer.vocab_size, listener.tokenizer.end_of_text
+    ids = [blank if unit == "-" else listener.tokenizer.encode_batch([unit])[0].tolist()[0] for unit, _ in frames]
     probabilities = torch.full((len(frames), V), 1e-6)
     for t, (unit, (_, likely)) in enumerate(zip(ids, frames)):
         probabilities[t, 0 if unit == blank else blank], probabilities[t, unit] = 1 - likely, likely

@@ -26,7 +26,7 @@ def test_check_and_mel_lengths(desk: Desk, recordings: Path) -> None:
     first, second, refused, shared, lengths, ctc = ran.stdout.splitlines()
     assert first == "train: 38 of 38 rows, 0.02 h" and second.startswith("validation: 2 of 2 rows")
     assert (refused, shared) == ("refused: none",
-                                 "in training and judged by as well: 0 speakers, 0 texts, 0 recordings")
+                                 "Overlap of training and validation: 0 speakers, 0 texts, 0 recordings")
     (recordings / "3.wav").write_text("no sound")
     ran = desk.call("data.sh", "check", "a.csv", "--max_mel_length", "200", cwd=recordings)
     assert ran.returncode == 1 and f"\t{recordings}/3.wav\tunreadable: cannot be read as sound" in ran.stdout

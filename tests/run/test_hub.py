@@ -99,7 +99,7 @@ def test_wikitext_is_fetched_once(desk: Desk, copy: Path, monkeypatch: pytest.Mo
     assert f"Downloading wikitext-103 from {address} (once" in log and "\r" not in log
     assert "Read the training split" in log and all(line.startswith("[20") for line in log.splitlines())
     assert "HTTP" not in log
-    assert "none of the documents to judge by (9) occurs in training" in log
+    assert "none of the documents of validation and test (9) occurs in training" in log
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     desk.begun(desk.call("run_train_lm.sh", "--dataset", "wikitext-103", "--result_dir", str(desk.results),
                          "--run_name", "second", *SHORT))

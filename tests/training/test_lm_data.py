@@ -83,7 +83,7 @@ def test_the_data_are_checked_in_a_line(book: str, tmp_path: Path, caplog: pytes
     [line] = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Data check")]
     assert line == (f"Data check: {(len(train) - 1) // 16:,} rows ({len(train):,} tokens) to train on, "
                     f"{(len(valid) - 1) // 16:,} rows ({len(valid):,} tokens) to validate; "
-                    "none of the documents to judge by (1) occurs in training")
+                    "none of the documents of validation and test (1) occurs in training")
 
 
 def test_leaked_documents_are_counted() -> None:
@@ -176,6 +176,6 @@ def test_pieces_of_its_own_mean_a_tokenizer_of_its_own(tmp_path: Path, argv: lis
     (tmp_path / "text.txt").write_text("\n".join(f"line {i}" for i in range(50)))
     job = launch.decide(LanguageModel, ["--dataset", str(tmp_path / "text.txt"), *argv])
     assert job.cfg.tokenizer == tokenizer
-    with pytest.raises(UserError, match="--vocab_size is for --tokenizer bpe, bytes has its own pieces"):
+    with pytest.raises(UserError, match="--vocab_size is for --tokenizer bpe, bytes has its own vocabulary"):
         launch.decide(LanguageModel, ["--dataset", str(tmp_path / "text.txt"), "--tokenizer", "bytes", "--vocab_size",
                                       "500"])

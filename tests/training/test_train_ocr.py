@@ -20,7 +20,7 @@ from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.step import losses
-from stoker.training.train_ocr import CHANGES, OCR, Config
+from stoker.training.train_ocr import OCR, Augmentation, Config
 
 SMALL: dict[str, Any] = dict(stem_width=4, d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64,
                              batch_size=4)
@@ -61,7 +61,7 @@ def totals(stage: Any, model: Any, *batches: list[View]) -> dict[str, list[float
 def test_all_rows_are_evaluated_as_they_are(tmp_path: Path) -> None:
     """Those of the training split too, whatever is changed, held out or left out in training."""
     path = str(made_lines.write(tmp_path / "data", lines=60))
-    plain = prepared(tmp_path, dataset=path, **{name: 0.0 for name in CHANGES})
+    plain = prepared(tmp_path, dataset=path, **{name: 0.0 for name in vars(Augmentation())})
     stage = OCR(OCR.all_rows(replace(Config(), **SMALL, dataset=path, max_samples=2, held_out="nobody")), tmp_path)
     stage.prepare()
     rows = Evaluations(stage, stage.cfg).rows(stage.evaluations()[0], "all")
@@ -87,7 +87,7 @@ def test_rates_are_those_of_jiwer_on_the_whole_set(tmp_path: Path, ignore_case: 
     monkeypatch.setattr(stage, "texts", lambda written: [read[row.text] for row in next(queue)])
     model = scribbling(stage)
     with torch.no_grad():
-        heads = [[stage.units.decode(ids) for ids in ctc.greedy(seen.logits, seen.lengths, blank=model.blank)]
+        heads = [[stage.tokenizer.decode(ids) for ids in ctc.greedy(seen.logits, seen.lengths, blank=model.blank)]
                  for batch in map(stage.collate, batches) for seen in [model(batch["pixels"], batch["widths"])]]
     sums = totals(stage, model, *batches)
     said, found = ([text.lower() if ignore_case else text for text in texts] for texts in (read.keys(), read.values()))
@@ -116,20 +116,20 @@ def test_padding_and_the_order_of_batches_change_no_figure(tmp_path: Path) -> No
 def test_the_loss_is_that_of_torch(tmp_path: Path) -> None:
     """Cross-entropy over all logits and CTC by torch, line by line and without padding; each line's end counts too."""
     stage = prepared(tmp_path, ctc_weight=0.25)
-    model, rows, end = scribbling(stage), views(stage), stage.units.end_of_text
-    expected = units = 0.0
+    model, rows, end = scribbling(stage), views(stage), stage.tokenizer.end_of_text
+    expected = count = 0.0
     with torch.no_grad():
         for row in rows:
-            ids = torch.tensor(stage.labels(row.text))
+            ids = torch.tensor(stage.encode(row.text))
             seen = model(row.pixels[None], torch.tensor([row.pixels.shape[2]]))
             tokens = torch.cat([torch.tensor([end]), ids])[None]
             logits = model.decoder.logits(model.decoder(tokens, model.memory(seen)))[0]
             written = torch.nn.functional.cross_entropy(logits, torch.cat([ids, torch.tensor([end])]), reduction="sum")
             aligned = torch.nn.functional.ctc_loss(seen.logits.log_softmax(-1).transpose(0, 1), ids[None],
                                                    seen.lengths, torch.tensor([len(ids)]), end, reduction="sum")
-            expected, units = expected + float(0.75 * written + 0.25 * aligned), units + len(ids) + 1
+            expected, count = expected + float(0.75 * written + 0.25 * aligned), count + len(ids) + 1
         loss = next(losses(stage, model, stage.collate(rows), torch.device("cpu"), "fp32"))
-    assert float(loss.total) == pytest.approx(expected, rel=1e-4) and loss.count == units
+    assert float(loss.total) == pytest.approx(expected, rel=1e-4) and loss.count == count
 
 
 def test_without_ctc_the_decoder_alone_is_trained(tmp_path: Path) -> None:
@@ -147,18 +147,18 @@ def test_without_ctc_the_decoder_alone_is_trained(tmp_path: Path) -> None:
 
 def test_a_batch_holds_what_its_rows_hold(tmp_path: Path) -> None:
     stage = prepared(tmp_path)
-    rows, end = views(stage, "train")[:4], stage.units.end_of_text
+    rows, end = views(stage, "train")[:4], stage.tokenizer.end_of_text
     batch = stage.collate(rows)
     for row, view in enumerate(rows):
-        width, ids = view.pixels.shape[2], stage.labels(view.text)
+        width, ids = view.pixels.shape[2], stage.encode(view.text)
         assert torch.equal(batch["pixels"][row, :, :, :width], view.pixels) and batch["widths"][row] == width
-        assert batch["tokens"][row, :len(ids) + 1].tolist() == [end, *ids] and stage.units.decode(ids) == view.text
+        assert batch["tokens"][row, :len(ids) + 1].tolist() == [end, *ids] and stage.tokenizer.decode(ids) == view.text
     # what follows each token, in place
     T = batch["tokens"].shape[1]
     for place, target in zip(batch["places"].tolist(), batch["targets"].tolist()):
         row, at = divmod(place, T)
-        assert target == [*stage.labels(rows[row].text), end][at]
-    assert len(batch["places"]) == sum(len(stage.labels(view.text)) + 1 for view in rows)
+        assert target == [*stage.encode(rows[row].text), end][at]
+    assert len(batch["places"]) == sum(len(stage.encode(view.text)) + 1 for view in rows)
     assert stage.size(batch) == {"lines": 4}
 
 
@@ -238,7 +238,7 @@ def test_mistakes_are_told_before_anything_is_started() -> None:
         config.parse(OCR.Config, OCR.presets, ["--image_height", "30", "--d_model", "30"])
     text = str(told.value)
     assert "--image_height 30 is no multiple of 16" in text and "--num_heads 4" in text
-    assert OCR.check(replace(Config(), dataset="nowhere.csv", units="chrs"), resumed=False)[1].startswith("--units")
+    assert OCR.check(replace(Config(), dataset="nowhere.csv", labels="chrs"), resumed=False)[1].startswith("--labels")
 
 
 def test_labels_are_no_texts(tmp_path: Path) -> None:
@@ -252,30 +252,30 @@ def test_labels_are_no_texts(tmp_path: Path) -> None:
     assert sum(map(len, stage.pictures.values())) == 11, "one has no text"
 
 
-def test_characters_that_are_not_among_the_units_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_characters_that_are_not_among_the_labels_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = prepared(tmp_path)
     first.begin()
     made_lines.write(tmp_path / "other", lines=20)
     table = tmp_path / "other" / "lines.csv"
     table.write_text(table.read_text().replace("tea", "t\u00ea\u00e0").replace("salt", "\u015d"))
     prepared(tmp_path, dataset=str(table))
-    assert "3 characters of the texts are not among the units" in caplog.text and "\u00e0 \u00ea \u015d" in caplog.text
+    assert "3 characters of the texts are not among the labels" in caplog.text and "\u00e0 \u00ea \u015d" in caplog.text
     caplog.clear()
     prepared(tmp_path / "new", dataset=str(table))
-    assert "not among the units" not in caplog.text
+    assert "not among the labels" not in caplog.text
 
 
 @pytest.mark.parametrize("beam", [1, 5])
-def test_a_text_has_no_more_units_than_it_may(tmp_path: Path, beam: int) -> None:
+def test_a_text_has_no_more_labels_than_it_may(tmp_path: Path, beam: int) -> None:
     stage = prepared(tmp_path, max_text_length=30)
     model, batch = scribbling(stage), stage.collate(views(stage, "train")[:8])
-    model.head.bias.data[stage.units.end_of_text] -= 50  # CTC finds a unit in each state
-    model.decoder.embedding.weight.data[stage.units.end_of_text] = 0
+    model.head.bias.data[stage.tokenizer.end_of_text] -= 50  # CTC finds a label in each state
+    model.decoder.embedding.weight.data[stage.tokenizer.end_of_text] = 0
     with torch.no_grad():
         seen = model(batch["pixels"], batch["widths"])
         free = [len(each.tokens) for each in stage.written(model, seen, beam)]
         stage.cfg.max_text_length = 3
-        del stage._most_units
+        del stage._most_labels
         cut = [len(each.tokens) for each in stage.written(model, seen, beam)]
     assert all(0 < length <= states for length, states in zip(free, seen.lengths.tolist())) and set(cut) == {3}
 
@@ -290,8 +290,8 @@ def test_a_beam_searches(tmp_path: Path) -> None:
 
 
 def test_bytes_are_given_the_room_of_characters(tmp_path: Path) -> None:
-    assert prepared(tmp_path / "a", max_text_length=30)._most_units == 30
-    assert prepared(tmp_path / "b", max_text_length=30, units="bpe", vocab_size=300)._most_units == 120
+    assert prepared(tmp_path / "a", max_text_length=30)._most_labels == 30
+    assert prepared(tmp_path / "b", max_text_length=30, labels="bpe", vocab_size=300)._most_labels == 120
 
 
 # -- out, and in again ----------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_weights_go_out_and_in_again(tmp_path: Path) -> None:
     pretrained.note(folder, "ocr", 3, vars(stage.cfg), {})
     again, loaded = pretrained.opened(pretrained.find(str(folder)), OCR, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
-    assert again.units.fingerprint == stage.units.fingerprint
+    assert again.tokenizer.fingerprint == stage.tokenizer.fingerprint
 
 
 def test_without_ctc_a_model_is_read_without_it(tmp_path: Path) -> None:
@@ -322,13 +322,13 @@ def test_without_ctc_a_model_is_read_without_it(tmp_path: Path) -> None:
     assert not loaded.joint and prepared(tmp_path).model().joint
 
 
-def test_other_data_are_gone_on_with_by_the_units_of_the_first(tmp_path: Path) -> None:
+def test_other_data_are_gone_on_with_by_the_labels_of_the_first(tmp_path: Path) -> None:
     stage = prepared(tmp_path / "a")
     stage.export(stage.model(), tmp_path / "a")
     pretrained.note(tmp_path / "a", "ocr", 3, vars(stage.cfg), {})
     source = pretrained.find(str(tmp_path / "a"))
     cfg = pretrained.apply_options(OCR, Parsed(Config(), frozenset(), ""), source).config
-    assert (cfg.d_model, cfg.decoder_layers, cfg.units) == (32, 1, str(tmp_path / "a" / "tokenizer.json"))
+    assert (cfg.d_model, cfg.decoder_layers, cfg.labels) == (32, 1, str(tmp_path / "a" / "tokenizer.json"))
     with pytest.raises(UserError, match="--stem_width 8 differs from the 4"):
         pretrained.apply_options(OCR, Parsed(replace(Config(), stem_width=8), frozenset({"stem_width"}), ""), source)
 

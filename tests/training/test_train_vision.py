@@ -63,7 +63,7 @@ def test_a_batch_is_what_is_seen_and_said(tmp_path: Path) -> None:
     rows = stage.dataset("train")
     pairs = [rows[row] for row in (0, 13, 3, 10, 7)]
     batch = stage.collate(pairs)
-    read = [stage.units.decode(ids[:length]) for ids, length in zip(batch["tokens"].tolist(), batch["lengths"])]
+    read = [stage.tokenizer.decode(ids[:length]) for ids, length in zip(batch["tokens"].tolist(), batch["lengths"])]
     assert sorted(read) == ["caption 0", "caption 3", "caption 7"]
     assert [read[place] for place in batch["caption"]] == [f"caption {row % 10}" for row in (0, 13, 3, 10, 7)]
     assert batch["pixels"].shape == (5, 3, 16, 16) and batch["pixels"].dtype == torch.uint8
@@ -125,30 +125,30 @@ def test_groups_are_held_out_by_their_names(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_keeps_its_pieces(tmp_path: Path) -> None:
     """Though the file that they were taken from is gone, and the language model."""
-    first = prepared(tmp_path, units="chars")
+    first = prepared(tmp_path, tokenizer="chars")
     first.begin()
     gone = str(tmp_path / "gone.json")
-    assert prepared(tmp_path, units=gone).units.fingerprint == first.units.fingerprint
-    cfg = replace(Config(), dataset=first.cfg.dataset, units=gone, text_model=str(tmp_path / "gone"))
+    assert prepared(tmp_path, tokenizer=gone).tokenizer.fingerprint == first.tokenizer.fingerprint
+    cfg = replace(Config(), dataset=first.cfg.dataset, tokenizer=gone, text_model=str(tmp_path / "gone"))
     assert Vision.check(cfg, resumed=True) == []
-    assert [problem.partition(":")[0] for problem in Vision.check(cfg, resumed=False)] == ["--units"]
+    assert [problem.partition(":")[0] for problem in Vision.check(cfg, resumed=False)] == ["--tokenizer"]
 
 
 def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> None:
     cfg = replace(Config(), text_model="some")
     assert Vision.resolve_defaults(cfg, {"dataset", "lr"}) == (cfg, []) == Vision.resolve_defaults(cfg, set())
-    assert Vision.resolve_defaults(Config(), {"units", "text_layers"}) == (Config(), [])
+    assert Vision.resolve_defaults(Config(), {"tokenizer", "text_layers"}) == (Config(), [])
     with pytest.raises(UserError, match="--vocab_size, --text_layers: for a tower of its own; leave out"):
         Vision.resolve_defaults(cfg, {"vocab_size", "text_layers", "lr"})
 
 
 def test_a_language_model_reads_as_much_as_it_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    stage = prepared(tmp_path, units="chars")
+    stage = prepared(tmp_path, tokenizer="chars")
     stage.sources[LANGUAGE_MODEL] = SimpleNamespace(options={"max_seq_len": 8})
     with caplog.at_level("WARNING"):
-        found = stage.pieces(["a photo of red", "a photo"])
-    assert [stage.units.decode(ids.tolist()) for ids in found] == ["a photo ", "a photo"]
-    assert "1 captions have more than the 8 pieces" in caplog.text
+        found = stage.captions(["a photo of red", "a photo"])
+    assert [stage.tokenizer.decode(ids.tolist()) for ids in found] == ["a photo ", "a photo"]
+    assert "1 captions have more than the 8 tokens" in caplog.text
 
 
 def test_the_caption_of_a_class_is_that_of_most_of_its_pictures() -> None:
@@ -168,7 +168,7 @@ def test_a_caption_is_read_up_to_its_limit_and_told(tmp_path: Path, caplog: pyte
         prepared(tmp_path, dataset=str(data), max_text_length=8)
 
 
-@pytest.mark.parametrize("accum, part", [(1, "micro-batch of 8"), (4, "The 4 micro-batches of an update are not told")])
+@pytest.mark.parametrize("accum, part", [(1, "micro-batch of 8"), (4, "The 4 micro-batches of a step are not")])
 def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFixture, accum: int, part: str) -> None:
     with caplog.at_level("INFO"):
         prepared(tmp_path, grad_accum_steps=accum)
@@ -182,7 +182,7 @@ def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFix
     (["--text_num_heads", "3"], "--text_num_heads 3 does not divide --text_d_model 128"),
     (["--template", "a photo"], "--template 'a photo' has no {} in it"),
     (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: there is no such file"),
-    (["--units", "words"], "--units: 'words' is none of chars, bpe"),
+    (["--tokenizer", "words"], "--tokenizer: 'words' is none of chars, bpe"),
     (["--loss", "hinge"], "--loss: 'hinge' is none of"),
     (["--flip", "2"], "--flip must be"),
 ])
@@ -272,7 +272,7 @@ def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path, of
     stage, model = pretrained.opened(pretrained.of_run(run), Vision, "cpu")
     assert all(torch.equal(weight, theirs[name]) for name, weight in model.text.language_model.state_dict().items())
     assert not (run.models / "best" / "model.safetensors").read_bytes().count(b"language_model")
-    batch = stage.tokens(stage.pieces(["caption 1", "caption 2"]))
+    batch = stage.tokens(stage.captions(["caption 1", "caption 2"]))
     assert model.captions(batch["tokens"], batch["lengths"]).shape == (2, 16)
     weights = pretrained.of_run(run)
     [done] = eval_only.evaluated(Job(Vision, Parsed(sitting.job.cfg, frozenset(), ""), evaluated=weights))
@@ -326,10 +326,10 @@ def test_below_a_picture_stands_what_is_right_and_what_is_not() -> None:
 # -- out, and in again ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("units", ["bpe", "chars"])
+@pytest.mark.parametrize("tokenizer", ["bpe", "chars"])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_a_model_folder_sees_what_the_run_saw(tmp_path: Path, units: str, loss: str) -> None:
-    stage = prepared(tmp_path, units=units, loss=loss, vocab_size=280)
+def test_a_model_folder_sees_what_the_run_saw(tmp_path: Path, tokenizer: str, loss: str) -> None:
+    stage = prepared(tmp_path, tokenizer=tokenizer, loss=loss, vocab_size=280)
     torch.manual_seed(0)
     model, folder = stage.model().eval(), tmp_path / "model"
     folder.mkdir()

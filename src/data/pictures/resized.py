@@ -4,14 +4,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from stoker import files, wheels
-from stoker.data import decode_cache, made
+from stoker.data import decode_cache
 from stoker.data.pictures import images
 
 FORMAT = 2  # raise it when other facts, or other pixels, come out
@@ -90,23 +90,18 @@ class Fact:
         return self.kept_channels * self.kept_height * self.kept_width
 
 
-class Resized:
+class Resized(decode_cache.Entries[Fact]):
     """Facts by path, and the pictures where they are kept."""
 
-    def __init__(self, found: decode_cache.Entries[Fact]):
-        self.facts, self._found = found.facts, found
+    kind, dtype = Fact, np.uint8
 
     def pixels(self, path: str) -> Tensor | None:
         """(channels, H, W) uint8, in the frame; None where they are not kept."""
-        kept = self._found.numbers(path)
+        kept = self.numbers(path)
         if kept is None:
             return None
         fact = self.facts[path]
         return torch.from_numpy(kept.reshape(-1, fact.kept_height, fact.kept_width).copy())  # its own, to be changed
-
-    def fingerprint(self) -> str:
-        """Of the pictures alone: where the files lie makes no difference."""
-        return hashlib.sha256("".join(fact.digest for fact in self.facts.values()).encode()).hexdigest()
 
 
 def resize(paths: Sequence[str], frame: Frame | None = None) -> Resized:
@@ -117,8 +112,8 @@ def resize(paths: Sequence[str], frame: Frame | None = None) -> Resized:
     """
     paths = list(dict.fromkeys(paths))
     key = [FORMAT, asdict(frame) if frame else None, *map(images.identity, paths)]
-    return Resized(decode_cache.read(_Files(paths, frame), Fact, files.home() / "pictures", key=key, dtype=np.uint8,
-                             keep=frame is not None, what="Reading pictures", otherwise="--no_cache_images"))
+    return decode_cache.read(Resized, paths, partial(_decode, frame=frame), files.home() / "pictures", key=key,
+                             keep=frame is not None, what="Reading pictures", otherwise="--no_cache_images")
 
 
 def luminance(pixels: Tensor) -> Tensor:
@@ -140,23 +135,14 @@ def digest(pixels: Tensor) -> str:
     return found.hexdigest()
 
 
-class _Files(Dataset[tuple[Fact, np.ndarray]]):
-    def __init__(self, paths: Sequence[str], frame: Frame | None):
-        self.paths, self.frame = paths, frame
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Fact, np.ndarray]:
-        path = self.paths[index]
-        made.verify(path)
-        try:
-            pixels = opened(path)
-        except images.ImageError as error:
-            return Fact(path, str(error)), np.zeros(0, np.uint8)
-        found = Fact(path, "", pixels.shape[1], pixels.shape[2], digest(pixels), int(pixels.max() - pixels.min()))
-        if not self.frame:
-            return found, np.zeros(0, np.uint8)
-        fitted = self.frame(pixels)
-        channels, height, width = fitted.shape
-        return replace(found, kept_channels=channels, kept_height=height, kept_width=width), fitted.numpy()
+def _decode(path: str, frame: Frame | None) -> tuple[Fact, np.ndarray]:
+    try:
+        pixels = opened(path)
+    except images.ImageError as error:
+        return Fact(path, str(error)), np.zeros(0, np.uint8)
+    found = Fact(path, "", pixels.shape[1], pixels.shape[2], digest(pixels), int(pixels.max() - pixels.min()))
+    if not frame:
+        return found, np.zeros(0, np.uint8)
+    fitted = frame(pixels)
+    channels, height, width = fitted.shape
+    return replace(found, kept_channels=channels, kept_height=height, kept_width=width), fitted.numpy()

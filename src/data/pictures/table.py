@@ -52,17 +52,7 @@ def check(name: str, *, group_by: str = "") -> list[str]:
         re.compile(group_by)
     except re.error as error:
         return [f"--group_by {group_by}: is no regular expression ({error})"]
-    if name in DRAWN:
-        return []  # packages may not be installed yet: set-up comes after this check
-    if not name:
-        return [f"--dataset is empty; {WHAT_TO_GIVE}"]
-    try:
-        _look_into(name)
-    except UserError as error:
-        return list(error.problems)
-    except OSError as error:
-        return [f"--dataset {name}: cannot be read ({error.strerror}); {WHAT_TO_GIVE}"]
-    return []
+    return tables.problems(name, DRAWN, lambda: _look_into(name), WHAT_TO_GIVE)
 
 
 def read(name: str, *, template: str = "{}", group_by: str = "", held_out: Collection[str] = (),
@@ -122,22 +112,16 @@ def captioned(label: str, template: str) -> str:
 def divided(splits: Splits, name: str, *, held_out: Collection[str] = (), share: float = parting.SHARE,
             shared_texts: bool = True) -> Splits:
     """The same with a validation split, which shares no groups, or files, with training. Raises UserError."""
-    splits = dict(splits)
-    pool = splits.pop("train", [])
-    if held_out:
-        pool, splits["validation"] = parting.held_out([*pool, *splits.pop("validation", [])], _by_group, held_out,
-                                                      name=name, kind="group")
-    elif "validation" not in splits:
-        root = os.path.commonpath([os.path.dirname(each.path) for each in pool]) if pool else ""
-        grouped = all(each.group for each in pool) and len({each.group for each in pool}) > 1
-        pool, splits["validation"] = parting.parted(
-            pool, _by_group if grouped else lambda each: each.path.removeprefix(root), share)
-    judged = {each.text for split in splits.values() for each in split}
-    train = pool if shared_texts else [each for each in pool if each.text not in judged]
+    train = splits.get("train", [])
+    root = os.path.commonpath([os.path.dirname(each.path) for each in train]) if train else ""
+    splits = parting.divided(splits, _by_group, lambda each: each.path.removeprefix(root), held_out, name=name,
+                             kind="group", share=share)
+    pool = splits["train"]
+    train = pool if shared_texts else parting.without_shared_texts(splits)
     if not train or not splits["validation"]:
         raise UserError(f"--dataset {name}: of its {len(pool):,} pictures nothing is left to "
-                        f"{'judge by' if train else 'train on'}; give more, or name their splits in a column `split`")
-    return {"train": train, **{split: splits[split] for split in SPLITS if split in splits}}
+                        f"{'validate' if train else 'train'} on; give more, or name their splits in a column `split`")
+    return splits | {"train": train}
 
 
 def _by_group(each: Picture) -> str:

@@ -85,6 +85,22 @@ def text(path: str, read: Callable[[], bytes]) -> str:
         raise UserError(f"--dataset {path}: {files.reason(error)}") from error
 
 
+def problems(name: str, made: Collection[str], look: Callable[[], object], advice: str) -> list[str]:
+    """What is wrong with a `--dataset`, which `look` finds by looking into it; nothing with those that are `made` here,
+    since the packages for that may not be installed yet. `advice` is what to give instead."""
+    if name in made:
+        return []
+    if not name:
+        return [f"--dataset is empty; {advice}"]
+    try:
+        look()
+    except UserError as error:
+        return list(error.problems)
+    except OSError as error:
+        return [f"--dataset {name}: cannot be read ({error.strerror}); {advice}"]
+    return []
+
+
 def absent(path: Path, names: Collection[str]) -> str:
     """Why nothing can be read at a path where there is neither a file nor a folder. `names`: what else can be meant."""
     if path.exists():

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from stoker import files
-from stoker.data import decode_cache, made
+from stoker.data import decode_cache
 from stoker.data.speech import audio
 
 FORMAT = 2  # raise it when other facts, or other samples, come out
@@ -32,20 +31,15 @@ class Fact:
         return self.count / audio.RATE
 
 
-class Decoded:
+class Decoded(decode_cache.Entries[Fact]):
     """Facts by path, and the samples where they are kept."""
 
-    def __init__(self, found: decode_cache.Entries[Fact]):
-        self.facts, self._found = found.facts, found
+    kind, dtype = Fact, np.int16
 
     def samples(self, path: str) -> np.ndarray | None:
         """(N,) float32 in [-1, 1] at 16 kHz; None where they are not kept."""
-        kept = self._found.numbers(path)
+        kept = self.numbers(path)
         return None if kept is None else as_float(kept)
-
-    def fingerprint(self) -> str:
-        """Of the sound alone: where the files lie makes no difference."""
-        return hashlib.sha256("".join(fact.digest for fact in self.facts.values()).encode()).hexdigest()
 
 
 def decode(paths: Sequence[str], *, keep: bool) -> Decoded:
@@ -55,8 +49,8 @@ def decode(paths: Sequence[str], *, keep: bool) -> Decoded:
     """
     paths = list(dict.fromkeys(paths))
     key = [FORMAT, *map(files.identity, paths)]
-    return Decoded(decode_cache.read(_Files(paths), Fact, files.home() / "audio", key=key, dtype=np.int16, keep=keep,
-                             what="Reading sound", otherwise="--no_cache_audio"))
+    return decode_cache.read(Decoded, paths, _decode, files.home() / "audio", key=key, keep=keep, what="Reading sound",
+                             otherwise="--no_cache_audio")
 
 
 def as_int16(samples: np.ndarray) -> np.ndarray:
@@ -74,21 +68,12 @@ def digest(samples: np.ndarray) -> str:
     return hashlib.sha256(samples.tobytes()).hexdigest()
 
 
-class _Files(Dataset[tuple[Fact, np.ndarray]]):
-    def __init__(self, paths: Sequence[str]):
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Fact, np.ndarray]:
-        path = self.paths[index]
-        made.verify(path)
-        try:
-            samples = audio.read(path)
-        except audio.AudioError as error:
-            return Fact(path, str(error)), np.zeros(0, np.int16)
-        return _fact(path, samples), as_int16(samples)
+def _decode(path: str) -> tuple[Fact, np.ndarray]:
+    try:
+        samples = audio.read(path)
+    except audio.AudioError as error:
+        return Fact(path, str(error)), np.zeros(0, np.int16)
+    return _fact(path, samples), as_int16(samples)
 
 
 def _fact(path: str, samples: np.ndarray) -> Fact:

@@ -11,10 +11,11 @@ Texts are labels: `normalised` (lower case, no punctuation) unless the caller wa
 library only, so that a mistake in `--dataset` is told at once.
 """
 
+import logging
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from stoker.data.sources import tables
 from stoker.data.sources.names import LIBRISPEECH, RECORDINGS, SPOKEN
 from stoker.data.speech import audio
 from stoker.data.splits import SPLITS
+
+log = logging.getLogger(__name__)
 
 NAMES = (*SPOKEN, *LIBRISPEECH)
 WHAT_TO_GIVE = ("give a CSV file (audio_path,transcription), a folder of sound files with their texts, or one of "
@@ -47,17 +50,7 @@ Splits = dict[str, list[Utterance]]
 
 def check(name: str) -> list[str]:
     """What is wrong with a `--dataset`, found before anything is started: opens no sound file."""
-    if name in SPOKEN:
-        return []  # packages may not be installed yet: set-up comes after this check
-    if not name:
-        return [f"--dataset is empty; {WHAT_TO_GIVE}"]
-    try:
-        next(listed(name), None)
-    except UserError as error:
-        return list(error.problems)
-    except OSError as error:
-        return [f"--dataset {name}: cannot be read ({error.strerror}); {WHAT_TO_GIVE}"]
-    return []
+    return tables.problems(name, SPOKEN, lambda: next(listed(name), None), WHAT_TO_GIVE)
 
 
 def read(name: str, *, held_out: Collection[str] = (), shared_texts: bool = False,
@@ -78,6 +71,26 @@ def read(name: str, *, held_out: Collection[str] = (), shared_texts: bool = Fals
     if not splits:
         raise UserError(f"--dataset {name}: names no sound files; {WHAT_TO_GIVE}")
     return divided(splits, name, held_out=held_out, shared_texts=shared_texts)
+
+
+def add_extra(splits: Splits, name: str, *, shared_texts: bool = False) -> None:
+    """Add to the training rows those of another data set, without the speakers and texts of the other splits. Raises
+    UserError."""
+    others = [each for split, rows in splits.items() if split != "train" for each in rows]
+    texts, speakers = {each.text for each in others}, {each.speaker for each in others} - {""}
+    try:
+        extra = read(name, shared_texts=shared_texts)["train"]
+    except UserError as error:
+        raise UserError(*of_extra(error.problems)) from error
+    used = [each for each in extra if each.speaker not in speakers and (shared_texts or each.text not in texts)]
+    log.info("Of --extra_dataset %s: %s recordings; %s of texts or speakers of the validation set are left out", name,
+             f"{len(used):,}", f"{len(extra) - len(used):,}")
+    splits["train"] += used
+
+
+def of_extra(problems: Iterable[str]) -> list[str]:
+    """What is wrong with --extra_dataset; a command that a line names stays as it is."""
+    return [line.replace("--dataset", "--extra_dataset", 1) for line in problems]
 
 
 def listed(name: str) -> Iterator[tuple[str, Utterance]]:
@@ -107,20 +120,13 @@ def normalised(text: str) -> str:
 def divided(splits: Splits, name: str, *, held_out: Collection[str] = (), shared_texts: bool = False) -> Splits:
     """The same with a validation split, which shares neither speakers, where they are known, nor texts with training.
     Raises UserError."""
-    splits = dict(splits)
-    pool = splits.pop("train", [])
-    if held_out:
-        pool, splits["validation"] = parting.held_out([*pool, *splits.pop("validation", [])], _by_speaker, held_out,
-                                                      name=name, kind="speaker")
-    elif "validation" not in splits:
-        key = _by_speaker if all(each.speaker for each in pool) and len({u.speaker for u in pool}) > 1 else _by_text
-        pool, splits["validation"] = parting.parted(pool, key)
-    judged = {each.text for split in splits.values() for each in split}
-    train = pool if shared_texts else [each for each in pool if each.text not in judged]
+    splits = parting.divided(splits, _by_speaker, _by_text, held_out, name=name, kind="speaker")
+    pool = splits["train"]
+    train = pool if shared_texts else parting.without_shared_texts(splits)
     if len(train) < len(pool) / 2 or not train:
-        raise UserError(f"--dataset {name}: {len(pool) - len(train):,} of {len(pool):,} training rows say what is "
-                        "judged by as well; --shared_texts trains on them (right for digits and commands)")
-    return {"train": train, **{split: splits[split] for split in SPLITS if split in splits}}
+        raise UserError(f"--dataset {name}: {len(pool) - len(train):,} of {len(pool):,} training texts also occur in "
+                        "validation; --shared_texts allows it (right for digits and commands)")
+    return splits | {"train": train}
 
 
 def _by_speaker(each: Utterance) -> str:

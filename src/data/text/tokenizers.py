@@ -1,6 +1,6 @@
 """Text -> token ids and back: bytes, a byte-level BPE of the corpus' own, tiktoken's vocabularies, a tokenizer.json.
 
-    kind                what                                                   pieces
+    kind                what                                                   vocabulary size
     bytes               one id a byte                                          257
     bpe                 trained on the training text, GPT-2's way of cutting   --vocab_size
     gpt2, gpt4, gpt4o   tiktoken's gpt2, cl100k_base, o200k_base               50,257, 100,277, 200,019
@@ -254,10 +254,10 @@ def _train(vocab_size: int, train: list[str]) -> str:
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    log.info("Training a tokenizer of %s pieces on the text", f"{vocab_size:,}")
+    log.info("Training a tokenizer of %s tokens on the text", f"{vocab_size:,}")
     library.train_from_iterator(_sample(train), trainer)
     if (got := library.get_vocab_size()) != vocab_size:
-        log.warning("The tokenizer has %s pieces, not %s: the text gives no others", f"{got:,}", f"{vocab_size:,}")
+        log.warning("The tokenizer has %s tokens, not %s: the text gives no others", f"{got:,}", f"{vocab_size:,}")
     return library.to_str(pretty=True)
 
 

@@ -72,6 +72,7 @@ class Windows(Dataset[torch.Tensor]):
             )
         self.tokens, self.length = tokens, length
         self.count = min(count, max_samples) if max_samples else count
+        self.used = self.count * length + 1 if self.count == max_samples else len(tokens)  # tokens
 
     def __len__(self) -> int:
         return self.count

@@ -54,7 +54,7 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
     UserError where it would be another run: of another stage, on other data, with another value of an option that
     changes what is computed, or of another length.
     """
-    old, new = _flat(manifest.read(snapshot)["made_by"]), _flat(now)
+    old, new = _flat(_renamed(manifest.read(snapshot)["made_by"], options)), _flat(now)
     changed = {name: f"{_shown(old.get(name, 'not recorded'))} -> {_shown(new.get(name, 'gone'))}"
                for name in sorted(old | new) if old.get(name) != new.get(name)}
     refused = {name: told for name, told in changed.items()
@@ -73,6 +73,14 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
         raise UserError(f"run_config.json makes a run of {plan} steps, but {snapshot.name} was made in one of "
                         f"{planned}: put max_steps and epochs back; --extend_steps N makes a run longer")
     return [f"{name.removeprefix('plugins.')}: {told}" for name, told in changed.items()]
+
+
+def _renamed(made_by: Mapping[str, Any], options: type) -> dict[str, Any]:
+    """With today's names of options, and of the data that are called after them: a former name is an alias."""
+    known = config.names(options)
+    renamed = {part: {known.get(name, [name])[0]: value for name, value in made_by.get(part, {}).items()}
+               for part in ("config", "data")}
+    return {**made_by, **renamed}
 
 
 def _is_harmful(name: str, options: type, new: Mapping[str, Any]) -> bool:
