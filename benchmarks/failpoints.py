@@ -66,7 +66,7 @@ FUNCTIONS = {
     "stoker.training.core.step:Step._apply": "training step",
     "stoker.training.core.optim:update": "training step",
     "stoker.training.callbacks.ema:EMA.on_step_end": "training step",
-    "stoker.training.core.stage:Stage.score": "evaluation",
+    "stoker.training.core.evaluation:score_batch": "evaluation",
     "stoker.training.assembly.session:export_models": None,
 }
 PLACES = ["imports", *dict.fromkeys(place for place, *_ in PATHS),

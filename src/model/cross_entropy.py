@@ -11,18 +11,13 @@ from torch import Tensor
 CHUNK_NUMBERS = 2**25  # logits held at a time: 128 MiB in fp32; with a quarter of it a step takes a tenth more
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over positions of -log softmax(hidden @ weight.T)[target].
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over positions of -log softmax(hidden @ weight.T)[target], and its summands, which have no gradient.
 
-    hidden (N, D), weight (V, D), targets (N,) of int64 -> scalar in fp32. The logits are made C positions at a
+    hidden (N, D), weight (V, D), targets (N,) of int64 -> scalar and (N,) in fp32. The logits are made C positions at a
     time, and the gradients with them, so the backward pass has nothing to recompute and memory does not grow with
     N x V. Under autocast the products are in its type, the softmax in fp32.
     """
-    return linear_cross_entropies(hidden, weight, targets)[0]
-
-
-def linear_cross_entropies(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same sum, and the summands (N,), which have no gradient."""
     kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss, each = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]

@@ -4,12 +4,13 @@ Axes: B batch, T time, S time including what a cache holds, D width, H heads, V 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stoker.model.cross_entropy import linear_cross_entropies, linear_cross_entropy
+from stoker.model.cross_entropy import linear_cross_entropy
 from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
 
 INIT_STD = 0.02
@@ -51,21 +52,18 @@ class GPT(nn.Module):
     def new_cache(self, capacity: int) -> KVCache:
         return KVCache(len(self.blocks), capacity)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """(B, T) of int64 -> logits (B, T, V); with targets (B, T), the sum of their cross-entropy instead.
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, *,
+                by_row: bool = False) -> Any:
+        """(B, T) of int64 -> logits (B, T, V); with targets (B, T), the sum of their cross-entropy instead, and with
+        `by_row` that sum and the sums of the rows (B,), which have no gradient.
 
         The sum is a path of its own because it never holds the logits whole.
         """
         hidden = self.hidden(tokens, cache)
         if targets is None:
             return self.logits(hidden)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.token_embedding.weight, targets.flatten())
-
-    def cross_entropies(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The same sum, and that of each row (B,), which has no gradient."""
-        total, each = linear_cross_entropies(self.hidden(tokens).flatten(0, 1), self.token_embedding.weight,
-                                             targets.flatten())
-        return total, each.view(targets.shape).sum(1)
+        total, each = linear_cross_entropy(hidden.flatten(0, 1), self.token_embedding.weight, targets.flatten())
+        return (total, each.view(targets.shape).sum(1)) if by_row else total
 
 
 class Block(nn.Module):

@@ -83,7 +83,7 @@ def load_gpt2(model: "GPT", folder: Path) -> None:
     head = theirs.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in theirs and not torch.equal(head, theirs["wte.weight"]):
         raise UserError(f"{folder}: its head is not tied to the token embedding, that of this GPT is")
-    model.load_state_dict(NAMES.fitted(theirs, model.state_dict(), folder))
+    model.load_state_dict(NAMES.converted(theirs, model.state_dict(), folder))
 
 
 def _read(folder: Path) -> "dict[str, Tensor]":

@@ -47,7 +47,7 @@ class Table:
     def _is_unused(self, name: str) -> bool:
         return any(_renamed(name, pattern, pattern) for pattern in self.unused)
 
-    def fitted(self, theirs: "Mapping[str, Tensor]", ours: "Mapping[str, Tensor]",
+    def converted(self, theirs: "Mapping[str, Tensor]", ours: "Mapping[str, Tensor]",
                where: object) -> "dict[str, Tensor]":
         """Their tensors under our names, in our form, for a model whose state is `ours`. Raises UserError, with their
         name of the first, where one is missing, too many, or of another shape."""

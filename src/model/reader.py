@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stoker.model.cross_entropy import linear_cross_entropies
+from stoker.model.cross_entropy import linear_cross_entropy
 from stoker.model.ctc import PrefixScores
 from stoker.model.gpt import Attention as CausalAttention
 from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
@@ -90,7 +90,7 @@ class TextDecoder(nn.Module):
     def cross_entropies(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """States (N, D) and what comes next (N,) -> the sum of the cross-entropies, and each of them (N,), without a
         gradient; never holds the logits whole."""
-        return linear_cross_entropies(hidden, self.embedding.weight, targets)
+        return linear_cross_entropy(hidden, self.embedding.weight, targets)
 
     def log_probs(self, tokens: Tensor, memory: Memory) -> Tensor:
         """Of what comes after tokens (B,) -> (B, V)."""

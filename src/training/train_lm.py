@@ -196,7 +196,7 @@ class LanguageModel(Tokenized[Config]):
         """The same, also row by row."""
         import torch
 
-        total, rows = model.cross_entropies(batch["tokens"], batch["targets"])
+        total, rows = model(batch["tokens"], batch["targets"], by_row=True)
         tokens = torch.full_like(rows, batch["targets"].shape[1])
         return {"loss": Sampled(total, batch["targets"].numel(), (rows, tokens))}
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stoker.model import cross_entropy
-from stoker.model.cross_entropy import linear_cross_entropies, linear_cross_entropy
+from stoker.model.cross_entropy import linear_cross_entropy
 
 
 def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -24,9 +24,9 @@ def test_loss_and_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch, n: int) 
     hidden, weight, targets = inputs(n, 8, 50, torch.float64)
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     expected_grads = torch.autograd.grad(3 * expected, (hidden, weight))
-    loss = linear_cross_entropy(hidden, weight, targets)
+    loss = linear_cross_entropy(hidden, weight, targets)[0]
     torch.testing.assert_close(loss, expected)
-    again, each = linear_cross_entropies(hidden, weight, targets)
+    again, each = linear_cross_entropy(hidden, weight, targets)
     assert torch.equal(again, loss) and not each.requires_grad
     torch.testing.assert_close(each, F.cross_entropy(hidden @ weight.T, targets, reduction="none").detach())
     torch.testing.assert_close(torch.autograd.grad(3 * loss, (hidden, weight)), expected_grads)
@@ -35,24 +35,24 @@ def test_loss_and_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch, n: int) 
 def test_huge_logits_do_not_overflow() -> None:
     hidden, weight, targets = inputs(4, 8, 50, torch.float32)
     expected = F.cross_entropy(1e3 * hidden @ weight.T, targets, reduction="sum")
-    torch.testing.assert_close(linear_cross_entropy(1e3 * hidden, weight, targets), expected, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(linear_cross_entropy(1e3 * hidden, weight, targets)[0], expected, rtol=1e-5, atol=1e-2)
 
 
 def test_without_gradients() -> None:
     hidden, weight, targets = inputs(5, 8, 50, torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets),
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets)[0],
                                    F.cross_entropy(hidden @ weight.T, targets, reduction="sum"))
 
 
 def test_under_autocast_products_are_in_bf16_and_the_sum_is_not() -> None:
     hidden, weight, targets = inputs(64, 32, 50, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = linear_cross_entropy(hidden, weight, targets)
+        loss = linear_cross_entropy(hidden, weight, targets)[0]
     assert loss.dtype == torch.float32
     loss.backward()
     assert weight.grad is not None and weight.grad.dtype == torch.float32
-    exact = linear_cross_entropy(*(t.detach() for t in (hidden, weight)), targets)
+    exact = linear_cross_entropy(*(t.detach() for t in (hidden, weight)), targets)[0]
     torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
     assert loss.item() != exact.item()
 
@@ -74,7 +74,7 @@ def test_logits_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_NUMBERS", 2**14)
     hidden, weight, targets = inputs(4096, 4, 512, torch.float32)
     with Largest() as largest:
-        linear_cross_entropy(hidden, weight, targets).backward()
+        linear_cross_entropy(hidden, weight, targets)[0].backward()
     assert largest.numbers <= 2**14 < 4096 * 512
 
 

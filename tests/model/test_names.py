@@ -42,7 +42,7 @@ def test_what_the_table_does_not_have() -> None:
 def test_a_whole_model() -> None:
     ours = {ours: torch.rand(2, 3) for ours, _, _ in PAIRS}
     theirs = dict(TABLE.to_theirs(name, tensor) for name, tensor in ours.items())
-    found = TABLE.fitted(theirs | {"layers.0.rotary.inv_freq": torch.ones(2)}, ours, "the folder")
+    found = TABLE.converted(theirs | {"layers.0.rotary.inv_freq": torch.ones(2)}, ours, "the folder")
     assert found.keys() == ours.keys() and all(torch.equal(found[name], tensor) for name, tensor in ours.items())
     refused = {
         r"embed_tokens.weight is missing there and \(2, 3\) here, and so for 1 of 4": {
@@ -51,4 +51,4 @@ def test_a_whole_model() -> None:
         r"up_proj.weight is \(2, 3\) there and \(3, 2\) here": theirs | {PAIRS[3][1]: torch.ones(2, 3)}}
     for why, changed in refused.items():
         with pytest.raises(UserError, match=f"^the folder does not fit: .*{why}"):
-            TABLE.fitted(changed, ours, "the folder")
+            TABLE.converted(changed, ours, "the folder")

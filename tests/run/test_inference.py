@@ -127,7 +127,8 @@ def test_an_evaluation_tells_the_figures_of_the_journal(desk: Desk, finished: st
     before = sorted(path for path in desk.folder.rglob("*"))
     ran = desk.call("evaluate.sh", "done")
     assert ran.returncode == 0, ran.stderr
-    assert re.fullmatch(rf"Validation: loss={best['eval/loss']:.3f} ppl={best['eval/ppl']:.1f} "
+    interval = r"\(95%: [\d.]+-[\d.]+\) "
+    assert re.fullmatch(rf"Validation: loss={best['eval/loss']:.3f} {interval}ppl={best['eval/ppl']:.1f} {interval}"
                         r"\([\d,]+ samples, [\d,]+ tok; all rows of the validation split of \S+\)\n", ran.stdout)
     assert f"models/best, step {best['step']}" in ran.stderr
     assert sorted(path for path in desk.folder.rglob("*")) == before, "nothing is left"

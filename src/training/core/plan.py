@@ -52,9 +52,9 @@ class Setup:
         there are no data, or the options do not say how long to train."""
         rows, order = _rows(self.stage), self.stage.order()
         cfg, notes = resolve_length(self.cfg, typed, order.steps_per_epoch)
-        fitted = replace(self, cfg=cfg)  # before the stage says what it evaluates: that may depend on the length
-        evaluations = Evaluations(fitted.stage, cfg, order.steps_per_epoch)
-        return Plan(fitted.stage, cfg, self.device, order, evaluations, rows, tuple(notes))
+        known = replace(self, cfg=cfg)  # before the stage says what it evaluates: that may depend on the length
+        evaluations = Evaluations(known.stage, cfg, order.steps_per_epoch)
+        return Plan(known.stage, cfg, self.device, order, evaluations, rows, tuple(notes))
 
 
 @dataclass(frozen=True)

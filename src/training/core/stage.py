@@ -21,14 +21,12 @@ from stoker.training.core.phases import Phase
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
+    from typing_extensions import TypeVar
 
     from stoker.data.loader import Order
     from stoker.training.core.callback import Callback
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
 
     C = TypeVar("C", bound=Options, default=Any)  # of a stage that does not name its options mypy does not check them
 else:
