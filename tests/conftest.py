@@ -10,7 +10,9 @@ import pytest
 
 from stoker import wheels
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the suite runs in several processes: waiting threads sleep soon
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads sleep soon
 wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load
 wheels.torchvision()
 

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
 from stoker.config import ENDLESS
 from stoker.data.joined import Joined
-from stoker.data.workers import LOOK, Shared, awaited, start_worker, workers_that_fit
+from stoker.data.workers import LOOK, Awaited, Shared, start_worker, workers_that_fit
 
 SIMILAR = 0.8  # times as long as the longest: what is shorter is batched with others
 EXAMPLES = 1 / 8, 3 / 8, 5 / 8, 7 / 8  # shares of the rows, each in the middle of a quarter
@@ -235,7 +235,7 @@ def batches(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers:
             stopped: Callable[[], object], **options: Any) -> Iterator[Any]:
     """The batches of a DataLoader with these further options; its workers start now."""
     found = iter(_loader(dataset, collate, workers, pin_memory, **options))
-    return awaited(found, stopped) if workers else found
+    return Awaited(found, stopped) if workers else found
 
 
 def _loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], workers: int, pin_memory: bool,

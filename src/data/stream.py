@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from stoker.config import ENDLESS, UserError
 from stoker.data.loader import Order, batches
-from stoker.data.workers import Shared, workers_that_fit
+from stoker.data.workers import Shared, close, workers_that_fit
 
 REMEMBERED = 1000  # steps whose rows can be named afterwards
 ROW_BITS = 32  # a sample's number is its shard * 2**ROW_BITS + its row in it
@@ -142,7 +142,7 @@ class StreamOrder(Order):
         for step in [step for step in self.reading.rows if step >= first]:
             del self.reading.rows[step]
         self.reading.steps = batches(steps, _itself, workers, pin_memory, stopped, batch_size=None)
-        return self._micro_batches(first, end)
+        return _MicroBatches(self.reading.steps, self._micro_batches(first, end))
 
     def _micro_batches(self, first: int, end: int) -> Iterator[Any]:
         for step in range(first, end):
@@ -154,6 +154,22 @@ class StreamOrder(Order):
 
     def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
         self.reading.positions = {step: state["position"]}
+
+
+@dataclass
+class _MicroBatches(Iterator[Any]):
+    steps: Iterator[_Read]
+    found: Iterator[Any]
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.found)
+        except StopIteration:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        close(self.steps)
 
 
 class _Steps(IterableDataset[_Read]):

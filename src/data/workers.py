@@ -38,38 +38,58 @@ class OutOfSharedMemory(RuntimeError):
 _left: list[Any] = []  # abandoned iterators: freeing one would wait 5 s for each worker that hangs
 
 
-def awaited(batches: Iterator[Any], stopped: Callable[[], object]) -> Iterator[Any]:
-    """The batches of a DataLoader whose timeout is LOOK. What happens to its workers is reported clearly.
+class Awaited:
+    """The batches of a DataLoader's iterator whose timeout is LOOK. What happens to its workers is reported clearly.
 
     Raises Abandoned where `stopped` says so while a batch is awaited.
     """
-    since, reports = time.monotonic(), 0
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except UserError as error:  # from a worker, the message is the end of its traceback
-            name = f"{type(error).__module__}.{type(error).__qualname__}: "
-            raise type(error)(str(error).rpartition(name)[2].strip()) from error
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            if str(error).startswith("Caught ") and not isinstance(error, OutOfSharedMemory):
-                raise  # by the data set itself
-            if stopped():
-                _left.append(batches)
-                raise Abandoned from None
-            if not str(error).startswith("DataLoader timed out"):
-                raise _as_plain_error(error) from None
-            pinning = getattr(batches, "_pin_memory_thread", None)
-            if pinning is not None and not pinning.is_alive():  # with a timeout, DataLoader does not look itself
-                raise RuntimeError("DataLoader's thread that copies batches for the GPU has ended") from None
+
+    def __init__(self, batches: Any, stopped: Callable[[], object]):
+        self._batches, self._stopped, self._hangs = batches, stopped, False
+
+    def __iter__(self) -> "Awaited":
+        return self
+
+    def __next__(self) -> Any:
+        since, reports = time.monotonic(), 0
+        while True:
+            try:
+                return next(self._batches)
+            except UserError as error:  # from a worker, the message is the end of its traceback
+                name = f"{type(error).__module__}.{type(error).__qualname__}: "
+                raise type(error)(str(error).rpartition(name)[2].strip()) from error
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                self._check(error)
             silence = time.monotonic() - since
             if silence > SILENCE * 2**reports:
                 reports += 1
                 _report(silence)
-            continue
-        yield batch
-        since, reports = time.monotonic(), 0
+
+    def _check(self, error: Exception) -> None:
+        """Raises what an error of the iterator means; returns where it is only that no batch has come yet."""
+        if str(error).startswith("Caught ") and not isinstance(error, OutOfSharedMemory):
+            raise error  # by the data set itself
+        if self._stopped():
+            self._hangs = True
+            _left.append(self._batches)
+            raise Abandoned from None
+        if not str(error).startswith("DataLoader timed out"):
+            raise _as_plain_error(error) from None
+        pinning = getattr(self._batches, "_pin_memory_thread", None)
+        if pinning is not None and not pinning.is_alive():  # with a timeout, DataLoader does not look itself
+            raise RuntimeError("DataLoader's thread that copies batches for the GPU has ended") from None
+
+    def close(self) -> None:
+        """End the workers, but for those that hang. The garbage collector would take 5 s for each: it frees the queue
+        first by which they are asked to end."""
+        if not self._hangs:
+            self._batches._shutdown_workers()
+
+
+def close(batches: Iterator[Any]) -> None:
+    """Of batches no more are wanted: end the workers that read ahead for them, if there are any."""
+    if hasattr(batches, "close"):
+        batches.close()
 
 
 def _as_plain_error(error: Exception) -> Exception:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stoker.daemon.inbox import Inbox
 from stoker.data.loader import Order, training_batches
-from stoker.data.workers import Abandoned
+from stoker.data.workers import Abandoned, close
 from stoker.training.core import device as devices
 from stoker.training.core import networks, optim, parts, rng
 from stoker.training.core.callback import Callback
@@ -64,6 +64,7 @@ class Trainer:
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
         self.media: dict[str, Media] = {}  # what was made to be looked at since the last log
         self.micro_batches: list[Batch] = []
+        self._batches: Iterator[Batch] = iter(())
         self._note_left_out(list(ledger))  # which rows are left out, since which step
         self.traced_until = 0  # the last step that the profiler is to see
         self._totals = Totals()
@@ -127,6 +128,7 @@ class Trainer:
             raise
         finally:
             self.saver.close()
+            close(self._batches)
             self._emit("close", guarded=True)
 
     def _build(self, fresh: bool) -> None:

@@ -1,5 +1,6 @@
 """Which rows a step has: each once an epoch, another order each epoch, the same for ever."""
 
+import multiprocessing
 import os
 import random
 import time
@@ -13,7 +14,7 @@ import torch
 
 from stoker.data import workers
 from stoker.data.loader import Order, evaluation_batches, training_batches
-from stoker.data.workers import Abandoned, OutOfSharedMemory, Shared, awaited, workers_that_fit
+from stoker.data.workers import Abandoned, Awaited, OutOfSharedMemory, Shared, workers_that_fit
 
 
 @pytest.mark.parametrize("size, batch, accum", [(22, 4, 2), (24, 4, 2), (3, 4, 2), (1, 1, 1), (100, 7, 3)])
@@ -70,6 +71,19 @@ class Parents(Rows):
 def test_workers_read_in_processes_of_their_own() -> None:
     batches = list(training_batches(Parents(), list, Order(22, 4, 2, seed=1), 0, 3, 2))
     assert len({pid for batch in batches for pid in batch} - {os.getpid()}) == 2
+
+
+def test_workers_end_when_no_more_is_wanted() -> None:
+    """Also before the first batch."""
+    others = set(multiprocessing.active_children())
+    for wanted in (0, 2):
+        for read in (lambda: training_batches(Rows(), list, Order(22, 4, 2, 3), 0, 60, 2),
+                     lambda: evaluation_batches(Rows(), list, 1, 2)):
+            batches = read()
+            assert len([next(batches) for _ in range(wanted)]) == wanted
+            assert len(set(multiprocessing.active_children()) - others) == 2
+            workers.close(batches)
+            assert not set(multiprocessing.active_children()) - others
 
 
 # -- workers that send nothing --------------------------------------------------------------------------------------
@@ -130,10 +144,10 @@ def test_the_end_of_a_worker_is_reported_with_its_cause(error: Exception, messag
     batches: Any = times_out()
     batches.errors = [error]
     with pytest.raises(RuntimeError, match=message):
-        next(awaited(batches, lambda: False))
+        next(Awaited(batches, lambda: False))
     if "Caught RuntimeError" not in message:  # while a stop is asked for, a worker may end by the same signal
         with pytest.raises(Abandoned):
-            next(awaited(batches, lambda: True))
+            next(Awaited(batches, lambda: True))
     workers._left.clear()
 
 
@@ -141,7 +155,7 @@ def test_the_thread_that_copies_batches_may_end(soon: None) -> None:
     batches: Any = times_out()
     batches._pin_memory_thread = SimpleNamespace(is_alive=lambda: False)
     with pytest.raises(RuntimeError, match="copies batches for the GPU has ended"):
-        next(awaited(batches, lambda: False))
+        next(Awaited(batches, lambda: False))
 
 
 class Mistaken(Rows):

@@ -12,6 +12,7 @@ import pytest
 from stoker.config import ENDLESS, UserError
 from stoker.data.loader import training_batches
 from stoker.data.stream import ROW_BITS, Shards, StreamOrder
+from stoker.data.workers import close
 
 SIZES = (5, 0, 1, 13, 0, 4)
 
@@ -83,7 +84,7 @@ def test_the_position_is_that_of_the_step(workers: int) -> None:
         again = order()
         again.load_state_dict(last, state)
         assert list(batches(again, last, 12, workers)) == samples(last, 12)
-        del stream
+        close(stream)
 
 
 def test_opened_again_it_begins_at_the_step_in_hand() -> None:

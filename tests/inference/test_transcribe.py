@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,9 +14,10 @@ import pytest
 import torch
 
 import made_speech
+from stoker import command
 from stoker.config import UserError
 from stoker.daemon import registry
-from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.daemon.rundir import RunDir
 from stoker.data.speech import audio
 from stoker.data.text.labels import open_labels
 from stoker.inference import transcribe as script
@@ -42,10 +42,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def transcribe(run: RunDir, *argv: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """In this process, which has torch already."""
     model = () if "--model" in argv else ("--model", str(run.path))
-    command = [sys.executable, "-P", "-m", "stoker.inference.transcribe", *model, *map(str, argv)]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python"), "OMP_NUM_THREADS": "1"},
-                          input=stdin, capture_output=True, timeout=120)
+    streams = [io.TextIOWrapper(io.BytesIO(content), write_through=True) for content in (stdin, b"", b"")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["transcribe.sh", *model, *map(str, argv)])
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams):
+            patch.setattr(sys, name, stream)
+        code = command.answered(script._main)
+    _, out, told = (stream.buffer.getvalue() for stream in streams)  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(sys.argv, code, out, told)
 
 
 def recording(path: Path, text: str) -> Path:

@@ -1,6 +1,7 @@
 """A run that was interrupted is the run that was not: bit for bit, wherever it was."""
 
 import json
+import multiprocessing
 import re
 import shutil
 from collections.abc import Callable
@@ -65,10 +66,11 @@ def test_resumed_is_uninterrupted(tmp_path: Path, toy: type[Toy], at: int) -> No
 
 def test_resumed_with_loader_workers(tmp_path: Path) -> None:
     """What the workers read ahead does not count, and their number does not matter."""
-    whole = new_run(tmp_path, Buffers)
+    whole, others = new_run(tmp_path, Buffers), set(multiprocessing.active_children())
     train(with_callbacks(Buffers, StopAt(-1)), whole, num_workers=2)
     assert_same(everything(whole), everything(interrupted(tmp_path, Buffers, 4, num_workers=2)))
     assert_same(everything(whole), everything(interrupted(tmp_path, Buffers, 4, num_workers=0)))
+    assert not set(multiprocessing.active_children()) - others, "they end with the training"
 
 
 def test_resumed_twice(tmp_path: Path) -> None:

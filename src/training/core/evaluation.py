@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Subset
 from stoker import progress
 from stoker.config import ENDLESS, UserError
 from stoker.data.loader import evaluation_batches, stretches
-from stoker.data.workers import Abandoned, workers_that_fit
+from stoker.data.workers import Abandoned, close, workers_that_fit
 from stoker.training.core import bootstrap, evaluations, rng
 from stoker.training.core import device as devices
 from stoker.training.core.blocks import first_line
@@ -206,15 +206,19 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
     with torch.no_grad(), rng.preserved():
         rng.seed(cfg.seed)
         model.eval()
-        for batch in evaluation_batches(dataset, collate, cfg.batch_size, workers, stopped):
-            if stopped():
-                return None
-            batch, scores, gathering = score_batch(evaluation, model, batch, device, cfg.precision)
-            found.add(scores)
-            for name, tensor in gathering.items():
-                gathered[name].append(tensor.cpu())
-            size.update(evaluation.size(batch) if evaluation.size else {})
-            progress.mark()
+        batches = evaluation_batches(dataset, collate, cfg.batch_size, workers, stopped)
+        try:
+            for batch in batches:
+                if stopped():
+                    return None
+                batch, scores, gathering = score_batch(evaluation, model, batch, device, cfg.precision)
+                found.add(scores)
+                for name, tensor in gathering.items():
+                    gathered[name].append(tensor.cpu())
+                size.update(evaluation.size(batch) if evaluation.size else {})
+                progress.mark()
+        finally:
+            close(batches)
         if gathered:
             whole = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
             judged.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in whole.items()})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stoker import progress
 from stoker.config import UserError
 from stoker.data.loader import Order
-from stoker.data.workers import Abandoned
+from stoker.data.workers import Abandoned, close
 from stoker.training.core import device as devices
 from stoker.training.core import parts, rng
 from stoker.training.core.figures import Batch
@@ -54,14 +54,17 @@ def initialize(stage: Stage, model: nn.Module, order: Order, read: Callable[[Ord
 
 def _batches(read: Callable[[], Iterator[Batch]], device: torch.device, signals: Signals) -> Iterator[Batch]:
     """The batches on the device; nothing is opened before the first is asked for."""
+    batches = read()
     try:
-        for batch in read():
+        for batch in batches:
             progress.mark()
             if signals.stop:
                 raise Interrupted(signals.stop)
             yield devices.move(batch, device)
     except Abandoned:
         raise Interrupted(signals.stop) from None
+    finally:
+        close(batches)
 
 
 def _fixed(stage: Stage, model: nn.Module) -> dict[str, Tensor]:
