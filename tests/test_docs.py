@@ -77,7 +77,9 @@ def test_command(command: str) -> None:
     if path.suffix == ".py" and path.parent.name == "benchmarks":
         usage = path.read_text().split('"""')[1]
         own, options = (words[:words.index("--")], words[words.index("--") + 1:]) if "--" in words else (words, [])
-        assert all(word in usage for word in own if word.startswith("-")) and (not own or "DATA" in usage)
+        data = {word for word in own if not word.startswith("-")}
+        assert all(word in usage for word in own if word.startswith("-"))
+        assert not data or "DATA" in usage or all(word in usage for word in data)
         if options:
             script = re.search(r"OPTIONS of (\w+)\.py", usage)
             assert script
