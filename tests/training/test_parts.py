@@ -42,7 +42,7 @@ from stoker.training.core import incident, networks, optim, parts, pretrained, s
 from stoker.training.core.callback import Callback
 from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.parts import Lora, Part
-from stoker.training.core.snapshots import pack
+from stoker.training.core.snapshots import load_weights, pack
 from stoker.training.trainer import Trainer
 from toys import StopAt, assert_same, new_run, session, train
 
@@ -84,6 +84,20 @@ def test_a_frozen_part_is_its_source_in_evaluation_mode_and_in_no_snapshot(tmp_p
     trainer.model.train()
     assert trainer.model.head.training and not any(module.training for module in trainer.model.thinker.modules())
     assert not any(p.requires_grad for p in trainer.model.thinker.parameters())
+
+
+def test_a_snapshot_from_before_which_has_a_frozen_part_too_will_do(tmp_path: Path, source: Path) -> None:
+    trainer, _ = train(Composed, new_run(tmp_path, Composed), thinker_ckpt=str(source))
+    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert {"thinker.norm.weight", "head.weight"} <= weights.keys()
+    save_file(weights, tmp_path / "model.safetensors")
+    trainer.model.head.weight.data.zero_()
+    load_weights(tmp_path, trainer.model)
+    assert_same(trainer.model.state_dict(), weights)
+    weights["thinker.norm.weight"] += 1
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="is of another model: thinker.norm.weight is "):
+        load_weights(tmp_path, trainer.model)
 
 
 def test_it_is_resumed_bit_for_bit(tmp_path: Path, source: Path) -> None:

@@ -428,10 +428,13 @@ def _check_parts(weights: Pretrained, stage: Stage) -> None:
         if isinstance(part.train, Lora) and part.export == "copy" and not weights.is_snapshot:
             raise UserError(f"{weights} holds part {part.name} with its adapters merged, so they cannot be trained "
                             "further: name a snapshot of its run")
-        known = weights.parts.get(part.name, {})
-        if known.get("sha256") != source.identity["sha256"]:
-            raise UserError(f"{weights} was trained with other weights of part {part.name} than {source}: name those "
-                            f"({known.get('path', 'not recorded')})")
+        known = weights.parts.get(part.name)
+        if known is None:
+            raise UserError(f"{weights} records no weights of part {part.name}: none were named, or an earlier version "
+                            "wrote it; name none, or resume its run, which records them")
+        if known["sha256"] != source.identity["sha256"]:
+            raise UserError(f"{weights} was trained with other weights of part {part.name} than {source}: name those of "
+                            f"{known['path']}")
 
 
 def _training(part: Part) -> str:

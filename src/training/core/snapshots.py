@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from stoker import files
 from stoker.config import UserError
 from stoker.training.core import manifest
-from stoker.training.core.parts import kept
+from stoker.training.core.parts import kept, left_out
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
         weights |= {alias: weights[name] for alias, name in aliases.items()}
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:  # its checksum is right
         raise UserError(f"{path / WEIGHTS} holds no weights that can be read ({error}); name others") from error
+    absent, state = left_out(model), model.state_dict()
+    weights = {name: tensor for name, tensor in weights.items()
+               if not (name in absent and torch.equal(tensor, state[name].cpu()))}  # older snapshots have them too
     _check_shapes(path, weights, kept(model))
     model.load_state_dict(weights, strict=False)  # what is missing is of a source
 
