@@ -109,6 +109,12 @@ def names(cls: type) -> dict[str, list[str]]:
     return table
 
 
+def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an earlier version under the names that their options have now: a former name is an alias."""
+    known = names(cls)
+    return {known.get(name, [name])[0]: value for name, value in values.items()}
+
+
 def select(kind: type[C], config: Any) -> C:
     """An object of a dataclass, from the options that have the names of its fields."""
     return kind(**{field.name: getattr(config, field.name)

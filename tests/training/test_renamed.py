@@ -63,3 +63,10 @@ def test_a_model_folder_with_the_former_name_is_initialized_from(tmp_path: Path)
     assert (found.d_model, found.num_layers, found.labels) == (32, 1, str(folder / "tokenizer.json"))
     again, _ = pretrained.opened(pretrained.find(str(folder)), stage, "cpu")
     assert again.tokenizer.fingerprint == trained.tokenizer.fingerprint
+    for words, refused in ((["--labels", "bpe"], False), (["--units", "bpe"], False), (["--labels", "chars"], True)):
+        parsed = config.parse(stage.Config, stage.presets, words)
+        if not refused:
+            assert pretrained.apply_options(stage, parsed, pretrained.find(str(folder))).config.labels == found.labels
+            continue
+        with pytest.raises(UserError, match="--labels chars differs from the "):
+            pretrained.apply_options(stage, parsed, pretrained.find(str(folder)))

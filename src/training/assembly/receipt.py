@@ -77,10 +77,7 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
 
 def _renamed(made_by: Mapping[str, Any], options: type) -> dict[str, Any]:
     """With today's names of options, and of the data that are called after them: a former name is an alias."""
-    known = config.names(options)
-    renamed = {part: {known.get(name, [name])[0]: value for name, value in made_by.get(part, {}).items()}
-               for part in ("config", "data")}
-    return {**made_by, **renamed}
+    return {**made_by, **{part: config.current_names(options, made_by.get(part, {})) for part in ("config", "data")}}
 
 
 def _is_harmful(name: str, options: type, new: Mapping[str, Any]) -> bool:

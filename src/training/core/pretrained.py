@@ -240,11 +240,12 @@ def apply_options(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretraine
         raise UserError(f"{pretrained} is of stage {pretrained.stage}, this one is {stage.name}: name weights of that")
     options = stage.options_from(pretrained)
     _check_agreement(pretrained, options)
+    recorded = config.current_names(stage.Config, pretrained.options)
     by_preset = {name: f"--preset {parsed.preset}: {name}" for name in stage.presets.get(parsed.preset, {})}
     chosen = by_preset | {name: f"--{name}" for name in parsed.typed}
     refused = [f"{chosen[name]} {getattr(parsed.config, name)} differs from the {value} of {pretrained}: leave it out"
                for name, value in options.items()
-               if name in chosen and getattr(parsed.config, name) not in (value, pretrained.options.get(name))]
+               if name in chosen and getattr(parsed.config, name) not in (value, recorded.get(name))]
     cfg = replace(parsed.config, **options)
     if problems := refused or config.check(cfg):
         raise UserError(*problems)
