@@ -434,8 +434,8 @@ def _check_parts(weights: Pretrained, stage: Stage) -> None:
             raise UserError(f"{weights} records no weights of part {part.name}: none were named, or an earlier version "
                             "wrote it; name none, or resume its run, which records them")
         if known["sha256"] != source.identity["sha256"]:
-            raise UserError(f"{weights} was trained with other weights of part {part.name} than {source}: name those of "
-                            f"{known['path']}")
+            raise UserError(f"{weights} was trained with other weights of part {part.name} than {source}: name those "
+                            f"of {known['path']}")
 
 
 def _training(part: Part) -> str:
