@@ -19,7 +19,7 @@ from stoker.daemon.rundir import PROJECT, RunDir, Status
 from stoker.training import ACT, Callback, Options
 from stoker.training.assembly import launch, pages, plugins
 from stoker.training.core import manifest
-from stoker.training.core.outside import of_run
+from stoker.training.core.outside import module_from, of_run
 from stoker.training.train_lm import LanguageModel
 from toys import Regression, StopAt, new_run, session, train, with_callbacks
 
@@ -298,6 +298,25 @@ def test_the_stage_of_a_run_is_found_in_its_script(tmp_path: Path) -> None:
     assert of_run(ours) is LanguageModel
     with pytest.raises(UserError, match="stage other, which .*my_stage.py does not declare"):
         of_run(rundir.create(tmp_path / "runs", "other", Status("other", str(script), "d", "")))
+
+
+@pytest.mark.parametrize("body, problem", [
+    ("name = 'series'", "has no Config"),
+    ("name = 'series'\n    Config = dict", "has no Config"),
+    ("Config = Mine", "name is None"),
+    ("name = 'My stage'\n    Config = Mine", "name is 'My stage'"),
+    ("name = 'lm'\n    Config = Mine", "there is a stage lm already"),
+    ("name = 'series'\n    Config = Options", "no option dataset"),
+    ("name = 'series'\n    Config = Mine\n    presets = {'big': {'widht': 3}}", "preset big has an option widht"),
+])
+@pytest.mark.parametrize("argv", [["--help"], []])
+def test_a_stage_that_lacks_what_every_start_needs_is_one_line(tmp_path: Path, body: str, problem: str,
+                                                               argv: list[str]) -> None:
+    (script := tmp_path / "my_stage.py").write_text(
+        "from dataclasses import dataclass\nfrom stoker.training import Options, Stage, opt\n@dataclass\n"
+        "class Mine(Options):\n    dataset: str = opt('d', 'data')\nclass Series(Stage):\n    " + body)
+    with pytest.raises(UserError, match=f"stage Series: .*{problem}"):
+        launch._main(vars(module_from(script))["Series"], argv)
 
 
 def test_a_stage_without_a_page_is_explained_by_its_docstring(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.core.phases import Group, Phase
 from stoker.training.core.step import GradientSum, Step
+from stoker.training.core.totals import Totals
 from stoker.training.trainer import Trainer
-from toys import GAN, Toy, assert_same, new_run, train, with_callbacks
+from toys import GAN, Toy, assert_same, new_run, planned, train, with_callbacks
 
 CPU = torch.device("cpu")
 
@@ -144,6 +145,53 @@ def test_terms_with_counts_of_their_own_are_exact_under_accumulation(tmp_path: P
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
     total, count = figures["train/loss"]
     assert float(total.detach() / count) == pytest.approx(loss.item(), rel=1e-5)
+
+
+class Weighed(TwoTerms):
+    """Its first term alone, or in the company of the other, under the name of the whole loss; of weight 0.25."""
+
+    name = "weighed"
+    terms = {"loss": "near"}
+
+    def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
+        counts = super().counts(batch, phase)
+        return {name: counts[term] for name, term in self.terms.items()}
+
+    def weights(self, moment: Moment) -> dict[str, float]:
+        return {"loss": 0.25}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        loss = super().loss(model, batch, moment)
+        return Loss({name: loss.terms[term] for name, term in self.terms.items()})
+
+
+class WeighedBoth(Weighed):
+    name = "weighed_both"
+    terms = {"loss": "near", "positive": "positive"}
+
+
+@pytest.mark.parametrize("kind", [Weighed, WeighedBoth])
+def test_a_term_is_weighed_also_alone_and_the_weighed_loss_is_logged(tmp_path: Path, kind: type[Weighed]) -> None:
+    figures, rows = Totals(), torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    stage = kind(Toy.Config(max_steps=20, batch_size=3, precision="fp32"), tmp_path)
+    step = Step(stage, stage.model(), Options(gradient_clip=0.0, precision="fp32"), 10, CPU, lambda *args: None,
+                lambda name, ratio: figures.add(name, ratio if isinstance(ratio, Ratio) else Ratio(ratio, 1)))
+    model = stage.model()
+
+    def expected(x: Tensor) -> Tensor:
+        made = model(x)
+        positive = (made * (x > 0)).abs().sum() / (x > 0).sum()
+        return 0.25 * (made - x).square().mean() + (positive if kind is WeighedBoth else 0)
+
+    step.run(3, [{"x": part} for part in rows.split([4, 2])])
+    (loss := expected(rows)).backward()
+    for ours, theirs in zip(step.model.parameters(), model.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    assert figures.means()["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    data = stage.dataset("validation")
+    done = evaluate(stage, model, data, stage.cfg, CPU, lambda: False)
+    assert done and done.metrics["eval/loss"] == pytest.approx(
+        expected(torch.stack([data[i] for i in range(len(data))])).item(), rel=1e-5)
 
 
 class Absent(TwoTerms):
@@ -271,6 +319,23 @@ def test_when_a_phase_runs(phase: Phase, steps: int, ran: list[int]) -> None:
     assert [step for step in range(steps) if phase.runs(step)] == ran
     before = [sum(each < step for each in ran) for step in range(steps + 1)]
     assert [phase.updates(step) for step in range(steps + 1)] == before
+
+
+@pytest.mark.parametrize("declared, problem", [
+    ((), "returns none: nothing would be trained"),
+    ((Phase("a"), Phase("b"), Phase("a")), "2 phases are called a: each has a name of its own"),
+    ((Phase(every=0),), "phase 'main': every is 0"),
+    ((Phase(first=-1),), "from step -1 to before step None"),
+    ((Phase(first=5, last=4),), "from step 5 to before step 4"),
+    ((Phase(lr_schedule="cosinus"),), "no lr_schedule 'cosinus'; there are cosine, wsd, linear, constant"),
+    ((Phase("a/b"),), "phase 'a/b': a name has lower case letters"),
+])
+def test_what_phases_cannot_be_is_refused_before_anything_is_trained(tmp_path: Path, declared: tuple[Phase, ...],
+                                                                     problem: str) -> None:
+    """Names key the optimizers: of two phases with one name, both would be the second's."""
+    phased = type("Phased", (GAN,), {"phases": lambda self: declared})
+    with pytest.raises(UserError, match=problem):
+        planned(phased(phased.Config(), tmp_path))
 
 
 @pytest.mark.parametrize("groups, problem", [

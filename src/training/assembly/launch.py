@@ -35,7 +35,7 @@ from stoker.environment import folder as environment
 from stoker.training.assembly import fork, pages, plugins
 from stoker.training.assembly.fork import LONGEST_NAME
 from stoker.training.assembly.job import Job
-from stoker.training.core import pretrained
+from stoker.training.core import outside, pretrained
 from stoker.training.core.ending import Ending
 from stoker.training.core.options import Options, here, working_in
 from stoker.training.core.signals import STOPS, Interrupted, Signals
@@ -55,6 +55,7 @@ def main(stage: type[Stage]) -> None:
 
 
 def _main(stage: type[Stage], argv: list[str]) -> int:
+    outside.check_declared(stage)
     if page := pages.asked(stage, argv):
         if "--info" in argv:
             environment.restart_inside()

@@ -264,8 +264,9 @@ def _following(stage: Stage, cfg: Options, evaluation: Evaluation,
 
     def follow(means: Mapping[str, float]) -> dict[str, float]:
         weighed = {}
-        if len(terms) > 1 and terms.keys() <= means.keys() and f"{prefix}loss" not in means.keys() - terms.keys():
-            weights = stage.weights(Moment(phase, steps, steps))
+        weights = stage.weights(Moment(phase, steps, steps)) if terms else {}
+        several = len(terms) > 1 or any(weights.get(term, 1.0) != 1.0 for term in terms.values())
+        if several and terms.keys() <= means.keys() and f"{prefix}loss" not in means.keys() - terms.keys():
             weighed = {f"{prefix}loss": sum(weights.get(term, 1.0) * means[name] for name, term in terms.items())}
         return weighed | stage.derive({**means, **weighed})
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from stoker.config import ENDLESS, UserError, opt
 from stoker.training.core.ending import Request
+from stoker.training.core.phases import SCHEDULES
 
 FIRINGS = 20  # each monitor, snapshot and evaluation fires at least so often in a run
 T = TypeVar("T", bound="Options")
@@ -35,7 +36,7 @@ class Optimization:
     grad_accum_steps: int = opt(1, "micro-batches to an update", ge=1, aliases=("gradient_accumulation_steps",))
     lr: float = opt(3e-4, "peak learning rate", gt=0, le=1e-2, aliases=("learning_rate",))
     lr_schedule: str = opt("cosine", "course of the learning rate after the warm-up",
-                           choices=("cosine", "wsd", "linear", "constant"))
+                           choices=SCHEDULES)
     warmup_steps: int = opt(1000, "updates of linear warm-up; cut to a tenth of the run unless typed", ge=0,
                             aliases=("warmup",))
     min_lr_ratio: float = opt(0.1, "last learning rate as a share of the peak", ge=0, le=1)

@@ -1,5 +1,7 @@
 """Phases of a step: which parameters are updated together, by which optimizer, and at which steps."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stoker.training.core.options import Options
+
+SCHEDULES = ("cosine", "wsd", "linear", "constant")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,29 @@ class Phase:
             if parameter.requires_grad and fits is not None:
                 taken[fits][name] = parameter
         return [(group, found) for group, found in zip(self.groups, taken) if found]
+
+    def problems(self) -> list[str]:
+        """What its declaration has that cannot be."""
+        found = [] if re.fullmatch("[a-z][a-z0-9_]*", self.name) else ["a name has lower case letters, digits and _"]
+        if self.every < 1:
+            found.append(f"every is {self.every}: it must be at least 1")
+        if self.first < 0 or (self.last is not None and self.last < self.first):
+            found.append(f"it runs from step {self.first} to before step {self.last}: steps are counted from 0, and "
+                         "last is not before first")
+        if self.lr_schedule not in ("", *SCHEDULES):
+            found.append(f"there is no lr_schedule {self.lr_schedule!r}; there are {', '.join(SCHEDULES)}")
+        return [f"phase {self.name!r}: {problem}" for problem in found]
+
+
+def check_declared(phases: Sequence[Phase]) -> None:
+    """Raises UserError with everything in the declarations of a stage's phases that cannot be."""
+    problems = [problem for phase in phases for problem in phase.problems()]
+    problems += [f"{count} phases are called {name}: each has a name of its own"
+                 for name, count in Counter(phase.name for phase in phases).items() if count > 1]
+    if not phases:
+        problems.append("phases() returns none: nothing would be trained")
+    if problems:
+        raise UserError(*problems)
 
 
 def check(phases: Sequence[Phase], model: "nn.Module") -> None:

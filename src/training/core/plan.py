@@ -16,7 +16,7 @@ import torch
 from stoker.config import UserError
 from stoker.data.loader import Order
 from stoker.training.core import device as devices
-from stoker.training.core import pretrained
+from stoker.training.core import phases, pretrained
 from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.options import OF_ONE_START, Options, resolve_length
 from stoker.training.core.pretrained import Pretrained
@@ -49,7 +49,8 @@ class Setup:
 
     def plan(self, typed: Collection[str]) -> "Plan":
         """The plan of a run on the data that were prepared; `typed` options keep their values. Raises UserError where
-        there are no data, or the options do not say how long to train."""
+        there are no data, the options do not say how long to train, or phases cannot be as the stage declares them."""
+        phases.check_declared(self.stage.phases())
         rows, order = _rows(self.stage), self.stage.order()
         cfg, notes = resolve_length(self.cfg, typed, order.steps_per_epoch)
         known = replace(self, cfg=cfg)  # before the stage says what it evaluates: that may depend on the length

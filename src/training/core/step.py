@@ -107,7 +107,7 @@ class Step:
 
     def _record(self, phase: str, loss: Loss, counts: dict[str, Any], divide: "Division") -> None:
         figures = {("loss" if not divide.several else term): Ratio(total, counts[term])
-                   for term, total in loss.terms.items()}
+                   for term, total in loss.terms.items() if not (divide.several and term == "loss")}  # else added to it
         for name, ratio in {**figures, **loss.figures}.items():
             self.record("train/" + self._named(name, phase), ratio)
 
@@ -143,19 +143,19 @@ class Step:
 class Division:
     """Turns the sums of the terms into the loss of the step.
 
-    One term: its sum goes through the backward pass as it is, and the gradients are divided by its count once. Several
-    terms: each is multiplied by its weight over its count in the whole step, before the backward pass.
+    One term of weight 1: its sum goes through the backward pass as it is, and the gradients are divided by its count
+    once. Otherwise each term is multiplied by its weight over its count in the whole step, before the backward pass.
     """
 
     def __init__(self, counts: Sequence[dict[str, Any]], weights: dict[str, float], scale: "optim.LossScale | None"):
         self.counts, self.weights = counts, weights
         self.all = {term: _at_least_one(sum(each.get(term, 0) for each in counts))
                     for term in dict.fromkeys(term for each in counts for term in each)}
-        self.several = len(self.all) > 1
+        self.several = len(self.all) > 1 or any(weights.get(term, 1.0) != 1.0 for term in self.all)
         only = next(iter(self.all))
         self.factor: Any = 1.0  # of the loss in the backward pass; with fp16 the loss scale
         if scale:
-            self.factor = scale.value if self.several else scale.value / _at_least_one(counts[0][only])
+            self.factor = scale.value if self.several else scale.value / _at_least_one(counts[0].get(only, 0))
         self.divisor = self.factor * (1 if self.several else self.all[only])  # of the gradients after it
 
     def loss(self, loss: Loss) -> Tensor:
