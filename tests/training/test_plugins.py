@@ -52,6 +52,10 @@ class Broken(Callback):
 class Odd(Callback):
     order = "last"
 
+class Misspelt(Callback):
+    def on_stepend(self, trainer):
+        pass
+
 NUMBER = 3
 '''
 
@@ -101,14 +105,15 @@ def test_an_installed_package_offers_callbacks(installed: None) -> None:
 @pytest.mark.parametrize("named, why", [
     ("{dir}/gone.py:A", "{dir}/gone.py: there is no such file"),
     ("{dir}:A", "no installed package offers"),
-    ("{mine}", "which class? callbacks there: Watches, Acts, Broken, Odd"),
-    ("{mine}:Gone", "no class 'Gone' in it; callbacks there: Watches, Acts, Broken, Odd"),
+    ("{mine}", "which class? callbacks there: Watches, Acts, Broken, Odd, Misspelt"),
+    ("{mine}:Gone", "no class 'Gone' in it; callbacks there: Watches, Acts, Broken, Odd, Misspelt"),
     ("{mine}:NUMBER", "3 is not a Callback: derive it"),
     ("{mine}:Watches:evry=2", "(every: int = 1, word: str = '', rate: float = 0.5) does not take these arguments"),
     ("{mine}:Watches:every", "'every' must be key=value"),
     ("{mine}:Watches:every=1,every=2", "every is given twice"),
     ("{mine}:Broken", "Broken cannot be built: ValueError: never"),
     ("{mine}:Odd", "order is 'last'"),
+    ("{mine}:Misspelt", "Misspelt.on_stepend would never be called; the events are on_build, "),
     ("unknown", "no installed package offers a callback of this name (they offer: gone, packed)"),
     ("gone", "pack_of_callbacks:Gone cannot be loaded: AttributeError"),
     ("{dir}/syntax.py:A", "syntax.py cannot be loaded: line 2: SyntaxError"),

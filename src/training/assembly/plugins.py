@@ -20,7 +20,7 @@ from typing import Any
 
 from stoker import files
 from stoker.config import UserError, listed
-from stoker.training.core.callback import Callback
+from stoker.training.core.callback import EVENTS, Callback
 from stoker.training.core.outside import module_from
 from stoker.training.core.stage import Stage
 
@@ -102,6 +102,8 @@ def _made(written: str) -> Callback:
         kind = _installed(source)
     if not (inspect.isclass(kind) and issubclass(kind, Callback)):
         raise UserError(f"{getattr(kind, '__name__', kind)} is not a Callback: derive it from stoker.training.Callback")
+    if unknown := [name for name in dir(kind) if name.startswith("on_") and name not in EVENTS]:
+        raise UserError(f"{kind.__name__}.{unknown[0]} would never be called; the events are {', '.join(EVENTS)}")
     arguments = _arguments(kind, rest)
     try:
         made = kind(**arguments)
