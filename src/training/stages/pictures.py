@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Validation:
-    """What to validate on, where the data name no split"""
+    """Validation set, where the data define no split"""
 
     group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same text, such as those of "
                         "a page, are all in training or all in validation")
@@ -29,8 +29,9 @@ class Validation:
 
 
 class OfPictures(Labelled[C]):
-    """`pictures` are the rows by split, `resized` their decoded files. `content` is for the fingerprint of the data: the
-    word for them in the message when a resume is refused, then the fields of a row that count beside the pixels."""
+    """`pictures` are the rows by split, `resized` their decoded files. `content` is for the fingerprint of the data:
+    first the word for them in the message when a resume is refused, then the fields of a row that count beside the
+    pixels."""
 
     content: ClassVar[tuple[str, ...]]
 
