@@ -90,8 +90,8 @@ class Sanity(Callback):
     def _report(self, trainer: "Trainer", step: int, where: str, dropped: int) -> None:
         rows = trainer.order.rows(step - 1)
         Alerts(self.alerts).report(
-            step, "non-finite", f"NaN or Inf in {where}; {dropped} update(s) dropped, the weights "
-                                 "are as before", where=where, rows=rows)
+            step, "non-finite", f"NaN or Inf in {where}; {dropped} update(s) dropped, the weights are as before",
+            where=where, rows=rows)
         files.write_json(self.incidents / f"step_{step:08d}.json",
                          {"step": step, "kind": "non-finite", "where": where, "rows": rows, "dropped": dropped})
 

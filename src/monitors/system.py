@@ -72,8 +72,8 @@ class System(Callback):
         free = trainer.timings["system/disk_free_mb"]
         if self._disk.rings(free < 2 * needed):
             Alerts(self.alerts).report(
-                trainer.step, "disk", f"{free:.0f} MB are free in {self.folder}, a snapshot takes "
-                                     f"about {needed:.0f} MB: make room")
+                trainer.step, "disk",
+                f"{free:.0f} MB are free in {self.folder}, a snapshot takes about {needed:.0f} MB: make room")
 
 
 def gpu_figures(device: torch.device) -> dict[str, float]:
