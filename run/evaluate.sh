@@ -8,7 +8,7 @@
 #   --split   validation (default); test, where the data have one; or all rows of the data set
 #   OPTIONS   those of the stage's script, such as --device cpu, or --dataset with another data set
 #
-# Of a run, models/best is taken, else models/final, else the newest whole snapshot; which is told on standard error.
+# Of a run, models/best is used, else models/final, else the newest whole snapshot; standard error says which.
 
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit

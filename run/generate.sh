@@ -17,7 +17,7 @@
 #   --no_echo            do not print the prompt before what follows it
 #   --device NAME        auto, cpu, cuda, cuda:N or mps (default auto)
 #
-# Of a run, models/best is taken, else models/final, else the newest whole snapshot; which, and the seed, is told on
+# Of a run, models/best is used, else models/final, else the newest whole snapshot; which, and the seed, is printed on
 # standard error. Standard output carries the text and nothing else.
 
 # shellcheck source=run/lib.sh

@@ -11,7 +11,7 @@
 #                    model folder (default: the newest finished run of run_train_ocr.sh)
 #   --device NAME    auto, cpu, cuda, cuda:N or mps (default auto)
 #
-# Which model reads, and how well it did when it was evaluated, is told on standard error, and so is a picture that seems
+# Which model reads, and how well it did when it was evaluated, is on standard error, and so is a picture that seems
 # to have more than one line. Standard output carries the texts and nothing else: a line each with the text, a tab and
 # its confidence; of several pictures the file and a tab before it.
 

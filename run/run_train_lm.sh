@@ -14,7 +14,7 @@
 #   --monitor_interval N        steps between looks at gradients and weights (default 100)
 #   --sanity_check_interval N   steps between checks for NaN and Inf, 0: off (default 10000)
 #   --resume [RUN]              go on with a run; alone: the newest unfinished one
-#   --yes                       do not ask before going on
+#   --yes                       do not ask for confirmation
 #   --foreground                train in this terminal
 #   --help                      this page
 #

@@ -15,7 +15,7 @@
 #                    model folder (default: the newest finished run of run_train_vision.sh)
 #   --device NAME    auto, cpu, cuda, cuda:N or mps (default auto)
 #
-# Which model sees, and how well it did when it was evaluated, is told on standard error. Standard output carries the
+# Which model sees, and how well it did when it was evaluated, is printed on standard error. Standard output carries the
 # answers and nothing else: a line each with the answer, a tab and its probability; of several pictures the file and a
 # tab before it.
 

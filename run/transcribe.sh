@@ -13,7 +13,7 @@
 #   --overlap_seconds S    by which windows overlap (default 2)
 #   --device NAME          auto, cpu, cuda, cuda:N or mps (default auto)
 #
-# Which model hears, and how well it did when it was evaluated, is told on standard error. Standard output carries the
+# Which model hears, and how well it did when it was evaluated, is printed on standard error. Standard output carries the
 # transcripts and nothing else: of one file its text, of several a line each, the file and a tab before it.
 
 # shellcheck source=run/lib.sh

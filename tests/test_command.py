@@ -123,7 +123,7 @@ def test_a_run_lives_without_the_scripts_of_run(installed: Installed) -> None:
     unsure = installed.call("resume", "mine")
     assert unsure.returncode == 2 and "add --yes" in unsure.stderr
     installed.begun(installed.call("resume", "mine", "--yes"))
-    assert "Going on from" in installed.call("logs", "mine").stdout
+    assert "Resuming from" in installed.call("logs", "mine").stdout
     assert installed.call("stop", "mine").returncode == 0
     assert installed.call("delete", "mine", "--yes").returncode == 0 and "mine" not in installed.call("ps").stdout
 

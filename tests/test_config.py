@@ -401,7 +401,7 @@ def test_help_names_every_option_alias_and_default() -> None:
         assert f"  --{name}" in page
         assert all(f"-{alias}" in page for alias in spec.aliases)
         assert not (kind is bool and default) or f"--no_{name} switches it off" in " ".join(page.split())
-    assert "What model:" in page and "nano, tiny, small, medium" in page and "[TEXT]" in page
+    assert "Model:" in page and "nano, tiny, small, medium" in page and "[TEXT]" in page
     assert max(map(len, page.splitlines())) <= 120
 
 

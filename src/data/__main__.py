@@ -139,7 +139,7 @@ def _check_pictures(cfg: Check, data: str, modality: str) -> int:
 
 
 def _listed(report: "Report") -> int:
-    for row in report.named():
+    for row in report.listed():
         print("\t".join(map(config.printable, row)))
     return REFUSED_ROWS if report.refused else DONE
 

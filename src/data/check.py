@@ -1,6 +1,6 @@
-"""Which rows of a data set can be trained on, whatever is in them: the others are refused, each with its reason.
+"""The check of a data set's rows, for sound and pictures: rows that cannot be used are refused, each with its reason.
 
-What a modality adds: its `Limits`, why a row cannot be used, and what its `Report` counts.
+Each modality derives `Limits` and `Report`, and says why one of its rows cannot be used.
 """
 
 import logging
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NAMED = 20  # refused rows that the log names
-Refused = tuple[str, str, str]  # split, file, why: its kind before the colon
+LOGGED = 20  # refused rows that the log lists
+Refused = tuple[str, str, str]  # split, file, reason, as "long text: 3,000 characters": counted by the words before ":"
 R = TypeVar("R", bound="Utterance | Picture")
 F = TypeVar("F", bound=Found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a model can be given. 0 or None: whatever there is. `labels` gives the label ids of a text; with them, rows
-    that CTC cannot align are refused."""
+    """Which rows a model accepts; 0 or None: no limit. `labels` returns the label ids of a text; with it, rows that CTC
+    cannot align are refused."""
 
     max_text_length: int = 0
-    labelled: bool = True  # a row without a text is of no use
+    labelled: bool = True  # rows without a text are refused
     labels: Callable[[str], Sequence[int]] | None = None
 
     def long_text(self, text: str) -> str:
@@ -43,7 +43,7 @@ class Limits:
         return ""
 
     def unaligned(self, text: str, count: float, what: str) -> str:
-        """Why CTC cannot put a text into `count` frames or columns, or ''; infinity: into any text's."""
+        """Why CTC cannot align a text with `count` frames or columns, or ''. `count` may be infinite: any text fits."""
         if not self.labels or math.isinf(count):
             return ""
         labels = self.labels(text)
@@ -53,15 +53,15 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the check found, by split; `shared` counts what training has in common with validation and test."""
+    """What the check found, by split. `shared`: number of speakers, texts, ... that training shares with the others."""
 
-    rows: Mapping[str, int]  # read
-    used: Mapping[str, int]
+    rows: Mapping[str, int]  # rows that were read
+    used: Mapping[str, int]  # rows that can be used
     refused: list[Refused]
     shared: Mapping[str, int]
 
     def lines(self) -> Iterator[str]:
-        """For a person, without the refused rows."""
+        """The report as lines of text, without the list of refused rows."""
         for split, count in self.rows.items():
             yield f"{split}: {self.used[split]:,} of {count:,} rows{self.about(split)}"
         reasons = Counter(why.partition(":")[0] for _, _, why in self.refused)
@@ -70,7 +70,7 @@ class Report:
         yield from self.further()
 
     def about(self, split: str) -> str:
-        """What follows the count of a split's rows: ", 3 speakers"."""
+        """Text to add to the line of a split, after its number of rows: ", 3 speakers"."""
         return ""
 
     def further(self) -> Iterator[str]:
@@ -79,15 +79,16 @@ class Report:
     def warnings(self) -> Iterator[str]:
         yield from ()
 
-    def named(self) -> list[Refused]:
-        """The rows that are reported one by one."""
+    def listed(self) -> list[Refused]:
+        """The rows that are listed one by one."""
         return self.refused
 
 
 def sift(splits: Mapping[str, Sequence[R]], facts: Callable[[str, R], F], problem: Callable[[str, R, F], str],
          what: str) -> tuple[dict[str, list[R]], list[Refused]]:
-    """The rows that can be used, and those that cannot. Training leaves out what is in another split as well, whatever
-    its file is called. `problem` says why a row of a split is of no use, or ''; `what` is a row: "picture"."""
+    """Separate the rows that can be used from those that cannot. A training row whose content is in another split too
+    is refused, whatever the name of its file. `problem` returns why a row of a split cannot be used, or ''; `what` is
+    the word for a row in messages: "picture"."""
     evaluated = {facts(split, row).digest for split, rows in splits.items() if split != "train" for row in rows}
     used: dict[str, list[R]] = {}
     refused: list[Refused] = []
@@ -106,7 +107,7 @@ def sift(splits: Mapping[str, Sequence[R]], facts: Callable[[str, R], F], proble
 
 
 def overlap(used: Mapping[str, Sequence[R]], key: Callable[[R], str]) -> int:
-    """How many values, such as speakers, training has in common with the other splits; '' is none."""
+    """The number of values, such as speakers, that training has in common with the other splits; '' does not count."""
     train = {key(row) for row in used.get("train", [])} - {""}
     return len(train & {key(row) for split, rows in used.items() if split != "train" for row in rows})
 
@@ -116,15 +117,15 @@ def duplicates(refused: Sequence[Refused]) -> int:
 
 
 def log_report(report: Report, what: str) -> None:
-    """Raises UserError where a split has no rows that can be used; `what` they are: "pictures"."""
+    """Log a report. `what` is the word for the rows: "pictures". Raises UserError where a split has no usable rows."""
     for line in report.lines():
         log.info("Data check: %s", line)
     for line in report.warnings():
         log.warning("%s", line)
-    for split, path, why in report.named()[:NAMED]:
+    for split, path, why in report.listed()[:LOGGED]:
         log.warning("%s %s: %s", split, printable(path), why)
-    if (more := len(report.named()) - NAMED) > 0:
-        log.warning("and %s more: %s names all", f"{more:,}", files.hint("data check"))
+    if (more := len(report.listed()) - LOGGED) > 0:
+        log.warning("and %s more: %s lists all", f"{more:,}", files.hint("data check"))
     for split, count in report.used.items():
         if not count:
             example = next((f": {path} is {why}" for at, path, why in report.refused if at == split), "")

@@ -1,6 +1,6 @@
-"""Files read once: what was found in each, and, if wanted, what they hold, in one memory-mapped file.
+"""A cache of decoded files: facts about each file and, if wanted, its decoded numbers in one memory-mapped file.
 
-Remembered for as long as their names, sizes and times are the same.
+It is valid for as long as names, sizes and times of the files are the same.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ WORTH_WORKERS = 256  # files: fewer are read sooner than processes are started
 
 
 class Found(Protocol):
-    """What was found in a file: a dataclass of plain values."""
+    """Facts about a decoded file: a dataclass of plain values."""
 
     @property
     def path(self) -> str: ...
 
     @property
     def count(self) -> int:
-        """How many numbers of it are kept."""
+        """How many decoded numbers of the file the cache has."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its content, decoded."""
+        """SHA-256 of its decoded content."""
 
 
 F = TypeVar("F", bound=Found)
@@ -45,7 +45,7 @@ Read = tuple[F, np.ndarray]
 
 
 class Entries(Generic[F]):
-    """Facts by path, and the numbers where they are kept: those of a `kind`, these of a `dtype`."""
+    """Facts of type `kind` by path and, where they are kept, the decoded numbers of type `dtype`."""
 
     kind: ClassVar[type]
     dtype: ClassVar[type[np.generic]]
@@ -57,11 +57,11 @@ class Entries(Generic[F]):
         self._places = {fact.path: (end - fact.count, end) for fact, end in zip(facts, ends.tolist())}
 
     def fingerprint(self) -> str:
-        """Of the contents alone: where the files lie makes no difference."""
+        """A digest of the contents of the files; their paths make no difference."""
         return hashlib.sha256("".join(fact.digest for fact in self.facts.values()).encode()).hexdigest()
 
     def numbers(self, path: str) -> np.ndarray | None:
-        """(count,), as they were kept; None where they were not. Raises Damaged."""
+        """The decoded numbers of a file, (count,); None where the cache has only facts. Raises Damaged."""
         if self._kept is None:
             return None
         start, end = self._places[path]
@@ -69,8 +69,7 @@ class Entries(Generic[F]):
 
 
 class Files(Dataset[Read[F]]):
-    """Item i is what `decode` returns of file i. Raises Damaged where a file that was made here is not as it was made.
-    """
+    """Item i is what `decode` returns for file i. Raises Damaged where a file that Stoker made was changed since."""
 
     def __init__(self, paths: Sequence[str], decode: Callable[[str], Read[F]]):
         self.paths, self.decode = paths, decode
@@ -85,9 +84,16 @@ class Files(Dataset[Read[F]]):
 
 def read(entries: type[E], paths: Sequence[str], decode: Callable[[str], Read[Any]], where: Path, *, key: Any,
          keep: bool, what: str, otherwise: str) -> E:
-    """What `decode` returns of each file: (fact, numbers). `key` covers everything that this depends on; `where` is the
-    folder of the cache, `what` is done and `otherwise` the option that needs no room, both for people. Raises UserError
-    where there is no room."""
+    """The cached results of `decode`, (fact, numbers), for all files; decodes them if the cache does not have them.
+
+    key        covers everything that the result depends on
+    where      folder of the cache
+    keep       whether to keep the numbers, not only the facts
+    what       what is done, for the progress line
+    otherwise  the option that needs no room on disk, for the error message
+
+    Raises UserError where the disk has no room.
+    """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     note, kept = where / f"{name}.note", where / f"{name}.bin" if keep else None
     with cache.room(where, otherwise=otherwise), files.locked(note.with_suffix(".lock")):
@@ -100,7 +106,7 @@ def read(entries: type[E], paths: Sequence[str], decode: Callable[[str], Read[An
 
 
 def _remembered(entries: type[E], note: Path, kept: Path | None) -> E | None:
-    """None where the facts, or the numbers to be kept, are not there, or damaged."""
+    """The cached results; None where the facts, or the numbers if `kept` is given, are missing or damaged."""
     if (content := cache.read(note)) is None:
         return None
     known = json.loads(content)

@@ -1,4 +1,4 @@
-"""Loader workers: whether their batches fit into shared memory, and waiting for them without waiting for ever."""
+"""Worker processes that load data: check that their batches fit into shared memory, wait for them, end them."""
 
 import ctypes
 import logging
@@ -28,20 +28,20 @@ STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "paus
 
 
 class Abandoned(Exception):
-    """A stop was asked for while a batch was awaited."""
+    """Raised while waiting for a batch, when the run was asked to stop."""
 
 
 class OutOfSharedMemory(RuntimeError):
     """A batch does not fit into /dev/shm, through which workers send it."""
 
 
-_left: list[Any] = []  # abandoned iterators: freeing one would wait 5 s for each worker that hangs
+_left: list[Any] = []  # iterators whose workers hang: kept, since freeing one would wait 5 s for each worker
 
 
 class Awaited:
-    """The batches of a DataLoader's iterator whose timeout is LOOK. What happens to its workers is reported clearly.
+    """Iterates over a DataLoader's iterator (with `timeout=LOOK`), and reports clearly what happens to its workers.
 
-    Raises Abandoned where `stopped` says so while a batch is awaited.
+    Raises Abandoned if `stopped()` is true while it waits for a batch.
     """
 
     def __init__(self, batches: Any, stopped: Callable[[], object]):
@@ -55,7 +55,7 @@ class Awaited:
         while True:
             try:
                 return next(self._batches)
-            except UserError as error:  # from a worker, the message is the end of its traceback
+            except UserError as error:  # raised in a worker: its message is the end of a traceback
                 name = f"{type(error).__module__}.{type(error).__qualname__}: "
                 raise type(error)(str(error).rpartition(name)[2].strip()) from error
             except (RuntimeError, EOFError, ConnectionError) as error:
@@ -66,9 +66,9 @@ class Awaited:
                 _report(silence)
 
     def _check(self, error: Exception) -> None:
-        """Raises what an error of the iterator means; returns where it is only that no batch has come yet."""
+        """Raise the error that an exception of the iterator stands for; return if only no batch has come yet."""
         if str(error).startswith("Caught ") and not isinstance(error, OutOfSharedMemory):
-            raise error  # by the data set itself
+            raise error  # raised by the data set itself
         if self._stopped():
             self._hangs = True
             _left.append(self._batches)
@@ -80,31 +80,31 @@ class Awaited:
             raise RuntimeError("DataLoader's thread that copies batches for the GPU has ended") from None
 
     def close(self) -> None:
-        """End the workers, but for those that hang. The garbage collector would take 5 s for each: it frees the queue
-        first by which they are asked to end."""
+        """End the workers, unless they hang. Do not leave it to the garbage collector: it may free the queue first
+        through which workers are asked to end, and then waits 5 s for each."""
         if not self._hangs:
             self._batches._shutdown_workers()
 
 
 def close(batches: Iterator[Any]) -> None:
-    """Of batches no more are wanted: end the workers that read ahead for them, if there are any."""
+    """End the workers that read ahead for an iterator of batches, if it has any: no more batches are wanted."""
     if hasattr(batches, "close"):
         batches.close()
 
 
 def _as_plain_error(error: Exception) -> Exception:
-    """The error to report when a worker has ended: reading a message that it sent only in part can raise any error."""
+    """The error to report when a worker has ended. A message that it sent only in part can raise any error here."""
     if isinstance(error, OutOfSharedMemory):
         return RuntimeError(f"DataLoader worker: a batch does not fit into shared memory, {_room()}: start with "
                             "--num_workers 0, or with more room (docker run --shm-size=2g)")
     if isinstance(error, RuntimeError):
         return error
-    return RuntimeError("DataLoader worker is gone, what it sent cannot be read: it was killed, or crashed; for want "
-                        "of memory, maybe: --num_workers 0 takes less")
+    return RuntimeError("DataLoader worker has ended, and what it sent cannot be read: it was killed, or crashed; if "
+                        "for want of memory, --num_workers 0 needs less")
 
 
 def _report(silence: float) -> None:
-    """Log what the kernel says about the workers, since they send nothing."""
+    """Log the state of the workers' processes, since no batch comes."""
     said = []
     for worker in multiprocessing.active_children():
         with suppress(OSError):  # it has ended meanwhile
@@ -124,7 +124,7 @@ def _room() -> str:
 def workers_that_fit(workers: int, dataset: Any, collate: Callable[[list[Any]], Any], items: Sequence[int]) -> int:
     """As many workers as asked for, or 0, with a warning, where /dev/shm cannot hold the batches that they read ahead.
 
-    items    what the data set is asked for to give one batch; the first two are read to learn its size
+    items    the rows of one batch; the first two are read to estimate its size
     """
     if not (workers and items and SHARED_MEMORY.is_dir()):
         return workers
@@ -154,8 +154,8 @@ def _warn_once(line: str) -> None:
 
 @dataclass(frozen=True)
 class Shared:
-    """Moves a batch to shared memory where the worker can still report that it does not fit: the thread that sends it
-    would print a traceback and drop it, and the trainer would wait for ever."""
+    """Collates a batch and moves it to shared memory, where the worker can still report that it does not fit. The
+    DataLoader's own thread would print a traceback and drop the batch, and the trainer would wait for ever."""
 
     collate: Callable[[list[Any]], Any]
 
@@ -173,11 +173,11 @@ class Shared:
 
 
 def start_worker(number: int) -> None:
-    """Die with the trainer, however it dies; leave its signals to it."""
+    """Set up a worker: it ends when the trainer ends, however that happens, and leaves signals to the trainer."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     trainer = multiprocessing.parent_process()
-    if trainer is None or os.getppid() != trainer.pid:  # it died before that
+    if trainer is None or os.getppid() != trainer.pid:  # the trainer died before prctl
         os._exit(1)

@@ -105,7 +105,7 @@ class LineReader:
         found = dict[int, dict[str, Any]]()
         for rows in _alike([line.shape[2] for line in lines]):
             for row, written in zip(rows, self._written([lines[row] for row in rows], beam)):
-                found[row] = self._told(written)
+                found[row] = self._answer(written)
         yield from (found[row] for row in range(len(lines)))
 
     def _written(self, lines: "Sequence[Tensor]", beam: int) -> "list[Written]":
@@ -118,7 +118,7 @@ class LineReader:
             found: list[Written] = self.stage.written(self.model, self.model(pixels, widths), beam)
         return found
 
-    def _told(self, written: "Written") -> dict[str, Any]:
+    def _answer(self, written: "Written") -> dict[str, Any]:
         from stoker.data.text.labels import words
 
         tokenizer = self.stage.tokenizer

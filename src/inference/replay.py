@@ -65,12 +65,12 @@ def _replay(path: Path, device_name: str) -> int:
     print(f"Step {recorded.step} of {run.name}: rows {', '.join(str(row) for part in recorded.rows for row in part)}")
     same = again.where == recorded.where and (
         bool(again.where) or math.isclose(float(again.loss), float(recorded.loss), rel_tol=SAME_LOSS))
-    print(f"Then   {_told(recorded)}")
-    print(f"Again  {_told(again)}{': the same' if same else ''}")
+    print(f"Then   {_described(recorded)}")
+    print(f"Again  {_described(again)}{': the same' if same else ''}")
     return SAME if same else OTHER
 
 
-def _told(found: Any) -> str:
+def _described(found: Any) -> str:
     return f"NaN or Inf, first in {found.where}" if found.where else f"finite, a loss of {found.loss}"
 
 

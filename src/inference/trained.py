@@ -77,7 +77,7 @@ def files(words: Sequence[str], suffixes: Collection[str], what: str) -> Iterato
 
 
 def inputs(words: Sequence[str], suffixes: Collection[str], what: str) -> list[str]:
-    """What is to be read: as `files`. Raises UserError where nothing is named."""
+    """The files to read, see `files`. Raises UserError where the user named none."""
     if not words:
         raise UserError(f"which {what}? give files, folders, or - for standard input")
     return list(files(words, suffixes, what))
@@ -86,10 +86,11 @@ def inputs(words: Sequence[str], suffixes: Collection[str], what: str) -> list[s
 def answer(paths: Sequence[str], read: Callable[[str], T], error: type[Exception],
            answers: Callable[[list[T]], Iterable[dict[str, Any]]], lines: Callable[[dict[str, Any]], Iterable[str]], *,
            as_json: bool, at_once: int = 1) -> int:
-    """Print what a model answers to each file: as a line of JSON, or as `lines`, after its path where there are
-    several. The exit code: 1 where some of the files could not be read, which is reported.
+    """Print the model's answer to each file: a line of JSON, or `lines` of the answer, each after the file's path where
+    there are several files. Returns the exit code: 1 where a file could not be read, which is reported.
 
-    `read` opens one, or raises `error`; `answers` are the model's to as many as were read of `at_once`.
+    `read` opens a file, or raises `error`. `answers` returns the model's answers to the files of a group, which has at
+    most `at_once`.
     """
     unread = 0
     for part in (paths[start:start + at_once] for start in range(0, len(paths), at_once)):
@@ -102,10 +103,10 @@ def answer(paths: Sequence[str], read: Callable[[str], T], error: type[Exception
                 unread += 1
         for (path, _), found in zip(opened, answers([content for _, content in opened])):
             if as_json:
-                tell(json.dumps({"file": path, **found}, ensure_ascii=False))
+                write_line(json.dumps({"file": path, **found}, ensure_ascii=False))
                 continue
             for line in lines(found):
-                tell(line if len(paths) == 1 else f"{path}\t{line}")
+                write_line(line if len(paths) == 1 else f"{path}\t{line}")
     return 1 if unread else 0
 
 
@@ -116,8 +117,8 @@ def picture(path: str) -> "Tensor":
     return resized.opened(sys.stdin.buffer.read(images.BYTES + 1) if path == "-" else path)
 
 
-def tell(line: str) -> None:
-    """On standard output, whatever bytes a file's name has; a terminal gets no control characters."""
+def write_line(line: str) -> None:
+    """Write a line to standard output, whatever bytes a file's name has; on a terminal without control characters."""
     if sys.stdout.isatty():
         line = config.printable(line)
     sys.stdout.buffer.write(f"{line}\n".encode(errors="surrogateescape"))

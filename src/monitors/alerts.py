@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 class Alerts:
     path: Path
 
-    def tell(self, step: int, kind: str, message: str, **more: Any) -> None:
-        """What stands there already is told in the log only: a run that goes on does some steps a second time."""
+    def report(self, step: int, kind: str, message: str, **more: Any) -> None:
+        """Log an alert and append it to alerts.jsonl, unless it is there: a resumed run does some steps again."""
         log.warning("step %d: %s", step, message)
         row = {"step": step, "kind": kind, "message": message}
-        if row not in [{name: told.get(name) for name in row} for told in Journal(self.path).rows()]:
+        if row not in [{name: each.get(name) for name in row} for each in Journal(self.path).rows()]:
             Journal(self.path).append({**row, "time": time.time(), **more})
 
 
 @dataclass
 class Alarm:
-    """What is told when it has held `patience` times in a row, and not again until it has passed."""
+    """Rings once when a condition has held `patience` times in a row, and not again until it has stopped holding."""
 
     patience: int = 1
     held: int = 0

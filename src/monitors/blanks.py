@@ -29,7 +29,7 @@ class Blanks(Callback):
             self._since = trainer.step
         long = max(FEWEST_STEPS, SHARE_OF_RUN * trainer.steps)
         if self._silent.rings(self._since is not None and trainer.step - self._since >= long):
-            Alerts(self.alerts).tell(
+            Alerts(self.alerts).report(
                 trainer.step, "only blanks", f"since step {self._since} the model has heard nothing but blanks: look "
                 "whether the texts belong to the recordings (samples/ has both); try a longer --warmup_steps, --lr "
                 "lower and higher, a smaller --downsample_time, less --mask_bands and --mask_time")

@@ -63,7 +63,7 @@ class Gradients(Callback):
                 continue  # NaN: no gradient of this interval was finite, which is told elsewhere
             self._warned.add(part)
             what = "vanishing" if norm < VANISHING else "exploding"
-            Alerts(self.alerts).tell(trainer.step, "gradients", f"the gradients of {part} are {what} (norm "
+            Alerts(self.alerts).report(trainer.step, "gradients", f"the gradients of {part} are {what} (norm "
                                      f"{norm:.2g}): {ADVICE[what]}", part=part, norm=norm)
 
     def state_dict(self) -> dict[str, Any]:

@@ -64,4 +64,4 @@ class Pace(Callback):
                          "air, or lower its power limit (nvidia-smi -pl)")
 
     def _report(self, trainer: "Trainer", kind: str, message: str) -> None:
-        Alerts(self.alerts).tell(trainer.step, kind, message)
+        Alerts(self.alerts).report(trainer.step, kind, message)

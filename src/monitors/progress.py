@@ -52,7 +52,7 @@ class Progress(Callback):
         (first, before), (_, now) = self._lines[0], self._lines[-1]
         enough = len(self._lines) >= FEWEST_LINES and trainer.step - first >= FEWEST_STEPS
         if self._still.rings(enough and stands_still(*zip(*self._lines))):
-            Alerts(self.alerts).tell(
+            Alerts(self.alerts).report(
                 trainer.step, "no progress", f"train/loss has not fallen by {STANDSTILL:.0%} since step {first} "
                 f"({before:.4g} then, {now:.4g} now): try --lr lower and higher, a longer --warmup_steps, a bigger "
                 "--preset; look at the data; if this is as good as it gets, stop")
@@ -60,7 +60,7 @@ class Progress(Callback):
     def _judge_overfitting(self, trainer: "Trainer", evaluated: float) -> None:
         trained = sum(self._between) / len(self._between)
         if self._worse.rings(evaluated > self._evaluated and trained < self._trained):  # NaN at first: neither
-            Alerts(self.alerts).tell(
+            Alerts(self.alerts).report(
                 trainer.step, "overfitting", f"eval/loss has risen {RISES} evaluations in a row, to {evaluated:.4g}, "
                 f"while train/loss fell to {trained:.4g}: the model learns its data by heart; try more data, --dropout "
                 "0.1 or --early_stopping (the best weights are kept in any case)")

@@ -89,8 +89,9 @@ class Sanity(Callback):
 
     def _report(self, trainer: "Trainer", step: int, where: str, dropped: int) -> None:
         rows = trainer.order.rows(step - 1)
-        Alerts(self.alerts).tell(step, "non-finite", f"NaN or Inf in {where}; {dropped} update(s) dropped, the weights "
-                                 "are as before", where=where, rows=rows)
+        Alerts(self.alerts).report(
+            step, "non-finite", f"NaN or Inf in {where}; {dropped} update(s) dropped, the weights are as before",
+            where=where, rows=rows)
         files.write_json(self.incidents / f"step_{step:08d}.json",
                          {"step": step, "kind": "non-finite", "where": where, "rows": rows, "dropped": dropped})
 
@@ -116,7 +117,7 @@ class Sanity(Callback):
                       for p, state in optimizer.state.items() for key, value in state.items()]
         if where := first_non_finite(named):
             trainer.ask("stop", f"NaN or Inf in {where}: go on from an earlier snapshot (--resume)", "halted")
-            Alerts(self.alerts).tell(trainer.step, "non-finite", f"NaN or Inf in {where}", where=where)
+            Alerts(self.alerts).report(trainer.step, "non-finite", f"NaN or Inf in {where}", where=where)
 
     def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": self.in_a_row, "seen": {name: float(value) for name, value in self._seen.items()}}

@@ -86,7 +86,7 @@ class Spikes(Callback):
             if len([entry for entry in trainer.ledger if entry["why"] == SPIKE]) < self.recoveries:
                 trainer.go_back(step, SPIKE, f"a loss of {loss:.4g} at step {step}")
             name = "loss" if len(trainer.phases) == 1 else f"loss of {phase}"
-            Alerts(self.alerts).tell(
+            Alerts(self.alerts).report(
                 step, "spike", f"a {name} of {loss:.4g} is far above the {statistics.median(course.losses):.4g} usual: "
                 "look at its rows (alerts.jsonl); if spikes come back, try a lower --lr, a longer --warmup_steps or a "
                 "lower --gradient_clip", phase=phase, loss=loss, bound=bound, rows=trainer.order.rows(step - 1))

@@ -71,8 +71,9 @@ class System(Callback):
         needed = 3 * sum(p.nbytes for name, p in trainer.model.named_parameters() if name not in absent) / MB
         free = trainer.timings["system/disk_free_mb"]
         if self._disk.rings(free < 2 * needed):
-            Alerts(self.alerts).tell(trainer.step, "disk", f"{free:.0f} MB are free in {self.folder}, a snapshot takes "
-                                     f"about {needed:.0f} MB: make room")
+            Alerts(self.alerts).report(
+                trainer.step, "disk",
+                f"{free:.0f} MB are free in {self.folder}, a snapshot takes about {needed:.0f} MB: make room")
 
 
 def gpu_figures(device: torch.device) -> dict[str, float]:

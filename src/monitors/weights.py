@@ -79,7 +79,7 @@ class Weights(Callback):
                 continue
             self._warned.add(part)
             what = "is trainable and does not move" if part in trainable else "is frozen and moved"
-            Alerts(self.alerts).tell(trainer.step, "weights", f"{part} {what}: {ADVICE[what]}", part=part)
+            Alerts(self.alerts).report(trainer.step, "weights", f"{part} {what}: {ADVICE[what]}", part=part)
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": dict(self._first), "warned": sorted(self._warned), "entries": dict(self._entries)}

@@ -1,4 +1,4 @@
-"""Audio encoder of speech: log-mel, strided convolutions, transformer; trained as a recogniser by CTC."""
+"""Audio encoder of speech: log-mel, strided convolutions, transformer; trained to recognise speech by CTC."""
 
 import hashlib
 import json
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MASKS = 2  # bands and stretches of time that SpecAugment blanks out, of each
+MASKS = 2  # SpecAugment blanks out two bands and two stretches of time
 SHOWN = 8  # transcripts
-MASK_DRAWS = 1  # tells the random numbers of SpecAugment from those that change the sound of the same row
+MASK_DRAWS = 1  # seeds SpecAugment otherwise than the changes of the sound in the same row
 
 
 @dataclass
 class Speech:
-    """What speech"""
+    """Data"""
 
     dataset: str = opt("spoken", f"{', '.join(names.SPOKEN)} (made here by espeak-ng), "
                        f"{', '.join(names.LIBRISPEECH)}, a CSV file "
                        "(audio_path,transcription), or a folder of sound files with their texts",
                        path=recordings.NAMES, aliases=("data_path", "csv"))
-    extra_dataset: str = opt("", "train on this one's training part too; nothing is judged by it",
+    extra_dataset: str = opt("", "train on the training set of this one too; validation does not use it",
                                path=recordings.NAMES)
-    held_out: str = opt("", "speakers to validate by, with commas between them (default: the data's own split, else 5 "
-                        "% of the speakers or texts)")
-    shared_texts: bool = opt(False, "texts that are judged by may be trained on, said by others: for digits, commands")
+    held_out: str = opt("", "speakers to keep for validation, comma-separated (default: the data's own split, else "
+                        "5 % of the speakers or texts)")
+    shared_texts: bool = opt(False, "train on texts of the validation set too, said by others: for digits, commands")
     max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms; longer ones are left out", ge=16)
     max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
     cache_audio: bool = opt(True, "keep all recordings decoded on disk (115 MB an hour) instead of decoding them in "
@@ -58,7 +58,7 @@ class Speech:
 
 @dataclass
 class Augmentation:
-    """How the training speech is changed, anew in each epoch (0: not)"""
+    """Augmentation of the training speech, different in each epoch (0: off)"""
 
     speed: float = opt(0.1, "play faster or slower, and higher or lower, by up to this share", ge=0, le=0.5)
     gain: float = opt(6.0, "louder or fainter by up to so many dB", ge=0, le=40)
@@ -74,7 +74,7 @@ class Augmentation:
 
 @dataclass
 class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768, dropout=0.1):
-    """What model"""
+    """Model"""
 
     labels: str = label_kind("chars", "what the head outputs")
     vocab_size: int = vocabulary(512)
@@ -140,7 +140,7 @@ class AudioEncoder(Labelled[Config]):
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
 
     def _frames(self, samples: int) -> int:
-        """Of the CTC head."""
+        """The number of frames that the CTC head has for a recording of so many samples."""
         from stoker.data.speech.check import head_frames
 
         return head_frames(samples, self.cfg.downsample_time, self.cfg.head_frames)
@@ -151,7 +151,7 @@ class AudioEncoder(Labelled[Config]):
                  f"{self.tokenizer.vocab_size - 1:,}", rate)
         if refused:
             log.warning("%s recordings have more labels than frames at %g a second, some when played faster: more "
-                        "--head_frames, --labels bpe or a smaller --speed takes them in", f"{refused:,}", rate)
+                        "--head_frames, --labels bpe or a smaller --speed makes room for them", f"{refused:,}", rate)
 
     def dataset(self, split: str) -> "Clips":
         from stoker.data.speech.clips import Augmentation as Changes
@@ -167,15 +167,15 @@ class AudioEncoder(Labelled[Config]):
         return tuple(self.utterances)
 
     def groups(self, split: str) -> list[str]:
-        """Speakers."""
+        """The speaker of each row."""
         return [each.speaker for each in self.dataset(split).utterances]
 
     def order(self) -> "Order":
         return self.order_by_length([each.seconds for each in self.dataset("train").utterances], self.cfg.batch_seconds)
 
     def collate(self, samples: "list[Clip]") -> Batch:
-        """waveforms (B, N) float32, samples (B,) of each; labels one utterance after the other, label_lengths (B,);
-        masks (B, K, 4) uniform draws for SpecAugment; texts and seconds as they are."""
+        """waveforms (B, N) float32 and their lengths in samples (B,); labels, those of all utterances in one row, and
+        label_lengths (B,); masks (B, K, 4), uniform random numbers for SpecAugment; texts; seconds of sound in all."""
         import numpy as np
         import torch
         from torch.nn.utils.rnn import pad_sequence
@@ -192,7 +192,7 @@ class AudioEncoder(Labelled[Config]):
                 "seconds": sum(len(clip.waveform) for clip in samples) // audio.RATE}
 
     def _longest(self) -> int:
-        """Samples of the longest recording that can come, played as slow as it may be."""
+        """Samples of the longest recording that is possible, played as slowly as --speed allows."""
         from stoker.model.mel import HOP_LENGTH
 
         return int(self.cfg.max_mel_length * HOP_LENGTH / (1 - self.cfg.speed)) + HOP_LENGTH
@@ -225,7 +225,7 @@ class AudioEncoder(Labelled[Config]):
         return Loss({"loss": loss.total}, figures)
 
     def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
-        """Of the labels, frame by frame (B, T, V), and how many frames of each utterance count (B,)."""
+        """The logits of the labels (B, T, V), and the number of frames of each utterance without padding (B,)."""
         from stoker.model.mel import spec_augment
 
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
@@ -250,8 +250,8 @@ class AudioEncoder(Labelled[Config]):
             "blank_share": Ratio(ctc.blanks(logits, lengths, blank=blank), lengths.sum())}
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
-        """Beside the loss, word and character error rates: edit distances over the lengths of the references. What
-        has no alignment has no loss, but its errors count."""
+        """Beside the loss, word and character error rates: edit distances over the lengths of the references. An
+        utterance that CTC cannot align has no loss, but its errors count."""
         from stoker.training.core.error_rates import error_rates
 
         logits, lengths = self._logits(model, batch)
@@ -261,7 +261,7 @@ class AudioEncoder(Labelled[Config]):
                 "cer": error_rates(map(" ".join, said), map(" ".join, found))}
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """Transcripts below what was said, and the spectrogram and the sound of the first."""
+        """What was said, with the transcripts below, and the spectrogram and the sound of the first recording."""
         from stoker.training.core import device as devices
         from stoker.training.core.media import Sound, Text, heat_map
 

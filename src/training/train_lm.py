@@ -38,7 +38,7 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 20, 64
 
 @dataclass
 class Text:
-    """What text"""
+    """Data"""
 
     dataset: str = opt("wikitext-103", "wikitext, wikitext-103 (from the Hugging Face hub; where it cannot be reached "
                        "and none was named: pydocs), pydocs (documentation found in the installed Python packages), a "
@@ -46,13 +46,13 @@ class Text:
     tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o (fetched once from the internet), bpe (trained on this "
                          "text), bytes, or PATH/tokenizer.json",
                          path=TOKENIZERS)
-    vocab_size: int = opt(32000, "vocabulary size of a bpe trained on this text", ge=256, le=100000)
-    retrain_tokenizer: bool = opt(False, "train the bpe again, though one is known for this text")
+    vocab_size: int = opt(32000, "vocabulary size of a BPE tokenizer trained on this text", ge=256, le=100000)
+    retrain_tokenizer: bool = opt(False, "train the BPE tokenizer again, though the cache has one for this text")
 
 
 @dataclass
 class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=512, dropout=0.1, head_multiple=1):
-    """What model"""
+    """Model"""
 
     max_seq_len: int = opt(256, "context: tokens seen at a time", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
@@ -94,8 +94,8 @@ class LanguageModel(Tokenized[Config]):
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Without the hub, documentation instead of WikiText. Raises UserError where what was asked for by name, or
-        the tokenizer, cannot be had."""
+        """Where the hub cannot be reached, pydocs instead of WikiText. Raises UserError where the data set that the
+        user named, or the tokenizer, is not available."""
         from stoker.data.sources import hub
         from stoker.data.text import vocabularies
 
@@ -127,7 +127,7 @@ class LanguageModel(Tokenized[Config]):
         from stoker.data.text.tokenizers import FIXED, open_tokenizer
 
         corpus = text.documents(self.cfg.dataset)
-        own = self.folder / TOKENIZER  # a run that resumes keeps the tokenizer it began with
+        own = self.folder / TOKENIZER  # a resumed run keeps its tokenizer
         kind = str(own) if own.exists() and self.cfg.tokenizer not in FIXED else self.cfg.tokenizer
         retrain = self.cfg.retrain_tokenizer
         self.tokenizer = open_tokenizer(kind, self.cfg.vocab_size, corpus.train, retrain=retrain)
@@ -143,7 +143,7 @@ class LanguageModel(Tokenized[Config]):
         log.info("Data check: %s to train on, %s to validate; none of the documents of validation and test (%s) occurs "
                  "in training", *rows, f"{others:,}")
         log.info("Tokenizer: %s, vocabulary size %s", self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
-        if not own.exists():  # a run that resumes has it in its first log, and need not read all tokens first
+        if not own.exists():  # a resumed run has logged it before; it takes time
             log.info("Unigram baseline: validation perplexity %.1f", tokens.unigram_perplexity(
                 self.tokens["train"], self.tokens["validation"], self.tokenizer.vocab_size))
 
@@ -151,13 +151,13 @@ class LanguageModel(Tokenized[Config]):
         from stoker.data.text.tokens import Windows, tokenize
 
         what = "training text" if split == "train" else f"{split} text"
-        if split not in self.tokens:  # the test text: needed once, at the end
+        if split not in self.tokens:  # the test text is tokenized when it is needed, at the end
             self.tokens[split] = tokenize(self.test_text, self.tokenizer, what)
         limit = self.cfg.max_samples if split == "train" else 0
         return Windows(self.tokens[split], self.cfg.max_seq_len, max_samples=limit, what=what)
 
     def groups(self, split: str) -> list[str]:
-        """Documents."""
+        """The document in which each row begins."""
         return self.dataset(split).documents(self.tokenizer.end_of_text)
 
     def splits(self) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ class LanguageModel(Tokenized[Config]):
         return Loss({"loss": model(batch["tokens"], batch["targets"])})
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
-        """The same, also row by row."""
+        """The loss as in training, also by row."""
         import torch
 
         total, rows = model(batch["tokens"], batch["targets"], by_row=True)
@@ -204,7 +204,7 @@ class LanguageModel(Tokenized[Config]):
         return {name.replace("loss", "ppl"): _exp(value) for name, value in means.items() if name.endswith("/loss")}
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """How a validation text goes on after its first tokens, which stand in brackets; and a text from nothing."""
+        """A continuation of the first tokens (in brackets) of a validation text, and a text without a prompt."""
         from stoker.training.core.media import Text
 
         prompt = self.tokens["validation"][:min(PROMPT_TOKENS, self.cfg.max_seq_len // 2)].tolist()
@@ -222,7 +222,7 @@ class LanguageModel(Tokenized[Config]):
                         stop=self.tokenizer.end_of_text, generator=torch.Generator().manual_seed(self.cfg.seed))
         return self.tokenizer.decode(int(token) for token in made)
 
-    # -- out, and in again --------------------------------------------------------------------------------------
+    # -- export and load ----------------------------------------------------------------------------------------
 
     def export(self, model: Any, folder: Path) -> None:
         """A Hugging Face folder: `GPT2LMHeadModel.from_pretrained` gives the same logits."""
@@ -241,16 +241,16 @@ class LanguageModel(Tokenized[Config]):
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Shape and tokenizer."""
+        """The sizes and the tokenizer that the weights were trained with."""
         from stoker.model.huggingface import gpt2_options
 
         known = pretrained.options
         sizes = {name: known[name] for name in SHAPE} if pretrained.is_snapshot else gpt2_options(pretrained.folder)
-        return {**sizes, "tokenizer": _tokenizer_of(pretrained)}
+        return {**sizes, "tokenizer": _tokenizer_option(pretrained)}
 
 
-def _tokenizer_of(pretrained: "Pretrained") -> str:
-    """The kind that is the same everywhere, or the path of the tokenizer.json that goes with the weights."""
+def _tokenizer_option(pretrained: "Pretrained") -> str:
+    """The value of --tokenizer for trained weights: a fixed vocabulary's name, or the path of their tokenizer.json."""
     kind = pretrained.options.get("tokenizer", "")
     if kind in TOKENIZERS and kind != "bpe":
         return str(kind)

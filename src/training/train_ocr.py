@@ -1,4 +1,4 @@
-"""Reading: lines of text in pictures, by an encoder of any width and a decoder that looks at what it saw."""
+"""Reading lines of text in pictures: an encoder for lines of any width, and a decoder with cross-attention to it."""
 
 import logging
 import math
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT, SHOWN = 256, 10  # lines that are read for samples, and the worst of them
+LOOKED_AT, SHOWN = 256, 10  # samples: lines to read, and the worst of them to show
 
 
 @dataclass
 class Lines:
-    """What lines"""
+    """Data"""
 
     dataset: str = opt("lines", "lines (printed here in many typefaces), mjsynth, a CSV file (image,text), or a folder "
                        "or TAR archive of pictures with a manifest", path=table.NAMES, aliases=("data_path", "csv"))
-    image_height: int = opt(32, "pixels that a line is high; its width follows", ge=16, le=256)
+    image_height: int = opt(32, "height in pixels that lines are resized to; the width follows", ge=16, le=256)
     max_width: int = opt(1024, "widest line, in pixels at that height; wider ones are left out", ge=16)
     max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
-    ignore_case: bool = opt(False, "score without case: for labels that do not keep it")
+    ignore_case: bool = opt(False, "ignore case in error rates: for data sets whose texts do not keep it")
     cache_images: bool = opt(True, "keep all lines on disk, decoded and resized, instead of decoding them in each "
                              "epoch", may_change=True)
     batch_width: int = opt(0, "most columns of pixels in a micro-batch, padding included, before the lines are "
@@ -55,7 +55,7 @@ class Lines:
 
 @dataclass
 class Augmentation:
-    """How the training lines are changed, anew in each epoch (0: not)"""
+    """Augmentation of the training lines, different in each epoch (0: off)"""
 
     stretch: float = opt(0.15, "wider or narrower by up to this share", ge=0, le=0.5)
     slant: float = opt(0.15, "the head beside the foot by up to this share of the height", ge=0, le=1)
@@ -69,19 +69,19 @@ class Augmentation:
 
 @dataclass
 class Architecture(Transformer, d_model=128, num_heads=4, num_layers=3, d_ff=512, dropout=0.0):
-    """What model"""
+    """Model"""
 
-    labels: str = label_kind("chars", "what is written")
+    labels: str = label_kind("chars", "what the model writes")
     vocab_size: int = vocabulary(512)
     stem_width: int = opt(32, "channels of the first convolution; the others have 2, 3 and 4 times as many", ge=1,
                           usual=(8, 128))
-    ctc_weight: float = opt(0.3, "share of the CTC loss in the whole: what stands where is learned sooner by it (0: "
-                            "the decoder's loss alone)", ge=0, lt=1)
+    ctc_weight: float = opt(0.3, "share of the CTC loss in the loss: with it the model learns sooner where each "
+                            "label stands (0: the decoder's loss alone)", ge=0, lt=1)
 
 
 @dataclass
 class Decoder(Transformer, prefix="decoder_", num_layers=2):
-    """What writes the text"""
+    """Decoder"""
 
 
 @dataclass
@@ -97,8 +97,8 @@ class Config(Options, Decoder, Architecture, Augmentation, Validation, Lines):
 class OCR(OfPictures[Config]):
     """Trains a reader of lines of text, in the foreground. (./run/run_train_ocr.sh: in the background.)
 
-    `loss` is -log of the probability of the text, for each of its labels; with --ctc_weight W it is 1 - W parts of
-    the decoder's, `text_loss`, and W of the encoder's, `ctc_loss`.
+    `loss` is -log of the probability of the text, divided by its number of labels. With --ctc_weight W it is 1 - W
+    times the decoder's, `text_loss`, plus W times the encoder's, `ctc_loss`.
     """
 
     name = "ocr"
@@ -131,7 +131,7 @@ class OCR(OfPictures[Config]):
             max_width=cfg.max_width, height=cfg.image_height, max_text_length=cfg.max_text_length, lines=True,
             labels=self.encode if cfg.ctc_weight else None, columns=states_of, stretch=cfg.stretch))
         for split, rows in self.pictures.items():
-            if split != "train":  # lines of like width are evaluated together
+            if split != "train":  # so that lines of similar width are evaluated together
                 rows.sort(key=lambda each: self._width(split, each))
         log.info("Labels: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
                  self.tokenizer.name, f"{self.tokenizer.vocab_size - 1:,}")
@@ -154,7 +154,7 @@ class OCR(OfPictures[Config]):
         return select(LineAugmentation, self.cfg) if split == "train" else LineAugmentation()
 
     def _width(self, split: str, picture: table.Picture) -> int:
-        """Columns of pixels, in the frame."""
+        """Columns of pixels of a line, at --image_height."""
         fact = self.resized[split].facts[picture.path]
         return self.frame().width_of(fact.height, fact.width)
 
@@ -162,7 +162,7 @@ class OCR(OfPictures[Config]):
         return self.views(split)
 
     def groups(self, split: str) -> list[str]:
-        """What --group_by or the data name."""
+        """The group of each row, by --group_by or the data."""
         return [each.group for each in self.dataset(split).pictures]
 
     def order(self) -> "Order":
@@ -170,9 +170,9 @@ class OCR(OfPictures[Config]):
         return self.order_by_length(widths, self.cfg.batch_width)
 
     def collate(self, samples: "list[View]") -> Batch:
-        """pixels (B, 1, H, W) uint8 and the columns that count (B,): widths; tokens (B, T), each text after an end;
-        targets (N,), all texts one after the other, each before an end, and their places (N,) among all B * T; labels,
-        the texts one after the other, label_lengths (B,); texts as they are."""
+        """pixels (B, 1, H, W) uint8, and widths (B,), their columns without padding. For the decoder: tokens (B, T), an
+        end label and then the text; targets (N,), all texts in one row, each with an end label; places (N,), where
+        these are among the B * T outputs. For CTC: labels, all texts in one row, and label_lengths (B,). texts."""
         import torch
         from torch.nn.functional import pad
         from torch.nn.utils.rnn import pad_sequence
@@ -191,7 +191,7 @@ class OCR(OfPictures[Config]):
 
     @cached_property
     def _longest(self) -> tuple[int, int]:
-        """Columns of pixels and labels, with an end, of the longest line that can come."""
+        """The largest number of columns of pixels, after augmentation, and of labels, with an end, of any line."""
         cfg, rows = self.cfg, [(split, each) for split, rows in self.pictures.items() for each in rows]
         widest = max(self._width(split, each) for split, each in rows)
         return (math.ceil(widest * (1 + cfg.stretch) + cfg.slant * cfg.image_height),
@@ -235,7 +235,7 @@ class OCR(OfPictures[Config]):
                               blank=self.tokenizer.end_of_text)
         alignable = losses.detach().where(~losses.isposinf(), 0)
         by_line = (1 - weight) * by_line + weight * alignable
-        if not model.training:  # what cannot be aligned has no such loss, but its errors count
+        if not model.training:  # a line that CTC cannot align has no CTC loss, but its errors count
             losses = losses[~losses.isposinf()]
         aligned = losses.sum()
         return Sampled((1 - weight) * written + weight * aligned, count, (by_line, counts)), {
@@ -244,26 +244,26 @@ class OCR(OfPictures[Config]):
     # -- evaluation ---------------------------------------------------------------------------------------------
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
-        """Beside the losses the errors of what is read: edit distances over the lengths of the references, and which
-        lines are wholly right. `ctc_cer` is what the encoder reads by itself."""
+        """Beside the losses, error rates: edit distances over the lengths of the references, and the share of lines
+        without an error (`exact`). `ctc_cer` is the character error rate of the encoder's CTC head alone."""
         import torch
 
         from stoker.training.core.error_rates import error_rates
 
         seen = model(batch["pixels"], batch["widths"])
         loss, extras = self._figures(model, batch, seen)
-        said, found = ([self._judged(text) for text in texts] for texts in (
+        said, found = ([self._compared(text) for text in texts] for texts in (
             batch["texts"], self.texts(self.written(model, seen))))
         if self.cfg.ctc_weight:
             heard = self.ctc_texts(seen.logits, seen.lengths)
-            extras["ctc_cer"] = error_rates(said, list(map(self._judged, heard)))
+            extras["ctc_cer"] = error_rates(said, list(map(self._compared, heard)))
         right = torch.tensor(list(map(str.__eq__, said, found)))
         return {"loss": loss, **extras, "cer": error_rates(said, found),
                 "wer": error_rates(*([text.split() for text in texts] for texts in (said, found))),
                 "exact": Ratio(right, torch.ones_like(right, dtype=torch.long))}
 
-    def _judged(self, text: str) -> str:
-        """Blanks before and after it are not seen."""
+    def _compared(self, text: str) -> str:
+        """The text as error rates compare it: without blanks around it, and without case if --ignore_case."""
         return text.strip().lower() if self.cfg.ignore_case else text.strip()
 
     @cached_property
@@ -273,7 +273,8 @@ class OCR(OfPictures[Config]):
         return most_labels(self.tokenizer, self.cfg.max_text_length)
 
     def written(self, model: Any, seen: "Seen", beam: int = 1) -> "list[Written]":
-        """What the decoder writes: of each line at most a label for every state, and max_text_length."""
+        """What the decoder writes for each line: at most as many labels as the line has encoder states, and at most
+        --max_text_length characters."""
         from stoker.model import decoding
 
         limits = seen.lengths.clamp(max=self._most_labels)
@@ -286,7 +287,7 @@ class OCR(OfPictures[Config]):
         return [self.tokenizer.decode(each.tokens) for each in written]
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """The worst of some lines, evenly spread: what stands there, and what was read."""
+        """The lines with the highest error rates among some, evenly spread: the true text, and what the model read."""
         from stoker.training.core import media
 
         views = evenly(self.dataset("validation"), LOOKED_AT)
@@ -300,7 +301,7 @@ class OCR(OfPictures[Config]):
     def _errors(self, pair: "tuple[View, str]") -> float:
         from stoker.training.core.error_rates import error_rate
 
-        wrong, length = error_rate([self._judged(pair[0].text)], [self._judged(pair[1])])
+        wrong, length = error_rate([self._compared(pair[0].text)], [self._compared(pair[1])])
         return float(wrong / max(1, length))
 
     def described(self) -> dict[str, Any]:
@@ -308,7 +309,7 @@ class OCR(OfPictures[Config]):
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Also that there is no CTC head, where there is none."""
+        """Also --ctc_weight 0 where the weights have no CTC head."""
         return {**super().options_from(pretrained),
                 **({} if pretrained.options.get("ctc_weight", 1) else {"ctc_weight": 0.0})}
 

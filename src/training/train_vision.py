@@ -1,4 +1,4 @@
-"""Vision encoder: pictures and what is said of them, brought together by contrast."""
+"""Vision encoder: trained on pictures and captions by a contrastive loss."""
 
 import logging
 import sys
@@ -38,22 +38,22 @@ STEMS, POSITIONS, LOSSES = ("conv", "patch"), ("rotary", "learned"), ("softmax",
 VISION = ("image_size", "patch_size", "stem", "positions")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
 SHAPE = (*VISION, "d_model", "num_heads", "num_layers", "d_ff", "embed_dim", "loss")
-LANGUAGE_MODEL = "text.language_model"  # in the model, where one reads the captions
-RECALL_AT = 1, 5, 10  # nearest ones among which a right one is looked for
-LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # pictures compared for samples, those shown, captions to each
+LANGUAGE_MODEL = "text.language_model"  # the part of the model that --text_model names
+RECALL_AT = 1, 5, 10  # recall among so many nearest
+LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # samples: pictures to compare, pictures to show, captions of each
 CHARACTERS = 60  # of a caption that is shown
-MOST_CLASSES = 40  # in a picture of who is taken for whom
+MOST_CLASSES = 40  # in a confusion matrix
 
 
 @dataclass
 class Pictures:
-    """What pictures"""
+    """Data"""
 
     dataset: str = opt("scenes", "scenes (drawn here, with captions), digits (written by hand, of scikit-learn), "
                        "coco-captions, a CSV file (image,caption or image,label), an annotations.json, or a folder or "
                        "TAR archive of pictures by class", path=table.NAMES, aliases=("data_path",))
     template: str = opt("a photo of {}", "the caption where a picture has a class alone; {} stands for its name")
-    image_size: int = opt(64, "pixels a side that pictures are brought to", ge=8, usual=(32, 384))
+    image_size: int = opt(64, "pixels a side that pictures are resized to", ge=8, usual=(32, 384))
     fit: str = opt("crop", "how, where they are no squares: crop keeps the middle, pad adds white, stretch gives up "
                    "the shape", choices=("crop", "pad", "stretch"))
     max_text_length: int = opt(256, "characters of a caption that are read", ge=1)
@@ -68,23 +68,23 @@ class Pictures:
 
 @dataclass
 class Augmentation:
-    """How the training pictures are changed, anew in each epoch (0: not)"""
+    """Augmentation of the training pictures, different in each epoch (0: off)"""
 
     crop: float = opt(0.1, "cut away up to this share of the area", ge=0, lt=1)
-    flip: float = opt(0.0, "share of the pictures that are mirrored, left to right: not where captions tell sides, or "
-                      "where there is something to read", ge=0, le=1)
+    flip: float = opt(0.0, "share of the pictures that are mirrored, left to right: not where captions say left or "
+                      "right, or pictures have text", ge=0, le=1)
     colour: float = opt(0.1, "brightness, contrast and saturation, more or less by up to this share", ge=0, le=1)
 
 
 @dataclass
 class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512, dropout=0.0, head_multiple=4):
-    """What model"""
+    """Model"""
 
     patch_size: int = opt(16, "pixels a side of a patch", ge=2)
     stem: str = opt("conv", "what makes patches of pixels: conv, strided convolutions (it learns sooner), or patch, a "
                     "linear layer", choices=STEMS)
-    positions: str = opt("rotary", "how a patch's place is told: rotary, for pictures of any size, or learned, for "
-                         "those of --image_size", choices=POSITIONS)
+    positions: str = opt("rotary", "position embeddings of the patches: rotary, for pictures of any size, or learned, "
+                         "for those of --image_size", choices=POSITIONS)
 
     def problems(self) -> list[str]:
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
@@ -95,20 +95,20 @@ class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512
 
 @dataclass
 class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
-    """What reads the captions"""
+    """Text tower"""
 
     tokenizer: str = label_kind("bpe", "tokens of the captions")
     vocab_size: int = vocabulary(1024)
-    text_model: str = opt("", "not a tower of its own but a trained language model, which stays as it is: a run of "
+    text_model: str = opt("", "read captions by a trained language model, frozen, instead of a text tower: a run of "
                           "run_train_lm.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
                           aliases=("thinker_ckpt",))
 
 
 @dataclass
 class Contrast:
-    """How they are compared"""
+    """Contrastive loss"""
 
-    embed_dim: int = opt(128, "width of what is compared", ge=1)
+    embed_dim: int = opt(128, "size of the embeddings that are compared", ge=1)
     loss: str = opt("softmax", "softmax: which caption of the batch, and which picture (CLIP); sigmoid: each with "
                     "each, whether they belong together (SigLIP)", choices=LOSSES)
 
@@ -127,8 +127,8 @@ class Vision(OfPictures[Config]):
     """Trains a vision encoder on pictures and captions, in the foreground. (./run/run_train_vision.sh: in the
     background.)
 
-    `acc` is how often a picture's own caption is the nearest to it, in training of those of its batch, in an evaluation
-    of all there are.
+    `acc` is the share of pictures whose own caption is the nearest: in training among those of the micro-batch, in an
+    evaluation among all.
     """
 
     name = "vision"
@@ -139,7 +139,7 @@ class Vision(OfPictures[Config]):
     tokenizer_option = "tokenizer"
     best = "eval/acc", "max"
     target = 0.70
-    divisible = False  # what a picture is told from is what is in its micro-batch
+    divisible = False  # a picture is compared with the others of its micro-batch
     presets = {
         "nano": preset(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
         "tiny": preset(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
@@ -151,9 +151,9 @@ class Vision(OfPictures[Config]):
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Raises UserError where options of a tower of its own were typed beside a language model."""
+        """Raises UserError where the user typed options of the text tower together with --text_model."""
         if cfg.text_model and (own := [f"--{name}" for name in ("tokenizer", "vocab_size", *TEXT) if name in typed]):
-            raise UserError(f"{', '.join(own)}: for a tower of its own; leave out, or leave --text_model out")
+            raise UserError(f"{', '.join(own)}: of the text tower, which --text_model replaces; leave one of them out")
         return cfg, []
 
     # -- data ---------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Vision(OfPictures[Config]):
         self._report({split: len(each) for split, each in numbers.items()})
 
     def _open_text(self, captions: list[str]) -> None:
-        """What cuts captions into tokens: the tokenizer of the language model that reads them, if one is named."""
+        """Open the tokenizer for captions: with --text_model, that of the language model."""
         from stoker.data.text.tokenizers import open_tokenizer
 
         if source := self.sources.get(LANGUAGE_MODEL):
@@ -179,7 +179,7 @@ class Vision(OfPictures[Config]):
             self.open_tokenizer(captions)
 
     def captions(self, captions: Sequence[str]) -> "list[Tensor]":
-        """The ids of each caption, as many as are read."""
+        """The token ids of each caption, cut at --max_text_length and at the language model's context."""
         import torch
 
         found = self.tokenizer.encode_batch([caption[:self.cfg.max_text_length] for caption in captions])
@@ -191,7 +191,7 @@ class Vision(OfPictures[Config]):
         return [torch.tensor(ids[:context].tolist(), dtype=torch.long) for ids in found]
 
     def tokens(self, ids: "Sequence[Tensor]") -> "dict[str, Tensor]":
-        """tokens (U, T) of ids as they come from `captions`, and how many count (U,): lengths."""
+        """The ids of `captions` as a batch: tokens (U, T), and lengths (U,) without padding."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -202,7 +202,7 @@ class Vision(OfPictures[Config]):
         cfg = self.cfg
         if different["train"] < 2:
             raise UserError(f"--dataset {cfg.dataset}: all training pictures have the same caption, so there is "
-                            "nothing to tell apart")
+                            "nothing to distinguish")
         counts = ", ".join(f"{count:,} in {split}" for split, count in different.items())
         log.info("Captions: %s; %s, vocabulary size %s", counts, self.tokenizer.name, f"{self.tokenizer.vocab_size:,}")
         if cut := sum(len(each.text) > cfg.max_text_length for rows in self.pictures.values() for each in rows):
@@ -230,7 +230,7 @@ class Vision(OfPictures[Config]):
         return Pairs(self.views(split), self.register.rows[split])
 
     def groups(self, split: str) -> list[str]:
-        """What --group_by or the data name, else the picture: it may stand in several rows."""
+        """The group of each row, by --group_by or the data, else its picture, which may be in several rows."""
         rows = self.dataset(split)
         return [each.group or str(number) for each, number in zip(rows.views.pictures, rows.numbers[:, 0].tolist())]
 
@@ -241,8 +241,8 @@ class Vision(OfPictures[Config]):
         return Order(len(self.dataset("train")), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, by_epoch=True)
 
     def collate(self, samples: "list[Pair]") -> Batch:
-        """pixels (B, 3, H, W) uint8; numbers (B, 3) of picture, caption and class; tokens and lengths of the captions
-        that are different, and which of them each picture has (B,)."""
+        """pixels (B, 3, H, W) uint8; numbers (B, 3) of picture, caption and class; tokens and lengths of the U
+        different captions, and caption (B,), the index of each picture's own among these."""
         import torch
 
         numbers = torch.stack([pair.numbers for pair in samples])
@@ -277,7 +277,7 @@ class Vision(OfPictures[Config]):
                          embed_dim=cfg.embed_dim, dropout=cfg.dropout)
 
     def _language_model(self, source: "Pretrained") -> "nn.Module":
-        """Without weights: they are its source's."""
+        """The language model's network without weights; `networks.build` loads them from the source."""
         import torch
 
         kind: Any = discover()["lm"]
@@ -288,7 +288,7 @@ class Vision(OfPictures[Config]):
             return language.model().to_empty(device="cpu")  # type: ignore[no-any-return]
 
     def blocks(self, model: Any) -> list["nn.Module"]:
-        """Those of the vision encoder: what the text tower is given has another length each time."""
+        """Those of the vision encoder alone: the length of captions differs from batch to batch."""
         return list(model.vision.blocks)
 
     def counts(self, batch: Batch, phase: str) -> dict[str, int]:
@@ -302,13 +302,13 @@ class Vision(OfPictures[Config]):
             "acc": Ratio(right_ones(logits, same), len(logits)), "scale": Ratio(model.terms()[0].detach(), 1)})
 
     def _vectors(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
-        """Of pictures and their captions, (B, E) each."""
+        """The embeddings of pictures and of their captions, (B, E) each."""
         return model.pictures(batch["pixels"]), model.captions(batch["tokens"], batch["lengths"])[batch["caption"]]
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
-        """Nothing: what is nearest depends on all there is, and a loss on who else is in a batch."""
+        """Nothing is scored by batch: the nearest caption depends on all candidates, see `judge`."""
         return {}
 
     def gather(self, model: Any, batch: Batch) -> "dict[str, Tensor]":
@@ -317,8 +317,8 @@ class Vision(OfPictures[Config]):
                 "terms": model.terms().expand(len(seen), 2)}
 
     def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, Ratio]:
-        """The loss is that of batches as large as in training, their rows drawn at random: comparable with that of
-        training, whatever the order of the data."""
+        """The loss is computed in random batches of the training's batch size, so that it is comparable with the
+        training loss whatever the order of the rows."""
         import torch
 
         from stoker.model import contrastive, retrieval
@@ -336,7 +336,7 @@ class Vision(OfPictures[Config]):
                                  for name, (asked, right) in queries.items()}}
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """Pictures with the nearest captions, where the model looks in them, and who is taken for whom."""
+        """Pictures with the nearest captions, attention maps, and a confusion matrix where there are classes."""
         import torch
 
         from stoker.training.core import device as devices
@@ -348,19 +348,19 @@ class Vision(OfPictures[Config]):
         pixels = torch.stack([looked_at[i].pixels for i in shown])
         looks = model.attention(pixels.to(devices.of(model))).float().cpu().numpy()
         captions = self.register.captions
-        below = [told(captions[own[i]], [captions[number] for number in nearest[i]]) for i in shown]
+        below = [caption_lines(captions[own[i]], [captions[number] for number in nearest[i]]) for i in shown]
         images = pixels.movedim(1, 3).numpy()
         found: dict[str, Media] = {"text/captions": media.Text("\n\n".join(below)),
                                    "picture/captions": media.gallery(images, below),
                                    "picture/attention": media.gallery(images, below, looks)}
         if 2 <= len(labels := self.register.labels) <= MOST_CLASSES:
             class_of = {int(caption): int(label) for _, caption, label in self.register.rows["validation"]}
-            taken = [(class_of[mine], class_of[found[0]]) for mine, found in zip(own, nearest)]
-            found["picture/confusion"] = media.confusion([pair for pair in taken if min(pair) >= 0], labels)
+            confused = [(class_of[mine], class_of[found[0]]) for mine, found in zip(own, nearest)]
+            found["picture/confusion"] = media.confusion([pair for pair in confused if min(pair) >= 0], labels)
         return found
 
     def _nearest(self, model: Any, looked_at: "list[Pair]") -> tuple[list[int], list[list[int]]]:
-        """The numbers of the caption of each picture, and of those of all that are nearest to it."""
+        """For each picture, the number of its own caption, and the numbers of the captions nearest to it."""
         import torch
 
         vectors = [self._vectors(model, batch) for batch in self.batches(looked_at, model)]
@@ -380,7 +380,7 @@ class Vision(OfPictures[Config]):
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Also the language model, in place of sizes and labels of the text tower."""
+        """With a language model, that instead of the sizes and the tokenizer of the text tower."""
         found = super().options_from(pretrained)
         if not (named := pretrained.options.get("text_model")):
             return found
@@ -390,8 +390,8 @@ class Vision(OfPictures[Config]):
         self._open_text([])
 
 
-def told(own: str, nearest: Sequence[str]) -> str:
-    """What stands below a picture: its caption, and those found for it, right or wrong."""
+def caption_lines(own: str, nearest: Sequence[str]) -> str:
+    """The lines below a picture: its own caption, and the nearest ones, marked = if right and - if wrong."""
     import textwrap
 
     lines = [("caption:", own), *(("=" if text == own else "-", text) for text in nearest)]

@@ -358,4 +358,4 @@ class Trainer:
     # -- events -------------------------------------------------------------------------------------------------
 
     def _emit(self, event: str, *args: Any, guarded: bool = False) -> None:
-        self.events.tell(event, self, *args, guarded=guarded)
+        self.events.emit(event, self, *args, guarded=guarded)

@@ -134,8 +134,8 @@ def times_out() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("error, message", [
-    (EOFError(), "DataLoader worker is gone, what it sent cannot be read"),
-    (ConnectionResetError(), "DataLoader worker is gone, what it sent cannot be read"),
+    (EOFError(), "DataLoader worker has ended, and what it sent cannot be read"),
+    (ConnectionResetError(), "DataLoader worker has ended, and what it sent cannot be read"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "killed by signal: Killed"),
     (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), "Caught RuntimeError"),
     (OutOfSharedMemory("Caught OutOfSharedMemory in DataLoader worker process 0."),

@@ -38,19 +38,19 @@ def weights(tmp_path: Path) -> Path:
     ("a/b@v1.0", Repository("a/b", "v1.0")), ("a/b", None), ("a/b/c@d", None), ("result/lm", None), ("newest", None),
     ("/a/b@c", None), ("../b@c", None), ("a/..@b", None), ("", None)])
 def test_which_names_mean_a_repository(what: str, repository: Repository | None) -> None:
-    assert model_hub.named(what) == repository
+    assert model_hub.parse(what) == repository
 
 
 def test_a_folder_here_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "lm@3").mkdir(parents=True)
-    assert model_hub.named("runs/lm@3") is None and model_hub.named("runs/lm@4")
+    assert model_hub.parse("runs/lm@3") is None and model_hub.parse("runs/lm@4")
 
 
 @pytest.mark.parametrize("what", ["hf://a", "hf://a/b@", "hf://a/b@../c", "hf://a/b@c/../../d", "hf://../a@b", "hf://"])
 def test_a_name_of_a_wrong_form_is_refused(what: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(what)}: a repository of .* is written hf://ORG/NAME or"):
-        model_hub.named(what)
+        model_hub.parse(what)
 
 
 @pytest.mark.parametrize("revision", ["main", COMMIT])
@@ -122,7 +122,7 @@ def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_is_checked_with_the_standard_library_alone() -> None:
-    code = ("import sys; from stoker.data.sources import model_hub; print(model_hub.problem(model_hub.named('hf://a/b')))"
+    code = ("import sys; from stoker.data.sources import model_hub; print(model_hub.problem(model_hub.parse('hf://a/b')))"
             "; assert not {'torch', 'huggingface_hub', 'datasets'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=Path(__file__).resolve().parents[2] / "run" / "python")

@@ -61,5 +61,5 @@ def test_a_terminal_gets_no_commands_and_a_file_what_there_is(monkeypatch: pytes
                              (io.TextIOWrapper, text, text + "\n")):
         monkeypatch.setattr("sys.stdout", kind(io.BytesIO()))
         generate._print(text)
-        trained.tell(text)
+        trained.write_line(text)
         assert generate.sys.stdout.buffer.getvalue().decode() == made + told  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ def told(path: Path) -> list[tuple[int, str]]:
 def test_what_is_done_again_is_not_told_again(tmp_path: Path) -> None:
     alerts = Alerts(tmp_path / "alerts.jsonl")
     for step, message in ((3, "one"), (3, "one"), (4, "one"), (3, "other")):
-        alerts.tell(step, "kind", message, rows=[[1]])
+        alerts.report(step, "kind", message, rows=[[1]])
     assert [(row["step"], row["message"]) for row in Journal(alerts.path).rows()] == [(3, "one"), (4, "one"),
                                                                                       (3, "other")]
 

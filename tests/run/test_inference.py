@@ -98,7 +98,8 @@ def test_a_run_that_trains_shows_what_it_can_by_now(desk: Desk) -> None:
     (["done", "x", "--temprature", "1"], "did you mean --temperature?"),
     (["done", "x", "--top_p", "0"], "--top_p must be above 0"),
     (["done", "x", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
-    (["done", "x", "--device", "gpu"], "--device: 'gpu' is none of"), (["/", "x"], "/ is no run, no snapshot"),
+    (["done", "x", "--device", "gpu"], "--device: 'gpu' is none of"),
+    (["/", "x"], "/ is neither a run, nor a snapshot"),
     (["done", "x", "--device", "cuda:99"], "--device cuda:99: this machine has"), (["--greedy"], "which run?"),
     (["done", b"\xff"], "is not UTF-8 text"),
 ])

@@ -37,7 +37,7 @@ def log_of(desk: Desk, name: str) -> str:
 
 
 def went_on_from(desk: Desk, name: str) -> int:
-    found = re.search(r"Going on from .*, step (\d+)\n", log_of(desk, name))
+    found = re.search(r"Resuming from .*, step (\d+)\n", log_of(desk, name))
     assert found
     return int(found.group(1))
 

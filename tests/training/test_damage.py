@@ -189,7 +189,7 @@ def test_names_that_were_swapped(run: RunDir, pristine: Any, caplog: pytest.LogC
     (run.snapshots / BEFORE).rename(run.snapshots / NEWEST)
     (run.snapshots / "x").rename(run.snapshots / BEFORE)
     train(PLAIN, run, resume=True, keep_last_n_snapshots=2)
-    assert f"Going on from {run.snapshots / BEFORE}, step 5" in caplog.text
+    assert f"Resuming from {run.snapshots / BEFORE}, step 5" in caplog.text
     assert_same(outcome(run), pristine[1])
 
 

@@ -227,8 +227,8 @@ def test_a_run_is_compiled_where_it_pays(monkeypatch: pytest.MonkeyPatch, asked:
     monkeypatch.setattr(estimate, "try_compiled", lambda found, *given: replace(
         found, compile_seconds=30.0, compiled_speedup=speedup))
     cfg = Regression.Config(compile=asked)
-    settled, found, _ = estimate.settle_compile(SIMPLE, planned(Regression(cfg, Path())), seconds)
-    assert settled is compiles
+    decided, found, _ = estimate.decide_compile(SIMPLE, planned(Regression(cfg, Path())), seconds)
+    assert decided is compiles
     assert found.sample_seconds == pytest.approx(2.0 / speedup if compiles else 2.0)
 
 
@@ -243,8 +243,8 @@ def test_on_a_busy_machine_a_run_is_compiled_only_where_that_was_asked_for(monke
     found = replace(SIMPLE, scatter=before)
     for asked in (None, True):
         cfg = Regression.Config(compile=asked)
-        settled, result, line = estimate.settle_compile(found, planned(Regression(cfg, Path())), 10_000.0)
-        assert settled is bool(asked) and line.startswith("Compiled: " if asked else "Not compiled: ")
+        decided, result, line = estimate.decide_compile(found, planned(Regression(cfg, Path())), 10_000.0)
+        assert decided is bool(asked) and line.startswith("Compiled: " if asked else "Not compiled: ")
         assert result.busy and result.sample_seconds == pytest.approx(2.0 / 17.34 if asked else 2.0)
     assert len(tried) == 1 + (then > 1), "no trial where it would show nothing"
 
@@ -277,8 +277,8 @@ def test_a_trial_that_fails_is_told_and_the_run_is_not_compiled(monkeypatch: pyt
     monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
     monkeypatch.setattr(estimate, "try_compiled", fails)
     cfg = Regression.Config(compile=True)
-    settled, found, line = estimate.settle_compile(SIMPLE, planned(Regression(cfg, Path())), 1000.0)
-    assert settled is False and found == SIMPLE and line == f"Not compiled: a trial failed ({reason})"
+    decided, found, line = estimate.decide_compile(SIMPLE, planned(Regression(cfg, Path())), 1000.0)
+    assert decided is False and found == SIMPLE and line == f"Not compiled: a trial failed ({reason})"
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

@@ -304,7 +304,7 @@ def test_weights_trained_whole_are_in_the_snapshot_and_need_no_source(tmp_path: 
 
 
 def test_names_are_looked_at_before_a_start(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="part thinker: .*nowhere is gone, or was never there"):
+    with pytest.raises(UserError, match="part thinker: .*nowhere: not found"):
         launch.decide(Composed, ["--thinker_ckpt", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="part thinker needs trained weights"):
         launch.decide(LORA, [])

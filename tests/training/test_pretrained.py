@@ -124,8 +124,8 @@ def test_snapshots_and_model_folders_are_found_by_path(source: RunDir, tmp_path:
 
 
 @pytest.mark.parametrize("named, why", [
-    ("nothing", "there is no run 'nothing'"), ("no/where", "no/where is gone"), ("empty", "no snapshot and no model"),
-    ("pickled", r"has no \*.safetensors"),
+    ("nothing", "there is no run 'nothing'"), ("no/where", "no/where: not found"),
+    ("empty", "nor a snapshot, nor a model"), ("pickled", r"has no \*.safetensors"),
 ])
 def test_what_is_none_is_refused(text: Path, named: str, why: str) -> None:
     Path("empty").mkdir()

@@ -27,7 +27,7 @@ from stoker.training.core.evaluation import Evaluations, evaluate
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.stage import discover
 from stoker.training.core.step import losses
-from stoker.training.train_vision import LANGUAGE_MODEL, Config, Vision, told
+from stoker.training.train_vision import LANGUAGE_MODEL, Config, Vision, caption_lines
 from test_stages import data_of
 from toys import new_run, session, train
 
@@ -138,7 +138,7 @@ def test_options_of_a_tower_of_its_own_are_refused_beside_a_language_model() -> 
     cfg = replace(Config(), text_model="some")
     assert Vision.resolve_defaults(cfg, {"dataset", "lr"}) == (cfg, []) == Vision.resolve_defaults(cfg, set())
     assert Vision.resolve_defaults(Config(), {"tokenizer", "text_layers"}) == (Config(), [])
-    with pytest.raises(UserError, match="--vocab_size, --text_layers: for a tower of its own; leave out"):
+    with pytest.raises(UserError, match="--vocab_size, --text_layers: of the text tower, which --text_model replaces"):
         Vision.resolve_defaults(cfg, {"vocab_size", "text_layers", "lr"})
 
 
@@ -320,7 +320,7 @@ def test_samples_show_pictures_with_captions_and_who_is_taken_for_whom(tmp_path:
 
 
 def test_below_a_picture_stands_what_is_right_and_what_is_not() -> None:
-    assert told("a cat", ["a dog", "a cat"]) == "caption: a cat\n- a dog\n= a cat"
+    assert caption_lines("a cat", ["a dog", "a cat"]) == "caption: a cat\n- a dog\n= a cat"
 
 
 # -- out, and in again ----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Model folders of the Hugging Face hub, by `hf://ORG/NAME` or `ORG/NAME@REVISION`, downloaded once.
+"""Model folders of the Hugging Face hub, `hf://ORG/NAME` or `ORG/NAME@REVISION`, each downloaded once.
 
-A revision is a branch, a tag or a commit, by default `main`. What the cache has of it is used without asking the hub,
-so that a run is resumed without network; whoever wants the newest commit of a branch names that commit.
+A revision is a branch, a tag or a commit, by default `main`. A revision that is in the cache is used without asking the
+hub, so that a run can be resumed without network. To get a newer commit of a branch, name that commit.
 """
 
 import json
@@ -36,9 +36,9 @@ class Repository:
         return f"{SCHEME}{self.name}@{self.revision}"
 
 
-def named(what: str) -> Repository | None:
-    """The repository that a name means; None where it is of another form, or of a file or folder here. Raises UserError
-    where it begins with hf:// and goes on wrongly."""
+def parse(what: str) -> Repository | None:
+    """The repository that a name such as hf://ORG/NAME means; None where the name has another form, or is a file or
+    folder of this machine. Raises UserError where it begins with hf:// but the rest is no ORG/NAME@REVISION."""
     found = NAME.fullmatch(what.removeprefix(SCHEME))
     if what.startswith(SCHEME):
         if not found:
@@ -50,8 +50,8 @@ def named(what: str) -> Repository | None:
 
 
 def folder(repository: Repository, *, download: bool) -> tuple[Path, Repository]:
-    """Its folder in the cache, and the repository with the commit that this is. Raises UserError where it is not there
-    and `download` is false, or it cannot be had."""
+    """The repository's folder in the cache, and the repository with its commit as the revision. Raises UserError where
+    it is not in the cache and `download` is false, or it cannot be downloaded."""
     found = _cached(repository)
     if found is None and not download:
         raise UserError(f"{repository} is not in {_cache()} yet: the start of a run downloads it")
@@ -61,11 +61,12 @@ def folder(repository: Repository, *, download: bool) -> tuple[Path, Repository]
 
 
 def problem(repository: Repository) -> str:
-    """Why its folder cannot be had now, as far as that is known in seconds and with the standard library, or ''."""
-    return "" if _cached(repository) else _away(repository)
+    """Why the repository is neither in the cache nor can be downloaded, or ''. Takes seconds, and needs only the
+    standard library, so it cannot find every reason."""
+    return "" if _cached(repository) else _unreachable(repository)
 
 
-def _away(repository: Repository) -> str:
+def _unreachable(repository: Repository) -> str:
     why = hub.away_from(f"{repository.name}/resolve/{repository.revision}/config.json")
     return why and (f"{repository}: {why}, and {_cache()} has no copy: connect, or copy it there from a machine that "
                     "has it")
@@ -75,21 +76,22 @@ def _cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or hub.home() / "hub").expanduser()
 
 
-def _kept(repository: Repository) -> Path:
+def _repository_folder(repository: Repository) -> Path:
     return _cache() / f"models--{repository.name.replace('/', '--')}"
 
 
 def _cached(repository: Repository) -> Path | None:
-    """The folder of a revision in the cache, where it is whole."""
-    kept = _kept(repository)
-    reference = kept / "refs" / repository.revision
+    """The folder of a revision in the cache, if it was downloaded completely."""
+    folder = _repository_folder(repository)
+    reference = folder / "refs" / repository.revision
     commit = reference.read_text().strip() if reference.is_file() else repository.revision
-    found = kept / "snapshots" / commit
+    found = folder / "snapshots" / commit
     return found if COMMIT.fullmatch(commit) and _is_whole(found) else None
 
 
 def _is_whole(found: Path) -> bool:
-    """Whether a download has come to its end: the files that the index of weights lists, else any with weights."""
+    """Whether a download was completed: all files that the index of weights lists are there, or, without an index, one
+    file with weights."""
     if not (found / INDEX).is_file():
         return any(path.is_file() for path in found.glob("*.safetensors"))
     try:
@@ -100,19 +102,19 @@ def _is_whole(found: Path) -> bool:
 
 
 def _downloaded(repository: Repository) -> Path:
-    if why := _away(repository):
+    if why := _unreachable(repository):
         raise UserError(why)
     from huggingface_hub import errors, snapshot_download
 
     hub.quieten()
-    log.info("Downloading %s from %s (once, kept in %s)", repository, hub.endpoint(), _cache())
-    blobs = _kept(repository) / "blobs"
+    log.info("Downloading %s from %s (once, into %s)", repository, hub.endpoint(), _cache())
+    blobs = _repository_folder(repository) / "blobs"
     before = hub.megabytes(blobs)
-    given: dict[str, Any] = {"revision": repository.revision, "cache_dir": _cache(), "endpoint": hub.endpoint(),
-                             "allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
+    options: dict[str, Any] = {"revision": repository.revision, "cache_dir": _cache(), "endpoint": hub.endpoint(),
+                               "allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
     try:
         with announced(lambda: f"Downloading {repository}: {hub.megabytes(blobs) - before:.0f} MB so far"):
-            return Path(snapshot_download(repository.name, **given))
+            return Path(snapshot_download(repository.name, **options))
     except errors.GatedRepoError as error:
         why = "needs your consent to its terms, on its page at the hub; then set HF_TOKEN to a token of yours"
         raise UserError(f"{repository} {why}") from error

@@ -77,7 +77,7 @@ def _fetched(name: str, source: Source, folder: Path, most: int) -> Path:
     log.info("Fetching %s into %s (%sinterrupted, the same command goes on)", name, folder, size)
     found = [kind(folder, source, theirs, ours) for theirs, ours in named.items()]
     try:
-        with announced(lambda: f"Fetching {name}: {_told(found)} so far"):
+        with announced(lambda: f"Fetching {name}: {_counted(found)} so far"):
             for part in found:
                 part.fetch(most)
     except hub.errors() as error:
@@ -85,12 +85,12 @@ def _fetched(name: str, source: Source, folder: Path, most: int) -> Path:
             raise UserError(f"{error.strerror} in {folder}: make room there, or set STOKER_HOME to another disk; the "
                             "same command goes on") from error
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{name}: the download stopped ({why}); {_told(found)} are kept: the same command goes on"
+        raise UserError(f"{name}: the download stopped ({why}); {_counted(found)} are kept: the same command goes on"
                         ) from error
     rows = "".join(part.rows.read_text(encoding="utf-8") for part in found)
     files.write(path, f"{kind.header}\n{rows}")
     cache.write(_digest_of(path), files.sha256(path))
-    log.info("Fetched %s: %s", name, _told(found))
+    log.info("Fetched %s: %s", name, _counted(found))
     return path
 
 
@@ -98,7 +98,7 @@ def _digest_of(manifest: Path) -> Path:
     return manifest.with_suffix(".digest")
 
 
-def _told(found: list[Part]) -> str:
+def _counted(found: list[Part]) -> str:
     return f"{sum(part.count for part in found):,} {found[0].unit}"
 
 

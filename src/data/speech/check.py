@@ -1,4 +1,4 @@
-"""Which recordings can be trained on: every file is decoded once, and what cannot be used is named with the reason."""
+"""The check of recordings: every file is decoded once, and those that cannot be used are listed with the reason."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ STEP = 64  # a limit is recommended in these
 
 @dataclass(frozen=True)
 class Limits(check.Limits):
-    """What a model can be given. `frames` gives the frames that its output has for so many samples: rows that CTC
-    cannot align are refused. `speed` is how much faster a row may be played in training."""
+    """Which recordings a model accepts. `frames` returns the number of output frames for a number of samples; with it,
+    rows that CTC cannot align are refused. `speed`: how much faster training may play a row, as a share."""
 
     max_mel_length: int = 0
     frames: Callable[[int], int] | None = None
@@ -31,7 +31,7 @@ class Limits(check.Limits):
 class Report(check.Report):
     """What the check found; `clipped` are (split, file, why) of rows that are used."""
 
-    seconds: Mapping[str, float]  # of what is used
+    seconds: Mapping[str, float]  # of the used rows
     speakers: Mapping[str, int]
     clipped: list[check.Refused]
     lengths: list[float]  # seconds of every readable row, sorted
@@ -46,7 +46,7 @@ class Report(check.Report):
         if self.lengths:
             yield mel_lengths(self.lengths)
 
-    def named(self) -> list[check.Refused]:
+    def listed(self) -> list[check.Refused]:
         return [*self.refused, *self.clipped]
 
 

@@ -38,7 +38,7 @@ BUSY = 1.3  # times: measurements that scatter more are not trusted
 FEWEST, MOST = 3, 7  # rounds of measurements
 ROUNDS_SECONDS = 3.0  # after which there are no further rounds
 ENOUGH_SECONDS = 0.2  # of forward and backward: a bigger batch gives the same figures
-BIG_ENOUGH_SECONDS = 0.01  # of a matrix product whose speed is taken for the peak
+BIG_ENOUGH_SECONDS = 0.01  # shortest matrix product whose speed counts as the peak
 SCRATCH = 2**21  # numbers updated, and saved, to see how long the optimizer and a snapshot take
 FINISH_SECONDS = 4.0  # of models, plots and the last lines of the log, whatever the model
 
@@ -51,7 +51,7 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any,
     return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
-# torch's counter knows the attention kernels of GPUs only. As there, a causal mask is not taken off.
+# torch's counter knows the attention kernels of GPUs only. As there, a causal mask does not halve the count.
 CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
                  torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward}
 
@@ -126,8 +126,8 @@ class Length:
 
     @classmethod
     def of(cls, plan: Plan) -> "Length":
-        """A test set is taken to be as large as the validation set; each
-        evaluation may be the best so far, which is saved."""
+        """The length of a planned run. It supposes that a test set is as large as the validation set, and that each
+        evaluation is the best so far, which is saved."""
         cfg, updates, known, tested = plan.cfg, plan.steps, plan.evaluations, "test" in plan.stage.splits()
         per_epoch = plan.order.steps_per_epoch
         done = {name: _multiples(interval, updates) for name, interval in known.intervals.items()}
@@ -163,7 +163,7 @@ def expect(plan: Plan, started: float) -> tuple[Plan, Estimate, Length, list[str
 
     `started`: when the program started (`time.time()`)."""
     length, found = Length.of(plan), measure(plan)
-    compiled, found, line = settle_compile(found, plan, found.seconds(length))
+    compiled, found, line = decide_compile(found, plan, found.seconds(length))
     lines = [line] if line else []
     if found.busy:
         lines.append(f"The machine is busy: measurements scatter by a factor of {found.scatter:.1f}; the estimate is "
@@ -212,7 +212,7 @@ def _room_for_two(device: torch.device) -> Iterator[None]:
                         f"({str(error).splitlines()[0]})") from error
 
 
-def settle_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, Estimate, str]:
+def decide_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, Estimate, str]:
     """Whether the run is compiled: as asked, or where a trial that can be trusted shows that it pays; and a line about
     it."""
     asked = plan.cfg.compile
@@ -227,16 +227,16 @@ def settle_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, E
         tried = try_compiled(found, plan)
     except RuntimeError as error:  # the compiler's, or not enough memory for two of the model
         return False, found, f"Not compiled: a trial failed ({blocks.first_line(error)})"
-    told = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
+    measured = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
     pays = tried.compiled_speedup > NOTICEABLE and (
         seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
     if asked is None and tried.busy:
         return False, replace(found, scatter=tried.scatter), (
-            f"Not compiled: {told}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; add "
+            f"Not compiled: {measured}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; add "
             "--compile to compile nevertheless")
     if asked is None and not pays:
-        return False, found, f"Not compiled: {told}"
-    return True, replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {told}"
+        return False, found, f"Not compiled: {measured}"
+    return True, replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {measured}"
 
 
 def try_compiled(estimate: Estimate, plan: Plan) -> Estimate:

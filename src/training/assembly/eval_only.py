@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def report(job: Job) -> str:
-    """A line for each evaluation, such as `Validation: wer=12.3% (95%: 11.0-13.9) (740 samples; validation rows of
-    speech.csv)`. Raises UserError where that cannot be told."""
+    """A line for each evaluation, such as `Validation: wer=12.3% (95%: 11.0-13.9) (740 samples; all rows of the
+    validation split of speech.csv)`. Raises UserError where the split or the memory does not suffice."""
     return "\n".join(_line(scores, job.cfg) for scores in evaluated(job))
 
 
@@ -40,7 +40,7 @@ def _which(rows: Rows, cfg: Any) -> str:
 
 
 def evaluated(job: Job) -> list[Scores]:
-    """Of the job's weights, on the split that it names."""
+    """The scores of the job's weights on the split of --split. Raises UserError."""
     assert job.evaluated
     every = job.cfg.split == ALL
     with tempfile.TemporaryDirectory(prefix="stoker.") as folder:
@@ -57,7 +57,7 @@ def evaluated(job: Job) -> list[Scores]:
         raise UserError(f"--split {cfg.split}: the data have none ({cfg.dataset} gives {', '.join(stage.splits())})")
     model = networks.build(stage, device)
     job.evaluated.load(stage, model)
-    log.info("Weights taken from %s", job.evaluated)
+    log.info("Weights loaded from %s", job.evaluated)
     done = Evaluations(stage, cfg).run(cfg.split, model, cfg, device, lambda: False)
     assert done is not None
     if problems := [scores.problem for scores in done if scores.problem]:

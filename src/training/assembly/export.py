@@ -49,7 +49,7 @@ def export_models(trainer: Trainer, run: RunDir) -> None:
 
 
 def _best(trainer: Trainer) -> Path | None:
-    """The snapshot of the best evaluation, verified; that it is gone or damaged is no reason to hand out nothing."""
+    """The snapshot of the best evaluation, verified. Where it is gone or damaged, the last model is still exported."""
     try:
         if best := trainer.snapshots.at_step(trainer.best_step):
             manifest.verify(best)
@@ -57,7 +57,7 @@ def _best(trainer: Trainer) -> Path | None:
         why = "gone"
     except manifest.Damaged as damage:
         why = f"damaged ({damage})"
-    log.error("the snapshot of step %d, the best, is %s: only the last model is handed out", trainer.best_step, why)
+    log.error("the snapshot of step %d, the best, is %s: only the last model is exported", trainer.best_step, why)
     return None
 
 

@@ -22,7 +22,7 @@ class Job:
     snapshot: Path | None = None  # to resume from; without a run: in a new one, which continues from it
     evaluated: Pretrained | None = None  # what is only evaluated
     asks: bool = False  # whether to ask on the terminal first
-    notes: tuple[str, ...] = ()  # what was settled otherwise than the defaults say, to be told in the log
+    notes: tuple[str, ...] = ()  # lines for the log: options that differ from their defaults
     script: str = field(default_factory=lambda: rundir.script_of(sys.argv[0]))  # which starts it, for its status
 
     @property

@@ -5,7 +5,7 @@
     2    a user's mistake: nothing is started, nothing is left behind
     75   stopped and can go on (EX_TEMPFAIL)
 
-Nothing here imports torch until the run is about to begin, so mistakes are told at once.
+Nothing here imports torch until the run is about to begin, so mistakes are reported at once.
 """
 
 import faulthandler
@@ -179,8 +179,8 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     written = _written_config(run)  # all options once it has begun, before that the typed ones
     before: Options = config.from_json(stage.Config, {**stage.presets.get(status.preset, {}), **written},
                                        str(run.config_file))
-    anew = _options_typed_now(stage, parsed, run, status, before)
-    cfg = replace(before, **anew)
+    changed = _options_typed_now(stage, parsed, run, status, before)
+    cfg = replace(before, **changed)
     if forks:
         typed = parsed.config
         cfg = replace(cfg, run_name=typed.run_name, result_dir=str(_result_dir(typed)) if typed.result_dir else "")
@@ -191,7 +191,7 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
         written.pop("epochs")  # the steps alone say how long
     with working_in(cfg.working_folder):
         problems = stage.check(cfg, resumed=True) + _missing_packages(cfg)
-    allowed = anew.keys() if not run.is_made_here() else vars(cfg)
+    allowed = changed.keys() if not run.is_made_here() else vars(cfg)
     for option, does in (("on_end", "run a command when it ends"), ("callback", "run code of its own")):
         if (value := getattr(cfg, option)) and option not in allowed:
             problems.append(f"{run.path} was made elsewhere, or by another user, and would {does}: to allow it, type "
@@ -201,7 +201,7 @@ def _resumed(stage: type[Stage], parsed: Parsed[Any], run: RunDir, snapshot: Pat
     if problems:
         raise UserError(*problems)
     notes = (f"when this run ends, it runs this command: {cfg.on_end}",) if cfg.on_end else ()
-    return Job(stage, Parsed(cfg, frozenset(written) | anew.keys(), status.preset), None if forks else run, snapshot,
+    return Job(stage, Parsed(cfg, frozenset(written) | changed.keys(), status.preset), None if forks else run, snapshot,
                asks=bool(parsed.config.resume) and not parsed.config.yes, notes=notes)
 
 
@@ -238,16 +238,16 @@ def _written_config(run: RunDir) -> dict[str, Any]:
 def _options_typed_now(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: Status,
                        before: Any) -> dict[str, Any]:
     """The options typed now that replace the run's own. Those that would make it another run may only be repeated,
-    as they were typed at its start or as they were settled then. Raises UserError for any other value."""
+    as they were typed at its start or as its config has them. Raises UserError for any other value."""
     asked = {name: getattr(parsed.config, name) for name in parsed.typed}
-    anew = {name: value for name, value in asked.items() if config.fields(stage.Config)[name][1].may_change}
+    changed = {name: value for name, value in asked.items() if config.fields(stage.Config)[name][1].may_change}
     refused = [name for name, value in asked.items()
-               if name not in anew and value not in (getattr(before, name), status.typed.get(name))]
+               if name not in changed and value not in (getattr(before, name), status.typed.get(name))]
     if refused:
         raise UserError(*(f"--{name} {asked[name]} differs from the {getattr(before, name)} of {run.name}: that would "
                           "be another run; leave it out, or start a new one with --init_from"
                           for name in refused))
-    return anew
+    return changed
 
 
 def _result_dir(cfg: Options) -> Path:
@@ -299,7 +299,7 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
 
 
 def _supervise(job: Job, argv: list[str]) -> int:
-    """Let trainers of their own train, and watch them. What was refused or asked is settled by now."""
+    """Start trainers in processes of their own, and watch them. All checks and questions are done by now."""
     program = [sys.executable, *["-P"] * sys.flags.safe_path, sys.argv[0]]
     argv = config.without(argv, "yes", "y", "no_yes", "no_y")
 
@@ -319,7 +319,7 @@ def _supervise(job: Job, argv: list[str]) -> int:
 
 
 def start(job: Job) -> int:
-    """Train in this process. The run's directory is made, or the old one taken, and locked throughout."""
+    """Train in this process. The run's directory is made, or the old one used, and locked throughout."""
     background = os.environ.get("STOKER_BACKGROUND") == "1"
     supervisor = process.find(int(os.environ.pop(SUPERVISOR, "0")))  # of us, not of what we start
     console = os.dup(2)  # in the background standard error becomes the log, but mistakes go where we were started
@@ -449,7 +449,7 @@ def _end_elsewhere(run: RunDir, there: RunDir | None) -> int:
 
 
 def _run_on_end(command: str, run: RunDir) -> None:
-    """Run the user's --on_end command; that it fails is told, and changes nothing."""
+    """Run the user's --on_end command. Where it fails, that is logged and changes nothing else."""
     try:
         status = run.status()
     except FileNotFoundError:

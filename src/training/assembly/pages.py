@@ -49,9 +49,9 @@ def parse(stage: type[Stage], argv: Sequence[str], further: Callable[[Any], list
 
 
 def resolve_config(stage: type[Stage], parsed: Parsed[Any], *, download: bool = True) -> tuple[Parsed[Any], list[str]]:
-    """The config of a new run, with what the weights that it begins with and this machine settle; lines about it.
+    """The config of a new run, with the options that follow from --init_from and from this machine; and log lines.
 
-    What is settled counts as typed: it stays when the run goes on. Raises UserError where it cannot be.
+    These options count as typed, so a resumed run keeps them. Raises UserError where they contradict typed ones.
     """
     if named := parsed.config.init_from:
         parsed = pretrained.apply_options(stage, parsed, pretrained.find(named, stage.name, download=download))
@@ -120,4 +120,4 @@ def table(cfg: Options, found: Any, length: Any) -> list[str]:
                     f"{sum(length.scored.values()):,} evaluated"),
         ("takes about", duration(found.seconds(length)) + (" on an idle machine" if found.busy else "")),
     ]
-    return [f"{name:16s} {told}" for name, told in rows]
+    return [f"{name:16s} {value}" for name, value in rows]

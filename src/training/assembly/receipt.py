@@ -57,7 +57,7 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
     old, new = _flat(_renamed(manifest.read(snapshot)["made_by"], options)), _flat(now)
     changed = {name: f"{_shown(old.get(name, 'not recorded'))} -> {_shown(new.get(name, 'gone'))}"
                for name in sorted(old | new) if old.get(name) != new.get(name)}
-    refused = {name: told for name, told in changed.items()
+    refused = {name: change for name, change in changed.items()
                if name in old and name in new and _is_harmful(name, options, new)}
     instead = f"or start a new run with its weights: --init_from {snapshot}"
     for what, problem in (
@@ -65,18 +65,19 @@ def compare(snapshot: Path, now: Mapping[str, Any], options: type, *, extended: 
             ("config", "run_config.json is not what the snapshot was made with ({}): put it back, or the snapshot away "
              f"if it is another run's, {instead}"),
             ("data", f"the data are not those of the interrupted run ({{}}): bring them back, {instead}")):
-        if found := [f"{name.partition('.')[2]} {told}" for name, told in refused.items()
+        if found := [f"{name.partition('.')[2]} {change}" for name, change in refused.items()
                      if name.partition(".")[0] == what]:
             raise UserError(problem.format(", ".join(found)))
     planned, plan = (flat.get("config.max_steps") for flat in (old, new))
     if planned not in (None, plan) and not extended:
         raise UserError(f"run_config.json makes a run of {plan} steps, but {snapshot.name} was made in one of "
                         f"{planned}: put max_steps and epochs back; --extend_steps N makes a run longer")
-    return [f"{name.removeprefix('plugins.')}: {told}" for name, told in changed.items()]
+    return [f"{name.removeprefix('plugins.')}: {change}" for name, change in changed.items()]
 
 
 def _renamed(made_by: Mapping[str, Any], options: type) -> dict[str, Any]:
-    """With today's names of options, and of the data that are called after them: a former name is an alias."""
+    """`made_by` with the present names of options, and of data fingerprints named after them: former names are
+    aliases."""
     return {**made_by, **{part: config.current_names(options, made_by.get(part, {})) for part in ("config", "data")}}
 
 

@@ -1,4 +1,4 @@
-"""One sitting of a run: prepare the data, build trainer and callbacks, train, hand out the models."""
+"""One session of a run: prepare the data, build trainer and callbacks, train, export the models."""
 
 import gc
 import logging
@@ -58,7 +58,7 @@ from stoker.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-SPIKE_RECOVERIES = 10  # in a run; later spikes are told only
+SPIKE_RECOVERIES = 10  # in a run; later spikes are only reported
 
 
 class Session:
@@ -102,7 +102,7 @@ class Session:
         return ending
 
     def _turn_back(self, trainer: Trainer, ending: Ending) -> None:
-        """The job of going on from before a step that failed."""
+        """The job that resumes the run from before a step that failed."""
         snapshot = manifest.newest_good(self.run.snapshots, before=ending.step)
         if snapshot is None:
             raise UserError(f"no snapshot of a step before {ending.step} is left")
@@ -156,7 +156,7 @@ class Session:
                        inbox=Inbox(self.run.requests)), snapshot
 
     def _persistent_callbacks(self, cfg: Options) -> list[Callback]:
-        """What does not begin anew when the run goes back: the limits, and the look into the step that failed."""
+        """The callbacks that keep their state when the run goes back: limits, and `Examination` of the failed step."""
         times = len([failure for failure in self.failures if failure.why == incident.NON_FINITE])
         found: list[Callback] = [Sanity(self.run.alerts, self.run.incidents, cfg.sanity_check_interval, times)]
         if cfg.spike_factor:
@@ -241,8 +241,8 @@ def _begun_with(weights: Pretrained | None, snapshot: Path | None) -> dict[str, 
 
 
 def _show_receipt(snapshot: Path, made_by: Mapping[str, Any], options: type, extended: bool) -> list[str]:
-    """What differs from the interrupted run, told. Raises UserError where that cannot be right."""
-    log.info("Going on from %s, step %d", snapshot, manifest.read(snapshot)["step"])
+    """Log what differs from the interrupted run. Raises UserError where a difference is not allowed."""
+    log.info("Resuming from %s, step %d", snapshot, manifest.read(snapshot)["step"])
     changed = receipt.compare(snapshot, made_by, options, extended=extended)
     log.info("Receipt: %s", f"{len(changed)} differences from the interrupted run" if changed else
              "same configuration, data, code, packages, device and threads as the interrupted run")
@@ -252,7 +252,7 @@ def _show_receipt(snapshot: Path, made_by: Mapping[str, Any], options: type, ext
 
 
 def _still_compiled(plan: Plan) -> Plan:
-    """The plan of a run that is resumed; compiled no more where there is no compiler any more."""
+    """The plan of a resumed run. A compiled run is no longer compiled where the compiler is missing now."""
     if plan.cfg.compile and (why := blocks.compiler_problem(plan.device)):
         log.warning("not compiled any more, so the last bits will differ: %s", why)
         return plan.with_compile(False)

@@ -22,4 +22,4 @@ class LoadWeights(Callback):
 
     def on_build(self, trainer: "Trainer") -> None:
         self.weights.load(trainer.stage, trainer.model)
-        log.info("Weights taken from %s, SHA-256 %s", self.weights, self.weights.identity["sha256"])
+        log.info("Weights loaded from %s, SHA-256 %s", self.weights, self.weights.identity["sha256"])

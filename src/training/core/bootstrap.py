@@ -1,4 +1,4 @@
-"""How far figures would scatter had other rows been drawn: the percentile bootstrap.
+"""Confidence intervals of figures by the percentile bootstrap: how much they would vary with other rows.
 
 Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 """
@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 DRAWS, LEVEL = 1000, 0.95
-NUMBERS_AT_ONCE = 2**21  # how often rows are drawn: 16 MiB
+NUMBERS_AT_ONCE = 2**21  # entries of a (draws, rows) table of counts: 16 MiB
 
 
 def intervals(rows: Mapping[str, tuple[np.ndarray, np.ndarray]],
               follow: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda rates: {}, *,
               seed: int = 0) -> dict[str, tuple[float, float]]:
     """The 95 % confidence intervals of rates, sum(totals) / sum(counts), from the total and the count of each row:
-    name -> (N,), (N,). Also of what `follow` computes from rates, as perplexity from a loss.
+    name -> (N,), (N,). Also of the figures that `follow` computes from the rates, as perplexity from a loss.
 
-    Rows are drawn with replacement, as many as there are, 1,000 times, the same for all rates. A draw in which nothing
-    is counted is left out. A rate has no interval where fewer than two of its rows count, or a total is not finite.
+    N of the N rows are drawn with replacement, 1,000 times; all rates use the same draws. A draw whose counts are all 0
+    is left out. A rate has no interval where fewer than two rows have a count, or where a total is not finite.
     """
     draws = _draws({name: pair for name, pair in rows.items()
                     if np.count_nonzero(pair[1]) >= 2 and np.isfinite(pair).all()}, seed)
@@ -29,7 +29,7 @@ def intervals(rows: Mapping[str, tuple[np.ndarray, np.ndarray]],
 
 
 def _draws(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], seed: int) -> list[dict[str, float]]:
-    """The rates of each draw, NaN where nothing is counted."""
+    """The rates of each draw, NaN where all counts are 0."""
     if not rows:
         return [{}]
     table = np.stack([np.asarray(column, np.float64) for pair in rows.values() for column in pair], 1)  # (N, 2 rates)
@@ -46,7 +46,7 @@ def _draws(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], seed: int) -> list
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float] | None:
-    """None where there is none, or one is infinite."""
+    """The bounds of the interval; None where there are no values, or one is infinite."""
     if not len(values) or not np.isfinite(values).all():
         return None
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -54,7 +54,7 @@ def _percentiles(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """The sums over the rows of each group: (N,) -> (G,). A row of group "" is one by itself."""
+    """The sums over the rows of each group: (N,) -> (G,). A row with group "" is a group by itself."""
     names = [group or f"\0{row}" for row, group in enumerate(groups)]
     different, place = np.unique(names, return_inverse=True)
     return np.bincount(place, weights=np.asarray(values, np.float64), minlength=len(different))

@@ -1,4 +1,4 @@
-"""The one evaluation loop: a model scored on the rows of a data set; and all evaluations of a stage by it."""
+"""The evaluation loop, which scores a model on the rows of a data set, and the schedule of a stage's evaluations."""
 
 import itertools
 import logging
@@ -31,22 +31,22 @@ ALL = "all"  # instead of a split: the rows of all splits
 
 
 class Rows(NamedTuple):
-    """What is evaluated."""
+    """The rows of one evaluation."""
 
-    dataset: Any  # all rows, or some of them
-    total: int  # how many there are
-    splits: Mapping[str, int]  # how many by split
+    dataset: Any  # the rows to evaluate: all, or some of them
+    total: int  # the number of all rows
+    splits: Mapping[str, int]  # their number by split
     groups: Sequence[str] | None  # of each row of `dataset`
     own: bool  # the evaluation has rows of its own, not those of the stage's data set
 
 
 class Scores(NamedTuple):
-    """Result of an evaluation: `metrics` as NAME/metric, `size` of what was scored: {"samples": 40, "tok": 10240}."""
+    """The result of an evaluation: `metrics` by NAME/metric, and how much was scored: {"samples": 40, "tok": 10240}."""
 
     name: str
     metrics: dict[str, float]
     size: dict[str, int]
-    rates: Mapping[str, Ratio] = {}  # of the metrics that have it: totals and counts of each row
+    rates: Mapping[str, Ratio] = {}  # totals and counts by row, of the metrics that have them
     follow: Callable[[Mapping[str, float]], dict[str, float]] = lambda means: {}  # metrics computed from others
     rows: Rows | None = None
     problem: str = ""  # why there are no metrics
@@ -58,8 +58,8 @@ class Scores(NamedTuple):
         return known if known and 1 < len(set(known)) < len(known) else None
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
-        """The 95 % confidence intervals of the metrics that are known sample by sample and of those computed from them
-        alone, from resampled rows, or groups of rows where there are any."""
+        """95 % confidence intervals by resampling rows, or whole groups of rows where there are any: of the metrics
+        that are known sample by sample, and of metrics that are computed from only those."""
         sums = {name: tuple(value.cpu().double().numpy() for value in ratio) for name, ratio in self.rates.items()}
         if self.groups:
             sums = {name: tuple(bootstrap.by_group(value, self.groups) for value in pair)
@@ -71,7 +71,7 @@ class Evaluations:
     """The evaluations of a stage, when each is due, and their rows, which are read when they are first needed."""
 
     def __init__(self, stage: Stage, cfg: Options, steps_per_epoch: int = 1):
-        """Raises UserError where the stage declares what cannot be."""
+        """Raises UserError where a stage's declaration is not allowed, see `evaluations.declared`."""
         self.stage, self.cfg = stage, cfg
         self.declared = evaluations.declared(stage)
         self.intervals = {each.name: each.steps(cfg, steps_per_epoch) for each in self.declared}
@@ -86,21 +86,22 @@ class Evaluations:
         return any(step % interval == 0 for interval in self.intervals.values())
 
     def times(self, step: int, steps: int) -> int:
-        """After how many of the first `step` steps of a run there is an evaluation."""
+        """The number of evaluations in the first `step` steps of a run of `steps` steps."""
         sets = [chosen for size in range(1, len(self.intervals) + 1)
                 for chosen in itertools.combinations(set(self.intervals.values()), size)]
         ends: int = sum((-1) ** (len(chosen) + 1) * (step // math.lcm(*chosen)) for chosen in sets)
         return ends + (step == steps and not self.is_due(step))
 
     def due(self, step: int, steps: int) -> list[Evaluation]:
-        """Which are done at a step: those whose interval ends there; all after the last one, and where none ends, since
-        then a callback has asked. This follows from the step alone, so an abandoned evaluation is resumed whole."""
+        """The evaluations to do at a step: those whose interval ends there. All of them after the last step, and where
+        no interval ends, since then a callback has asked for one. This follows from the step alone, so that a resumed
+        run does an interrupted evaluation from its beginning."""
         ends = [each for each in self.declared if step % self.intervals[each.name] == 0]
         return ends if ends and step < steps else list(self.declared)
 
     def rows(self, evaluation: Evaluation, split: str) -> Rows | None:
-        """What it evaluates of a split, or of "all" of them; None where it has no such rows. Raises UserError where
-        there are none in them."""
+        """The rows of an evaluation in a split, or in "all" of them; None where it has none there by its declaration.
+        Raises UserError where they are empty."""
         if (evaluation.name, split) not in self._rows:
             self._rows[evaluation.name, split] = self._read(evaluation, split)
         return self._rows[evaluation.name, split]
@@ -126,7 +127,7 @@ class Evaluations:
         return Rows(dataset, total, sizes, groups, evaluation.rows != self.stage.dataset)
 
     def describe(self) -> list[str]:
-        """A line for each evaluation, where there are several or one leaves rows out."""
+        """A line for each evaluation, where there are several or one does not use all rows."""
         lines = []
         for each in self.declared:
             rows = self.rows(each, "validation")
@@ -139,8 +140,8 @@ class Evaluations:
 
     def run(self, split: str, model: Any, cfg: Options, device: torch.device, stopped: Callable[[], object],
             chosen: Sequence[Evaluation] | None = None) -> list[Scores] | None:
-        """The scores of all, or of those chosen, that have rows in the split; None if `stopped` said so in between.
-        Where the memory does not suffice for one, its scores say so."""
+        """Do all evaluations, or the `chosen` ones, that have rows in the split. Returns their scores; None if
+        `stopped()` was true in between. The scores of one that ran out of memory have a `problem`."""
         done = []
         for each in self.declared if chosen is None else chosen:
             if (rows := self.rows(each, split)) is None:
@@ -166,10 +167,10 @@ def merged(done: Sequence[Scores]) -> dict[str, float]:
 
 def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
              stopped: Callable[[], object], evaluation: Evaluation | None = None) -> Scores | None:
-    """Score a model on all rows, by the stage's first evaluation unless another is given; None if `stopped` said so in
-    between. Leaves the global randomness as it was.
+    """Score a model on all rows by an evaluation (default: the stage's first). Returns None if `stopped()` was true in
+    between. Leaves the global random state as it was.
 
-    Where the memory does not suffice it is done in smaller batches; raises MemoryError where that is not possible.
+    Retries in smaller batches where memory does not suffice; raises MemoryError where that is not possible.
     """
     evaluation = evaluation or stage.evaluations()[0]
     size = evaluation.batch_size or cfg.batch_size
@@ -190,8 +191,8 @@ def evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch
 
 def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.device,
                 precision: str) -> tuple[Batch, dict[str, Ratio], dict[str, Tensor]]:
-    """The batch on the device, its scores and what is gathered of it. For a model in evaluation mode, without
-    gradients."""
+    """Returns the batch on the device, its scores and its gathered tensors. The caller has put the model into
+    evaluation mode and switched gradients off."""
     with devices.autocast(device, precision):
         batch = devices.move(batch, device)
         return batch, evaluation.score(model, batch), evaluation.gather(model, batch)
@@ -199,7 +200,7 @@ def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object], evaluation: Evaluation) -> Scores | None:
-    found, judged, size = _Figures(), _Figures(), Counter[str]()
+    scored, judged, size = _Figures(), _Figures(), Counter[str]()
     gathered, collate = defaultdict[str, list[Tensor]](list), evaluation.collate
     rows = stretches(dataset)[0][:cfg.batch_size]
     workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, collate, rows)
@@ -212,7 +213,7 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
                 if stopped():
                     return None
                 batch, scores, gathering = score_batch(evaluation, model, batch, device, cfg.precision)
-                found.add(scores)
+                scored.add(scores)
                 for name, tensor in gathering.items():
                     gathered[name].append(tensor.cpu())
                 size.update(evaluation.size(batch) if evaluation.size else {})
@@ -223,13 +224,13 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
             whole = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
             judged.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in whole.items()})
     follow = _following(stage, cfg, evaluation, batch)
-    metrics = found.means(evaluation.name) | judged.means(evaluation.name)
-    rates = found.by_sample(evaluation.name, len(dataset)) | judged.by_sample(evaluation.name, len(dataset))
+    metrics = scored.means(evaluation.name) | judged.means(evaluation.name)
+    rates = scored.by_sample(evaluation.name, len(dataset)) | judged.by_sample(evaluation.name, len(dataset))
     return Scores(evaluation.name, metrics | follow(metrics), dict(size) or {"samples": len(dataset)}, rates, follow)
 
 
 class _Figures:
-    """Sums of the figures of an evaluation, and the samples of those that are known sample by sample."""
+    """Sums of the figures of an evaluation, and the values by sample of the figures that have them."""
 
     def __init__(self) -> None:
         self.sums, self.samples = Totals(), defaultdict[str, list[Samples]](list)
@@ -257,8 +258,9 @@ class _Figures:
 
 def _following(stage: Stage, cfg: Options, evaluation: Evaluation,
                batch: Batch) -> Callable[[Mapping[str, float]], dict[str, float]]:
-    """What follows from the means of an evaluation: what the stage derives, and the loss of several terms. They weigh
-    what they weigh at the end of the run. None where the stage has scored a loss of its own."""
+    """A function that computes more metrics from the means of an evaluation: those of `Stage.derive`, and the loss
+    where it has several terms, with their weights at the end of the run. A "loss" that the stage itself scores is kept.
+    """
     phase, steps, prefix = stage.phases()[-1].name, cfg.max_steps or 1, f"{evaluation.name}/"
     terms = {prefix + term: term for term in stage.counts(batch, phase)} if evaluation.collate == stage.collate else {}
 

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run, and what becomes of it when a callback fails."""
+"""Calls the callbacks of a run at each event, and handles those that fail."""
 
 import logging
 from collections.abc import Callable
@@ -15,26 +15,26 @@ log = logging.getLogger(__name__)
 
 
 class Events:
-    """The callbacks of a run, in the order in which they are told."""
+    """The callbacks of a run, in the order in which they are called."""
 
     def __init__(self, callbacks: list[Callback]):
         self.callbacks = in_order(callbacks)
         self.listeners = listeners(callbacks)
         self.switched_off: list[str] = []  # keys of the monitors that failed
-        self._hindered: set[str] = set()  # of those that once could not write, told of already
+        self._hindered: set[str] = set()  # keys of monitors that could not write: logged once
 
-    def tell(self, event: str, trainer: "Trainer", *args: Any, guarded: bool = False) -> None:
-        """Tell every callback that listens; `guarded`: whatever they raise, nothing gets out."""
+    def emit(self, event: str, trainer: "Trainer", *args: Any, guarded: bool = False) -> None:
+        """Call `event` of every callback that has it. `guarded`: log whatever a callback raises, and raise nothing."""
         for callback in list(self.listeners[event]):
             self._guarded(callback, lambda: getattr(callback, event)(trainer, *args), guarded)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of those that have one, and whether they have a hand in the training."""
+        """The states of the callbacks that have one, and whether each of these changes the training."""
         return {c.key: {"acts": not c.is_monitor, "state": state}
                 for c in self.callbacks if (state := self._guarded(c, c.state_dict))}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Raises UserError where one that had a hand in the training is missing."""
+        """Raises UserError where a callback that changes the training has a state but is missing now."""
         left = dict(states)
         for callback in self.callbacks:
             state = left.pop(callback.key, {"state": {}})["state"]
@@ -46,8 +46,8 @@ class Events:
             log.warning("the state of %s is dropped: this run does not have it", key)
 
     def _guarded(self, callback: Callback, call: Callable[[], Any], guarded: bool = False) -> Any:
-        """A monitor that raises is reported once and switched off, but not where a full disk kept it from writing; what
-        another raises ends the run."""
+        """Call a callback. A monitor that raises is logged and switched off, unless a full disk has kept it from
+        writing; an exception of any other callback ends the run."""
         if callback.key in self.switched_off and not guarded:
             return None
         try:

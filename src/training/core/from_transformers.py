@@ -1,10 +1,10 @@
-"""Parts that are networks of the transformers library, by the config.json of their source.
+"""Parts that are networks of the transformers library, built by the config.json of their source.
 
-A stage builds one without weights in `model`, and `networks` fills it:
+A stage's `model` builds the network without weights, and `networks.build` then loads the weights into it:
 
     thinker = from_transformers.build("AutoModelForCausalLM", self.sources["thinker"])
 
-The library is imported here alone; it is needed by stages that use it only, and no program from a repository is run.
+Only this module imports the library, so only stages that use it need it. Code from a model's repository is never run.
 """
 
 import importlib
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def build(auto_class: str, source: "Pretrained", described: Mapping[str, Any] | None = None) -> nn.Module:
-    """A network of an "Auto" class such as AutoModelForCausalLM, as the source's config.json describes it, or as
-    `described` does, which may be a section of that. It is on the meta device, without memory, unless its weights come
-    with those of the whole model. Raises UserError where the library is missing or does not know such a network."""
+    """A network of an "Auto" class such as AutoModelForCausalLM, built by the source's config.json, or by `described`,
+    such as a section of it. The network is on the meta device, without memory, except where a snapshot or model folder
+    of the whole model has its weights. Raises UserError where the library is missing or cannot build the network."""
     library = _library()
     if described is None:
         described = source.options.get("config", {})
@@ -43,17 +43,17 @@ def build(auto_class: str, source: "Pretrained", described: Mapping[str, Any] | 
     return network
 
 
-def is_one(network: nn.Module) -> bool:
-    """Whether a network is of the library."""
+def is_pretrained_model(network: nn.Module) -> bool:
+    """Whether a network is a `PreTrainedModel` of the library."""
     library = sys.modules.get("transformers")
     return library is not None and isinstance(network, library.PreTrainedModel)
 
 
 def fill(network: Any, tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Put tensors of a checkpoint into a network on the meta device. The library itself renames what older checkpoints
-    call otherwise, ties weights, and computes the buffers that no checkpoint holds. Each tensor is copied once, since
-    its file may be mapped; the network keeps these copies. Raises UserError where one is missing or of another
-    shape."""
+    """Load the tensors of a checkpoint into a network on the meta device. The library itself maps the names that older
+    checkpoints use, ties weights, and computes the buffers that no checkpoint holds. Each tensor is copied once, since
+    it may be a view of a mapped file, and the network keeps the copy. Raises UserError where a tensor is missing or has
+    another shape."""
     copies = {name: tensor.to(network.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
               for name, tensor in tensors}
     loaded, found = type(network).from_pretrained(
@@ -74,8 +74,8 @@ def fill(network: Any, tensors: Iterable[tuple[str, Tensor]], where: str) -> Non
 
 
 def _library() -> Any:
-    """The module, whose lines go into our log alone. Raises UserError where it is not installed."""
-    wheels.torchvision(), wheels.torchaudio()  # it imports both
+    """Import the library, and keep it from printing. Raises UserError where it is not installed."""
+    wheels.torchvision(), wheels.torchaudio()  # the library imports both
     try:
         library = importlib.import_module("transformers")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a stage computes from its data before step 0: a codebook, the whitening of a layer, a gain."""
+"""Initialization from data before step 0, such as a codebook by k-means, or a layer that whitens its inputs."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 def initialize(stage: Stage, model: nn.Module, order: Order, read: Callable[[Order], Iterator[Batch]],
                device: torch.device, signals: Signals) -> None:
-    """Let the stage initialize a new model from the rows of `order`, which `read` opens at its first step.
+    """Call the stage's `initialize` with a new model and the first training batches; `read(order)` yields these.
 
-    Rows on a skip list are read too: a run that has the list from the start is then the same, bit for bit, as one that
-    left the rows out later. Raises UserError where the result is not finite, ValueError where the stage wrote what it
-    may not write, Interrupted where a stop came meanwhile.
+    Rows on a skip list are read too. So a run that has the list from the start computes the same bits as one that got
+    the list later, when it had been initialized. Raises UserError where the result is not finite, ValueError where the
+    stage changed a tensor that it must not change, Interrupted where a stop was asked for meanwhile.
     """
     if type(stage).initialize is Stage.initialize:
         return
@@ -45,7 +45,7 @@ def initialize(stage: Stage, model: nn.Module, order: Order, read: Callable[[Ord
     if changed := [name for name, tensor, version in fixed
                    if now.get(name) is not tensor or tensor._version != version]:
         raise ValueError(f"initialize() of stage {stage.name} has changed {changed[0]}, which has a source or is in no "
-                         "snapshot: a resumed run would not have it")
+                         "snapshot: a resumed run would not have the change")
     if bad := [name for name, tensor in parts.kept(model).items() if not tensor.isfinite().all()]:
         raise UserError(f"initialize() of stage {stage.name} left NaN or infinity in {bad[0]}: look for such values in "
                         "the first rows of the training data")
@@ -53,7 +53,7 @@ def initialize(stage: Stage, model: nn.Module, order: Order, read: Callable[[Ord
 
 
 def _batches(read: Callable[[], Iterator[Batch]], device: torch.device, signals: Signals) -> Iterator[Batch]:
-    """The batches on the device; nothing is opened before the first is asked for."""
+    """The batches, on the device. `read` is called when the stage reads the first one, so maybe never."""
     batches = read()
     try:
         for batch in batches:
@@ -68,7 +68,7 @@ def _batches(read: Callable[[], Iterator[Batch]], device: torch.device, signals:
 
 
 def _fixed(stage: Stage, model: nn.Module) -> dict[str, Tensor]:
-    """What the stage may not write: the weights of parts that have a source, and what no snapshot holds."""
+    """The tensors that the stage must not change: weights of parts that have a source, and what no snapshot holds."""
     saved = parts.kept(model)
     sourced = [part for part in stage.parts() if part.train == "whole" and part.name in stage.sources]
     return {name: tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]

@@ -1,4 +1,4 @@
-"""A stage's model, its parts filled from their sources, frozen or given adapters."""
+"""Builds a stage's model: loads the weights of its parts from their sources, freezes parts, adds adapters."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def build(stage: Stage, device: torch.device | str) -> nn.Module:
-    """The model of a stage whose sources are known, and the judges of its evaluations. Raises UserError where the
-    weights of a source do not fit, cannot be read or hold NaN."""
+    """The model of a stage whose sources were resolved; also builds the judges of its evaluations. Raises UserError
+    where the weights of a source do not fit, cannot be read or hold NaN."""
     model = stage.model()
     for part in stage.parts():
         source = stage.sources.get(part.name)
@@ -36,7 +36,7 @@ def build(stage: Stage, device: torch.device | str) -> nn.Module:
 
 
 def merged(stage: Stage, model: nn.Module) -> AbstractContextManager[None]:
-    """Within it the model is as a model folder has it: adapters are merged where a part is exported as a copy."""
+    """Context manager: the model as it is exported, with adapters merged in parts that are exported as a copy."""
     return adapters.merged([model.get_submodule(part.name) for part in stage.parts()
                             if isinstance(part.train, Lora) and part.export == "copy"])
 
@@ -74,7 +74,7 @@ def _judge(part: Part, source: "Pretrained") -> nn.Module:
 
 
 def _convert(network: nn.Module, dtype: torch.dtype) -> None:
-    """Weights and buffers in another type; not what no state dict has: tables that are computed, such as of angles."""
+    """Convert weights and buffers to a dtype; not the buffers that no state dict has: computed tables, as of angles."""
     tables = [(module._buffers, name, module._buffers[name]) for module in network.modules()
               for name in module._non_persistent_buffers_set]
     network.to(dtype)
@@ -102,8 +102,8 @@ def _stay(network: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def fill(network: nn.Module, source: "Pretrained", part: Part) -> None:
-    """Put the weights of a part's source into the network, one tensor at a time; a network on the meta device comes
-    into being by that. Raises UserError where they do not fit, cannot be read or hold NaN."""
+    """Load the weights of a part's source into the network, one tensor at a time. A network on the meta device gets its
+    memory by that. Raises UserError where the weights do not fit, cannot be read or hold NaN."""
     where = f"part {part.name}: the weights {part.prefix and f'{part.prefix}* '}of {source.place}"
     if part.stage and not source.is_snapshot and not part.prefix:
         kind = discover()[part.stage]
@@ -111,7 +111,7 @@ def fill(network: nn.Module, source: "Pretrained", part: Part) -> None:
     else:
         try:
             tensors = _tensors(source.folder, part)
-            if from_transformers.is_one(network):
+            if from_transformers.is_pretrained_model(network):
                 from_transformers.fill(network, tensors, where)
             else:
                 _fill_by_name(network, tensors, where)
@@ -128,7 +128,7 @@ def fill(network: nn.Module, source: "Pretrained", part: Part) -> None:
 
 def _fill_by_name(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     ours: dict[str, Tensor] = network.state_dict(keep_vars=True)  # tied ones are the same object
-    made: dict[str, Tensor] = {}  # for those on the meta device
+    made: dict[str, Tensor] = {}  # new tensors in place of those on the meta device
     filled: set[int] = set()
 
     def refuse(name: str, there: Any, here: Any) -> None:
@@ -150,15 +150,15 @@ def _fill_by_name(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], whe
 
 
 def _tied(ours: dict[str, Tensor], made: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The new tensors under all names that their places have, parameters where parameters were."""
+    """The new tensors under all names of the tied tensors that they replace, as parameters where these were."""
     first = {id(ours[name]): (nn.Parameter(tensor, ours[name].requires_grad)
                               if isinstance(ours[name], nn.Parameter) else tensor) for name, tensor in made.items()}
     return {name: first[id(tensor)] for name, tensor in ours.items() if id(tensor) in first}
 
 
 def _tensors(folder: Path, part: Part) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a folder's safetensors whose names begin with the part's prefix, by the rest of their names, or by
-    what the part's table makes of that."""
+    """(name, tensor) of the folder's safetensors whose names begin with the part's prefix; the name is without the
+    prefix, and both are converted by the part's table if it has one."""
     for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
         with safetensors.safe_open(path, "pt") as file:
             aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))

@@ -15,9 +15,9 @@ from stoker.training.core.phases import Phase
 
 
 def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
-    """The optimizer of a phase. In each of its groups matrices and vectors (biases, norms) are apart, since only
-    matrices are decayed unless the group says otherwise. Muon updates the matrices of the `blocks`; embeddings and
-    heads, whose rows are apart from each other, are AdamW's."""
+    """The optimizer of a phase. It has separate parameter groups for matrices and for vectors (biases, norms), since
+    weight decay applies to matrices only, unless the phase's group sets its own. Muon updates the matrices within
+    `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are updated by AdamW."""
     make, groups = phase.optimizer or cfg.optimizer, []
     hidden = {id(p) for block in blocks for p in block.parameters() if p.dim() == 2} if make == "muon" else set()
     for group, named in phase.parameters(model):
@@ -39,7 +39,7 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
 def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), by default with GPT-2's betas.
 
-    Fused: one pass over the parameters, and an update can be dropped on the device (`update`).
+    Fused: one pass over the parameters, and the device itself can drop an update (see `update`).
     """
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
@@ -52,12 +52,12 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None:
-    """Update the weights, unless `dropped` (a float scalar on the device) is 1: then the optimizer does nothing, and
-    does not even count.
+    """Update the weights, unless `dropped` (a float scalar on the device) is 1: then nothing changes, nor does the
+    optimizer count a step.
 
-    It does so on the device, without the host knowing of it, if it declares that as torch's fused optimizers do to
-    torch's GradScaler, by the attributes below. For any other the host waits for `dropped`; so it does once for all,
-    for as long as there is no state: what torch's fused SGD makes of it in an update that is dropped is undefined.
+    An optimizer that supports torch's GradScaler by the attributes below, as torch's fused ones do, decides this on the
+    device. For any other the host waits for `dropped`. It also waits while the optimizer has no state yet, since what
+    torch's fused SGD writes into its state in a dropped first update is undefined.
     """
     if optimizer.state and getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -68,7 +68,7 @@ def update(optimizer: torch.optim.Optimizer, dropped: torch.Tensor) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Each group has its own factor."""
+    """Set the learning rate of each group, multiplied by the group's own `lr_factor`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)
 
@@ -76,8 +76,8 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class LossScale:
     """Keeps the small gradients of an fp16 backward pass from vanishing (Micikevicius et al. 2018, arXiv:1710.03740).
 
-    The loss of a sample is multiplied by `value`, a scalar on the device. An update that overflows halves it, 2,000 in
-    a row that do not double it; the host need not know of either.
+    The loss is multiplied by `value`, a scalar on the device, before the backward pass. An update that overflows halves
+    it; 2,000 in a row without an overflow double it. Both happen on the device, so the host need not wait.
     """
 
     GROWTH_INTERVAL = 2000
@@ -103,8 +103,8 @@ class LossScale:
 def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str) -> float:
     """The learning rate of update number `step` (from 0) as a share of its peak.
 
-    Linear warm-up that reaches the peak with update `warmup` - 1, then, over the rest of the run's `steps`, a way
-    whose end would be update number `steps`, so that no update is made at a rate of 0:
+    A linear warm-up reaches the peak with update `warmup` - 1. The schedule then covers the rest of the `steps` updates
+    and would end with update number `steps`, which is not made, so that no update has a rate of 0:
     cosine     half a cosine to min_ratio (Loshchilov & Hutter 2017, arXiv:1608.03983)
     linear     a straight line to min_ratio
     wsd        plateau, then a straight line over the last fifth (warm-up, stable, decay; arXiv:2404.06395)
@@ -123,7 +123,8 @@ def rate(step: int, steps: int, *, warmup: int, min_ratio: float, schedule: str)
 
 
 def all_finite(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> bool:
-    """Of weights and buffers that a snapshot holds, and of optimizer state. Waits for the device."""
+    """Whether all weights and buffers that a snapshot holds, and the optimizer states, are finite. Waits for the
+    device."""
     tensors = [t for t in kept(model).values() if t.is_floating_point() and t.numel()]
     for optimizer in optimizers:
         tensors += [t for state in optimizer.state.values() for t in state.values()

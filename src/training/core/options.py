@@ -1,4 +1,4 @@
-"""The options every stage has, and what follows from them once the data are counted."""
+"""The options of every stage, and the length of a run that follows from them and the number of samples."""
 
 import math
 import os
@@ -18,40 +18,39 @@ T = TypeVar("T", bound="Options")
 
 @dataclass
 class Length:
-    """How long"""
+    """Training length"""
 
     epochs: int = opt(20, "passes through the training data", ge=1, aliases=("num_epochs",))
-    max_steps: int | None = opt(None, "end after so many updates: alone, epochs repeat until then; with --epochs, "
+    max_steps: int | None = opt(None, "end after so many steps: alone, epochs repeat until then; with --epochs, "
                                 "whichever comes first", ge=1, aliases=("max_iters",))
     max_samples: int = opt(0, "train on the first N samples only, for a quick test (0: all)", ge=0)
-    max_minutes: float = opt(0.0, "save and stop after so long; --resume goes on for as long again (0: no limit)", ge=0,
-                             may_change=True)
+    max_minutes: float = opt(0.0, "save and stop after so many minutes; --resume trains as long again (0: no limit)",
+                             ge=0, may_change=True)
 
 
 @dataclass
 class Optimization:
-    """How"""
+    """Optimization"""
 
     batch_size: int = opt(32, "samples in a micro-batch", ge=1, usual=(1, 256))
-    grad_accum_steps: int = opt(1, "micro-batches to an update", ge=1, aliases=("gradient_accumulation_steps",))
+    grad_accum_steps: int = opt(1, "micro-batches in a step", ge=1, aliases=("gradient_accumulation_steps",))
     lr: float = opt(3e-4, "peak learning rate", gt=0, le=1e-2, aliases=("learning_rate",))
-    lr_schedule: str = opt("cosine", "course of the learning rate after the warm-up",
-                           choices=SCHEDULES)
-    warmup_steps: int = opt(1000, "updates of linear warm-up; cut to a tenth of the run unless typed", ge=0,
+    lr_schedule: str = opt("cosine", "learning rate after the warm-up", choices=SCHEDULES)
+    warmup_steps: int = opt(1000, "steps of linear warm-up; cut to a tenth of the run unless typed", ge=0,
                             aliases=("warmup",))
     min_lr_ratio: float = opt(0.1, "last learning rate as a share of the peak", ge=0, le=1)
     optimizer: str = opt("adamw", "adamw; or muon: muon for the matrices of the blocks, adamw for the rest",
                          choices=("adamw", "muon"))
-    weight_decay: float = opt(0.1, "decay of matrices; vectors are never decayed", ge=0, lt=1)
+    weight_decay: float = opt(0.1, "weight decay (not applied to biases and norms)", ge=0, lt=1)
     gradient_clip: float = opt(1.0, "largest norm of the gradients (0: not clipped)", ge=0, aliases=("max_grad_norm",))
-    ema_decay: float = opt(0.0, "evaluate and hand out a moving average of the weights with this decay, such as 0.999 "
-                           "(0: the weights themselves)", ge=0, lt=1)
-    seed: int = opt(42, "everything random follows from it", ge=0, lt=2**63)
+    ema_decay: float = opt(0.0, "evaluate and export an exponential moving average (EMA) of the weights with this "
+                           "decay, such as 0.999 (0: the weights themselves)", ge=0, lt=1)
+    seed: int = opt(42, "seed of all random numbers", ge=0, lt=2**63)
 
 
 @dataclass
 class Machine:
-    """On what"""
+    """Hardware"""
 
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps", may_change=True)
     precision: str = opt("auto", "of the forward pass; auto: bf16 on a GPU that has it, fp16 with loss scaling on one "
@@ -59,8 +58,8 @@ class Machine:
     amp: bool = opt(True, "mixed precision; --no_amp means --precision fp32", aliases=("use_amp",))
     compile: bool | None = opt(None, "compile the model's blocks with torch.compile; unless given, where a trial shows "
                                "that it pays", aliases=("use_compile",))
-    gradient_checkpointing: bool = opt(False, "compute activations again in the backward pass instead of keeping them: "
-                                       "less memory, a third more time", may_change=True)
+    gradient_checkpointing: bool = opt(False, "recompute activations in the backward pass: less memory, about a third "
+                                       "more time", may_change=True)
     threads: int = opt(0, "CPU threads (0: what torch chooses); another number may change the last bits", ge=0,
                        may_change=True)
     num_workers: int | None = opt(None, "processes that read data (default: 0 on a CPU, up to 4 for a GPU)", ge=0,
@@ -78,24 +77,24 @@ class Machine:
 
 @dataclass
 class Keeping:
-    """What is kept"""
+    """Snapshots and output"""
 
-    snapshot_interval: int = opt(10000, "updates between snapshots (0: by epoch and time only)", ge=0, may_change=True,
+    snapshot_interval: int = opt(10000, "steps between snapshots (0: by epoch and time only)", ge=0, may_change=True,
                                  aliases=("snapshot", "save_steps", "save_every"))
     snapshot_minutes: float = opt(10.0, "longest time between snapshots (0: off)", ge=0, may_change=True)
     keep_last_n_snapshots: int = opt(3, "older ones are deleted, the best never is (0: keep all)", ge=0,
                                      may_change=True)
-    keep_best_k_snapshots: int = opt(1, "of the snapshots taken at an evaluation, keep so many of the best", ge=1,
+    keep_best_k_snapshots: int = opt(1, "keep so many of the best snapshots, by the evaluation at their step", ge=1,
                                      may_change=True)
     keep_every_n_steps: int = opt(0, "keep the snapshots of steps that are a multiple of N, until the run has finished "
                                   "(0: off)", ge=0, may_change=True)
-    disk_full_minutes: float = opt(60.0, "go on for so long while no snapshot can be written, and try again and again; "
-                                   "then stop (exit code 75)", ge=0, may_change=True)
+    disk_full_minutes: float = opt(60.0, "train on for so many minutes while no snapshot can be written, and keep "
+                                   "trying; then stop (exit code 75)", ge=0, may_change=True)
     delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",
                                                 may_change=True)
     result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
                           aliases=("checkpoint_dir", "save_dir"))
-    run_name: str = opt("", "the run's folder; started again under the same name, it goes on", may_change=True)
+    run_name: str = opt("", "the run's folder; a start with the name of an unfinished run resumes it", may_change=True)
     working_folder: str = opt("", "where paths in a CSV file are looked for that are not found beside it (default: the "
                               "folder in which the run was started, also when it is resumed from another one)",
                               path=(), may_change=True)
@@ -106,58 +105,59 @@ class Keeping:
 
 @dataclass
 class Recovery:
-    """What becomes of steps that fail"""
+    """Recovery"""
 
     nan_recoveries: int = opt(3, "times that a run goes back to the snapshot before a loss or gradient that is not "
                               "finite and leaves out the rows that made it so, before it stops (0: such an update is "
                               "dropped; three in a row stop the run)", ge=0)
     spike_recovery: bool = opt(False, "go back for a spike in the loss too, and leave out the rows of its step; at "
                                "most ten times")
-    skip_rows: str = opt("", "leave out the rows of a ledger: the incident.json of another run on the same data",
+    skip_rows: str = opt("", "a skip list: leave out the rows in the incident.json of another run on the same data",
                          path=())
 
 
 @dataclass
-class GoingOn:
-    """Going on"""
+class Resuming:
+    """Resuming and initializing"""
 
     resume: str = opt("", "resume a run, by name, PID, folder or snapshot, with all its options; alone: the newest "
                       "unfinished run of this stage. From a snapshot that is not its run's newest, training continues "
                       "in a new run, and the old one stays as it is", bare="newest", may_change=True,
                       aliases=("checkpoint_file",))
-    extend_steps: int = opt(0, "go on for so many updates more than the run was planned for; the learning rate follows "
-                            "the longer plan", ge=0, may_change=True)
+    extend_steps: int = opt(0, "train so many steps more than the run was planned for; the learning rate follows the "
+                            "longer plan", ge=0, may_change=True)
     init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot, a "
                          "model folder or hf://ORG/NAME; alone: of the newest finished run of this stage", path=(),
                          bare="newest")
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
     split: str = opt("validation", "what --eval_only evaluates: the validation or the test split, or all rows of the "
                      "data set", choices=("validation", "test", "all"), may_change=True)
-    supervise: bool = opt(False, "start a second, small process that watches the trainer: ends it where it stalls, "
-                          "goes on from the newest snapshot where it died, up to five times in a row without a new one",
+    supervise: bool = opt(False, "start a second, small process that watches the trainer: it ends a trainer that "
+                          "stalls, and resumes from the newest snapshot where one died, up to five times in a row "
+                          "without a new snapshot",
                           may_change=True)
-    yes: bool = opt(False, "do not ask before going on", aliases=("y",), may_change=True)
+    yes: bool = opt(False, "do not ask for confirmation", aliases=("y",), may_change=True)
 
 
 @dataclass
-class Watching:
-    """What is watched (0 switches an interval off)"""
+class Monitoring:
+    """Monitoring (0 switches an interval off)"""
 
-    eval_interval: int = opt(0, "updates between evaluations (0: each epoch)", ge=0, aliases=("eval_every",))
-    eval_max_rows: int = opt(0, "evaluate so many rows at most, evenly spread over the set (0: all)", ge=0)
-    log_interval: int = opt(100, "updates between log lines; the first has one too", ge=1, may_change=True)
-    sanity_check_interval: int = opt(10000, "updates between checks for NaN and Inf in weights, gradients and "
-                                     "optimizer; the loss is checked at every one", ge=0, may_change=True)
+    eval_interval: int = opt(0, "steps between evaluations (0: each epoch)", ge=0, aliases=("eval_every",))
+    eval_max_rows: int = opt(0, "evaluate at most so many rows, evenly spread over the set (0: all)", ge=0)
+    log_interval: int = opt(100, "steps between log lines; the first step has one too", ge=1, may_change=True)
+    sanity_check_interval: int = opt(10000, "steps between checks for NaN and Inf in weights, gradients and "
+                                     "optimizer; the loss is checked at every step", ge=0, may_change=True)
     gradient_monitor: bool = opt(True, "norms of the gradients by part of the model", may_change=True)
-    gradient_monitor_interval: int = opt(100, "updates between its looks; --monitor_interval sets this and the next",
+    gradient_monitor_interval: int = opt(100, "steps between checks; --monitor_interval sets this and the next",
                                          ge=0, may_change=True, aliases=("monitor_interval",))
     weight_monitor: bool = opt(True, "size of the updates against the weights, by part of the model", may_change=True)
-    weight_monitor_interval: int = opt(100, "updates between its looks", ge=0, may_change=True,
+    weight_monitor_interval: int = opt(100, "steps between checks", ge=0, may_change=True,
                                        aliases=("monitor_interval",))
     weight_monitor_sample_size: int = opt(1024, "weights looked at in each tensor", ge=1, may_change=True)
-    spike_factor: float = opt(10.0, "a loss so many median deviations above the running median is told as a spike "
-                              "(0: off)", ge=0, may_change=True)
-    samples: bool = opt(True, "show at each evaluation what the model makes", may_change=True)
+    spike_factor: float = opt(10.0, "report a loss that is so many median deviations above the running median as a "
+                              "spike (0: off)", ge=0, may_change=True)
+    samples: bool = opt(True, "show examples of the model's output at each evaluation", may_change=True)
     callback: str = opt("", "callbacks of your own: FILE.py:CLASS, FILE.py:CLASS:key=value,other=3 for one with "
                         "arguments, or the name of one that an installed package offers; several with commas between "
                         "them, or each with a --callback of its own", repeats=True, may_change=True)
@@ -167,7 +167,7 @@ class Watching:
 
 @dataclass
 class EarlyStopping:
-    """When to stop early"""
+    """Early stopping"""
 
     early_stopping: bool = opt(False, "stop when the validation metric stops improving; the log says at the start "
                                "whether epochs or evaluations are counted")
@@ -182,7 +182,7 @@ class EarlyStopping:
 
 
 @dataclass
-class Options(EarlyStopping, Watching, GoingOn, Recovery, Keeping, Machine, Optimization, Length):
+class Options(EarlyStopping, Monitoring, Resuming, Recovery, Keeping, Machine, Optimization, Length):
     """What every stage's Config inherits."""
 
 

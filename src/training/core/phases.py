@@ -1,4 +1,4 @@
-"""Phases of a step: which parameters are updated together, by which optimizer, and at which steps."""
+"""Phases of a step: which parameters one optimizer updates, and at which steps."""
 
 import re
 from collections import Counter
@@ -22,8 +22,8 @@ SCHEDULES = ("cosine", "wsd", "linear", "constant")
 class Group:
     """Parameters with settings of their own.
 
-    `names` is a pattern of parameter names, as the shell has them ("encoder.*", "*.bias"). Of a phase's groups the
-    first whose pattern fits takes a parameter.
+    `names` is a pattern of parameter names with the shell's wildcards ("encoder.*", "*.bias"). A parameter belongs to
+    the first group of a phase whose pattern matches its name.
     """
 
     names: str = "*"
@@ -33,17 +33,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimizer and one update from all micro-batches of a step.
+    """One optimizer, which makes one update from all micro-batches of a step.
 
     It runs at step `first` (counted from 0) and every `every`th step after it, before step `last` (None: to the end of
     the run). Its learning rate follows a schedule over the steps at which it runs.
 
-    optimizer      "": that of --optimizer; a name of `optim.OPTIMIZERS`; or what makes one of your own, of groups of
-                   parameters, the learning rate and the betas: it is called as (groups, lr, betas)
-    clip           largest norm of the gradients; None: --gradient_clip
-    lr_schedule    "": --lr_schedule
-    warmup_steps   None: the part of its updates that --warmup_steps is of the run's steps
-    min_lr_ratio   None: --min_lr_ratio
+    optimizer      "": as --optimizer says; a name in `optim.OPTIMIZERS`; or a function that makes your own, called as
+                   (groups, lr, betas) with torch's parameter groups
+    clip           largest norm of the gradients, 0: no limit; None: as --gradient_clip says
+    lr_schedule    "": as --lr_schedule says
+    warmup_steps   updates of this phase; None: the same share of its updates as --warmup_steps is of the run's steps
+    min_lr_ratio   None: as --min_lr_ratio says
     """
 
     name: str = "main"
@@ -59,32 +59,32 @@ class Phase:
     min_lr_ratio: float | None = None
 
     def spans(self, step: int) -> bool:
-        """Whether a step, counted from 0, lies between its first and its last."""
+        """Whether a step, counted from 0, is in [first, last)."""
         return step >= self.first and (self.last is None or step < self.last)
 
     def runs(self, step: int) -> bool:
-        """Whether it runs at a step, counted from 0."""
+        """Whether the phase makes an update at a step, counted from 0."""
         return self.spans(step) and (step - self.first) % self.every == 0
 
     def updates(self, step: int) -> int:
-        """How many updates it has made before a step."""
+        """The number of updates that the phase makes in the first `step` steps."""
         end = step if self.last is None else min(step, self.last)
         return max(0, -(-(end - self.first) // self.every))
 
     def schedule(self, cfg: "Options", steps: int) -> dict[str, Any]:
-        """What `optim.rate` is given beside the numbers of updates, in a run of `steps` steps."""
+        """The keyword arguments of `optim.rate` for this phase, in a run of `steps` steps."""
         warmup = cfg.warmup_steps * self.updates(steps) // steps if self.warmup_steps is None else self.warmup_steps
         return {"warmup": warmup, "schedule": self.lr_schedule or cfg.lr_schedule,
                 "min_ratio": cfg.min_lr_ratio if self.min_lr_ratio is None else self.min_lr_ratio}
 
     def parameters(self, model: "nn.Module") -> "list[tuple[Group, dict[str, nn.Parameter]]]":
-        """Its groups with the trainable parameters that each takes, by name; groups without any are left out."""
-        taken: list[dict[str, nn.Parameter]] = [{} for _ in self.groups]
+        """The groups, each with its trainable parameters by name; groups without any are left out."""
+        members: list[dict[str, nn.Parameter]] = [{} for _ in self.groups]
         for name, parameter in model.named_parameters():
-            fits = next((i for i, group in enumerate(self.groups) if fnmatchcase(name, group.names)), None)
-            if parameter.requires_grad and fits is not None:
-                taken[fits][name] = parameter
-        return [(group, found) for group, found in zip(self.groups, taken) if found]
+            first = next((i for i, group in enumerate(self.groups) if fnmatchcase(name, group.names)), None)
+            if parameter.requires_grad and first is not None:
+                members[first][name] = parameter
+        return [(group, found) for group, found in zip(self.groups, members) if found]
 
     def problems(self) -> list[str]:
         """What its declaration has that cannot be."""

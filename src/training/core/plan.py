@@ -1,10 +1,10 @@
-"""What a start computes, on which device and for how long: resolved once, for training, --info, --eval_only and replay.
+"""Device, precision, data, order and length of a run: resolved once, for training, --info, --eval_only and replay.
 
-    setup = resolve(LanguageModel, cfg, folder)     device, precision, threads; nothing is read yet
-    setup.prepare()                                 sources of parts, data
-    plan = setup.plan(typed)                        order, length, evaluations
+    setup = resolve(LanguageModel, cfg, folder)     choose device, precision, threads; read no data yet
+    setup.prepare()                                 find the sources of parts, read the data
+    plan = setup.plan(typed)                        order of the rows, length of the run, evaluations
 
-Nothing rewrites a plan's config. What is found out later, such as whether the run is compiled, makes another plan.
+The config of a plan never changes. What is decided later, such as whether the model is compiled, makes a new plan.
 """
 
 from collections.abc import Collection, Sized
@@ -25,47 +25,47 @@ from stoker.training.core.stage import Stage
 
 @dataclass(frozen=True)
 class Setup:
-    """A stage on a device. `cfg` is the stage's config from here on."""
+    """A stage and the device that it runs on. Making one sets the stage's own `cfg` to this one."""
 
     stage: Stage
-    cfg: Options  # with the precision and the threads that are used
+    cfg: Options  # with the precision and the number of threads in use, not "auto" or 0
     device: torch.device
 
     def __post_init__(self) -> None:
         self.stage.cfg = self.cfg
 
     def prepare(self, weights: Pretrained | None = None, *, download: bool = True) -> None:
-        """Find the sources of the model's parts, downloading those of the hub if they may be, and read the data.
-        `weights`: what the model will be filled from, if not from new ones. Raises UserError where either cannot be
-        used."""
+        """Find the sources of the model's parts and read the data. `weights`: the trained weights that the model will
+        get, if any; `download`: whether sources may be downloaded from the hub. Raises UserError where a source or the
+        data cannot be used."""
         pretrained.resolve_parts(self.stage, weights, download=download)
         self.stage.prepare()
 
     def reopen(self, weights: Pretrained | None = None) -> None:
-        """Instead of `prepare`: find the sources of the parts of trained weights, and read no data."""
+        """Call this instead of `prepare` where no data are needed: it finds the sources of the parts of `weights`."""
         if weights:
             pretrained.resolve_parts(self.stage, weights, judges=False)
         self.stage.reopen()
 
     def plan(self, typed: Collection[str]) -> "Plan":
-        """The plan of a run on the data that were prepared; `typed` options keep their values. Raises UserError where
-        there are no data, the options do not say how long to train, or phases cannot be as the stage declares them."""
+        """The plan of a run on the prepared data; the options in `typed` keep their values. Raises UserError where a
+        split is empty, the options do not say how long to train, or phases cannot be as the stage declares them."""
         phases.check_declared(self.stage.phases())
         rows, order = _rows(self.stage), self.stage.order()
         cfg, notes = resolve_length(self.cfg, typed, order.steps_per_epoch)
-        known = replace(self, cfg=cfg)  # before the stage says what it evaluates: that may depend on the length
+        known = replace(self, cfg=cfg)  # sets stage.cfg first: what the stage evaluates may depend on the length
         evaluations = Evaluations(known.stage, cfg, order.steps_per_epoch)
         return Plan(known.stage, cfg, self.device, order, evaluations, rows, tuple(notes))
 
 
 @dataclass(frozen=True)
 class Plan(Setup):
-    """How a stage is trained. `cfg` has the run's length and all that depends on it."""
+    """How a stage is trained. `cfg` has the number of steps, and the intervals that depend on it."""
 
     order: Order  # which rows make up each step
     evaluations: Evaluations
-    rows: int | None  # of the training data; None where they are a stream
-    notes: tuple[str, ...]  # what the run's length has changed, or makes odd
+    rows: int | None  # number of training rows; None for a stream
+    notes: tuple[str, ...]  # lines for the log: intervals that a short run changed, lengths that look like a mistake
 
     @property
     def steps(self) -> int:
@@ -73,17 +73,17 @@ class Plan(Setup):
         return self.cfg.max_steps
 
     def with_compile(self, compile: bool) -> "Plan":
-        """The same, compiled or not."""
+        """This plan with compilation on or off."""
         return replace(self, cfg=replace(self.cfg, compile=compile))
 
     def with_micro(self, rows: int) -> "Plan":
-        """The same in micro-batches of so many rows, where memory does not suffice for more; 0: as the options say."""
+        """This plan with micro-batches of `rows` rows, for want of memory; 0: as the options say."""
         return replace(self, order=replace(self.order, micro=rows))
 
 
 def resolve(kind: type[Stage], cfg: Options, folder: Path) -> Setup:
-    """Choose device, precision and threads as the options say, and make the stage. Raises UserError where the device is
-    not there."""
+    """Choose device, precision and threads by the options, and make the stage. Raises UserError where this machine does
+    not have the device."""
     devices.configure(cfg.threads)
     device = devices.choose(cfg.device)
     devices.permit(device, kind.nondeterministic)
@@ -93,7 +93,7 @@ def resolve(kind: type[Stage], cfg: Options, folder: Path) -> Setup:
 
 
 def _rows(stage: Stage) -> int | None:
-    """Rows of the training data; None where they are a stream. Raises UserError where there are none."""
+    """The number of training rows, None for a stream. Raises UserError where a split has none."""
     data = {split: stage.dataset(split) for split in ("train", "validation")}
     rows = {split: len(dataset) if isinstance(dataset, Sized) else None for split, dataset in data.items()}
     if empty := [split for split, count in rows.items() if count == 0]:

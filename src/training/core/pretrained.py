@@ -1,12 +1,12 @@
-"""Trained weights, by the name that people give them: of a run, a snapshot, a model folder.
+"""Finds and loads trained weights, by what the user types:
 
-    a run             its models/best, else models/final, else its newest whole snapshot
+    a run             its models/best, else models/final, else its newest undamaged snapshot
     a snapshot        its folder, or a file in it
-    a model folder    one that a finished run leaves, or of another program: safetensors, and config.json
+    a model folder    exported by a run, or by another program: safetensors and config.json
     newest            the newest finished run of the stage
     hf://ORG/NAME@REVISION    a model folder of the Hugging Face hub (`data/sources/model_hub.py`)
 
-What they are, and which options they settle, is found without torch; only `load` needs it.
+Only `load` and `opened` need torch; finding weights, and the options that follow from them, does not.
 """
 
 import hashlib
@@ -36,36 +36,38 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MADE_BY = "stoker.json"  # in a model folder of ours
-BESIDE = "parts"  # in a run's folder, and in a model folder: copies of the sources of parts, by the names of these
+MADE_BY = "stoker.json"  # in each model folder that a run has exported
+BESIDE = "parts"  # in a run's folder and in a model folder: copies of the sources of parts, in a folder for each part
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A folder with weights. What is not known, as of another program's, is empty, and the step -1."""
+    """A folder with weights. What is not known of them, as of another program's, is empty, and the step is -1."""
 
     folder: Path
     is_snapshot: bool
     stage: str = ""
     step: int = -1
-    options: Mapping[str, Any] = field(default_factory=dict)  # those that they were trained with
+    options: Mapping[str, Any] = field(default_factory=dict)  # the options of their training
     run: RunDir | None = None
     scores: Mapping[str, float] = field(default_factory=dict)  # of the evaluation at that step
-    parts: Mapping[str, Any] = field(default_factory=dict)  # the `note` of the source of each part of the model
-    noted: Mapping[str, Any] = field(default_factory=dict)  # the `note` that is all that is known: no file was read
-    origin: str = ""  # the repository of the hub, with the commit, of which the folder is the copy
+    parts: Mapping[str, Any] = field(default_factory=dict)  # the `note` of the source of each part, by its name
+    # A source that was read from its `note` in a snapshot or model folder which holds the part's weights itself. Empty
+    # for a source that was found.
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""  # hf://ORG/NAME@COMMIT where the folder is in the hub's cache
 
     def __str__(self) -> str:
         return f"{self.place}, step {self.step}" if self.step >= 0 else self.place
 
     @property
     def place(self) -> str:
-        """The name by which `find` finds the same weights again."""
+        """A name with which `find` finds the same weights again."""
         return self.origin or str(self.folder)
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """Where they are, and the SHA-256 of what they are (of several files, of one after another)."""
+        """Their place, and the SHA-256 of the files with weights, one after another in the order of their names."""
         if self.noted:
             return {name: self.noted[name] for name in ("path", "sha256")}
         _ = self._stamps
@@ -79,7 +81,7 @@ class Pretrained:
 
     @cached_property
     def _stamps(self) -> list[tuple[Any, ...]]:
-        """Of the files with weights, when they were hashed: what changes when one is written."""
+        """Inode, size and time of each file with weights when `identity` was computed, to notice a later change."""
         return _stamps_of(self.folder)
 
     def check_unchanged(self) -> None:
@@ -91,13 +93,13 @@ class Pretrained:
 
     @property
     def note(self) -> dict[str, Any]:
-        """What is written of them in snapshots and model folders of which they are a part's source."""
+        """What a snapshot or model folder records about them where they are the source of a part."""
         return {**self.identity, "is_snapshot": self.is_snapshot, "stage": self.stage, "step": self.step,
                 "options": dict(self.options)}
 
     def load(self, stage: Stage, model: "nn.Module") -> None:
-        """Put them into a model of the stage, as `networks.build` makes it. Raises UserError where they do not fit, are
-        damaged or hold NaN."""
+        """Load them into a model of the stage that `networks.build` has built. Raises UserError where they do not fit,
+        are damaged or hold NaN."""
         _check_parts(self, stage)
         if self.is_snapshot:
             from stoker.training.core.snapshots import load_weights
@@ -114,9 +116,9 @@ class Pretrained:
 
 
 def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
-    """The weights meant by a name; `stage` is whose newest finished run "newest" means; a repository of the hub is
-    downloaded unless `download` is false. Raises UserError."""
-    if repository := model_hub.named(named):
+    """The weights that the user means by `named`. "newest" is the newest finished run of `stage`. A repository of the
+    hub is downloaded unless `download` is false. Raises UserError where there are none."""
+    if repository := model_hub.parse(named):
         folder, commit = model_hub.folder(repository, download=download)
         return replace(_of_model(folder), origin=str(commit))
     if named == "newest" and stage:
@@ -124,18 +126,18 @@ def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
     if snapshot := registry.snapshot(named):
         return _of_snapshot(snapshot)
     if "/" in named and not Path(named).exists():
-        raise UserError(f"{named} is gone, or was never there: name a run, a snapshot or a model folder (one of the "
-                        f"Hugging Face hub as {model_hub.SCHEME}ORG/NAME)")
+        raise UserError(f"{named}: not found; name a run, a snapshot or a model folder (one of the Hugging Face hub as "
+                        f"{model_hub.SCHEME}ORG/NAME)")
     folder = Path(named).parent if Path(named).is_file() else Path(named)
     if (folder / MADE_BY).is_file() or (folder / "config.json").is_file():
         return _of_model(folder.resolve())
     if folder.is_dir() and not RunDir(folder.resolve()).status_file.exists():
-        raise UserError(f"{named} is no run, no snapshot and no model folder (which has a config.json)")
+        raise UserError(f"{named} is neither a run, nor a snapshot, nor a model folder (which has a config.json)")
     return of_run(registry.find(named))
 
 
 def of_run(run: RunDir) -> Pretrained:
-    """Raises UserError where it has none yet."""
+    """The weights of a run: see the top of this file. Raises UserError where it has none yet."""
     for folder in (run.models / "best", run.models / "final"):
         if folder.is_dir():
             return _of_model(folder)
@@ -146,7 +148,7 @@ def of_run(run: RunDir) -> Pretrained:
 
 def note(folder: Path, stage: str, step: int, options: Mapping[str, Any], scores: Mapping[str, float],
          parts: Mapping[str, Any] = {}) -> None:
-    """Write beside an exported model what is known of it, with the size and SHA-256 of each of its files."""
+    """Write stoker.json into a model folder: where the model comes from, and size and SHA-256 of each of its files."""
     entries = manifest.entries(folder)
     entries.pop(MADE_BY, None)
     manifest.write_sealed(folder / MADE_BY, {"stage": stage, "step": step, "options": dict(options),
@@ -154,7 +156,7 @@ def note(folder: Path, stage: str, step: int, options: Mapping[str, Any], scores
 
 
 def scores(run: RunDir, step: int) -> dict[str, float]:
-    """What the evaluation at a step found, as the journal has it; empty where there was none."""
+    """The metrics of the evaluation at a step, from the run's journal; empty where there was none."""
     row = next((row for row in Journal(run.metrics).rows() if row["step"] == step), {})
     return {name: value for name, value in row.items()
             if evaluations.is_score(name) and isinstance(value, (int, float))}
@@ -183,8 +185,8 @@ def _of_model(folder: Path) -> Pretrained:
 
 
 def _known(folder: Path, *, weights: bool) -> dict[str, Any]:
-    """What stands in a folder's stoker.json, once its files were compared with the digests there; those with weights,
-    which may be large, only if asked for. Raises UserError where one is not as it was written."""
+    """The content of a folder's stoker.json, after comparing the files with the digests in it; files with weights,
+    which may be large, only if `weights`. Raises UserError where one was changed."""
     try:
         known = manifest.read_sealed(folder / MADE_BY)
         large = {path.name for path in _weights(folder)}
@@ -214,7 +216,7 @@ def _of_earlier_version(path: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The files with weights; what else bears such a name, as a pipe, is left alone."""
+    """The files with weights; a pipe or folder with such a name is ignored."""
     return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
@@ -228,13 +230,13 @@ def _run_around(folder: Path) -> RunDir | None:
     return run if run.status_file.exists() and folder.parent.name != BESIDE else None
 
 
-# -- what follows from them -----------------------------------------------------------------------------------------
+# -- options and models that follow from weights ----------------------------------------------------------------------
 
 
 def apply_options(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretrained) -> Parsed[Any]:
-    """The config with the options that the weights settle; they count as typed from then on.
+    """The config with the options that follow from the weights (`Stage.options_from`), which then count as typed.
 
-    Raises UserError where others were typed, or the weights are of another stage.
+    Raises UserError where the user typed other values for them, or the weights are of another stage.
     """
     if pretrained.stage not in ("", stage.name):
         raise UserError(f"{pretrained} is of stage {pretrained.stage}, this one is {stage.name}: name weights of that")
@@ -274,13 +276,13 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def config_for(pretrained: Pretrained, stage: type[Stage]) -> Any:
-    """The config of a stage of which nothing was typed. Raises UserError where the weights are of another."""
+    """A stage's config by its defaults and the weights. Raises UserError where the weights are of another stage."""
     return apply_options(stage, Parsed(stage.Config(), frozenset(), ""), pretrained).config
 
 
 def opened(pretrained: Pretrained, stage: type[Stage], device: "torch.device | str") -> tuple[Any, Any]:
-    """To use trained weights: their stage, without its data, and the model in evaluation mode. Raises UserError where
-    they are of another."""
+    """For inference: the stage, without its data, and the model with the weights, in evaluation mode. Raises UserError
+    where the weights are of another stage."""
     from stoker.training.core import networks  # torch
 
     run = pretrained.run if pretrained.is_snapshot else None
@@ -301,7 +303,7 @@ def part_problems(stage: Stage) -> list[str]:
     for part in stage.parts():
         try:
             with part.problems():
-                repository = model_hub.named(part.source)
+                repository = model_hub.parse(part.source)
             if repository:
                 found += [f"part {part.name}: {problem}" for problem in [model_hub.problem(repository)] if problem]
             else:
@@ -313,11 +315,12 @@ def part_problems(stage: Stage) -> list[str]:
 
 def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bool = True,
                   download: bool = True) -> None:
-    """Find the sources of a stage's parts, downloading those of the hub if they may be, verify them, and put them into
-    `stage.sources`.
+    """Find and verify the sources of a stage's parts, and put them into `stage.sources`.
 
-    `weights` are the snapshot or model folder that the model will be filled from, if there is one. Its parts must have
-    the sources that they had then, by content. Raises UserError where one is gone, damaged, or has other content.
+    `weights` is the snapshot or model folder whose weights the model will get, if any: then each part must have a
+    source with the content that it had when they were trained. `judges`: also resolve the parts for evaluation alone;
+    `download`: download from the hub what is not here. Raises UserError where a source is gone, damaged, or has other
+    content.
     """
     for part in stage.parts():
         if part.is_judge and not judges:
@@ -334,7 +337,7 @@ def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bo
 
 
 def _is_within(part: Part, weights: Pretrained) -> bool:
-    """Whether trained weights hold those of a part."""
+    """Whether the files of `weights` hold the part's weights, so that its source is not read."""
     return not part.is_judge and (part.train == "whole" if weights.is_snapshot else part.export == "copy")
 
 
@@ -344,7 +347,7 @@ def _of_note(known: Mapping[str, Any]) -> Pretrained:
 
 
 def _named(part: Part, *, download: bool) -> Pretrained | None:
-    """The source that a part names, if it names one."""
+    """The source that the user has named for a part; None for new weights."""
     if not part.source:
         if isinstance(part.train, Lora) or part.is_judge:
             raise UserError(f"part {part.name} needs trained weights: name a run, a snapshot or a model folder")
@@ -357,7 +360,7 @@ def _named(part: Part, *, download: bool) -> Pretrained | None:
 
 
 def _verified(part: Part, source: Pretrained) -> Pretrained:
-    """The same with the options that its stage reads from it, once its files were compared with their digests."""
+    """The source with the options that `part.stage` reads from it, after comparing its files with their digests."""
     if source.is_snapshot:
         manifest.verified(source.folder, ".safetensors")
         if source.run and source.run.holder() and part.train != "whole" and part.export != "beside":
@@ -374,19 +377,19 @@ def _verified(part: Part, source: Pretrained) -> Pretrained:
 
 
 def beside(weights: Pretrained, name: str) -> Path | None:
-    """The copy of the source of a part that lies beside trained weights, if there is one."""
+    """The folder beside trained weights that has the copy of a part's source, if there is one."""
     folders = [weights.folder, *([weights.run.path] if weights.run else [])]
     return next((folder / BESIDE / name for folder in folders if (folder / BESIDE / name).is_dir()), None)
 
 
 def copy_sources(stage: Stage, folder: Path) -> None:
-    """Put copies of the sources of those parts beside trained weights that are to lie there, whole or not at all."""
+    """Copy the sources of the parts with export="beside" into `folder`, each whole or not at all."""
     for part in stage.parts():
         source, target = stage.sources.get(part.name), folder / BESIDE / part.name
         if part.export != "beside" or source is None or target.exists():
             continue
         hidden = target.with_name(f".{part.name}")
-        shutil.rmtree(hidden, ignore_errors=True)  # what a kill left
+        shutil.rmtree(hidden, ignore_errors=True)  # from a start that was killed
         hidden.mkdir(parents=True)
         # our files and those of the hub's cache are replaced, never written in place
         put = files.link_or_copy if source.stage or source.is_snapshot or source.origin else shutil.copyfile
@@ -400,11 +403,11 @@ def copy_sources(stage: Stage, folder: Path) -> None:
 
 
 def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, download: bool) -> Pretrained:
-    """The source that a part had before, where it was, beside the weights, or where it is named now. Raises UserError
-    where it is gone, or its content is another."""
+    """The source that a part had in training, by its SHA-256: looked for where it was, in the copy beside the weights,
+    and where the user names it now. Raises UserError where none of these has that content."""
     copy = beside(weights, part.name)
     download = download and copy is None
-    is_gone = not (model_hub.named(known["path"]) or Path(known["path"]).exists())
+    is_gone = not (model_hub.parse(known["path"]) or Path(known["path"]).exists())
     why = f"{known['path']} is gone" if is_gone else ""
     for place in [place for place in (known["path"], str(copy or ""), part.source) if place]:
         try:
@@ -421,7 +424,7 @@ def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, download
 
 
 def _check_parts(weights: Pretrained, stage: Stage) -> None:
-    """Raises UserError where weights were trained beside other parts than those that the stage has now."""
+    """Raises UserError where `weights` were trained with other weights of a part than the stage has now."""
     for part in stage.parts():
         source = stage.sources.get(part.name)
         if source is None or source.noted or part.is_judge:

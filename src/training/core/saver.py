@@ -30,23 +30,23 @@ LOOK = 0.2  # seconds
 class Saver:
     """One thread, which writes one snapshot at a time. All methods are for the thread that trains.
 
-    `tell` is told "on_save" with the path of each snapshot that has become whole, and "on_trouble" when `trouble`
-    changes. Whatever else than a trouble that may pass keeps a snapshot from being written is raised.
+    `emit` is called with "on_save" and the path of each snapshot that was written and verified, and with "on_trouble"
+    when `trouble` changes. An error that waiting cannot mend, unlike a full disk, is raised.
     """
 
     snapshots: Snapshots
     cfg: Options
     signals: Signals
-    tell: Callable[..., None]
+    emit: Callable[..., None]
     last: float = 0.0  # when the last was handed over, by the monotonic clock
     trouble: str = ""  # why the last trial failed, while it is tried again
     _since: float = 0.0  # when the trouble began
-    _told: str = ""
+    _reported: str = ""  # the trouble of the last "on_trouble"
     _given_up: threading.Event = field(default_factory=threading.Event)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saver"))
     _waiting: list[Packed] = field(default_factory=list)  # those under way, oldest first
     _judgements: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> best_step, judged
-    _whole: list[Path] = field(default_factory=list)  # not told yet
+    _whole: list[Path] = field(default_factory=list)  # snapshots for which "on_save" was not emitted yet
     _last_whole: tuple[int, int] = -1, -1  # best_step and judged of the newest that on_save was for
     _writing: Future[None] | None = None
 
@@ -69,7 +69,7 @@ class Saver:
         self.last = time.monotonic()
 
     def look(self) -> str:
-        """Tell what became of the one under way. The return is why training should end, if it should."""
+        """Emit what became of the snapshot under way. Returns why training should end, or ""."""
         self._wait(0)
         minutes = self.cfg.disk_full_minutes
         return f"no snapshot could be written for {minutes:g} minutes" if self._troubled(60 * minutes) else ""
@@ -117,10 +117,10 @@ class Saver:
         while self._whole:
             path = self._whole.pop(0)
             self._last_whole = self._judgements.pop(path.name)
-            self.tell("on_save", path)
-        if self._told != self.trouble:
-            self._told = self.trouble
-            self.tell("on_trouble")
+            self.emit("on_save", path)
+        if self._reported != self.trouble:
+            self._reported = self.trouble
+            self.emit("on_trouble")
 
     # -- in the thread ------------------------------------------------------------------------------------------
 

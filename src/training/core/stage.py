@@ -1,7 +1,8 @@
-"""Stage: what is trained, on what, toward what. A declaration in one file; the file being there registers it.
+"""Stage: declares the model, the data and the loss of a training, in one file.
 
-A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`, or in a script of the user's. The trainer
-knows stages only by what stands here. Importing a stage's file does not import torch: configs and help answer at once.
+A stage is a class in `training/train_<name>.py` or `training/sft_<name>.py`, which `discover` finds, or in a script of
+the user's. The trainer knows stages only by this interface. Importing a stage's file does not import torch, so that
+--help and mistakes in options are printed at once.
 """
 
 import functools
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from stoker.training.core.media import Media
     from stoker.training.core.pretrained import Pretrained
 
-    C = TypeVar("C", bound=Options, default=Any)  # of a stage that does not name its options mypy does not check them
+    C = TypeVar("C", bound=Options, default=Any)  # a stage that does not name its Config: mypy checks no options
 else:
     from typing import TypeVar
 
@@ -36,21 +37,21 @@ else:
 
 
 class Stage(Generic[C]):
-    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory. A class that names its options,
-    `class Mine(Stage[Config])`, has them typed in its methods.
+    """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory. In a class that names its
+    config, `class Mine(Stage[Config])`, type checkers know the options.
 
-    `sources` has where each part's weights come from, by its name, before anything else is called; `judges` the
-    networks of the parts that are for evaluation alone, once there is a model.
+    `sources` has the source of each part, by the part's name; it is filled before `prepare`. `judges` has the networks
+    of the parts that are for evaluation alone, once the model was built.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type]  # a dataclass derived from Options, with an option `dataset`
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
-    target: ClassVar[float | None] = None  # what that figure is meant to reach; a finished run says whether it did
-    divisible: ClassVar[bool] = True  # the loss is a sum over samples: a batch may be computed in smaller parts
-    # kind of device ("cpu", "cuda", "mps") -> what has no deterministic form there, as "grid_sample's backward pass":
-    # torch then warns instead of refusing it, and a resumed run is the uninterrupted one to rounding only
+    target: ClassVar[float | None] = None  # the goal for the best metric; a finished run reports whether it was met
+    divisible: ClassVar[bool] = True  # the loss is a sum over samples, so smaller micro-batches give the same gradients
+    # kind of device ("cpu", "cuda", "mps") -> an operator that has no deterministic form there, such as "grid_sample's
+    # backward pass": torch then warns instead of failing, and a resumed run equals the uninterrupted one to rounding
     nondeterministic: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, cfg: C, folder: Path):
@@ -68,62 +69,65 @@ class Stage(Generic[C]):
 
     @classmethod
     def check(cls, cfg: C, *, resumed: bool) -> list[str]:
-        """Mistakes that can be seen without torch and without reading all the data; `resumed`: a run goes on."""
+        """Messages about mistakes that can be found without torch and without reading all the data. `resumed`: the
+        options are of a run that is resumed."""
         return []
 
     @classmethod
     def resolve_defaults(cls, cfg: C, typed: Collection[str]) -> tuple[C, list[str]]:
-        """The config with those defaults replaced that cannot be met on this machine, and a line about each.
+        """The config with other values for defaults that do not work on this machine, and a log line about each.
 
-        Called before a new run is made; `typed` values are never replaced.
+        Called before a new run is made. Options in `typed` keep their values.
         """
         return cfg, []
 
     @classmethod
     def all_rows(cls, cfg: C) -> C:
-        """The config with which no row of a data set is changed, left out or added, to evaluate all of them."""
+        """The config for evaluating all rows of a data set: without augmentation, and without leaving out or adding
+        rows."""
         return replace(cfg, max_samples=0)
 
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Read and check the data, log what was found. Raises UserError where it cannot be trained on."""
+        """Read and check the data, and log what was found. Raises UserError where they cannot be trained on."""
 
     def dataset(self, split: str) -> "Dataset[Any]":
         """The rows of "train", "validation" or, where the data have one, "test".
 
-        Each data set is built once: further calls return the same object. That is before the length of the run, and
-        whether it is compiled, stand in `cfg`.
+        Each data set is built once: further calls return the same object. The first call comes before `cfg` has the
+        length of the run and whether it is compiled, so neither may be used here.
         """
         raise NotImplementedError
 
     def splits(self) -> tuple[str, ...]:
-        """What `dataset` may be asked for, once the data are prepared."""
+        """The splits that `dataset` accepts; called after `prepare`."""
         return "train", "validation"
 
     def collate(self, samples: list[Any]) -> Batch:
         raise NotImplementedError
 
     def order(self) -> "Order":
-        """Which rows of "train" make up each step."""
+        """The order of the rows of "train": which of them each step trains on."""
         from stoker.data.loader import Order
 
         rows = len(self.dataset("train"))  # type: ignore[arg-type]
         return Order(rows, self.cfg.batch_size, self.cfg.grad_accum_steps, self.cfg.seed)
 
     def fingerprint(self) -> str:
-        """Changes whenever the data do."""
+        """A digest of the data: a resume is refused where it has changed."""
         return "/".join(self.made_from().values())
 
     def made_from(self) -> dict[str, str]:
-        """The fingerprints of what decides the rows, by the names that a refusal to resume prints."""
+        """Data fingerprints by name, for the error message when a resume is refused."""
         return {}
 
     def begin(self) -> None:
-        """Leave in `folder` what must be there beside snapshots; nothing can be refused any more."""
+        """Write into `folder` the files that a run needs beside snapshots. Called after all checks, right before the
+        first step."""
 
     def size(self, batch: Batch) -> dict[str, int]:
-        """How much a batch holds, by the unit its speed is told in: {"samples": 32, "tok": 8192}."""
+        """How much a batch holds, by the units in which speed is reported: {"samples": 32, "tok": 8192}."""
         return {"samples": len(next(iter(batch.values())))}
 
     # -- model --------------------------------------------------------------------------------------------------
@@ -132,41 +136,41 @@ class Stage(Generic[C]):
         raise NotImplementedError
 
     def parts(self) -> Sequence[Part]:
-        """The submodules of the model whose weights come from somewhere, the same ones whether a source is named or
-        not; and the judges of an evaluation that were named."""
+        """The submodules whose weights may come from a source, always the same ones, whether the user names a source
+        or not; and judges for the evaluation, which must have a source."""
         return ()
 
     def initialize(self, model: "nn.Module", batches: Iterable[Batch]) -> None:
         """Compute weights and buffers of a new model from the first training batches, such as a codebook by k-means.
 
-        Called once, before step 0, without gradients, in evaluation mode and in the run's precision. `batches` are the
-        micro-batches of the run's first steps, on the device; training begins with the first of them, however many are
-        read here. Random numbers follow from --seed. The weights of a part that has a source must stay as they are, and
-        so must what no snapshot holds (buffers that are not persistent).
+        Called once, before step 0, without gradients, in evaluation mode and in the run's precision. `batches` yields
+        the micro-batches of the run's first steps, on the device; training begins with the first of them again, however
+        many are read here. Random numbers follow from --seed. Weights of a part that has a source, and buffers that no
+        snapshot holds (non-persistent ones), must not be changed.
 
-        Not called where the model has trained weights: in a run that is resumed, or begins with --init_from. The
-        estimate before a run measures the model as it is without this.
+        Not called where the model has trained weights: when a run is resumed, or started with --init_from. The estimate
+        of time and memory before a run does not call it either.
         """
 
     def phases(self) -> tuple[Phase, ...]:
-        """What is updated in a step, in this order. Every trainable parameter is in one at least."""
+        """The phases of a step, in this order. Every trainable parameter must be in at least one of them."""
         return (Phase(),)
 
     def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
-        """How much there is in a micro-batch for each term of the loss: the divisor of its sum. It follows from the
-        batch alone."""
+        """The divisor of each term of the loss in a micro-batch, such as its number of samples or tokens. It must
+        follow from the batch alone, without the model."""
         return {"loss": len(next(iter(batch.values())))}
 
     def weights(self, moment: Moment) -> dict[str, float]:
-        """The weights of the terms of the loss, 1 where none is given."""
+        """The weight of each term of the loss; 1 for a term without an entry."""
         return {}
 
     def loss(self, model: "nn.Module", batch: Batch, moment: Moment) -> Loss:
-        """The loss of a micro-batch: for each term of `counts` a sum."""
+        """The loss of a micro-batch: a sum for each term of `counts`."""
         raise NotImplementedError
 
     def score(self, model: "nn.Module", batch: Batch) -> dict[str, Ratio]:
-        """The figures of the evaluation "eval"; they are added over the whole set."""
+        """The metrics of the evaluation "eval" on a batch; totals and counts are added over the whole set."""
         phase = self.phases()[-1].name
         loss, counts = self.loss(model, batch, Moment(phase)), self.counts(batch, phase)
         terms = {term: Sampled(total, counts[term], loss.samples[term]) if term in loss.samples
@@ -174,66 +178,69 @@ class Stage(Generic[C]):
         return {**terms, **loss.figures}
 
     def gather(self, model: "nn.Module", batch: Batch) -> "dict[str, Tensor]":
-        """What `judge` is to have of each batch of an evaluation, a row for each sample."""
+        """The tensors that `judge` needs of each batch of an evaluation, with a row for each sample."""
         return {}
 
     def judge(self, gathered: "Mapping[str, Tensor]") -> "Mapping[str, float | Ratio]":
-        """The figures of an evaluation that are no ratios of sums, such as recall among all that there are: from what
-        `gather` gave, the rows of the whole validation set in their order, on the host. Not asked for of nothing. One
-        that is the mean of a figure of each row, such as whether its query was right, may be returned as `Sampled`."""
+        """Metrics of an evaluation that are no ratios of sums, such as recall among all candidates. `gathered` has the
+        tensors of `gather`, concatenated over the whole set in the order of its rows, on the CPU. Not called where
+        nothing was gathered. A metric that is a mean over rows, such as whether the row's query was answered right, may
+        be a `Sampled`, so that it has a confidence interval."""
         return {}
 
     def groups(self, split: str) -> Sequence[str] | None:
-        """The group of each row of a split, such as its speaker; None where rows are independent of each other."""
+        """The group of each row of a split, such as its speaker, for confidence intervals. None: rows are
+        independent."""
         return None
 
     def evaluations(self) -> Sequence[Evaluation]:
-        """What is evaluated, in this order; `best` is a metric of one of them."""
+        """The evaluations, in the order in which they are done; `best` is a metric of one of them."""
         return (Evaluation("eval", self.dataset, self.collate, self.score, self.gather, self.judge, self.size,
                            self.groups, divisible=self.divisible),)
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Figures that follow from the means, as perplexity does from the loss."""
+        """Figures that are computed from the means of others, as perplexity from the loss."""
         return {}
 
     def blocks(self, model: "nn.Module") -> list["nn.Module"]:
-        """The repeated parts of the model, each called once in a forward pass with a tensor that it returns changed:
-        what is compiled one by one, and computed again under gradient checkpointing."""
+        """The repeated blocks of the model. Each is called once in a forward pass, with a tensor as its first argument,
+        and returns one of the same kind. torch.compile and gradient checkpointing apply to each block by itself."""
         return []
 
     def samples(self, model: "nn.Module") -> dict[str, "Media"]:
-        """What the model makes, to look at: shown at each evaluation. Its own randomness is preserved around it."""
+        """Examples of the model's output, by name, which are shown at each evaluation. Random numbers drawn here do not
+        change the training."""
         return {}
 
     def callbacks(self) -> list["Callback"]:
-        """What this stage plugs in beside what every run has."""
+        """The stage's own callbacks, beside those of every run."""
         return []
 
-    # -- out, and in again --------------------------------------------------------------------------------------
+    # -- export and load ----------------------------------------------------------------------------------------
 
     def export(self, model: "nn.Module", folder: Path) -> None:
-        """Write the trained model so that it can be used without the run."""
+        """Write the trained model into a folder, so that it can be used without the run."""
         raise NotImplementedError
 
     def load(self, model: "nn.Module", folder: Path) -> None:
-        """Put the weights of such a folder into the model. Raises UserError where they are not for it."""
+        """Load the weights of an exported folder into the model. Raises UserError where they do not fit."""
         raise NotImplementedError
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """The options that trained weights settle, such as the shape of the model and the tokenizer; found without
-        torch. Raises UserError where the weights are not for this stage."""
+        """The options that follow from trained weights, such as the shape of the model and the tokenizer. Must work
+        without torch. Raises UserError where the weights are not for this stage."""
         return {}
 
     def reopen(self) -> None:
-        """Instead of `prepare`, to use a trained model: what `model` needs beside the config, without the data."""
+        """Load what inference needs (tokenizer, vocabulary), without the data. Called instead of `prepare`."""
 
 
 def _built_once(build: "Callable[[Any, str], Dataset[Any]]") -> "Callable[[Any, str], Dataset[Any]]":
-    """A stage's `dataset`, which returns what it built before."""
+    """Wrap a stage's `dataset` so that further calls return the object that the first one built."""
     @functools.wraps(build)
     def dataset(self: Stage, split: str) -> "Dataset[Any]":
-        if (build, split) not in self._datasets:  # by `build`: a stage may ask the one that it is derived from
+        if (build, split) not in self._datasets:  # `build` too: a derived stage's may call super()
             self._datasets[build, split] = build(self, split)
         return self._datasets[build, split]
 

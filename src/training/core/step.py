@@ -1,4 +1,4 @@
-"""One step of training: each phase that runs at it makes one update from all micro-batches."""
+"""One step of training: each phase that is due makes one update from all micro-batches of the step."""
 
 import logging
 import math
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Step:
-    """Makes the updates of a step, and holds what they need: optimizers and loss scales, by phase.
+    """Makes the updates of a step, and holds the optimizer and the loss scale of each phase.
 
-    `emit` calls the callbacks' `on_loss` and `on_grad`, `record` adds to a figure's mean over the log interval.
+    `emit` calls the callbacks' `on_loss` and `on_grad`; `record` adds a value to a figure's mean over the log interval.
     """
 
     def __init__(self, stage: Stage, model: nn.Module, cfg: Options, steps: int, device: torch.device,
@@ -36,14 +36,14 @@ class Step:
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizers = {phase.name: optim.build(phase, model, cfg, stage.blocks(model)) for phase in self.phases}
         self.loss_scales = {phase.name: optim.LossScale(device) for phase in self.phases if cfg.precision == "fp16"}
-        self.dropped = torch.zeros((), device=device)  # 1 where an update of the last step was not finite, not applied
+        self.dropped = torch.zeros((), device=device)  # 1 where the last step dropped an update that was not finite
         self.grad_norms: dict[str, Tensor] = {}  # phase -> norm of each tensor's gradient, before clipping
-        self.updated = False  # whether a phase of the step in hand has changed weights
+        self.updated = False  # whether a phase of the current step has changed weights
         self.lr = cfg.lr
         self._skipped = ""
 
     def run(self, step: int, batches: Sequence[Batch]) -> None:
-        """Step number `step`, counted from 0. Raises what a forward or backward pass raises."""
+        """Do step number `step`, counted from 0. Raises what a forward or backward pass raises."""
         self.updated, self.dropped, self.grad_norms = False, torch.zeros((), device=self.device), {}
         running = [phase for phase in self.phases if phase.runs(step)]
         for phase in running:
@@ -57,7 +57,7 @@ class Step:
         self.statistics.apply(self.dropped)
 
     def skip(self, why: str) -> None:
-        """Drop the gradients of the phase being updated (from `on_loss` or `on_grad`)."""
+        """Make no update in the current phase; for callbacks, in `on_loss` or `on_grad`. `why` is logged."""
         self._skipped = why
 
     def _set_rate(self, phase: Phase, step: int) -> None:
@@ -68,51 +68,51 @@ class Step:
             self.lr = lr
 
     def _update(self, phase: Phase, step: int, batches: Sequence[Batch], passed: list[Any]) -> list[Any]:
-        """One optimizer update from all micro-batches. Returns what the next phase is given for each of them."""
+        """Make one optimizer update from all micro-batches. Returns `Loss.passed` of each, for the next phase."""
         name, self._skipped = phase.name, ""
         optimizer, scale = self.optimizers[name], self.loss_scales.get(name)
         parameters = optim.parameters(optimizer)
         counts = [self.stage.counts(batch, name) for batch in batches]
-        divide = Division(counts, self.stage.weights(Moment(name, step, self.steps)), scale)
+        division = Division(counts, self.stage.weights(Moment(name, step, self.steps)), scale)
         gradients = GradientSum(parameters)
         self.statistics.begin_phase()
         self._train_only(parameters)
-        total, left = torch.zeros((), device=self.device), []
+        total, to_pass = torch.zeros((), device=self.device), []
         for i, batch in enumerate(batches):
             rng.begin(self.cfg.seed, step, name, i)
             moment = Moment(name, step, self.steps, passed[i])
             with devices.autocast(self.device, self.cfg.precision):
                 loss = self.stage.loss(self.model, batch, moment)
             self.statistics.add()
-            self.emit("on_loss", name, divide.own(loss, i))
-            value = divide.loss(loss)
-            (value * divide.factor).backward()
+            self.emit("on_loss", name, division.micro_batch_loss(loss, i))
+            value = division.loss(loss)
+            (value * division.factor).backward()
             self.statistics.clear()
             gradients.add(i)
             total = total + value.detach()
-            self._record(name, loss, counts[i], divide)
-            left.append(_detached(loss.passed))
+            self._record(name, loss, counts[i], division)
+            to_pass.append(_detached(loss.passed))
         gradients.finish()
         self.statistics.finish_phase()
-        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divide.divisor)
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], division.divisor)
         self._train_only(self.trainable)
-        if divide.several:
+        if division.several:
             self.record("train/" + self._named("loss", name), Ratio(total, 1))
         self.emit("on_grad", name)
         if self._skipped:
             log.warning("step %d: %s update skipped: %s", step + 1, name, self._skipped)
         else:
             self._apply(phase, optimizer, parameters, total)
-        return left
+        return to_pass
 
-    def _record(self, phase: str, loss: Loss, counts: dict[str, Any], divide: "Division") -> None:
-        figures = {("loss" if not divide.several else term): Ratio(total, counts[term])
-                   for term, total in loss.terms.items() if not (divide.several and term == "loss")}  # else added to it
+    def _record(self, phase: str, loss: Loss, counts: dict[str, Any], division: "Division") -> None:
+        figures = {("loss" if not division.several else term): Ratio(total, counts[term])
+                   for term, total in loss.terms.items() if not (division.several and term == "loss")}  # added below
         for name, ratio in {**figures, **loss.figures}.items():
             self.record("train/" + self._named(name, phase), ratio)
 
     def _train_only(self, parameters: Sequence[nn.Parameter]) -> None:
-        """What a phase does not train gets no gradient in it."""
+        """Compute no gradients for the other trainable parameters: the phase in hand does not train them."""
         if len(self.phases) > 1:
             wanted = {id(parameter) for parameter in parameters}
             for parameter in self.trainable:
@@ -120,13 +120,13 @@ class Step:
 
     def _apply(self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter],
                loss: Tensor) -> None:
-        """Clip and update. What is not finite is dropped on the device, so the host need not wait."""
-        name, largest = phase.name, self.cfg.gradient_clip if phase.clip is None else phase.clip
+        """Clip and update. The device drops an update that is not finite, so the host need not wait."""
+        name, max_norm = phase.name, self.cfg.gradient_clip if phase.clip is None else phase.clip
         norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
         norm = torch.linalg.vector_norm(norms)
-        torch.nn.utils.clip_grads_with_norm_(parameters, largest or math.inf, norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm or math.inf, norm)
         dropped = unhealthy = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        if scale := self.loss_scales.get(name):  # an overflow is the scale's business while there is room to halve it
+        if scale := self.loss_scales.get(name):  # an overflow is no alarm as long as the scale can be halved
             unhealthy = dropped * ((scale.value <= 1) | ~torch.isfinite(loss))
             self.record(self._named("health/loss_scale", name), scale.value)
             self.record(self._named("health/overflow_share", name), dropped - unhealthy)
@@ -141,10 +141,10 @@ class Step:
 
 
 class Division:
-    """Turns the sums of the terms into the loss of the step.
+    """Divides the sums of the terms of a loss by their counts in the whole step.
 
-    One term of weight 1: its sum goes through the backward pass as it is, and the gradients are divided by its count
-    once. Otherwise each term is multiplied by its weight over its count in the whole step, before the backward pass.
+    With one term of weight 1, the backward pass starts from the sum, and the gradients are divided by the count once,
+    at the end. Otherwise each sum is multiplied by its weight and divided by its count before the backward pass.
     """
 
     def __init__(self, counts: Sequence[dict[str, Any]], weights: dict[str, float], scale: "optim.LossScale | None"):
@@ -153,20 +153,20 @@ class Division:
                     for term in dict.fromkeys(term for each in counts for term in each)}
         self.several = len(self.all) > 1 or any(weights.get(term, 1.0) != 1.0 for term in self.all)
         only = next(iter(self.all))
-        self.factor: Any = 1.0  # of the loss in the backward pass; with fp16 the loss scale
+        self.factor: Any = 1.0  # multiplies the loss before the backward pass; with fp16 from the loss scale
         if scale:
             self.factor = scale.value if self.several else scale.value / _at_least_one(counts[0].get(only, 0))
-        self.divisor = self.factor * (1 if self.several else self.all[only])  # of the gradients after it
+        self.divisor = self.factor * (1 if self.several else self.all[only])  # divides the gradients after it
 
     def loss(self, loss: Loss) -> Tensor:
-        """What goes through the backward pass, but for the factor."""
+        """The scalar to call `backward` on, before it is multiplied by the factor."""
         if not self.several:
             return next(iter(loss.terms.values()))
         parts = [total * (self.weights.get(term, 1.0) / self.all[term]) for term, total in loss.terms.items()]
         return torch.stack(parts).sum()
 
-    def own(self, loss: Loss, number: int) -> Ratio:
-        """The loss of one micro-batch by itself."""
+    def micro_batch_loss(self, loss: Loss, number: int) -> Ratio:
+        """The mean loss of micro-batch `number` by itself, divided by its own counts."""
         counts = self.counts[number]
         if not self.several:
             (term, total), = loss.terms.items()
@@ -177,8 +177,8 @@ class Division:
 
 def losses(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, precision: str,
            steps: Sequence[range] = (range(ENDLESS),), number: int | None = None) -> Iterator[Ratio]:
-    """The loss of each phase that runs in these steps, on one batch by itself, its graph still there. With the `number`
-    of a micro-batch of the first of the steps, it draws the random numbers that the step draws."""
+    """The loss of each phase that runs in `steps`, on one batch by itself, with its autograd graph. With `number`, it
+    draws the random numbers that the first of the steps draws for its micro-batch of that number."""
     passed = None
     for phase in stage.phases():
         if not any(phase.updates(some.stop) > phase.updates(some.start) for some in steps):
@@ -194,25 +194,25 @@ def losses(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, p
 
 
 def _at_least_one(count: Any) -> Any:
-    """A term may find nothing in a micro-batch, or in a step: its sum is 0 then."""
+    """The count as a divisor. It is 0 where a micro-batch or a step has nothing for a term, and then so is the sum."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)
 
 
 class GradientSum:
-    """Sums the gradients of a step's micro-batches along a tree. Two are added by autograd itself; more take one more
-    set of gradients for each level."""
+    """Sums the gradients of a step's micro-batches along a tree. Autograd itself adds those of two; beyond two, each
+    level of the tree keeps one more set of gradients in memory."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
         self.parameters, self.pairs = parameters, Tree(_plus)
         self._take()
 
     def add(self, number: int) -> None:
-        """The backward pass of micro-batch `number` (from 0) is done: its gradients are in `grad`."""
-        if number % 2:  # an even one's neighbour, if there is one, is added to it in place
+        """Call this after the backward pass of micro-batch `number` (from 0): its gradients are in `grad`."""
+        if number % 2:  # autograd adds those of an odd number in place to those of the even number before it
             self.pairs.add(self._take())
 
     def finish(self) -> None:
-        """Put the sum of all into `grad`."""
+        """Write the sum over all micro-batches into `grad`."""
         for parameter, grad in zip(self.parameters, self.pairs.total(self._take())):
             parameter.grad = grad
 
@@ -224,7 +224,7 @@ class GradientSum:
 
 
 def _plus(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
-    """The sum, in place of the left one where there is one."""
+    """The sums, written over the tensors of `left` where it has them."""
     both = [(a, b) for a, b in zip(left, right) if a is not None and b is not None]
     if both:
         torch._foreach_add_([a for a, _ in both], [b for _, b in both])

@@ -1,4 +1,4 @@
-"""Sums over the micro-batches of a step, along a tree whose shape follows from their number alone."""
+"""Sums over the micro-batches of a step, in an order that depends only on how many there are."""
 
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, runtime_checkable
@@ -12,17 +12,17 @@ Sums = dict[str, Tensor]
 
 
 class Tree(Generic[T]):
-    """Adds its leaves along a binary tree by their numbers: ((0+1)+(2+3))+((4+5)+6).
+    """Adds values ("leaves") along a binary tree, in the order in which they come: ((0+1)+(2+3))+((4+5)+6).
 
-    The shape depends on how many there are alone, so that any number of processes that share them out in powers of two
-    can compute the same bits.
+    The shape depends only on the number of leaves. So 2, 4, 8, ... processes that have equal shares of them can compute
+    the same bits as one process.
     """
 
     def __init__(self, plus: Callable[[T, T], T]):
         self.plus, self.nodes, self.count = plus, list[T](), 0
 
     def add(self, node: T) -> None:
-        """The next leaf."""
+        """Add the next leaf."""
         self.count += 1
         pairs = self.count
         while pairs % 2 == 0:
@@ -30,7 +30,7 @@ class Tree(Generic[T]):
         self.nodes.append(node)
 
     def total(self, last: T) -> T:
-        """The sum of all leaves and a last one."""
+        """The sum of all leaves that were added, and of `last` as one more."""
         while self.nodes:
             last = self.plus(self.nodes.pop(), last)
         return last
@@ -38,21 +38,22 @@ class Tree(Generic[T]):
 
 @runtime_checkable
 class Summed(Protocol):
-    """A module with statistics of its forward passes: an averaged codebook, the load of experts.
+    """A module that learns from statistics of its forward passes: an averaged codebook, the load of experts.
 
-    In training mode `forward` adds to `sums`, by names of its own, sums over the samples of a micro-batch, and changes
-    nothing else. The step adds up those of all its micro-batches and applies them once, after the update.
+    In training mode `forward` adds to the dictionary `sums`, under names that the module chooses, sums over the samples
+    of a micro-batch, and changes nothing else. The step adds them up over all its micro-batches and calls `apply_sums`
+    once, after the update.
     """
 
     sums: Sums
 
     def apply_sums(self, sums: Sums, dropped: Tensor) -> None:
-        """`dropped`: scalar, 1 where the step was not finite, so that nothing may be applied. Not called after a step
-        in which the module was not used."""
+        """Change the module by the sums of a whole step. `dropped`: a scalar on the device, 1 where the step was not
+        finite: the module must then stay as it is. Not called after a step in which the module was not used."""
 
 
 class Statistics:
-    """The sums of the modules of a model that have some, over the phases and micro-batches of a step."""
+    """Adds the sums of a model's `Summed` modules over the micro-batches and phases of a step."""
 
     def __init__(self, model: nn.Module):
         self.modules: list[Summed] = [module for module in trained_modules(model) if isinstance(module, Summed)]
@@ -60,7 +61,7 @@ class Statistics:
         self.trees: list[Tree[Sums]] = []
 
     def begin(self) -> None:
-        """A step begins: what was summed outside of one does not count."""
+        """Begin a step, and drop what forward passes outside of a step have summed."""
         self.totals = [{} for _ in self.modules]
         self.clear()
 
@@ -68,12 +69,12 @@ class Statistics:
         self.trees = [Tree(_plus) for _ in self.modules]
 
     def add(self) -> None:
-        """The forward pass of a micro-batch is done."""
+        """Add the sums of a micro-batch, after its forward pass."""
         for module, tree in zip(self.modules, self.trees):
             tree.add({name: total.detach() for name, total in module.sums.items()})
 
     def clear(self) -> None:
-        """Its backward pass is done, in which checkpointed blocks computed their forward pass a second time."""
+        """Drop the modules' sums, after the backward pass: in it checkpointed blocks ran forward a second time."""
         for module in self.modules:
             module.sums = {}
 

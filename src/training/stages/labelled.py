@@ -1,4 +1,4 @@
-"""Stages whose model knows text by labels: a tokenizer's tokens, or characters."""
+"""Base classes of stages whose model reads or writes text: as tokens of a tokenizer, or as characters."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
@@ -22,13 +22,14 @@ TOKENIZER = "tokenizer.json"  # in a run's folder, and beside exported weights
 
 
 class Tokenized(Stage[C]):
-    """The tokenizer is saved in the run's folder, so that a run which resumes has the one it began with."""
+    """A stage with a tokenizer. It is saved in the run's folder, so that a resumed run has the same one."""
 
     tokenizer: "Tokenizer"
-    tokenizer_option: ClassVar[str] = "tokenizer"  # says of which kind it is
+    tokenizer_option: ClassVar[str] = "tokenizer"  # the option for the kind of tokenizer
 
     def open_tokenizer(self, texts: Sequence[str]) -> None:
-        """That in the run's folder, else the one that the option names, of the training texts. Raises UserError."""
+        """Open the tokenizer in the run's folder; if there is none, make the kind that the option names, from the
+        training texts. Raises UserError."""
         from stoker.data.text.labels import open_labels
 
         cfg: Any = self.cfg
@@ -46,7 +47,7 @@ class Tokenized(Stage[C]):
         return {self.tokenizer_option: self.tokenizer.fingerprint}
 
     def batches(self, rows: Sequence[Any], model: "nn.Module") -> Iterator[Batch]:
-        """Rows in their order, where the model is."""
+        """The rows as batches, in their order, on the device of the model."""
         from stoker.training.core import device as devices
 
         size = self.cfg.batch_size
@@ -55,8 +56,8 @@ class Tokenized(Stage[C]):
 
 
 class Labelled(Tokenized[C]):
-    """The labels go with exported weights. `sizes` are the options that decide the shape of the model: with the labels
-    they describe the weights. `Augmentation` is the group of options that change the training rows, 0: not."""
+    """A stage whose model writes labels; its export holds them beside the weights. `sizes` are the options that decide
+    the shape of the model. `Augmentation` is the group of options that change the training rows; each is off at 0."""
 
     tokenizer_option = "labels"
     sizes: ClassVar[tuple[str, ...]]
@@ -64,7 +65,7 @@ class Labelled(Tokenized[C]):
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
-        """What is wrong with --labels; a run that resumes has its own."""
+        """Check --labels; a resumed run has its tokenizer already."""
         kind = getattr(cfg, cls.tokenizer_option)
         if resumed or kind in KINDS or Path(kind).is_file():
             return []
@@ -72,7 +73,7 @@ class Labelled(Tokenized[C]):
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Compiled only where that was asked for: it wants every row padded to the same size."""
+        """Compile only if the user asks for it, since it needs every row padded to the same size."""
         return replace(cfg, compile=bool(cfg.compile)), []
 
     @classmethod
@@ -84,13 +85,15 @@ class Labelled(Tokenized[C]):
         return self.tokenizer.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
 
     def ctc_texts(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
-        """What a CTC head reads in (B, T, V), of which so many frames count (B,): the likeliest label of each."""
+        """The texts that a CTC head reads, with the likeliest label of each frame: logits (B, T, V), of which the first
+        `lengths` (B,) frames count."""
         from stoker.model import ctc
 
         return [self.tokenizer.decode(ids) for ids in ctc.greedy(logits, lengths, blank=self.tokenizer.end_of_text)]
 
     def order_by_length(self, lengths: Sequence[float], most: float) -> "Order":
-        """Batches of training rows of like length; with padding they have `most` of it, 0: as many rows as usual."""
+        """An order in which the training rows of a batch have similar lengths. `most`: the largest length of a batch,
+        all rows and padding together; 0: no limit but the batch size."""
         from stoker.data.loader import LengthOrder
 
         cfg = self.cfg
@@ -100,15 +103,15 @@ class Labelled(Tokenized[C]):
     # -- exported weights ---------------------------------------------------------------------------------------
 
     def described(self) -> dict[str, Any]:
-        """What stands in an exported config.json beside sizes and vocabulary size."""
+        """Entries of an exported config.json beside sizes and vocabulary size."""
         return {}
 
     def left_out(self) -> tuple[str, ...]:
-        """What the names of weights begin with that are not exported, since they come from elsewhere."""
+        """Prefixes of the names of weights that are not exported, since they are stored elsewhere."""
         return ()
 
     def export(self, model: "nn.Module", folder: Path) -> None:
-        """model.safetensors, config.json with the sizes, tokenizer.json with the labels."""
+        """Write model.safetensors, config.json with the sizes, and tokenizer.json with the labels."""
         import safetensors.torch
 
         weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()
@@ -126,32 +129,32 @@ class Labelled(Tokenized[C]):
 
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
-        """Sizes and labels. Raises UserError."""
+        """The sizes and the labels that the weights were trained with. Raises UserError."""
         if not pretrained.options.keys() >= set(cls.sizes):
-            raise UserError(f"{pretrained} is of another program or version: this stage reads what "
-                            f"run_train_{cls.name}.sh makes")
+            raise UserError(f"{pretrained} is of another program or version: this stage reads models "
+                            f"of run_train_{cls.name}.sh")
         sizes = {name: pretrained.options[name] for name in cls.sizes}
         return {**sizes, cls.tokenizer_option: tokenizer_of(pretrained)}
 
 
 def label_kind(default: str, what: str) -> Any:
-    """Declare the option for the kind of labels; `what` they are, for --help."""
+    """Declare the option for the kind of labels; --help begins with `what`."""
     return opt(default, f"{what}: chars (those of the training texts), bpe (tokens trained on them), or "
                "PATH/tokenizer.json", path=KINDS, aliases=("units",))
 
 
 def vocabulary(default: int) -> Any:
     """Declare the option for the size of a vocabulary."""
-    return opt(default, "vocabulary size of the bpe", ge=257, le=100000)
+    return opt(default, "vocabulary size of a BPE tokenizer trained on this data", ge=257, le=100000)
 
 
 def evenly(rows: Any, most: int) -> list[Any]:
-    """Up to so many rows, evenly spread over all."""
+    """At most `most` rows, evenly spread over all."""
     return [rows[row] for row in range(0, len(rows), -(-len(rows) // most))]
 
 
 def tokenizer_of(pretrained: "Pretrained") -> str:
-    """The path of the tokenizer.json that goes with weights. Raises UserError where there is none."""
+    """The path of the tokenizer.json beside trained weights or in their run. Raises UserError where there is none."""
     for folder in (pretrained.folder, *([pretrained.run.path] if pretrained.run else [])):
         if (folder / TOKENIZER).is_file():
             return str(folder / TOKENIZER)

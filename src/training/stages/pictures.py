@@ -1,4 +1,4 @@
-"""Stages of pictures and their texts: which are trained on, kept in the size that the model is given, and augmented."""
+"""Base class of stages with pictures and texts: reads, checks, resizes, caches and augments the pictures."""
 
 import hashlib
 import json
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Validation:
-    """What to validate on, where the data name no split"""
+    """Validation set, where the data define no split"""
 
-    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same, such as those of a "
-                        "page, are never parted between training and validation")
+    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same text, such as those of "
+                        "a page, are all in training or all in validation")
     held_out: str = opt("", "groups to validate on, comma-separated (default: the data's own split, else --valid_share "
                         "of the groups or pictures)")
     valid_share: float = opt(splits.SHARE, "share of the groups or pictures to validate on", gt=0, le=0.5)
 
 
 class OfPictures(Labelled[C]):
-    """`pictures` are the rows by split, `resized` their files. `content` is what the data are called when a resume is
-    refused since they changed, and the fields of a row that count beside the pixels."""
+    """`pictures` are the rows by split, `resized` their decoded files. `content` is for the fingerprint of the data:
+    first the word for them in the message when a resume is refused, then the fields of a row that count beside the
+    pixels."""
 
     content: ClassVar[tuple[str, ...]]
 
     def frame(self) -> "Frame":
-        """The size that the model is given pictures in."""
+        """The size of the pictures that the model sees."""
         raise NotImplementedError
 
     def changes(self, split: str) -> "Changes":
@@ -47,13 +48,13 @@ class OfPictures(Labelled[C]):
         return table.check(cfg.dataset, group_by=cfg.group_by) + super().check(cfg, resumed=resumed)
 
     def read_table(self, template: str = "") -> table.Splits:
-        """The rows that --dataset names; `template` is the caption of one that has a label alone."""
+        """The rows of --dataset; `template` makes the caption of a row that has only a label."""
         cfg: Any = self.cfg
         return table.read(cfg.dataset, template=template, group_by=cfg.group_by, held_out=listed(cfg.held_out),
                           share=cfg.valid_share)
 
     def open_pictures(self, found: table.Splits, limits: "Limits | None" = None) -> None:
-        """Decode every file, and leave out the rows that cannot be used. Raises UserError where none are left."""
+        """Decode every file, and leave out rows that cannot be used. Raises UserError where a split has no other."""
         from stoker.data.pictures import check
 
         cfg: Any = self.cfg

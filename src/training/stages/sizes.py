@@ -1,4 +1,4 @@
-"""The sizes of a transformer as options: declared here once, for every stage that has one or several.
+"""Options for the sizes of a transformer, declared once for all stages that have one or several.
 
     @dataclass
     class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768, dropout=0.1):
@@ -20,14 +20,14 @@ DIVIDED = {1: ": take a divisor", 2: " into even parts: take another", 4: " into
 
 
 class Transformer:
-    """Base of a group of options: the class keywords are their defaults, and those without a default are not declared.
+    """Base of a group of options. Each class keyword declares the option of that name, with this default.
 
-    Each head has a multiple of `head_multiple` channels: 2 for rotary positions on a line, 4 for those in a plane.
+    Each head has a multiple of `head_multiple` channels: 2 for rotary positions in one dimension, 4 in two.
     """
 
     def __init_subclass__(cls, *, prefix: str = "", head_multiple: int = 2, **defaults: Any):
         super().__init_subclass__()
-        if not defaults:  # a config that is put together from groups
+        if not defaults:  # a Config that inherits from several groups
             return
         declared = _declared(prefix, head_multiple, defaults)
         own = inspect.get_annotations(cls)
@@ -47,7 +47,7 @@ class Transformer:
 
 
 def _declared(prefix: str, head_multiple: int, defaults: dict[str, Any]) -> dict[str, Any]:
-    """name of an option -> its declaration. Options with a prefix have no aliases."""
+    """The declarations of options, by name. Options with a prefix have no aliases."""
     parts = {1: "", 2: " into even parts", 4: ""}[head_multiple]
     known: dict[str, tuple[str, str, dict[str, Any]]] = {
         "d_model": ("d_model", "hidden size", dict(ge=head_multiple, usual=(64, 2048), aliases=("n_embd",))),
@@ -68,12 +68,12 @@ def _declared(prefix: str, head_multiple: int, defaults: dict[str, Any]) -> dict
 
 
 def sizes_of(cfg: Any, prefix: str = "") -> dict[str, Any]:
-    """The sizes of a transformer, as its class takes them; those that are no options of their own are left out."""
+    """The sizes of a transformer as keyword arguments of its class; a size that is no option is left out."""
     names = {"num_layers": f"{prefix}layers"} if prefix else {}
     found = {size: names.get(size, prefix + size) for size in ("d_model", "num_heads", "num_layers", "d_ff", "dropout")}
     return {size: getattr(cfg, name) for size, name in found.items() if hasattr(cfg, name)}
 
 
 def preset(d_model: int, num_heads: int, num_layers: int, **more: Any) -> dict[str, Any]:
-    """The options of a preset, the feed-forward size four times the hidden size."""
+    """The options of a preset; the feed-forward size is four times the hidden size."""
     return {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": 4 * d_model, **more}
