@@ -97,7 +97,7 @@ def _generate(cfg: Config, run: str, prompt: str) -> None:
     from stoker.training.core import device as devices
 
     device = devices.choose(cfg.device)
-    source = pretrained.find(run)  # only now: of a run that trains, snapshots come and go
+    source = pretrained.held(lambda: pretrained.find(run))
     stage, model = pretrained.opened(source, _kind(source), device)
     if not isinstance(model, Decoder):
         raise UserError(f"{source} is of stage {stage.name}: it makes no text")

@@ -193,7 +193,7 @@ def test_weights_asked_for_are_taken_also_if_the_start_was_interrupted(tmp_path:
     Path(options["init_from"]).rename(tmp_path / "gone")
     other = new_run(tmp_path, Regression)
     other.config_file.write_text(json.dumps(options))
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="not found"):
         train(Regression, other, resume=True, **QUICK)
 
 

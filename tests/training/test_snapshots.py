@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stoker import files
 from stoker.config import UserError
 from stoker.daemon import registry
 from stoker.daemon.rundir import RunDir
-from stoker.training.core import manifest, snapshots
+from stoker.training.core import manifest, pretrained, snapshots
 from stoker.training.core.figures import Ratio
 from stoker.training.core.manifest import Damaged, _digest
 from stoker.training.core.snapshots import Snapshots
@@ -132,6 +133,19 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     newest = [f"snapshot_step_{step:08d}" if step < 8 else "snapshot_epoch_0001" for step in (7, 8)]
     best = f"snapshot_step_{trainer.best_step:08d}" if trainer.best_step < 8 else "snapshot_epoch_0001"
     assert kept(run) == sorted({best, *newest}, key=lambda name: ("epoch" in name, name))
+
+
+def test_a_snapshot_that_another_program_reads_is_deleted_later(run: RunDir) -> None:
+    kept = Snapshots(run.snapshots, {})
+    first, *_, last = kept.found()
+    weights = pretrained.find(str(first))
+    choices = iter([replace(weights, folder=run.path / "deleted meanwhile"), weights])
+    assert pretrained.held(lambda: next(choices)).folder == first
+    kept.keep_only(set())
+    assert kept.found() == [first, last]
+    os.close(manifest._held.pop())  # as when that program ends
+    kept.keep_only(set())
+    assert kept.found() == [last]
 
 
 def test_zero_keeps_all(tmp_path: Path) -> None:

@@ -286,9 +286,9 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
         with working_in(cfg.working_folder):
             if problems := stage.check(cfg, resumed=True) + _missing_packages(cfg):
                 raise UserError(*problems)
-        weights = pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run)
+        weights = pretrained.held(lambda: pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run))
     else:
-        weights = pretrained.find(cfg.init_from, stage.name)
+        weights = pretrained.held(lambda: pretrained.find(cfg.init_from, stage.name))
         known = pretrained.apply_options(stage, parsed, weights)
         cfg, notes = stage.resolve_defaults(known.config, known.typed)
     return Job(stage, pretrained.apply_options(stage, replace(parsed, config=cfg), weights), evaluated=weights,

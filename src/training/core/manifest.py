@@ -1,11 +1,13 @@
 """The manifest of a snapshot: what it holds and was made by, and whether it is still as written. Needs no torch."""
 
+import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from stoker.daemon.rundir import MANIFEST
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+
+_held: list[int] = []  # open manifests of snapshots that this process reads
 
 
 class Damaged(Exception):
@@ -63,6 +67,32 @@ def _check_is_file(path: Path) -> None:
     """A pipe in a file's place would be waited for without end."""
     if not path.is_file():
         raise Damaged(f"{path.name} is {'something else than a file' if path.exists() else 'missing'}")
+
+
+def hold(path: Path) -> None:
+    """Keep the run that writes a snapshot from deleting it for as long as this process lives, where the file system has
+    locks. Raises Damaged where the snapshot has been deleted."""
+    try:
+        _held.append(os.open(path / MANIFEST, os.O_RDONLY))
+        with suppress(OSError):
+            fcntl.flock(_held[-1], fcntl.LOCK_SH)
+        os.stat(path / MANIFEST)  # not deleted while this waited
+    except FileNotFoundError as error:
+        raise Damaged(f"{MANIFEST} is missing") from error
+
+
+@contextmanager
+def lock_for_deleting(path: Path) -> Iterator[bool]:
+    """Whether no process holds the snapshot; as long as this lasts none can."""
+    with (path / MANIFEST).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            log.debug("no lock of %s", path)
+        yield True
 
 
 def verified(path: Path, suffix: str = "") -> Path:

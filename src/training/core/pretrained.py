@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,19 @@ def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
     if folder.is_dir() and not RunDir(folder.resolve()).status_file.exists():
         raise UserError(f"{named} is neither a run, nor a snapshot, nor a model folder (which has a config.json)")
     return of_run(registry.find(named))
+
+
+def held(choose: Callable[[], Pretrained]) -> Pretrained:
+    """The weights that `choose` finds. While this process lives, a run that trains does not delete the snapshot that
+    they are read from. Raises UserError."""
+    while True:
+        found = choose()
+        try:
+            if found.is_snapshot:
+                manifest.hold(found.folder)
+            return found
+        except manifest.Damaged:
+            log.info("%s has been deleted meanwhile", found)
 
 
 def of_run(run: RunDir) -> Pretrained:

@@ -108,11 +108,16 @@ class Snapshots:
         _remove(aside)
 
     def keep_only(self, steps: Set[int]) -> None:
-        """Delete every snapshot but those of these steps and the newest. Raises OSError where one cannot be deleted."""
+        """Delete every snapshot but those of these steps, the newest, and those that another process reads just now.
+        Raises OSError where one cannot be deleted."""
         for path in self._ours()[:-1]:
-            if manifest.step_of(path) not in steps:
-                hidden = path.with_name(f".old.{path.name}")
-                os.replace(path, hidden)  # a snapshot that is being deleted is no snapshot any more
+            if manifest.step_of(path) in steps:
+                continue
+            hidden = path.with_name(f".old.{path.name}")
+            with manifest.lock_for_deleting(path) as alone:
+                if alone:
+                    os.replace(path, hidden)  # a snapshot that is being deleted is no snapshot any more
+            if alone:
                 shutil.rmtree(hidden)
 
     def steps(self) -> list[int]:
