@@ -139,14 +139,16 @@ def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
 def held(choose: Callable[[], Pretrained]) -> Pretrained:
     """The weights that `choose` finds. While this process lives, a run that trains does not delete the snapshot that
     they are read from. Raises UserError."""
-    while True:
-        found = choose()
+    found = choose()
+    while found.is_snapshot:
         try:
-            if found.is_snapshot:
-                manifest.hold(found.folder)
-            return found
+            manifest.hold(found.folder)
+            break
         except manifest.Damaged:
-            log.info("%s has been deleted meanwhile", found)
+            if found.folder.exists():  # not deleted: whoever reads it says what is wrong with it
+                break
+            found = choose()
+    return found
 
 
 def of_run(run: RunDir) -> Pretrained:
