@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -86,9 +86,16 @@ class Awaited:
             self._batches._shutdown_workers()
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """An iterator that reads ahead until it is closed."""
+
+    def close(self) -> None: ...
+
+
 def close(batches: Iterator[Any]) -> None:
     """End the workers that read ahead for an iterator of batches, if it has any: no more batches are wanted."""
-    if hasattr(batches, "close"):
+    if isinstance(batches, Closing):
         batches.close()
 
 
