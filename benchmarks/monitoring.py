@@ -48,6 +48,7 @@ def main() -> None:
         samples = next(callback for callback in trainer.callbacks if isinstance(callback, Samples))
         sampling = rig.median_seconds({"samples": lambda: samples.on_eval_start(trainer)}, rounds=3)["samples"]
         trainer._emit("close")
+    assert not trainer.events.switched_off, f"these failed and cost nothing: {trainer.events.switched_off}"
     for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"{name:16s} {1000 * seconds / STEPS:8.3f} ms a step   {seconds / whole:7.3%}")
     print(f"{'all':16s} {1000 * sum(spent.values()) / STEPS:8.3f} ms a step   {sum(spent.values()) / whole:7.3%}   "

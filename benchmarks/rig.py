@@ -54,6 +54,10 @@ class Random(LanguageModel):
     def dataset(self, split: str) -> Any:
         return torch.randint(self.vocabulary, (64, self.cfg.max_seq_len + 1)).unbind()
 
+    def groups(self, split: str) -> list[str]:
+        """Each row is a document of its own."""
+        return [str(row) for row in range(64)]
+
     def made_from(self) -> dict[str, str]:
         return {}
 

@@ -12,7 +12,7 @@ with rig.trainer("nano", batch_size=2, device="cpu", precision="fp32", max_seq_l
     trainer._train_step()
     trainer._save()
     trainer.saver.finish(patient=False)
-    print(trainer.step, *(path.name for path in trainer.snapshots.found()))
+    print(trainer.step, *trainer.events.switched_off, *(path.name for path in trainer.snapshots.found()))
 """
 
 
