@@ -34,8 +34,9 @@ class Checkout:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        assert self.process.stdin
+        self.process.stdin.close()  # it ends, and its folder with it
+        self.process.wait()
 
     def answer(self) -> float:
         """Seconds of the steps that were asked for last."""

@@ -50,8 +50,9 @@ class Neighbour:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        assert self.process.stdin
+        self.process.stdin.close()  # it ends, and its folder with it
+        self.process.wait()
 
     def begin(self, seconds: float) -> None:
         assert self.process.stdin
