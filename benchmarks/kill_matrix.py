@@ -1,12 +1,13 @@
 """Kill a training at any instant, over and over, and compare it with one that was left alone: bit for bit.
 
-    python benchmarks/kill_matrix.py [--kills 200] [--seed 0] [--jobs 1] [--folder FOLDER]
+    python benchmarks/kill_matrix.py [--stage lm] [--kills 200] [--seed 0] [--jobs 1] [--folder FOLDER]
 
-A small language model, by the real script, with all that has a state: dropout, accumulation, loader workers, early
-stopping, the spike monitor, an average of the weights, samples. It is trained undisturbed, then once more, killed by
-SIGKILL at moments that follow from the seed and resumed each time, until it is finished; then with the next seed, until
-there were as many kills as asked. Where failpoints.py can be (see there) a kill hits one instant: between two
-operations on files, in the middle of a write, between forward pass and update; some come at any time, from outside.
+A small language model, or a small thinker with experts (--stage text), by the real script, with all that has a state:
+dropout, accumulation, loader workers, early stopping, the spike monitor, an average of the weights, samples. It is
+trained undisturbed, then once more, killed by SIGKILL at moments that follow from the seed and resumed each time, until
+it is finished; then with the next seed, until there were as many kills as asked. Where failpoints.py can be (see there)
+a kill hits one instant: between two operations on files, in the middle of a write, between forward pass and update;
+some come at any time, from outside.
 
 Compared are, tensor by tensor on the bits and with == for the rest: what stands in the last snapshots, the models
 handed out, metrics.jsonl, the samples, the options, and what a reader of TensorBoard sees; nothing hidden may be left.
@@ -37,7 +38,8 @@ from failpoints import PLACES
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator  # type: ignore  # untyped
 
 HERE = Path(__file__).resolve().parent
-SCRIPT = HERE.parent / "src/training/train_lm.py"
+SCRIPTS = HERE.parent / "src/training"
+OF_STAGE = {"lm": [], "text": "--num_kv_heads 1 --use_moe --num_experts 4 --no_cross_document".split()}
 STEPS, SNAPSHOTS = 60, 5  # of a training; steps between two snapshots
 AHEAD = 12  # a kill comes within so many steps
 VAIN = 3  # so many kills in a row may come before there is a later snapshot
@@ -86,8 +88,8 @@ class Kills:
 class Course:
     """A training left alone, and the same one killed and resumed; what has been done stands in its folder."""
 
-    def __init__(self, folder: Path, text: Path, seed: int):
-        self.folder, self.text, self.seed = folder, text, seed
+    def __init__(self, folder: Path, text: Path, seed: int, stage: str):
+        self.folder, self.text, self.seed, self.stage = folder, text, seed, stage
         self.alone, self.killed, self.notes = folder / "alone", folder / "killed", folder / "sittings.json"
         noted = json.loads(self.notes.read_text()) if self.notes.exists() else []
         self.sittings = [Sitting(**sitting) for sitting in noted]
@@ -132,12 +134,14 @@ class Course:
         trace, log = side.with_suffix(".trace"), side.with_suffix(".out")
         points = json.dumps({"folder": str(side), "trace": str(trace), "targets": targets})
         options = ["--resume", "run"] if (side / "run").exists() else [
-            "--dataset", str(self.text), "--result_dir", ".", "--run_name", "run", "--seed", str(self.seed), *OPTIONS]
+            "--dataset", str(self.text), "--result_dir", ".", "--run_name", "run", "--seed", str(self.seed), *OPTIONS,
+            *OF_STAGE[self.stage]]
         began, killed = time.monotonic(), False
         with open(log, "wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-P", str(HERE / "failpoints.py"), points, str(SCRIPT), *options, "--yes"], cwd=side,
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [sys.executable, "-P", str(HERE / "failpoints.py"), points,
+                 str(SCRIPTS / f"train_{self.stage}.py"), *options, "--yes"],
+                cwd=side, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 env=os.environ | {"PYTHONPATH": str(HERE.parent / "run/python"), "STOKER_HOME": str(side / "home")})
             try:
                 process.wait(seconds)
@@ -287,18 +291,18 @@ def write_text(path: Path) -> None:
     path.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(300)))
 
 
-def measure(folder: Path, seed: int, kills: int, jobs: int) -> list[Course]:
+def measure(folder: Path, seed: int, kills: int, jobs: int, stage: str) -> list[Course]:
     """Courses one after the other, `jobs` at a time, until there were so many kills; the one that stands in the folder
     already go on first."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "text.txt")
     known = [int(path.name.removeprefix("course_")) for path in folder.glob("course_*")]
-    left = Kills(kills - sum(len(_course(folder, seed, number).kills) for number in known))
+    left = Kills(kills - sum(len(_course(folder, seed, number, stage).kills) for number in known))
     numbers, courses = itertools.count(), list[Course]()
 
     def work() -> None:
         for number in numbers:
-            course = _course(folder, seed, number)
+            course = _course(folder, seed, number, stage)
             if not course.folder.exists() and left.left <= 0:
                 return
             courses.append(course)
@@ -310,8 +314,8 @@ def measure(folder: Path, seed: int, kills: int, jobs: int) -> list[Course]:
     return sorted(courses, key=lambda course: course.seed)
 
 
-def _course(folder: Path, seed: int, number: int) -> Course:
-    return Course(folder / f"course_{number:02d}", folder / "text.txt", 1000 * seed + number)
+def _course(folder: Path, seed: int, number: int, stage: str) -> Course:
+    return Course(folder / f"course_{number:02d}", folder / "text.txt", 1000 * seed + number, stage)
 
 
 def table(courses: list[Course]) -> Iterator[str]:
@@ -335,6 +339,7 @@ def table(courses: list[Course]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=OF_STAGE, default="lm")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
@@ -342,8 +347,8 @@ def main() -> int:
     args = parser.parse_args()
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each start after a kill
     with tempfile.TemporaryDirectory() as temporary:
-        courses = measure(((args.folder or Path(temporary)) / f"seed_{args.seed}").resolve(), args.seed, args.kills,
-                          args.jobs)
+        folder = (args.folder or Path(temporary)) / f"{args.stage}_seed_{args.seed}"
+        courses = measure(folder.resolve(), args.seed, args.kills, args.jobs, args.stage)
         print("\n".join(table(courses)))
         different = 0
         for course in courses:

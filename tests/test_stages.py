@@ -31,6 +31,8 @@ DATA: dict[str, dict[str, Any]] = {
     "lm": dict(tokenizer="bytes", d_model=32, num_heads=2, num_layers=2, d_ff=64, max_seq_len=32, dropout=0.1),
     "ocr": dict(stem_width=4, d_model=32, num_heads=2, num_layers=2, decoder_layers=1, d_ff=64, dropout=0.1,
                 batch_width=400),
+    "text": dict(tokenizer="bytes", d_model=32, num_heads=4, num_kv_heads=2, num_layers=2, d_ff=64, max_seq_len=32,
+                 dropout=0.1),
     "vision": dict(image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.1, flip=0.5,
                    text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=16),
 }
@@ -45,7 +47,7 @@ OPTIONS: dict[str, Any] = dict(batch_size=2, grad_accum_steps=2, max_steps=12, l
 
 def data_of(stage: str, folder: Path) -> dict[str, Any]:
     """Options that point a stage at small data made here."""
-    made = {"audio_enc": made_speech.write, "lm": text_of, "ocr": made_lines.write,
+    made = {"audio_enc": made_speech.write, "lm": text_of, "text": text_of, "ocr": made_lines.write,
             "vision": made_pictures.write}[stage](folder)
     return DATA[stage] | {"dataset": str(made)}
 
@@ -63,7 +65,7 @@ def stage_with(stage: type[Stage], *callbacks: Callback) -> type[Stage]:
 
 
 def test_there_are_stages() -> None:
-    assert {"lm", "audio_enc", "ocr", "vision"} <= set(STAGES) and set(DATA) == set(STAGES)
+    assert {"lm", "text", "audio_enc", "ocr", "vision"} <= set(STAGES) and set(DATA) == set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -110,7 +112,7 @@ def test_one_batch_is_overfitted(tmp_path: Path, name: str) -> None:
 
 def test_the_tokenizers_named_are_those_there_are() -> None:
     from stoker.data.text.tokenizers import KINDS
-    from stoker.training.train_lm import TOKENIZERS
+    from stoker.training.stages.text import TOKENIZERS
 
     assert set(TOKENIZERS) == set(KINDS)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from stoker import files
@@ -10,6 +11,7 @@ from stoker.daemon.process import Process
 from stoker.daemon.rundir import MANIFEST, RunDir, Status
 
 # A dangling link, a folder of something else, a name that is no file's.
+GUIDES_NAME = re.compile(r"(?:\w+_)?(?:step_(\d+)|best)\.pt|\w+\.pt")
 NO_RUN = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -46,6 +48,7 @@ def find(which: str) -> RunDir:
         raise UserError("which run? give its name, the beginning of it, its PID or its folder; "
                         f"{files.hint('ps')} lists them")
     known, unreadable = look()
+    which = as_guides_say(which)
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
     for path in (Path(which), files.results() / which, *of_snapshot):
         if there := at(path):
@@ -71,9 +74,34 @@ def at(path: Path) -> RunDir | None:
     return run if _status(run) else None
 
 
-def snapshot(named: str) -> Path | None:
-    """The snapshot meant by its folder, a file in it, or the spelling `snapshot_epoch_10.pt`; None if there is none."""
+def as_guides_say(named: str) -> str:
+    """What a path means that the guides have, DIR being the --checkpoint_dir of runs: DIR/step_2000.pt or
+    DIR/thinker_step_2000.pt a snapshot; DIR/thinker_best.pt, DIR/thinker.pt and DIR the newest run. Any other is
+    returned as it is."""
     given = Path(named)
+    found = None if given.exists() else GUIDES_NAME.fullmatch(given.name)
+    if not (found or given.is_dir()) or "/" not in named and not given.is_dir() or at(given):
+        return named
+    made = _within(given.parent if found else given)
+    if found and found[1]:
+        folders = [run.snapshots / f"snapshot_step_{int(found[1]):08d}" for run in made]
+        return next((str(each) for each in reversed(folders) if os.path.isfile(each / MANIFEST)), named)
+    return str(made[-1].path) if made else named
+
+
+def _within(folder: Path) -> list[RunDir]:
+    """The runs in a result folder, oldest first."""
+    try:
+        entries = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+    except OSError:
+        return []
+    return sorted((run for entry in entries if (run := at(entry))), key=lambda run: (run.status().created, run.name))
+
+
+def snapshot(named: str) -> Path | None:
+    """The snapshot meant by its folder, a file in it, the spelling `snapshot_epoch_10.pt`, or a name that the guides
+    have; None if there is none."""
+    given = Path(as_guides_say(named))
     kind, _, number = given.name.removesuffix(".pt").rpartition("_")
     respelled = [given.with_name(f"{kind}_{int(number):0{width}d}") for width in (4, 8)] if number.isdecimal() else []
     for path in (given, *([given.parent] if os.path.isfile(given) else []), *respelled):

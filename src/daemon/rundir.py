@@ -291,7 +291,7 @@ class RunDir:
 
     def announce(self, stage: str, dataset: str) -> None:
         """Let result/<stage>_<dataset> point at this run, unless it points at a newer one, or a run was given that very
-        name."""
+        name. In another --result_dir (--checkpoint_dir) training.log points at its log, as the guides have it."""
         link = self.path.parent / f"{stage}_{slug(dataset)}"
         if link.is_symlink() or not link.exists():
             with suppress(OSError, ValueError, RuntimeError):  # no link yet, or one to nothing, or to itself
@@ -300,6 +300,9 @@ class RunDir:
             _link(link, self.name)
         elif link != self.path:
             log.warning("%s is a run of that name, so no link of that name can point at this run", link)
+        guides = self.path.parent / "training.log"
+        if self.path.parent != files.results() and (guides.is_symlink() or not guides.exists()):
+            _link(guides, f"{self.name}/logs/latest.log")
 
     @property
     def _entry(self) -> Path:

@@ -81,12 +81,15 @@ def _read(prompt: str) -> str:
 
 
 def _kind(source: Pretrained) -> type[Stage]:
-    """The stage that weights are of. Another program's are taken for GPT-2's."""
+    """The stage that weights are of; another program's are those of the stage that reads its kind of model."""
     known = discover()
-    if source.stage not in ("", *known):
+    if not source.stage:
+        kinds = {kind: stage for stage in known.values() for kind in getattr(stage, "model_types", ())}
+        return kinds.get(source.model_type, known["lm"])
+    if source.stage not in known:
         raise UserError(f"{source} is of stage {source.stage}, which is not one of ours ({', '.join(known)}): generate "
                         "is for language models")
-    return known[source.stage or "lm"]
+    return known[source.stage]
 
 
 def _generate(cfg: Config, run: str, prompt: str) -> None:

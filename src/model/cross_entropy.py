@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IGNORED = -100  # a target at which nothing is predicted, as in torch's own cross_entropy
 CHUNK_NUMBERS = 2**25  # logits held at a time: 128 MiB in fp32; with a quarter of it a step takes a tenth more
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over positions of -log softmax(hidden @ weight.T)[target], and its summands, which have no gradient.
 
-    hidden (N, D), weight (V, D), targets (N,) of int64 -> scalar and (N,) in fp32. The logits are made C positions at a
+    hidden (N, D), weight (V, D), targets (N,) of int64 -> scalar and (N,) in fp32; a position whose target is IGNORED
+    adds 0. The logits are made C positions at a
     time, and the gradients with them, so the backward pass has nothing to recompute and memory does not grow with
     N x V. Under autocast the products are in its type, the softmax in fp32.
     """
@@ -54,17 +56,19 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
     size = max(1, CHUNK_NUMBERS // len(weight))
     for start in range(0, len(hidden), size):
         rows, target = hidden[start:start + size].to(kind), targets[start:start + size, None]
+        ignored, target = target < 0, target.clamp(min=0)  # (C, 1)
         logits = (rows @ working.T).to(loss.dtype)  # (C, V)
         largest, right = logits.amax(1, keepdim=True), logits.gather(1, target)
         error = logits.sub_(largest).exp_()  # from here on all in the memory of the logits
         normalizer = error.sum(1, keepdim=True)
-        own = normalizer.log() + largest - right  # (C, 1)
+        own = (normalizer.log() + largest - right).masked_fill(ignored, 0)  # (C, 1)
         loss += own.sum()
         each[start:start + size] = own[:, 0]
         if grad_hidden is None or grad_weight is None:
             continue
-        error.div_(normalizer)  # softmax
-        error.scatter_(1, target, error.gather(1, target) - 1)  # not scatter_add_: that has no fixed order on a GPU
+        error.div_(normalizer.masked_fill(ignored, torch.inf))  # softmax; 0 where the position is ignored
+        # not scatter_add_: that has no fixed order on a GPU
+        error.scatter_(1, target, error.gather(1, target) - (~ignored).to(error.dtype))
         error = error.to(kind)
         grad_hidden[start:start + size] = error @ working
         if kind == weight.dtype:

@@ -11,8 +11,8 @@ import pytest
 
 from stoker import files
 from stoker.config import UserError
-from stoker.daemon import process, registry
-from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.daemon import process, registry, rundir
+from stoker.daemon.rundir import PROJECT, RunDir, Status
 
 Make = Callable[..., RunDir]
 Hold = Callable[..., subprocess.Popen[str]]
@@ -157,3 +157,34 @@ def test_the_newest_unfinished_of_the_stage(make: Make, hold: Hold) -> None:
     hold(failed)
     with pytest.raises(UserError, match="is being trained already: b"):
         newest("notes")
+
+
+# -- the guides' paths ----------------------------------------------------------------------------------------------
+
+
+def test_the_guides_paths_lead_to_runs_and_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`checkpoints/thinker_tiny/step_2000.pt`, where checkpoints/thinker_tiny is the --checkpoint_dir of two runs."""
+    folder = tmp_path / "checkpoints" / "thinker_tiny"
+    runs = [rundir.create(folder, "text", Status("text", "train_text.py", "corpus", "tiny", created=float(number)))
+            for number in (1, 2)]
+    for run, step in ((runs[0], 1000), (runs[0], 2000), (runs[1], 1000)):
+        made = run.snapshots / f"snapshot_step_{step:08d}"
+        made.mkdir(parents=True)
+        (made / rundir.MANIFEST).write_text("{}")
+    for run in runs:
+        run.announce("text", "corpus")
+    monkeypatch.chdir(tmp_path)
+    here = "checkpoints/thinker_tiny"
+    for name in ("step_1000.pt", "thinker_step_1000.pt"):
+        assert registry.snapshot(f"{here}/{name}") == runs[1].snapshots / "snapshot_step_00001000"
+    assert registry.snapshot(f"{here}/step_2000.pt") == runs[0].snapshots / "snapshot_step_00002000"
+    assert registry.snapshot(f"{here}/step_3000.pt") is None
+    for name in (f"{here}/thinker_best.pt", f"{here}/audio_enc.pt", here, f"{here}/"):
+        assert registry.find(name) == runs[1]
+    log = runs[1].new_log()
+    log.write_text("line")
+    assert (folder / "training.log").read_text() == "line"
+    (tmp_path / "else").mkdir()
+    for name in ("else/thinker_best.pt", "else"):
+        with pytest.raises(UserError):
+            registry.find(name)

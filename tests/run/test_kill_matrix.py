@@ -25,7 +25,7 @@ def test_three_kills_change_nothing_and_what_differs_is_named(tmp_path: Path) ->
     assert all(points[place] for place in ("save", "commit", "rotation", "metrics", "training step", "evaluation"))
     assert done.stdout.splitlines()[-1] == f"seed 3000: {KILLS} kills, same"
 
-    run = RunDir(tmp_path / "seed_3/course_00/killed/run")
+    run = RunDir(tmp_path / "lm_seed_3/course_00/killed/run")
     *before, last = run.metrics.read_text().splitlines(keepends=True)
     run.metrics.write_text("".join(before) + json.dumps({**json.loads(last), "train/loss": 0.0}) + "\n")
     (run.snapshots / ".snapshot_step_00000055").mkdir()

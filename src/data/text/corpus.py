@@ -47,8 +47,9 @@ class NotText(Exception):
     """A file that cannot be read as text; the message says why, without the file's name."""
 
 
-def documents(dataset: str) -> Corpus:
+def documents(dataset: str, *, by_line: bool = False) -> Corpus:
     """The corpus that `--dataset` names: one of NAMES, a text file, or a folder of text files (read recursively).
+    `by_line`: each line that is not blank is a document.
 
     In a folder, files that are not UTF-8 text are left out and named in the log.
     Raises UserError where there is nothing to read.
@@ -56,13 +57,15 @@ def documents(dataset: str) -> Corpus:
     if problems := check(dataset):
         raise UserError(*problems)
     if dataset in hub.CONFIGS:
-        return published(**hub.articles(dataset))
+        articles = hub.articles(dataset)
+        return published(**({split: _lines(each) for split, each in articles.items()} if by_line else articles))
     try:
         found = [document for text in _texts(dataset) for document in _between_marks(text)]
     except OSError as error:
         raise UserError(f"--dataset {dataset}: {_reason(error)}; {WHAT_TO_GIVE}") from error
     if not found:
         raise UserError(f"--dataset {dataset}: holds nothing but blanks; {WHAT_TO_GIVE}")
+    found = _lines(found) if by_line else found
     _log_size(dataset, found)
     return split(found)
 
@@ -113,6 +116,10 @@ def split(documents: list[str]) -> Corpus:
             "validation that does not occur in training; give more text, or more varied text"
         )
     return Corpus(train, valid, fingerprint(documents))
+
+
+def _lines(documents: list[str]) -> list[str]:
+    return [line for document in documents for line in document.splitlines() if line.strip()]
 
 
 # -- reading --------------------------------------------------------------------------------------------------------

@@ -70,8 +70,8 @@ class Tokenizer(ABC):
     def to_json(self) -> str:
         """A tokenizer.json that gives the same ids, but for the end of a text: spelled out, it is recognised there."""
 
-    def save(self, folder: Path) -> None:
-        """Make a folder one that transformers' `AutoTokenizer` reads."""
+    def save(self, folder: Path, chat_template: str | None = None) -> None:
+        """Make a folder one that transformers' `AutoTokenizer` reads. `chat_template`: Jinja, for conversations."""
         end = self.decode([self.end_of_text])
         files.write(folder / "tokenizer.json", self.to_json())
         files.write_json(folder / "tokenizer_config.json", {
@@ -81,23 +81,26 @@ class Tokenizer(ABC):
             "model_max_length": self.context,
             "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would give GPT-2 token types too
             "clean_up_tokenization_spaces": False,
+            **({"chat_template": chat_template} if chat_template else {}),
         })
 
 
-def open_tokenizer(kind: str, vocab_size: int, train: list[str], *, retrain: bool = False) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names; `vocab_size`, `train` and `retrain` matter to "bpe" alone.
+def open_tokenizer(kind: str, vocab_size: int, train: list[str], *, retrain: bool = False,
+                   special: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer that `--tokenizer` names; `vocab_size`, `train` and `retrain` matter to "bpe" alone. The tokens of
+    `special` are added after its own, where it lacks them; a "bpe" has `vocab_size` tokens with them.
 
     A BPE that was trained before on the same text is taken from the cache, unless `retrain`. It may have fewer
     pieces than asked for, where the text gives no more. Raises UserError.
     """
     if kind == "bytes":
-        return Bytes()
+        return _with_special(Bytes(), special)
     if kind in vocabularies.NAMES:
-        return Tiktoken(kind, _downloaded(kind))
+        return _with_special(Tiktoken(kind, _downloaded(kind)), special)
     if kind == "bpe":
-        return from_json(kind, _trained(vocab_size, train, retrain))
+        return _with_special(from_json(kind, _trained(vocab_size - len(special), train, retrain)), special)
     try:
-        return from_json(kind, Path(kind).read_text())
+        return _with_special(from_json(kind, Path(kind).read_text()), special)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise UserError(f"--tokenizer {kind}: {reason}; {WHAT_TO_GIVE}") from error
@@ -156,8 +159,9 @@ class Bytes(Tokenizer):
 class Tiktoken(Tokenizer):
     """An encoding of tiktoken's: the fastest way to the ids, also for a BPE that came as tokenizer.json."""
 
-    def __init__(self, name: str, encoding: "tiktoken.Encoding", content: str = "") -> None:
-        self.name, self.vocab_size, self.end_of_text = name, encoding.n_vocab, encoding.eot_token
+    def __init__(self, name: str, encoding: "tiktoken.Encoding", content: str = "", end: int | None = None) -> None:
+        self.name, self.vocab_size = name, encoding.n_vocab
+        self.end_of_text = encoding.eot_token if end is None else end
         self.fingerprint = _sha256(content or f"tiktoken {encoding.name} {encoding.n_vocab}")
         self._encoding, self._content = encoding, content
 
@@ -271,6 +275,21 @@ def _sample(train: list[str]) -> Iterator[str]:
             yield part
 
 
+# -- special tokens -------------------------------------------------------------------------------------------------
+
+
+def _with_special(tokenizer: Tokenizer, special: Sequence[str]) -> Tokenizer:
+    """The tokenizer with special tokens added, in their order, after its own; itself where it has them all."""
+    from tokenizers import Tokenizer as Library
+
+    if not special:
+        return tokenizer
+    library = Library.from_str(tokenizer.to_json())
+    if not library.add_special_tokens(list(special)):
+        return tokenizer
+    return from_json(tokenizer.name, library.to_str(pretty=True))
+
+
 # -- tokenizer.json -------------------------------------------------------------------------------------------------
 
 
@@ -295,8 +314,9 @@ def from_json(name: str, content: str) -> Tokenizer:
     if (largest := max(known.values())) > LARGEST_ID:  # the model has a row for each id up to that
         raise UserError(f"--tokenizer {name}: has the id {largest:,}, for {len(known):,} tokens in all: ids up to "
                         f"{LARGEST_ID:,} can be used")
-    if ranks := _ranks(state, end):
-        return Tiktoken(name, _encoding(ranks, end, known[end]), content)
+    if ranks := _ranks(state):
+        special = {token["content"]: token["id"] for token in state["added_tokens"]}
+        return Tiktoken(name, _encoding(ranks, special), content, known[end])
     return TokenizerJson(name, library, content, known[end])
 
 
@@ -316,21 +336,22 @@ def _refused(name: str, what: str) -> Iterator[None]:
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
-def _encoding(ranks: dict[bytes, int], end: str, end_id: int) -> "tiktoken.Encoding":
+def _encoding(ranks: dict[bytes, int], special: dict[str, int]) -> "tiktoken.Encoding":
     import tiktoken
 
-    return tiktoken.Encoding("own", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={end: end_id})
+    return tiktoken.Encoding("own", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
-def _ranks(state: dict[str, Any], end: str) -> dict[bytes, int]:
+def _ranks(state: dict[str, Any]) -> dict[bytes, int]:
     """bytes -> id of a byte-level BPE whose ids stand in the order of its merges, or {} where it is another kind.
 
     tiktoken joins the pair whose joined piece has the lowest id; in such a vocabulary that is the pair of the
     first merge, so that both give the same ids, tiktoken in a fraction of the time.
     """
-    if not _is_byte_level(state) or [token["content"] for token in state["added_tokens"]] != [end]:
+    if not _is_byte_level(state) or not all(token.get("special") for token in state["added_tokens"]):
         return {}
-    vocabulary = {token: i for token, i in state["model"]["vocab"].items() if token != end}
+    special = {token["content"] for token in state["added_tokens"]}
+    vocabulary = {token: i for token, i in state["model"]["vocab"].items() if token not in special}
     merges = state["model"]["merges"]
     joined = ["".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges]
     by_id = sorted(vocabulary, key=vocabulary.__getitem__)

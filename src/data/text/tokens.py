@@ -85,9 +85,36 @@ class Windows(Dataset[torch.Tensor]):
 
     def documents(self, end_of_text: int) -> list[str]:
         """The number of the document in which each window begins."""
-        ends = np.concatenate([start + np.flatnonzero(self.tokens[start:start + COUNTED_AT_ONCE] == end_of_text)
-                               for start in range(0, len(self.tokens), COUNTED_AT_ONCE)])
-        return [str(number) for number in np.searchsorted(ends, np.arange(self.count) * self.length)]
+        starts = np.arange(self.count) * self.length
+        return [str(number) for number in np.searchsorted(_ends(self.tokens, end_of_text), starts)]
+
+
+class Lines(Dataset[torch.Tensor]):
+    """Each document of a token stream is a sample: item i is (at most length + 1,) int64, an end-of-text token and then
+    the document's tokens with their end-of-text. Without its last token it is the input, without its first the
+    targets."""
+
+    def __init__(self, tokens: Numbers | np.ndarray, length: int, end_of_text: int, *, max_samples: int = 0):
+        """`max_samples` keeps the first documents only, 0 keeps all."""
+        self.tokens, self.length, self.end_of_text = tokens, length, end_of_text
+        ends = _ends(tokens, end_of_text)[:max_samples or None] + 1
+        self.spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], 1)  # (N, 2): from, to
+
+    @property
+    def used(self) -> int:
+        return int(self.lengths().sum())
+
+    def lengths(self) -> np.ndarray:
+        """How many tokens of each document are targets, (N,)."""
+        return np.minimum(self.spans[:, 1] - self.spans[:, 0], self.length)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        start, end = self.spans[index]
+        document = np.array(self.tokens[start:min(end, start + self.length)], np.int64)
+        return torch.from_numpy(np.concatenate([[self.end_of_text], document]))
 
 
 # -- the cache ------------------------------------------------------------------------------------------------------
@@ -134,6 +161,12 @@ def _joined(ids: list[np.ndarray], ends: list[bool], end_of_text: int, dtype: np
     end = np.array([end_of_text], dtype)
     parts = [part for each, is_end in zip(ids, ends) for part in ((each, end) if is_end else (each,))]
     return np.concatenate(parts, dtype=dtype, casting="same_kind").tobytes()
+
+
+def _ends(tokens: Numbers | np.ndarray, end_of_text: int) -> np.ndarray:
+    """The places of the end-of-text tokens."""
+    return np.concatenate([start + np.flatnonzero(tokens[start:start + COUNTED_AT_ONCE] == end_of_text)
+                           for start in range(0, len(tokens), COUNTED_AT_ONCE)])
 
 
 def _counts(tokens: Numbers | np.ndarray, vocab_size: int) -> np.ndarray:

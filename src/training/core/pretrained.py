@@ -65,6 +65,14 @@ class Pretrained:
         """A name with which `find` finds the same weights again."""
         return self.origin or str(self.folder)
 
+    @property
+    def model_type(self) -> str:
+        """What the config.json of a model folder calls its kind of model ("qwen3"); "" where it does not say."""
+        try:
+            return str(json.loads((self.folder / "config.json").read_text())["model_type"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return ""
+
     @cached_property
     def identity(self) -> dict[str, str]:
         """Their place, and the SHA-256 of the files with weights, one after another in the order of their names."""
@@ -125,6 +133,7 @@ def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
         return of_run(registry.newest_finished(stage))
     if snapshot := registry.snapshot(named):
         return _of_snapshot(snapshot)
+    named = registry.as_guides_say(named)
     if "/" in named and not Path(named).exists():
         raise UserError(f"{named}: not found; name a run, a snapshot or a model folder (one of the Hugging Face hub as "
                         f"{model_hub.SCHEME}ORG/NAME)")

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Train a thinker, a language model in the style of Qwen3, in the background; close the terminal, it goes on.
+#
+#   ./run/run_train_text.sh [OPTIONS] [-- any option of src/training/train_text.py]
+#
+#   --preset NAME               nano, tiny, small or medium (default: none, see train_text.py --help)
+#   --dataset NAME              wikitext, wikitext-103 (default; without network pydocs is taken), pydocs, a text file,
+#                               or a folder of text files
+#   --epochs N                  passes through the data (default 20)
+#   --batch_size N              samples in a batch (default 32)
+#   --lr RATE                   peak learning rate (default 3e-4)
+#   --warmup STEPS              steps of warm-up (default 1000, at most a tenth of the run)
+#   --snapshot N                steps between snapshots, 0: each epoch and every 10 minutes only (default 10000)
+#   --monitor_interval N        steps between looks at gradients and weights (default 100)
+#   --sanity_check_interval N   steps between checks for NaN and Inf, 0: off (default 10000)
+#   --resume [RUN]              go on with a run; alone: the newest unfinished one
+#   --yes                       do not ask for confirmation
+#   --foreground                train in this terminal
+#   --help                      this page
+#
+# Intervals that were not typed are cut so that each fires at least 20 times in the run.
+# Prints run, PID, log, and how to follow, check, stop and view; returns when training has begun, or has failed.
+# All options:  .venv/bin/python src/training/train_text.py --help
+
+# shellcheck source=run/lib.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit
+
+train train_text.py "$@"

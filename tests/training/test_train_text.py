@@ -1,0 +1,183 @@
+"""The thinker's stage: its options, its samples, what it exports."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stoker import config
+from stoker.config import UserError
+from stoker.data.text import chat
+from stoker.data.text.tokenizers import open_tokenizer
+from stoker.data.text.tokens import Lines, tokenize
+from stoker.training.core import pretrained
+from stoker.training.core.stage import discover
+from stoker.training.train_text import Config, Thinker
+from test_config import THINKER, written
+from test_stages import DATA, OPTIONS, text_of
+from toys import new_run, train
+
+LINES = ["one two three", "", "four five", "one two three", "six"] * 3 + [f"line {each} of many" for each in range(60)]
+
+
+def prepared(folder: Path, **options: Any) -> Thinker:
+    (folder / "lines.txt").write_text("\n".join(LINES))
+    stage = Thinker(Config(**DATA["text"] | {"dataset": str(folder / "lines.txt")} | options), folder)
+    stage.prepare()
+    return stage
+
+
+def test_the_guides_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    more = '"dropout": 0.1, "rope_theta": 20000, "use_gqa": false, "use_swiglu": true,'
+    text = THINKER.replace('"dropout": 0.1,', more)
+    given = config.parse(Config, Thinker.presets, ["--config", written(tmp_path, text)])
+    wanted = {"vocab_size": 5000, "num_layers": 4, "d_model": 256, "num_heads": 4, "d_ff": 1024, "rope_theta": 20000.0,
+              "max_seq_len": 512, "use_gqa": False, "use_swiglu": True, "result_dir": "checkpoints/thinker_tiny"}
+    assert {name: getattr(given.config, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--no_use_swiglu"], "--no_use_swiglu: this model has gated feed-forward layers only"),
+    (["--num_heads", "4", "--num_kv_heads", "3"], "--num_kv_heads 3 does not divide --num_heads 4: take a divisor")])
+def test_what_the_model_cannot_be_is_refused(options: list[str], message: str) -> None:
+    with pytest.raises((UserError, SystemExit)) as caught:
+        config.parse(Config, Thinker.presets, options)
+    assert message in str(caught.value.__dict__) + str(caught.value)
+
+
+def test_the_guides_tiny_has_the_guides_size(tmp_path: Path) -> None:
+    stage = Thinker(Config(**Thinker.presets["tiny"]), tmp_path)
+    stage.tokenizer = open_tokenizer("bytes", 0, [])
+    stage.tokenizer.vocab_size = 32000
+    assert sum(p.numel() for p in stage.model().parameters()) == pytest.approx(20.3e6, abs=0.05e6)
+
+
+# -- special tokens -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, size", [("bytes", 257 + 64), ("bpe", 400)])
+def test_64_tokens_are_kept_for_later_stages(tmp_path: Path, kind: str, size: int) -> None:
+    """Other text gives the same ids as without them, also where it spells one out; the file is reopened alike."""
+    texts = ["the fire of <|image|> burns all night, the fire burns, the fire of the night"] * 30
+    plain = open_tokenizer(kind, size - 64, texts)
+    special = open_tokenizer(kind, size, texts, special=chat.SPECIAL_TOKENS)
+    assert special.vocab_size == plain.vocab_size + 64 <= size and len(set(chat.SPECIAL_TOKENS)) == 64
+    for one, other in zip(plain.encode_batch(texts), special.encode_batch(texts)):
+        np.testing.assert_array_equal(one, other)
+    assert special.end_of_text == plain.end_of_text
+    special.save(tmp_path, chat.TEMPLATE)
+    again = open_tokenizer(str(tmp_path / "tokenizer.json"), 0, [], special=chat.SPECIAL_TOKENS)
+    assert (again.vocab_size, again.fingerprint) == (special.vocab_size, special.fingerprint)
+
+    from transformers import AutoTokenizer
+
+    library = AutoTokenizer.from_pretrained(tmp_path)
+    said = library.apply_chat_template([{"role": "user", "content": "burns?"}], tokenize=False,
+                                       add_generation_prompt=True)
+    assert said == "<|im_start|>user\nburns?<|im_end|>\n<|im_start|>assistant\n"
+    ids = library(said)["input_ids"]
+    assert ids.count(special.vocab_size - 64) == 2 and special.decode(ids) == said
+
+
+# -- one sample a line ----------------------------------------------------------------------------------------------
+
+
+def test_each_line_is_a_sample(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, pack=False)
+    rows: Any = stage.dataset("train")
+    end = stage.tokenizer.end_of_text
+    texts = [bytes(row[1:-1].tolist()).decode() for row in rows]
+    assert all(row[0] == row[-1] == end for row in rows) and set(texts) <= set(LINES) and "" not in texts
+    valid = {bytes(row[1:-1].tolist()).decode() for row in stage.dataset("validation")}  # type: ignore[attr-defined]
+    assert not valid & set(texts) and len(texts) + len(list(stage.dataset("validation"))) == 72  # type: ignore
+
+
+def test_a_long_line_is_cut_at_the_context() -> None:
+    tokenizer = open_tokenizer("bytes", 0, [])
+    rows = Lines(tokenize(["abcdefgh", "ij"], tokenizer, "text"), 4, tokenizer.end_of_text)
+    assert [row.tolist() for row in rows] == [[256, *b"abcd"], [256, *b"ij", 256]]
+    assert rows.lengths().tolist() == [4, 3] and len(Lines(rows.tokens, 4, 256, max_samples=1)) == 1
+
+
+def test_padding_adds_nothing_to_the_loss(tmp_path: Path) -> None:
+    """Of a batch of lines it is the sum of the losses of each line alone, and its gradient the sum of theirs."""
+    stage = prepared(tmp_path, pack=False, dropout=0.0)
+    torch.manual_seed(0)
+    model, rows = stage.model(), [stage.dataset("train")[n] for n in (0, 3, 20)]  # type: ignore[index]
+    assert len({len(row) for row in rows}) > 1
+
+    def losses(*batches: list[Any]) -> tuple[float, int, torch.Tensor]:
+        model.zero_grad()
+        found = [(model(**batch), stage.counts(batch, "")["loss"]) for batch in map(stage.collate, batches)]
+        sum(loss for loss, _ in found).backward()
+        return (sum(loss.item() for loss, _ in found), sum(int(count) for _, count in found),
+                torch.cat([p.grad.flatten() for p in model.parameters()]))  # type: ignore[union-attr]
+
+    (together, count, grad), (alone, same, other) = losses(rows), losses(*([row] for row in rows))
+    assert count == same == sum(len(row) - 1 for row in rows) and together == pytest.approx(alone, rel=1e-5)
+    torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
+
+
+def test_lines_are_trained_on_and_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(LINES))
+    options = OPTIONS | DATA["text"] | {"dataset": str(tmp_path / "lines.txt"), "pack": False, "max_samples": 0}
+    trainer, ending = train(Thinker, new_run(tmp_path, Thinker), **options)
+    assert ending.state == "finished" and trainer.order.size + 4 >= 72 - 8
+
+
+# -- documents ------------------------------------------------------------------------------------------------------
+
+
+def test_documents_are_numbered_where_they_do_not_see_each_other(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, cross_document=False)
+    end = stage.tokenizer.end_of_text
+    batch = stage.collate([torch.tensor([5, 6, end, 7, end, end, 8, 9, 10])])
+    assert batch["documents"].tolist() == [[0, 0, 0, 1, 1, 2, 3, 3]]
+    assert "documents" not in prepared(tmp_path).collate([torch.tensor([5, 6, end])])
+
+
+# -- out and in -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_from_elsewhere_is_taken_up(tmp_path: Path) -> None:
+    """With its own tokenizer, of which the embedding has more rows than tokens, or none left for special ones."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    for rows in (257, 400):
+        folder = tmp_path / str(rows)
+        made = Qwen3ForCausalLM(Qwen3Config(vocab_size=rows, hidden_size=32, intermediate_size=48,
+                                            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                                            max_position_embeddings=64, tie_word_embeddings=False))
+        made.save_pretrained(folder)
+        open_tokenizer("bytes", 0, []).save(folder)
+        found = pretrained.find(str(folder))
+        assert found.model_type == "qwen3"
+        text_of(tmp_path)
+        options = OPTIONS | dict(Thinker.options_from(found), dataset=str(tmp_path / "text.txt"), dropout=0.0)
+        stage = Thinker(Config(**options), tmp_path / "run")
+        stage.prepare()
+        model = stage.model()
+        stage.load(model, folder)
+        tokens = torch.randint(256, (2, 16))
+        torch.testing.assert_close(model(tokens), made(tokens).logits, rtol=1e-4, atol=1e-4)
+        assert stage.tokenizer.vocab_size == (257 if rows == 257 else 257 + 64)
+
+
+def test_what_is_exported_is_a_model_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    stage = prepared(tmp_path, dropout=0.0)
+    model = stage.model().eval()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    stage.export(model, folder)
+    theirs, library = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(theirs).__name__ == "Qwen3ForCausalLM" and library.chat_template == chat.TEMPLATE
+    tokens = torch.tensor([library("the fire burns")["input_ids"]])
+    assert tokens[0].tolist() == stage.tokenizer.encode_batch(["the fire burns"])[0].tolist()
+    torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert json.loads((folder / "config.json").read_text())["model_type"] in discover()["text"].model_types
