@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AUTOMATIC = ("head_dim", "vocabulary_rows", "expert_d_ff")  # options that may be 0
 EXPERTS = ("num_experts", "experts_per_token", "expert_d_ff")
 SHAPE = ("d_model", "num_heads", "num_kv_heads", "use_gqa", "head_dim", "num_layers", "d_ff", "max_seq_len",
          "rope_theta", "norm_eps", "tie_embeddings", "vocabulary_rows", "use_moe", *EXPERTS)
@@ -104,6 +104,13 @@ class Thinker(LanguageModelling[Config]):
         "small": preset(512, 8, 8, num_kv_heads=4, max_seq_len=1024, tokenizer="bpe", tie_embeddings=True),
         "medium": preset(768, 12, 12, num_kv_heads=4, max_seq_len=1024, tokenizer="bpe", tie_embeddings=True),
     }
+
+    @classmethod
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Also the sizes that are 0, which means that they follow from others."""
+        cfg, lines = super().resolve_defaults(cfg, typed)
+        return replace(cfg, head_dim=cfg.head_dim or cfg.d_model // cfg.num_heads,
+                       expert_d_ff=cfg.expert_d_ff or max(1, cfg.d_ff // cfg.experts_per_token)), lines
 
     def tokenizer_for(self, kind: str, texts: list[str]) -> "Tokenizer":
         """With the special tokens, unless a model from elsewhere has no rows left for them."""
@@ -187,7 +194,8 @@ class Thinker(LanguageModelling[Config]):
             sizes = {"vocabulary_rows": found.pop("vocab_size"), "tie_embeddings": found.pop("tied"), "use_gqa": True,
                      "use_moe": found["num_experts"] > 0, **found}
             sizes = {name: value for name, value in sizes.items() if value or name not in EXPERTS}
-            sizes |= {name: 0 for name in AUTOMATIC if pretrained.options.get(name) == 0}  # it follows from the others
+            if pretrained.options.get("vocabulary_rows") == 0:  # ours: the tokenizer says how many
+                sizes["vocabulary_rows"] = 0
         return {**sizes, "tokenizer": tokenizer_option(pretrained)}
 
 
