@@ -1,5 +1,6 @@
 """Shows how evenly a mixture of experts is used, and warns of experts that get no tokens."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,8 @@ from stoker.monitors.alerts import Alarm, Alerts
 from stoker.training.core.callback import Callback
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stoker.training.trainer import Trainer
 
 DEAD = 0.01  # of the tokens that an expert would get if all got the same number
@@ -18,17 +21,16 @@ NAMED = 5
 @dataclass
 class ExpertLoad(Callback):
     """Adds the load of the least and of the most used expert of all layers to each log line: 1 is an even load, of
-    which each expert gets the same number of tokens; it is that of the last step. Reads `load` (E,) of each
-    `model.experts.MixtureOfExperts`."""
+    which each expert gets the same number of tokens; it is that of the last step.
+
+    `loads` gives, by the name of a layer, how many tokens each of its experts got (E,), in any unit."""
 
     alerts: Path
+    loads: "Callable[[Any], Mapping[str, Tensor]]"
     _dead: Alarm = field(default_factory=lambda: Alarm(PATIENCE))
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        from stoker.model.experts import MixtureOfExperts
-
-        layers = {name: module.load / module.load.mean() for name, module in trainer.model.named_modules()
-                  if isinstance(module, MixtureOfExperts)}
+        layers = {name: load / load.mean() for name, load in self.loads(trainer.model).items()}
         metrics["experts/least_load"] = min(float(load.min()) for load in layers.values())
         metrics["experts/most_load"] = max(float(load.max()) for load in layers.values())
         dead = [f"{name} expert {number}" for name, load in layers.items()

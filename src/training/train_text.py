@@ -19,6 +19,8 @@ from stoker.training.stages.sizes import Transformer, preset, sizes_of
 from stoker.training.stages.text import LanguageModelling, Text, tokenizer_option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stoker.data.text.tokenizers import Tokenizer
     from stoker.model.thinker import Thinker as Network
     from stoker.training.core.callback import Callback
@@ -57,7 +59,7 @@ class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=102
     vocabulary_rows: int = opt(0, "rows of the token embedding, where a model from elsewhere has more of them than its "
                                "tokenizer has tokens (0: as many)", ge=0)
 
-    def problems(self) -> list[str]:
+    def problems(self: Any) -> list[str]:
         found = [] if self.use_swiglu else ["--no_use_swiglu: this model has gated feed-forward layers only; "
                                             "run_train_lm.sh trains one with GELU"]
         if self.use_gqa and self.num_heads % self.num_kv_heads:
@@ -135,7 +137,7 @@ class Thinker(LanguageModelling[Config]):
         from stoker.model.experts import Experts as Mixture
         from stoker.model.thinker import Thinker as Network
 
-        cfg = self.cfg
+        cfg: Any = self.cfg
         experts = Mixture(cfg.num_experts, cfg.experts_per_token, cfg.expert_d_ff or cfg.d_ff // cfg.experts_per_token)
         return Network(max(self.tokenizer.vocab_size, cfg.vocabulary_rows), **sizes_of(cfg),
                        num_kv_heads=cfg.num_kv_heads if cfg.use_gqa else cfg.num_heads, head_dim=cfg.head_dim or None,
@@ -145,10 +147,8 @@ class Thinker(LanguageModelling[Config]):
     # -- mixture of experts -------------------------------------------------------------------------------------
 
     def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
-        counts = super().counts(batch, phase)
-        if self.cfg.use_moe:
-            counts["balance"] = batch["tokens"].numel() * self.cfg.num_layers
-        return counts
+        counts, cfg = super().counts(batch, phase), self.cfg
+        return {**counts, "balance": batch["tokens"].numel() * cfg.num_layers} if cfg.use_moe else counts
 
     def weights(self, moment: Moment) -> dict[str, float]:
         return {"balance": self.cfg.balance_weight} if self.cfg.use_moe else {}
@@ -163,7 +163,10 @@ class Thinker(LanguageModelling[Config]):
         from stoker.daemon.rundir import RunDir
         from stoker.monitors.experts import ExpertLoad
 
-        return [ExpertLoad(RunDir(self.folder).alerts)] if self.cfg.use_moe else []
+        def loads(model: Any) -> "dict[str, Tensor]":
+            return {f"layer {number}": block.mlp.load for number, block in enumerate(model.blocks)}
+
+        return [ExpertLoad(RunDir(self.folder).alerts, loads)] if self.cfg.use_moe else []
 
     # -- export and load ----------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from stoker.data.sources import hub
 from stoker.data.text import corpus, vocabularies
 from stoker.data.text.tokenizers import open_tokenizer
 from stoker.training.assembly import launch
-from stoker.training.train_lm import DATASETS, LanguageModel
+from stoker.training.stages.text import DATASETS
+from stoker.training.train_lm import LanguageModel
 from toys import new_run, train
 
 SMALL: dict[str, Any] = dict(d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16, tokenizer="bytes")

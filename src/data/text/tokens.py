@@ -106,7 +106,8 @@ class Lines(Dataset[torch.Tensor]):
 
     def lengths(self) -> np.ndarray:
         """How many tokens of each document are targets, (N,)."""
-        return np.minimum(self.spans[:, 1] - self.spans[:, 0], self.length)
+        lengths: np.ndarray = np.minimum(self.spans[:, 1] - self.spans[:, 0], self.length)
+        return lengths
 
     def __len__(self) -> int:
         return len(self.spans)

@@ -150,8 +150,7 @@ class LanguageModelling(Tokenized[C]):
         cfg, rows = self.cfg, self.dataset("train")
         if not isinstance(rows, Lines):
             return super().order()
-        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, lengths=rows.lengths(),
-                           batch_length=0)
+        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, lengths=tuple(rows.lengths()))
 
     def groups(self, split: str) -> list[str] | None:
         """The document in which each window begins; lines are independent."""
