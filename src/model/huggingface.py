@@ -79,15 +79,15 @@ def load_gpt2(model: "GPT", folder: Path) -> None:
     """
     import torch
 
-    theirs = _read(folder)
+    theirs = read_tensors(folder, "transformer.")
     head = theirs.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in theirs and not torch.equal(head, theirs["wte.weight"]):
         raise UserError(f"{folder}: its head is not tied to the token embedding, that of this GPT is")
     model.load_state_dict(NAMES.converted(theirs, model.state_dict(), folder))
 
 
-def _read(folder: Path) -> "dict[str, Tensor]":
-    """The tensors of all safetensors of a folder, without the prefix."""
+def read_tensors(folder: Path, prefix: str) -> "dict[str, Tensor]":
+    """The tensors of all safetensors of a folder, without the prefix where a name has it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -97,4 +97,4 @@ def _read(folder: Path) -> "dict[str, Tensor]":
             tensors |= load_file(path)
         except SafetensorError as error:
             raise UserError(f"{path} cannot be read: {error}") from error
-    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

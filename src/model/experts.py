@@ -1,0 +1,112 @@
+"""A mixture of experts: a router chooses for each token the few feed-forward networks that compute it.
+
+As in Qwen3 (arXiv:2505.09388): SwiGLU experts, and probabilities of the chosen ones that add up to 1.
+
+Axes: B batch, T time, N = B x T tokens, E experts, A = N x k pairs of a token and an expert that it was given to, D
+hidden size, F feed-forward size of an expert.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stoker.config import UserError
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Sizes of a mixture: how many experts there are, how many compute each token, and the feed-forward size of one."""
+
+    count: int
+    per_token: int
+    d_ff: int
+
+
+class MixtureOfExperts(nn.Module):
+    """Router and experts, which compute only the tokens that they are given.
+
+    It is `Summed` (training/core/sums.py): the step adds up how many tokens each expert was given in all micro-batches.
+
+    load       (E,): this number over that of all tokens in the last step; `per_token` in sum, and at first all equal
+    balance    the load-balance loss of the last forward pass, a sum over its tokens (Fedus et al. 2021,
+               arXiv:2101.03961, equations 4 to 6): E times the sum over the experts of load x probability, with the
+               load of the step before, since that of a step is known only after all its micro-batches
+
+    Raises UserError where the sizes do not go together; torch's grouped product needs multiples of 16 bytes.
+    """
+
+    load: Tensor
+
+    def __init__(self, d_model: int, experts: Experts, dropout: float = 0.0):
+        super().__init__()
+        E, inner = experts.count, experts.d_ff
+        if d_model % 8 or inner % 8 or not 1 <= experts.per_token <= E:
+            raise UserError(f"{experts.per_token} of {E} experts of size {inner} with hidden size {d_model}: both sizes "
+                            "must be multiples of 8, and at least 1 and at most all experts be chosen")
+        self.per_token = experts.per_token
+        self.router = nn.Linear(d_model, E, bias=False)
+        self.gate = nn.Parameter(torch.empty(E, inner, d_model))
+        self.up = nn.Parameter(torch.empty(E, inner, d_model))
+        self.down = nn.Parameter(torch.empty(E, d_model, inner))
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("load", torch.full((E,), experts.per_token / E))
+        self.sums: dict[str, Tensor] = {}
+        self.balance: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        tokens = x.flatten(0, 1)  # (N, D)
+        probabilities = self.router(tokens).float().softmax(-1)  # (N, E)
+        weights, chosen = probabilities.topk(self.per_token)  # (N, k)
+        weights = weights / weights.sum(-1, keepdim=True)
+        ranked, order = chosen.flatten().sort(stable=True)  # (A,), by expert
+        ends = torch.searchsorted(ranked, torch.arange(len(self.load), device=x.device), right=True)  # (E,)
+        self._observe(probabilities, ends)
+        places = order.argsort()
+        given = tokens[:, None].expand(-1, self.per_token, -1).flatten(0, 1)  # (A, D)
+        made = self._experts(_permuted(given, order, places), ends)
+        made = _permuted(made, places, order).view(*weights.shape, -1)  # (N, k, D)
+        y = (made * weights[..., None].to(made.dtype)).sum(1)
+        return self.dropout(y.view(x.shape))  # type: ignore[no-any-return]
+
+    def _observe(self, probabilities: Tensor, ends: Tensor) -> None:
+        self.balance = len(self.load) * (self.load * probabilities.sum(0)).sum()
+        if self.training:
+            given = ends.diff(prepend=ends.new_zeros(1)).float()
+            self.sums["given"] = self.sums["given"] + given if "given" in self.sums else given
+
+    def apply_sums(self, sums: dict[str, Tensor], dropped: Tensor) -> None:
+        load = sums["given"] * (self.per_token / sums["given"].sum())
+        self.load.copy_(torch.where(dropped > 0, self.load, load))
+
+    def _experts(self, given: Tensor, ends: Tensor) -> Tensor:
+        """Rows (A, D) in the order of their experts, whose rows end before `ends` (E,) -> (A, D)."""
+        device = given.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
+        ends = ends.to(torch.int32)
+        given, gate, up, down = (x.to(kind) for x in (given, self.gate, self.up, self.down))
+        inner = F.silu(F.grouped_mm(given, gate.mT, offs=ends)) * F.grouped_mm(given, up.mT, offs=ends)
+        return F.grouped_mm(inner, down.mT, offs=ends)
+
+
+class _Permuted(torch.autograd.Function):
+    """`x[order]`, whose gradient is gathered too: that of torch's own indexing adds into zeros, one row at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        places, = ctx.saved_tensors
+        return grad[places], None, None
+
+
+def _permuted(x: Tensor, order: Tensor, places: Tensor) -> Tensor:
+    """The rows of x in this order; `places` is the inverse permutation."""
+    found: Tensor = _Permuted.apply(x, order, places)  # type: ignore[no-untyped-call]
+    return found
