@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.config import UserError
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -24,23 +26,31 @@ class Experts:
 
 
 class MixtureOfExperts(nn.Module):
-    """Router and experts. It is `Summed` (training/core/sums.py): the step adds up how many tokens each expert was given
-    in all its micro-batches, and `load` is the result of the last step.
+    """Router and experts, which compute only the tokens that they are given.
 
-    load       (E,), tokens given to each expert over all tokens; `per_token` in sum, the same for all at first
-    balance    the load-balance loss of the last forward pass, a sum over its tokens
+    It is `Summed` (training/core/sums.py): the step adds up how many tokens each expert was given in all micro-batches.
+
+    load       (E,): this number over that of all tokens in the last step; `per_token` in sum, and at first all equal
+    balance    the load-balance loss of the last forward pass, a sum over its tokens (Fedus et al. 2021,
+               arXiv:2101.03961, equations 4 to 6): E times the sum over the experts of load x probability, with the
+               load of the step before, since that of a step is known only after all its micro-batches
+
+    Raises UserError where the sizes do not go together; torch's grouped product needs multiples of 16 bytes.
     """
 
     load: Tensor
 
     def __init__(self, d_model: int, experts: Experts, dropout: float = 0.0):
         super().__init__()
-        E, F_ = experts.count, experts.d_ff
+        E, inner = experts.count, experts.d_ff
+        if d_model % 8 or inner % 8 or not 1 <= experts.per_token <= E:
+            raise UserError(f"{experts.per_token} of {E} experts of size {inner} with hidden size {d_model}: both sizes "
+                            "must be multiples of 8, and at least 1 and at most all experts be chosen")
         self.per_token = experts.per_token
         self.router = nn.Linear(d_model, E, bias=False)
-        self.gate = nn.Parameter(torch.empty(E, F_, d_model))
-        self.up = nn.Parameter(torch.empty(E, F_, d_model))
-        self.down = nn.Parameter(torch.empty(E, d_model, F_))
+        self.gate = nn.Parameter(torch.empty(E, inner, d_model))
+        self.up = nn.Parameter(torch.empty(E, inner, d_model))
+        self.down = nn.Parameter(torch.empty(E, d_model, inner))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("load", torch.full((E,), experts.per_token / E))
         self.sums: dict[str, Tensor] = {}

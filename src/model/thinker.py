@@ -4,8 +4,8 @@ Pre-norm blocks of RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), rotary pos
 arXiv:2104.09864), attention in which several heads share keys and values (Ainslie et al. 2023, arXiv:2305.13245), with
 normalized queries and keys, and SwiGLU (Shazeer 2020, arXiv:2002.05202) or a mixture of experts. Matrices have no bias.
 
-Axes: B batch, T time, S time including what a cache holds, D hidden size, H heads, K heads of keys and values, C numbers
-of a head, V vocabulary, N documents of a batch, L tokens of a document.
+Axes: B batch, T time, S time including what a cache holds, D hidden size, H heads, K heads of keys and values,
+C numbers of a head, V vocabulary, N documents of a batch, L tokens of a document.
 """
 
 import math
@@ -19,7 +19,6 @@ from stoker.config import UserError
 from stoker.model.cross_entropy import linear_cross_entropy
 from stoker.model.experts import Experts, MixtureOfExperts
 from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
-from stoker.model.transformer import turned
 
 INIT_STD = 0.02
 
@@ -48,7 +47,7 @@ class Thinker(nn.Module):
             Block(Attention(d_model, num_heads, num_kv_heads, self.head_dim, norm_eps, dropout),
                   MixtureOfExperts(d_model, experts, dropout) if experts else MLP(d_model, d_ff, dropout),
                   d_model, norm_eps) for _ in range(num_layers))
-        self.final_norm = nn.RMSNorm(d_model, norm_eps)
+        self.final_norm = RMSNorm(d_model, norm_eps)
         self.register_parameter("head", None if tied else nn.Parameter(torch.empty(vocab_size, d_model)))
         for name, weight in self.named_parameters():
             if weight.dim() > 1:  # each block adds to the residual twice
@@ -71,10 +70,11 @@ class Thinker(nn.Module):
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def _turns(self, start: int, T: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary angles of T positions from `start`, (T, 1, C/2) each."""
+        """Cosines and sines of the rotary angles of T positions from `start`, (T, 1, C) each: see `rotated`."""
         speeds = 1.0 / self.rope_theta ** (torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim)
         angles = torch.arange(start, start + T, device=device).float()[:, None, None] * speeds
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
     @property
     def head_weight(self) -> Tensor:
@@ -87,8 +87,12 @@ class Thinker(nn.Module):
 
     def balance(self) -> Tensor:
         """The load-balance loss of the last forward pass: a sum over its tokens, and the mean of the layers. Only with
-        experts."""
-        return torch.stack([block.mlp.balance for block in self.blocks]).mean()  # type: ignore[union-attr]
+        experts, and once after each pass: what it is computed from is not held any longer."""
+        mixtures: list[Any] = [block.mlp for block in self.blocks]
+        total = torch.stack([mixture.balance for mixture in mixtures]).mean()
+        for mixture in mixtures:
+            mixture.balance = None
+        return total
 
     def loads(self) -> Tensor:
         """(layers, experts): the share of the tokens of the last step that each expert was given; each row adds up to
@@ -115,9 +119,9 @@ class Thinker(nn.Module):
 class Block(nn.Module):
     def __init__(self, attention: "Attention", mlp: nn.Module, d_model: int, norm_eps: float):
         super().__init__()
-        self.norm1 = nn.RMSNorm(d_model, norm_eps)
+        self.norm1 = RMSNorm(d_model, norm_eps)
         self.attention = attention
-        self.norm2 = nn.RMSNorm(d_model, norm_eps)
+        self.norm2 = RMSNorm(d_model, norm_eps)
         self.mlp = mlp
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], cache: LayerCache | None = None,
@@ -135,15 +139,15 @@ class Attention(nn.Module):
         self.q = nn.Linear(d_model, num_heads * head_dim, bias=False)
         self.k = nn.Linear(d_model, num_kv_heads * head_dim, bias=False)
         self.v = nn.Linear(d_model, num_kv_heads * head_dim, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, norm_eps)
-        self.k_norm = nn.RMSNorm(head_dim, norm_eps)
+        self.q_norm = RMSNorm(head_dim, norm_eps)
+        self.k_norm = RMSNorm(head_dim, norm_eps)
         self.out = nn.Linear(num_heads * head_dim, d_model, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], cache: LayerCache | None,
                 borders: "Borders | None") -> Tensor:
         q, k, v = (layer(x).unflatten(2, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))  # (B, T, H, C)
-        q, k = (turned(norm(heads), *turns).to(v.dtype) for norm, heads in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = (rotated(norm(heads), *turns).to(v.dtype) for norm, heads in ((self.q_norm, q), (self.k_norm, k)))
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H, T, C) and twice (B, K, T, C)
         if cache:
             k, v = cache.append(k, v)  # each (B, K, S, C)
@@ -165,7 +169,21 @@ class MLP(nn.Module):
         return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))  # type: ignore[no-any-return]
 
 
+class RMSNorm(nn.RMSNorm):
+    """Computed in the type of its weight, which under autocast is fp32 while x may be bf16: torch's own warns of that
+    difference, and is slow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
+
+
 # -- attention ------------------------------------------------------------------------------------------------------
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(..., C): each pair of numbers (i, i + C/2) turned by an angle. Its cosine is given for both, and its sine for
+    both, negative for the first: three operations where `transformer.rotated` takes seven."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -127,11 +127,7 @@ def halved(lengths: Tensor) -> Tensor:
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
     """(B, H, T, C), C even: each pair of numbers turned by its place's angle, of `angles` (T, C/2) (Su et al. 2021,
     arXiv:2104.09864)."""
-    return turned(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
-
-
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(..., C): each pair of numbers (i, i + C/2) turned by the angle whose cosine and sine are given, (..., C/2) each."""
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
