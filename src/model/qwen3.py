@@ -129,7 +129,7 @@ def _options(content: Mapping[str, Any]) -> dict[str, Any]:
         experts = {"num_experts": size(count), "experts_per_token": size("num_experts_per_tok"),
                    "expert_d_ff": size("moe_intermediate_size")}
     return {
-        "d_model": size("hidden_size"), "num_heads": size("num_attention_heads"),
+        "vocab_size": size("vocab_size"), "d_model": size("hidden_size"), "num_heads": size("num_attention_heads"),
         "num_kv_heads": size("num_key_value_heads"), "num_layers": size("num_hidden_layers"),
         "d_ff": size("intermediate_size"), "max_seq_len": size("max_position_embeddings"),
         "head_dim": size("head_dim") if "head_dim" in content else head_dim,

@@ -147,8 +147,8 @@ class Thinker(LanguageModelling[Config]):
     # -- mixture of experts -------------------------------------------------------------------------------------
 
     def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
-        counts, cfg = super().counts(batch, phase), self.cfg
-        return {**counts, "balance": batch["tokens"].numel() * cfg.num_layers} if cfg.use_moe else counts
+        counts = super().counts(batch, phase)
+        return {**counts, "balance": batch["tokens"].numel()} if self.cfg.use_moe else counts
 
     def weights(self, moment: Moment) -> dict[str, float]:
         return {"balance": self.cfg.balance_weight} if self.cfg.use_moe else {}
@@ -157,14 +157,14 @@ class Thinker(LanguageModelling[Config]):
         found = super().loss(model, batch, moment)
         if not self.cfg.use_moe:
             return found
-        return Loss({**found.terms, "balance": sum(block.mlp.balance for block in model.blocks)})
+        return Loss({**found.terms, "balance": model.balance()})
 
     def callbacks(self) -> "list[Callback]":
         from stoker.daemon.rundir import RunDir
         from stoker.monitors.experts import ExpertLoad
 
         def loads(model: Any) -> "dict[str, Tensor]":
-            return {f"layer {number}": block.mlp.load for number, block in enumerate(model.blocks)}
+            return {f"layer {number}": load for number, load in enumerate(model.loads())}
 
         return [ExpertLoad(RunDir(self.folder).alerts, loads)] if self.cfg.use_moe else []
 

@@ -2,23 +2,29 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stoker import config
 from stoker.config import UserError
+from stoker.daemon.journal import Journal
 from stoker.data.text import chat
 from stoker.data.text.tokenizers import open_tokenizer
 from stoker.data.text.tokens import Lines, tokenize
+from stoker.monitors.experts import ExpertLoad
 from stoker.training.core import pretrained
+from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.stage import discover
+from stoker.training.core.step import losses
 from stoker.training.train_text import Config, Thinker
 from test_config import THINKER, written
-from test_stages import DATA, OPTIONS, text_of
-from toys import new_run, train
+from test_stages import DATA, OPTIONS, stage_with, text_of
+from toys import StopAt, assert_same, new_run, train
 
 LINES = ["one two three", "", "four five", "one two three", "six"] * 3 + [f"line {each} of many" for each in range(60)]
 
@@ -150,8 +156,8 @@ def test_a_model_from_elsewhere_is_taken_up(tmp_path: Path) -> None:
     for rows in (257, 400):
         folder = tmp_path / str(rows)
         made = Qwen3ForCausalLM(Qwen3Config(vocab_size=rows, hidden_size=32, intermediate_size=48,
-                                            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-                                            max_position_embeddings=64, tie_word_embeddings=False))
+                                            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                            head_dim=8, max_position_embeddings=64, tie_word_embeddings=False))
         made.save_pretrained(folder)
         open_tokenizer("bytes", 0, []).save(folder)
         found = pretrained.find(str(folder))
@@ -181,3 +187,43 @@ def test_what_is_exported_is_a_model_of_transformers(tmp_path: Path) -> None:
     assert tokens[0].tolist() == stage.tokenizer.encode_batch(["the fire burns"])[0].tolist()
     torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
     assert json.loads((folder / "config.json").read_text())["model_type"] in discover()["text"].model_types
+
+
+# -- mixture of experts ---------------------------------------------------------------------------------------------
+
+MOE: dict[str, Any] = dict(use_moe=True, num_experts=4, experts_per_token=2, cross_document=False)
+
+
+def test_a_mixture_goes_on_bit_for_bit_and_its_load_is_watched(tmp_path: Path) -> None:
+    options = OPTIONS | DATA["text"] | {"dataset": str(text_of(tmp_path))} | MOE
+    whole, run = new_run(tmp_path, Thinker), new_run(tmp_path, Thinker)
+    train(stage_with(Thinker, StopAt(-1)), whole, **options)
+    train(stage_with(Thinker, StopAt(5)), run, **options)
+    train(stage_with(Thinker, StopAt(-1)), run, resume=True)
+    a, b = (Snapshots(each.snapshots, {}).found()[-1] for each in (whole, run))
+    assert_same(load_file(a / "model.safetensors"), load_file(b / "model.safetensors"))
+    rows = list(Journal(whole.metrics).rows())
+    assert rows == list(Journal(run.metrics).rows())
+    for row in rows:
+        assert 0 <= row["experts/least_load"] <= 1 <= row["experts/most_load"] <= 2 and row["train/balance"] > 1.9
+
+
+def test_the_balance_is_in_the_loss_by_its_weight(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, **MOE, balance_weight=0.5, dropout=0.0)
+    model, batch = stage.model(), stage.collate([stage.dataset("train")[0]])  # type: ignore[index]
+    (ratio,) = losses(stage, model, batch, torch.device("cpu"), "fp32")
+    alone, tokens = model(**batch), batch["tokens"].numel()
+    expected = alone / tokens + 0.5 * model.balance() / tokens
+    torch.testing.assert_close(ratio.total / ratio.count, expected)
+
+
+def test_dead_experts_are_named_once(tmp_path: Path) -> None:
+    loads = {"layer 0": torch.tensor([5.0, 0.0, 3.0, 4.0]), "layer 1": torch.tensor([3.0, 3.0, 3.0, 3.0])}
+    watch, metrics = ExpertLoad(tmp_path / "alerts.jsonl", lambda model: loads), dict[str, float]()
+    trainer: Any = SimpleNamespace(model=None, step=0)
+    for trainer.step in range(1, 6):
+        watch.on_log(trainer, metrics)
+    alerts = list(Journal(tmp_path / "alerts.jsonl").rows())
+    assert [(row["step"], row["kind"]) for row in alerts] == [(3, "dead experts")]
+    assert "layer 0 expert 1. Raise" in alerts[0]["message"]
+    assert metrics == {"experts/least_load": 0.0, "experts/most_load": pytest.approx(5 / 3)}
