@@ -77,16 +77,21 @@ def at(path: Path) -> RunDir | None:
 def as_guides_say(named: str) -> str:
     """What a path means that the guides have, DIR being the --checkpoint_dir of runs: DIR/step_2000.pt or
     DIR/thinker_step_2000.pt a snapshot; DIR/thinker_best.pt, DIR/thinker.pt and DIR the newest run. Any other is
-    returned as it is."""
+    returned as it is. Raises UserError where no run in DIR has that snapshot."""
     given = Path(named)
     found = None if given.exists() else GUIDES_NAME.fullmatch(given.name)
     if not (found or given.is_dir()) or "/" not in named and not given.is_dir() or at(given):
         return named
     made = _within(given.parent if found else given)
-    if found and found[1]:
-        folders = [run.snapshots / f"snapshot_step_{int(found[1]):08d}" for run in made]
-        return next((str(each) for each in reversed(folders) if os.path.isfile(each / MANIFEST)), named)
-    return str(made[-1].path) if made else named
+    if not made:
+        return named
+    if not (found and found[1]):
+        return str(made[-1].path)
+    folders = [run.snapshots / f"snapshot_step_{int(found[1]):08d}" for run in made]
+    if there := [folder for folder in folders if os.path.isfile(folder / MANIFEST)]:
+        return str(there[-1])
+    raise UserError(f"{named}: no run in {given.parent} has a snapshot of step {int(found[1]):,} (any more): "
+                    f"{files.hint('ps')} lists the runs; --keep_last_n_snapshots 0 keeps all snapshots")
 
 
 def _within(folder: Path) -> list[RunDir]:

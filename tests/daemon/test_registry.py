@@ -178,7 +178,8 @@ def test_the_guides_paths_lead_to_runs_and_snapshots(tmp_path: Path, monkeypatch
     for name in ("step_1000.pt", "thinker_step_1000.pt"):
         assert registry.snapshot(f"{here}/{name}") == runs[1].snapshots / "snapshot_step_00001000"
     assert registry.snapshot(f"{here}/step_2000.pt") == runs[0].snapshots / "snapshot_step_00002000"
-    assert registry.snapshot(f"{here}/step_3000.pt") is None
+    with pytest.raises(UserError, match="no run in checkpoints/thinker_tiny has a snapshot of step 3,000"):
+        registry.snapshot(f"{here}/step_3000.pt")
     for name in (f"{here}/thinker_best.pt", f"{here}/audio_enc.pt", here, f"{here}/"):
         assert registry.find(name) == runs[1]
     log = runs[1].new_log()
