@@ -20,7 +20,7 @@ from stoker import progress
 from stoker.config import UserError
 from stoker.daemon.table import duration
 from stoker.data.loader import stretches
-from stoker.training.core import blocks, networks, optim, rng
+from stoker.training.core import blocks, contract, networks, optim, rng
 from stoker.training.core import device as devices
 from stoker.training.core.evaluation import score_batch
 from stoker.training.core.evaluations import Evaluation
@@ -179,6 +179,7 @@ def measure(plan: Plan) -> Estimate:
     cfg, device = plan.cfg, plan.device
     with rng.preserved(), _room_for_two(device):
         trial = _Trial(plan)
+        contract.check_start(plan.stage, plan.order, plan.steps, trial.batches(min(contract.FEW, cfg.batch_size)))
         size = trial.settle_size()
         reading, counts = in_turn({"read": lambda: trial.batches(size)}, device), trial.counts(size)
         rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
@@ -345,8 +346,9 @@ class _Trial:
 
     def batches(self, size: int) -> list[_Example]:
         """Micro-batches of at most so many samples, of all lengths that there are."""
-        return [_Example(devices.move(self.stage.collate([self.rows[row] for row in rows]), self.device),
-                         self.order.steps_of(rows[0])) for rows in self.order.examples(size)]
+        who = f"stage {self.stage.name}"
+        return [_Example(devices.move(contract.checked_batch(who, self.stage.collate([self.rows[row] for row in rows])),
+                                      self.device), self.order.steps_of(rows[0])) for rows in self.order.examples(size)]
 
     def counts(self, size: int) -> list[int]:
         """How many samples each of these batches has."""

@@ -219,7 +219,7 @@ class Session:
 
 def _ledger(path: str) -> list[dict[str, Any]]:
     """The rows to leave out from the start. Raises UserError where the file holds none."""
-    return incident.read(Path(path).parent if Path(path).is_file() else Path(path)).ledger if path else []
+    return incident.read(Path(path)).ledger if path else []
 
 
 def _check_room(kept: Snapshots, snapshot: Path | None, expected: Estimate | None) -> None:
