@@ -1,5 +1,7 @@
 """What a stage or a callback of the user's returns: every mistake is one line, before anything has begun."""
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,14 @@ import torch
 from torch import nn
 
 from stoker.config import Parsed, UserError
+from stoker.daemon.journal import Journal
 from stoker.training.assembly import estimate, launch
 from stoker.training.assembly.job import Job
 from stoker.training.core import contract
 from stoker.training.core.callback import ACT, OBSERVE, Callback
 from stoker.training.core.evaluation import Evaluations, evaluate
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
+from stoker.training.core.outside import module_from
 from stoker.training.core.phases import Group, Phase
 from stoker.training.core.snapshots import Snapshots, unsavable
 from stoker.training.core.totals import Totals
@@ -93,6 +97,23 @@ def test_it_ends_in_exit_code_2_and_leaves_nothing(tmp_path: Path, capfd: pytest
     assert "weights() has 'los'" in capfd.readouterr().err.splitlines()[-1] and not [*(tmp_path / "runs").glob("reg*")]
 
 
+def test_the_stage_of_two_terms_in_the_documents_is_trained_and_its_mistake_is_as_there(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/extend.md").read_text()
+    code = dict(re.findall(r"`(my_\w+\.py)`[^`]*```python\n(.*?)```", page, re.DOTALL))
+    for name, text in {**code, "wrong.py": code["my_terms.py"].replace('{"rising": 0.5', '{"risng": 0.5')}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "series.txt").write_text("\n".join(f"{math.sin(i / 7):.6f}" for i in range(200)))
+    rising, wrong = (vars(module_from(tmp_path / name))["Rising"] for name in ("my_terms.py", "wrong.py"))
+    data = {"dataset": str(tmp_path / "series.txt")}
+    trainer, ending = train(rising, run := new_run(tmp_path, rising), **data)
+    last = list(Journal(run.metrics).rows())[-1]
+    assert ending.state == "finished" and {"train/all", "train/rising", "train/loss", "lr"} <= last.keys()
+    assert last["eval/loss"] == pytest.approx(last["eval/all"] + 0.5 * last["eval/rising"])
+    with pytest.raises(UserError) as refusal:
+        session(wrong, new_run(tmp_path / "2", wrong), **data).prepare()
+    assert f"my_terms.py: {refusal.value}" in " ".join(page.split())
+
+
 class Phased(Toy):
     """Two phases whose terms have different names; the weights are those of both."""
 
@@ -146,7 +167,7 @@ PARTS = [{"x": ROWS[:4]}, {"x": ROWS[4:]}]
 
 
 @pytest.mark.parametrize("methods, why", [
-    (returning("counts", {}), r"counts\(\) returned {}"), (returning("counts", {"loss": 0}), "0 for every term"),
+    (returning("counts", {}), r"counts\(\) returned {}"), (returning("counts", {"loss": 2.5}), "returned 2.5 for"),
     (returning("counts", {"los": 4}), r"counts\(\) those of los"), (losing(lambda total, batch: total), "return Loss")])
 def test_a_resumed_run_is_refused_at_its_first_step(tmp_path: Path, methods: dict[str, Any], why: str) -> None:
     step = step_of(made(with_methods(**methods), tmp_path))
@@ -164,7 +185,8 @@ def test_later_steps_are_not_checked_but_for_the_names(tmp_path: Path, monkeypat
     called: list[str] = []
     for name in ("check_loss", "check_counts"):
         own = getattr(contract, name)
-        monkeypatch.setattr(contract, name, lambda *given, own=own, name=name: (called.append(name), own(*given)))
+        monkeypatch.setattr(contract, name, lambda *given, own=own, name=name, **more: (called.append(name),
+                                                                                        own(*given, **more)))
     step = step_of(made(Later, tmp_path))
     step.run(0, PARTS)
     assert called == ["check_counts", "check_loss", "check_loss"]
@@ -203,6 +225,12 @@ def test_a_term_that_counts_nothing_in_a_step_adds_nothing(tmp_path: Path, zero:
         assert "train/positive" not in means
     else:
         assert means["train/positive"] != means["train/positive"], "NaN: only the device knows that it is absent"
+
+
+def test_a_run_may_be_resumed_at_a_step_that_counts_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    step = step_of(made(with_methods(**returning("counts", {"loss": 0})), tmp_path))
+    step.run(5, PARTS)
+    assert "step 6: main update skipped: counts() is 0 for every term of the loss" in caplog.messages
 
 
 @pytest.mark.parametrize("kind", [Regression, TwoTerms])

@@ -76,7 +76,7 @@ class Step:
         parameters = optim.parameters(optimizer)
         counts = [self.stage.counts(batch, name) for batch in batches]
         if name not in self._checked:
-            contract.check_counts(self.stage, name, counts)
+            contract.check_counts(self.stage, name, counts, may_be_empty=True)
         division = Division(counts, self.stage.weights(Moment(name, step, self.steps)), scale)
         if division.is_empty:
             self.skip("counts() is 0 for every term of the loss")
