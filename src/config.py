@@ -470,7 +470,7 @@ def _option(name: str, kind: Any, spec: Spec, default: Any) -> tuple[str, str]:
 def _entry(flag: str, help: str) -> list[str]:
     import textwrap
 
-    body = textwrap.wrap(help, 84)
+    body = textwrap.wrap(help, 84, break_on_hyphens=False)
     if len(flag) <= 30:
         return [f"  {flag:30s}  {body[0]}", *(" " * 34 + line for line in body[1:])]
     return [f"  {flag}", *(" " * 34 + line for line in body)]

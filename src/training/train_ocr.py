@@ -58,7 +58,7 @@ class Augmentation:
     """Augmentation of the training lines, different in each epoch (0: off)"""
 
     stretch: float = opt(0.15, "wider or narrower by up to this share", ge=0, le=0.5)
-    slant: float = opt(0.15, "slant: the top is moved sideways by up to this share of the height", ge=0, le=1)
+    slant: float = opt(0.15, "slanted: the top moved sideways by up to this share of the height", ge=0, le=1)
     shift: float = opt(0.06, "moved up or down, and larger or smaller, by up to this share of the height", ge=0, le=0.3)
     weight: float = opt(0.4, "bolder or thinner by up to this share of a pixel on either side", ge=0, le=1)
     contrast: float = opt(0.3, "contrast and brightness, more or less by up to this share", ge=0, le=0.9)

@@ -99,7 +99,7 @@ class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
 
     tokenizer: str = label_kind("bpe", "tokens of the captions")
     vocab_size: int = vocabulary(1024)
-    text_model: str = opt("", "read captions by a trained language model, frozen, instead of a text tower: a run of "
+    text_model: str = opt("", "read captions with a trained, frozen language model instead of a text tower: a run of "
                           "run_train_lm.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
                           aliases=("thinker_ckpt",))
 

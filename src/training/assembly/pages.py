@@ -28,8 +28,8 @@ FLAGS = {
     "Instead of training": {
         "--help, -h": "print this page",
         "--explain": "print how this stage is used, in short",
-        "--info": "print the guide to this stage, and the size, memory and time of the model of these options, "
-                  "which are measured on this machine first",
+        "--info": "print the guide to this stage, with the size, memory and time of your model, measured on this "
+                  "machine",
         "--print_config": "print all options as JSON, with presets and defaults filled in; --config reads it back",
         "--check": "look for mistakes in the options, and exit (exit code 2 where there are any)"},
     "Starting with a script of run/, or with the command stoker": {
