@@ -255,7 +255,7 @@ def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: i
                      "the learning rate never reaches its peak")
     if cuts:
         reduced = ", ".join(f"{name} {value}" for name, value in cuts.items())
-        lines.append(f"Short run ({steps:,} steps), so these defaults are reduced: {reduced}")
+        lines.append(f"The run has {steps:,} steps, so these defaults are reduced: {reduced}")
     return replace(cfg, **cuts, max_steps=steps, epochs=math.ceil(steps / steps_per_epoch)), lines
 
 
