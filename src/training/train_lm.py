@@ -40,21 +40,22 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 20, 64
 class Text:
     """Data"""
 
-    dataset: str = opt("wikitext-103", "wikitext, wikitext-103 (from the Hugging Face hub; where it cannot be reached "
-                       "and none was named: pydocs), pydocs (documentation found in the installed Python packages), a "
-                       "text file, or a folder of text files", path=DATASETS, aliases=("data_path",))
+    dataset: str = opt("wikitext-103", "wikitext or wikitext-103 (from the Hugging Face hub), pydocs (the "
+                       "documentation in the installed Python packages), a text file, or a folder of text files; "
+                       "without --dataset, pydocs is taken where the hub cannot be reached", path=DATASETS,
+                       aliases=("data_path",))
     tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o (fetched once from the internet), bpe (trained on this "
                          "text), bytes, or PATH/tokenizer.json",
                          path=TOKENIZERS)
     vocab_size: int = opt(32000, "vocabulary size of a BPE tokenizer trained on this text", ge=256, le=100000)
-    retrain_tokenizer: bool = opt(False, "train the BPE tokenizer again, though the cache has one for this text")
+    retrain_tokenizer: bool = opt(False, "train the BPE tokenizer again, even if the cache has one for this text")
 
 
 @dataclass
 class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=512, dropout=0.1, head_multiple=1):
     """Model"""
 
-    max_seq_len: int = opt(256, "context: tokens seen at a time", ge=2, usual=(128, 2048),
+    max_seq_len: int = opt(256, "context length, in tokens", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
 
 

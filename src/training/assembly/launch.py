@@ -59,10 +59,13 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
     if page := pages.asked(stage, argv):
         if "--info" in argv:
             environment.restart_inside()
+            logs.to_console()  # to read the data and to measure may take minutes
         print(page(), flush=True)
         return FINISHED
     only_check = "--check" in argv
-    job = decide(stage, [arg for arg in argv if arg != "--check"])
+    # --foreground is a flag of the wrappers: a stage's script trains in its terminal in any case
+    argv = [word for word in argv if word not in ("--check", "--foreground")]
+    job = decide(stage, argv)
     if not only_check:
         environment.restart_inside()
     if job.asks:

@@ -281,7 +281,9 @@ def _callbacks(plan: Plan, run: RunDir, pulse: Pulse, weights: Pretrained | None
     """What every run has beside the stage's and the user's `own`. Their order in the loop comes from their bands."""
     cfg, speed = plan.cfg, Speed()
     if expected:
-        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(Length.of(plan)))
+        length = Length.of(plan)
+        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(length),
+                      expected.step_seconds(length))
     callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts), Profiler(run.path)]
     if cfg.samples:
