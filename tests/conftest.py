@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from stoker import wheels
+from stoker.daemon.rundir import RunDir
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,3 +41,15 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("STOKER_HOME", str(home))
     monkeypatch.setenv("STOKER_RESULTS", str(home.with_name(f"{home.name}-result")))
     return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draw_page() -> Iterator[Callable[[RunDir], None]]:
+    """What draws the page of plots of a finished run. No run in this process does, unless its test puts it back: a page
+    takes as long as a hundred steps of a toy."""
+    from stoker.training.assembly import session
+
+    drawing = session._draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_draw", lambda run: None)
+        yield drawing

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import made_speech
-from stoker import command
+from in_process import answer
 from stoker.config import UserError
 from stoker.daemon import registry
 from stoker.daemon.rundir import RunDir
@@ -42,16 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def transcribe(run: RunDir, *argv: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """In this process, which has torch already."""
     model = () if "--model" in argv else ("--model", str(run.path))
-    streams = [io.TextIOWrapper(io.BytesIO(content), write_through=True) for content in (stdin, b"", b"")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["transcribe.sh", *model, *map(str, argv)])
-        for name, stream in zip(("stdin", "stdout", "stderr"), streams):
-            patch.setattr(sys, name, stream)
-        code = command.answered(script._main)
-    _, out, told = (stream.buffer.getvalue() for stream in streams)  # type: ignore[attr-defined]
-    return subprocess.CompletedProcess(sys.argv, code, out, told)
+    return answer("transcribe.sh", script._main, *model, *map(str, argv), stdin=stdin)
 
 
 def recording(path: Path, text: str) -> Path:

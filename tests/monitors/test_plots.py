@@ -1,6 +1,7 @@
 """The page of plots: what is drawn, of which runs, and what becomes of a run whose page cannot be drawn."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stoker.config import UserError
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.monitors import plots
+from stoker.training.assembly import session as sessions
 from stoker.training.core.stage import Stage
 from toys import GAN, Buffers, StopAt, new_run, session, train, with_callbacks
 
@@ -116,8 +118,10 @@ def trained(tmp_path: Path, stage: type[Stage] = Buffers, **options: Any) -> tup
         return run, sitting.train().state
 
 
-def test_a_page_that_cannot_be_drawn_does_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                           caplog: pytest.LogCaptureFixture) -> None:
+def test_a_page_that_cannot_be_drawn_does_not_fail_the_run(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+        draw_page: Callable[[RunDir], None]) -> None:
+    monkeypatch.setattr(sessions, "_draw", draw_page)
     caplog.set_level("INFO")
     run, state = trained(tmp_path)
     assert state == "finished" and f"Plots: {run.plots}" in caplog.messages
