@@ -4,13 +4,12 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from stoker import wheels
-from stoker.daemon.rundir import RunDir
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,12 +43,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="session", autouse=True)
-def draw_page() -> Iterator[Callable[[RunDir], None]]:
-    """What draws the page of plots of a finished run. No run in this process does, unless its test puts it back: a page
-    takes as long as a hundred steps of a toy."""
-    from stoker.training.assembly import session
+def quick_runs() -> Iterator[None]:
+    """A run in this process times its steps once before it begins and draws no page of plots when it has finished: both
+    take longer than training a toy. The tests of the estimate and of the page put back what they test."""
+    from stoker.training.assembly import estimate, session
 
-    drawing = session._draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "_draw", lambda run: None)
-        yield drawing
+        patch.setattr(estimate, "FEWEST", 1)
+        patch.setattr(estimate, "MOST", 1)
+        yield

@@ -82,7 +82,7 @@ class Desk:
         return pid
 
     def runs(self) -> list[dict[str, Any]]:
-        """What ps.sh --json shows of the runs in this desk's folder, read in this process: it is asked over and over."""
+        """What ps.sh --json shows of the runs in this desk's folder, read in this process: tests ask over and over."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STOKER_HOME", self.env["STOKER_HOME"])
             return [row(run) for run in registry.runs() if run.path.parent == self.results]

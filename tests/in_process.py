@@ -1,4 +1,4 @@
-"""A program of ours called in this process, which has torch already: a process of its own takes seconds to import it."""
+"""A program of ours called in this process, which has torch already: a process of its own imports it for seconds."""
 
 import io
 import subprocess

@@ -19,7 +19,8 @@ Measure = Callable[[], tuple[int, str]]
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Measure:
     """Exit code and what is printed; in this process, which has torch already, as its trainings do not."""
     monkeypatch.syspath_prepend(PROJECT / "benchmarks")
-    monkeypatch.setattr(sys, "argv", ["kill_matrix.py", "--kills", str(KILLS), "--seed", "3", "--folder", str(tmp_path)])
+    argv = ["--kills", str(KILLS), "--seed", "3", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["kill_matrix.py", *argv])
 
     def call() -> tuple[int, str]:
         import kill_matrix

@@ -111,8 +111,8 @@ def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
 def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path) -> None:
     """The learning rate follows the longer plan; the command that was asked for runs at each end."""
     often = ["--log_interval", "1", "--warmup_steps", "0"]
-    start = ["--dataset", "text.txt", *unless_typed(LITTLE, often), *often, "--result_dir", "runs", "--run_name", "mine",
-             "--on_end", 'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
+    start = ["--dataset", "text.txt", *unless_typed(LITTLE, often), *often, "--result_dir", "runs", "--run_name",
+             "mine", "--on_end", 'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
     run = RunDir(tmp_path / "runs/mine")
     assert script(*start).wait(200) == 0 and run.state() == "finished"
     assert (tmp_path / "ends").read_text() == "finished: all steps done\n"
