@@ -109,7 +109,7 @@ def stopped(desk: Desk, running: Begun) -> str:
         assert following.stdout and following.stdout.readline()
         os.kill(running.pid, signal.SIGTERM)
         shown = following.communicate(timeout=30)[0]
-    until(lambda: not living(running.pid))
+    until(lambda: not living(running.pid) and desk.run("life")["pid"] is None)
     return shown
 
 
