@@ -199,6 +199,7 @@ TOYS: list[type[Toy]] = [Buffers, Regression, GAN, Contrastive]
 QUICK = dict(max_steps=9, batch_size=4, grad_accum_steps=2, lr=1e-2, warmup_steps=2, log_interval=2, eval_interval=4,
              snapshot_interval=4, keep_last_n_snapshots=0, delete_snapshots_after_training=False,
              gradient_monitor_interval=2, weight_monitor_interval=2, nan_recoveries=0, device="cpu", threads=1)
+WITHOUT_MONITORS: dict[str, Any] = dict(gradient_monitor=False, weight_monitor=False, samples=False)
 
 
 def planned(stage: Stage, **options: Any) -> Plan:

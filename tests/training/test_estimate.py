@@ -24,6 +24,13 @@ from toys import Regression, StopAt, Toy, new_run, planned, session, train, with
 CPU = torch.device("cpu")
 SIMPLE = Estimate("cpu", parameters=1000, sample_seconds=2.0, scored_seconds={"eval": 0.5}, update_seconds=0.1,
                   sample_flops=6e9, peak_flops=10e9, kept_bytes=100, kept_bytes_per_sample=10)
+ROUNDS = {name: getattr(estimate, name) for name in ("FEWEST", "MOST")}  # as long as no test runs
+
+
+@pytest.fixture(autouse=True)
+def as_many_rounds_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ROUNDS.items():
+        monkeypatch.setattr(estimate, name, value)
 
 
 class Matrix(Toy):
