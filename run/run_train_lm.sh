@@ -11,15 +11,18 @@
 #   --lr RATE                   peak learning rate (default 3e-4)
 #   --warmup STEPS              steps of warm-up (default 1000, at most a tenth of the run)
 #   --snapshot N                steps between snapshots, 0: each epoch and every 10 minutes only (default 10000)
-#   --monitor_interval N        steps between looks at gradients and weights (default 100)
+#   --monitor_interval N        steps between measurements of gradients and weights (default 100)
 #   --sanity_check_interval N   steps between checks for NaN and Inf, 0: off (default 10000)
-#   --resume [RUN]              go on with a run; alone: the newest unfinished one
+#   --resume [RUN]              resume a run; without RUN the newest unfinished one
 #   --yes                       do not ask for confirmation
 #   --foreground                train in this terminal
-#   --help                      this page
+#   --explain, --info           print a short guide; the whole guide, with size, memory and time of this model
+#   --print_config              print all options as JSON, with presets and defaults filled in
+#   --help                      print this page
 #
-# Intervals that were not typed are cut so that each fires at least 20 times in the run.
-# Prints run, PID, log, and how to follow, check, stop and view; returns when training has begun, or has failed.
+# In a short run, intervals that you do not set are reduced so that each fires at least 20 times.
+# Prints the name, the PID and the log of the run, and the commands to follow, list, stop and view it; returns when
+# training has begun or has failed.
 # All options:  .venv/bin/python src/training/train_lm.py --help
 
 # shellcheck source=run/lib.sh

@@ -145,8 +145,8 @@ def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence
     typed.update(flags)
     preset = typed.pop("preset", "")
     if preset and preset not in presets:
-        problems.append(f"--preset: there is no preset {preset!r}{_nearest(preset, presets)}; "
-                        f"presets: {', '.join(presets)}")
+        problems.append(f"--preset: {preset!r} is none of {', '.join(presets) or 'no presets'}"
+                        f"{_nearest(preset, presets)}")
     typed = {name: _absolute(fields(cls)[name][1], value) for name, value in typed.items()}
     computed = {name: value for name, (value, _) in following(cls, typed).items()}
     config = cls(**{**presets.get(preset, {}), **computed, **typed})
@@ -429,12 +429,15 @@ def unusual(config: Any) -> list[str]:
 # -- help -----------------------------------------------------------------------------------------------------------
 
 
-def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str) -> str:
-    """The page that `--help` prints: groups in the order of their declaration, one option a paragraph."""
+def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str,
+              flags: Mapping[str, Mapping[str, str]] = {}) -> str:
+    """The page that `--help` prints: groups in the order of their declaration, one option a paragraph. `flags` are
+    other flags with their help, by the heading that they come below, at the end."""
     lines = [usage, "", "Choosing:"]
     if presets:
         lines += _entry("--preset NAME, --model_preset, --hardware",
-                        f"one of {', '.join(presets)}; auto: for this machine")
+                        f"one of {', '.join(presets)}"
+                        + ("; auto: low, mid or high, as suits this machine" if "low" in presets else ""))
     lines += _entry("--config FILE", "values from a JSON file (partial; // comments allowed); flags win over it")
     table = fields(cls)
     for group in reversed(cls.__mro__):
@@ -443,6 +446,8 @@ def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str) -
             lines += ["", (group.__doc__ or group.__name__).splitlines()[0].rstrip(".") + ":"]
             for name in own:
                 lines += _entry(*_option(name, *table[name]))
+    for heading, entries in flags.items():
+        lines += ["", f"{heading}:", *(line for entry in entries.items() for line in _entry(*entry))]
     return "\n".join(lines)
 
 
@@ -465,7 +470,7 @@ def _option(name: str, kind: Any, spec: Spec, default: Any) -> tuple[str, str]:
 def _entry(flag: str, help: str) -> list[str]:
     import textwrap
 
-    body = textwrap.wrap(help, 84)
+    body = textwrap.wrap(help, 84, break_on_hyphens=False)
     if len(flag) <= 30:
         return [f"  {flag:30s}  {body[0]}", *(" " * 34 + line for line in body[1:])]
     return [f"  {flag}", *(" " * 34 + line for line in body)]

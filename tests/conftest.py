@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,16 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("STOKER_HOME", str(home))
     monkeypatch.setenv("STOKER_RESULTS", str(home.with_name(f"{home.name}-result")))
     return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """A run in this process times its steps once before it begins and draws no page of plots when it has finished: both
+    take longer than training a toy. The tests of the estimate and of the page put back what they test."""
+    from stoker.training.assembly import estimate, session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_draw", lambda run: None)
+        patch.setattr(estimate, "FEWEST", 1)
+        patch.setattr(estimate, "MOST", 1)
+        yield

@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from stoker.daemon import registry
+from stoker.daemon.table import row
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--tokenizer bytes --d_model 16 --num_heads 2 --num_layers 1 --d_ff 32 --max_seq_len 16 --batch_size 4 "
         "--log_interval 5 --eval_interval 1000 --threads 1 --no_compile").split()
@@ -77,11 +82,10 @@ class Desk:
         return pid
 
     def runs(self) -> list[dict[str, Any]]:
-        """What ps.sh says, asked from another folder."""
-        listed = self.call("ps.sh", "--json", cwd=Path("/"))
-        assert listed.returncode == 0, listed.stderr
-        rows = [json.loads(line) for line in listed.stdout.splitlines()]
-        return [row for row in rows if Path(row["folder"]).parent == self.results]
+        """What ps.sh --json shows of the runs in this desk's folder, read in this process: tests ask over and over."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STOKER_HOME", self.env["STOKER_HOME"])
+            return [row(run) for run in registry.runs() if run.path.parent == self.results]
 
     def run(self, name: str) -> dict[str, Any]:
         return next(row for row in self.runs() if row["run"] == name)

@@ -445,7 +445,7 @@ def test_a_preset_may_stand_in_the_file(tmp_path: Path) -> None:
     assert (parsed.preset, parsed.config.d_model, parsed.config.num_layers) == ("small", 512, 3)
     parsed = config.parse(LanguageModel.Config, LanguageModel.presets, ["--config", path, "--preset", "tiny"])
     assert (parsed.preset, parsed.config.d_model, parsed.config.num_layers) == ("tiny", 256, 3)
-    with pytest.raises(UserError, match="no preset 'smal'; did you mean small"):
+    with pytest.raises(UserError, match="'smal' is none of nano, .*; did you mean small\\?$"):
         config.parse(LanguageModel.Config, LanguageModel.presets, ["--config", written(tmp_path, '{"preset": "smal"}')])
 
 

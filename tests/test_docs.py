@@ -134,7 +134,8 @@ def test_every_wrapper_says_what_it_does() -> None:
 
 def test_options_of_the_wrapper_are_options_of_the_trainer() -> None:
     stage = discover()["lm"]
-    known = config.names(stage.Config).keys() | {"preset", "config", "foreground", "help", "OPTIONS"}
+    known = config.names(stage.Config).keys() | {"preset", "config", "foreground", "help", "OPTIONS"} | {
+        flag.strip("-") for flag in PAGES}
     header = (PROJECT / "run" / "run_train_lm.sh").read_text().split("\n\n")[0]
     named = re.findall(r"^#   --(\w+)", header, re.MULTILINE)
     assert len(named) > 10 and set(named) <= known

@@ -26,6 +26,7 @@ from stoker.training.core.phases import Group, Phase
 from stoker.training.core.plan import Plan, Setup
 from stoker.training.core.signals import Signals
 from stoker.training.core.stage import Stage
+from stoker.training.core.step import Step
 from stoker.training.trainer import Ending, Trainer
 
 # A file of events is named by second, process and a counter, and read in the order of the names: sittings of the same
@@ -173,17 +174,45 @@ class Contrastive(Toy):
         return Loss({"loss": loss / 2}, {"acc": Ratio((logits.argmax(1) == labels).sum(), len(logits))})
 
 
+class TwoTerms(Toy):
+    """One term counts samples, the other those numbers that are positive."""
+
+    name = "two_terms"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Linear(8, 8)
+
+    def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
+        return {"near": len(batch["x"]), "positive": (batch["x"] > 0).sum()}
+
+    def weights(self, moment: Moment) -> dict[str, float]:
+        return {"positive": 0.1 * moment.step}
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        made, x = model(batch["x"]), batch["x"]
+        return Loss({"near": (made - x).square().mean(1).sum(), "positive": (made * (x > 0)).abs().sum()})
+
+
 TOYS: list[type[Toy]] = [Buffers, Regression, GAN, Contrastive]
 
 QUICK = dict(max_steps=9, batch_size=4, grad_accum_steps=2, lr=1e-2, warmup_steps=2, log_interval=2, eval_interval=4,
              snapshot_interval=4, keep_last_n_snapshots=0, delete_snapshots_after_training=False,
              gradient_monitor_interval=2, weight_monitor_interval=2, nan_recoveries=0, device="cpu", threads=1)
+WITHOUT_MONITORS: dict[str, Any] = dict(gradient_monitor=False, weight_monitor=False, samples=False)
 
 
 def planned(stage: Stage, **options: Any) -> Plan:
     """The plan of a stage whose data are prepared, on a CPU; all options count as typed."""
     cfg = replace(stage.cfg, **options)
     return Setup(stage, cfg, torch.device("cpu")).plan(vars(cfg).keys() - {"epochs"})
+
+
+def step_of(stage: Toy, **options: Any) -> Step:
+    """Makes steps of a run of ten, without a trainer."""
+    found = {"lr": 1e-2, "warmup_steps": 0, "lr_schedule": "constant", "seed": 7, "precision": "fp32"} | options
+    return Step(stage, stage.model().train(), Options(**found), 10, torch.device("cpu"), lambda *args: None,
+                lambda *args: None)
 
 
 def new_run(folder: Path, stage: type[Stage]) -> RunDir:

@@ -42,10 +42,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _words(run: dict[str, Any]) -> tuple[str, ...]:
     name = run["folder"] if name_problem(run["run"]) else run["run"]  # as the commands find it
     return (
-        name, run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", _number(run["loss"]),
-        _figure(run["best_metric"], run["best"]), run["speed"] or "-", duration(run["eta_seconds"]),
+        name, run["state"], str(run["pid"] or "-"), f"{run['step']}/{run['of'] or '?'}", figure("loss", run["loss"]),
+        _best(run), run["speed"] or "-", duration(run["eta_seconds"]),
         f"{duration(run['heartbeat_seconds'])} ago", _note(run),
     )
+
+
+def _best(run: dict[str, Any]) -> str:
+    """`wer 34.1%`, `ppl 73.1`, `loss 4.234`."""
+    best = figure(run["best_metric"], run["best"])
+    return best if run["best"] is None else f"{run['best_metric']} {best}".strip()
 
 
 def _note(run: dict[str, Any]) -> str:
@@ -62,17 +68,27 @@ def _note(run: dict[str, Any]) -> str:
     return "; ".join(part.strip() for part in parts if part)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
-
-
-def _figure(name: str, value: float | None) -> str:
-    """`wer 34.1 %`, `ppl 73.1`, `loss 4.2341`."""
-    if value is None or not name:
-        return _number(value)
+def figure(name: str, value: float | None) -> str:
+    """A metric as it is shown everywhere: `34.1%`, a perplexity `73.1`, others `4.234`; `-` for None."""
+    if value is None:
+        return "-"
     if name.endswith(RATES):
-        return f"{name} {round(100 * value, 1):g} %"
-    return f"{name} {value:.1f}" if name.endswith("ppl") and abs(value) < 1e6 else f"{name} {_number(value)}"
+        return f"{number(100 * value, 1)}%"
+    return number(value, 1 if name.endswith("ppl") else 3)
+
+
+def number(value: float, places: int) -> str:
+    """With so many decimal places; where these would show less than two digits of a small number, or far too many of a
+    large one, in short: `4.234`, `0.0042`, `4.2e-05`, `1.235e+07`."""
+    magnitude = abs(value)
+    if magnitude >= 1e6:
+        return f"{value:.4g}"
+    return f"{value:.2g}" if 0 < magnitude < 10 ** (1 - places) else f"{value:.{places}f}"
+
+
+def size(number: float) -> str:
+    """Bytes as a person reads them: `12 MB`, `5.6 GB`."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def duration(seconds: float | None) -> str:

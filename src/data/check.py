@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stoker import files
 from stoker.config import UserError, printable
+from stoker.data import made
 from stoker.data.decode_cache import Found
 from stoker.data.text.labels import aligned_length
 
@@ -117,14 +118,17 @@ def duplicates(refused: Sequence[Refused]) -> int:
 
 
 def log_report(report: Report, what: str) -> None:
-    """Log a report. `what` is the word for the rows: "pictures". Raises UserError where a split has no usable rows."""
+    """Log a report. `what` is the word for the rows: "pictures". Raises UserError where a split has no usable rows.
+
+    Rows that were made here are counted and not listed: nobody can mend them, and the same are left out every time."""
     for line in report.lines():
         log.info("Data check: %s", line)
     for line in report.warnings():
         log.warning("%s", line)
-    for split, path, why in report.listed()[:LOGGED]:
+    listed = [row for row in report.listed() if not made.holds(row[1])]
+    for split, path, why in listed[:LOGGED]:
         log.warning("%s %s: %s", split, printable(path), why)
-    if (more := len(report.listed()) - LOGGED) > 0:
+    if (more := len(listed) - LOGGED) > 0:
         log.warning("and %s more: %s lists all", f"{more:,}", files.hint("data check"))
     for split, count in report.used.items():
         if not count:

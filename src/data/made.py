@@ -42,6 +42,12 @@ def folder(where: Path, make: Callable[[Path], None], *, what: str, room: str) -
     return where
 
 
+def holds(path: str) -> bool:
+    """Whether a file, or the archive that it is in, was made here. Opens nothing beside files of others."""
+    file = Path(archives.parted(path)[0])
+    return file.absolute().is_relative_to(files.home().absolute()) and file.name in _digests(file.parent)
+
+
 def verify(path: str) -> None:
     """Raise Damaged if a file, or the archive that it is in, was made here and is not what was made: then its folder
     has been removed. Any other file passes."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stoker import config
 from stoker.config import UserError
+from stoker.daemon.table import figure
 from stoker.data.pictures import images
 from stoker.files import hint
 from stoker.training.core import pretrained
@@ -50,7 +51,8 @@ def require_torch(script: str) -> None:
 
 def scored(source: Pretrained, names: Collection[str]) -> str:
     """How well a model did when it was evaluated: "wer 3.2%, cer 0.6% on validation data of spoken"."""
-    rates = [f"{name} {source.scores[f'eval/{name}']:.1%}" for name in names if f"eval/{name}" in source.scores]
+    rates = [f"{name} {figure(name, source.scores[f'eval/{name}'])}" for name in names
+             if f"eval/{name}" in source.scores]
     data = Path(str(source.options.get("dataset", ""))).name
     return f"{', '.join(rates)} on validation data of {data}" if rates else "not evaluated at that step"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stoker.config import ENDLESS
-from stoker.daemon.table import RATES, duration
+from stoker.daemon.table import duration, figure, number
 from stoker.training.core.callback import REPORT, Callback
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Console(Callback):
     order = REPORT
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
     _bar: Any = field(default=None, repr=False)
-    _told_epoch: int = 0
+    _epoch: int = 0  # whose heading was printed last
+    _held: Path | None = None  # a snapshot whose line comes after that of its step
 
     def on_start(self, trainer: "Trainer") -> None:
         counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
@@ -48,9 +49,13 @@ class Console(Callback):
         self._open.enter_context(logging_redirect_tqdm())
 
     def on_step_start(self, trainer: "Trainer") -> None:
-        epoch = trainer.step // trainer.steps_per_epoch + 1
-        if epoch != self._told_epoch:
-            self._told_epoch = epoch
+        self._head(trainer, trainer.step + 1)
+
+    def _head(self, trainer: "Trainer", step: int) -> None:
+        """Print the heading of the epoch that a step (from 1) is in, unless the last heading was that."""
+        epoch = (step - 1) // trainer.steps_per_epoch + 1
+        if epoch != self._epoch:
+            self._epoch = epoch
             log.info("Epoch %d/%d:", epoch, math.ceil(trainer.steps / trainer.steps_per_epoch))
 
     def on_step_end(self, trainer: "Trainer") -> None:
@@ -58,6 +63,7 @@ class Console(Callback):
             self._bar.update(trainer.step - self._bar.n)
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        self._head(trainer, trainer.step)  # after a resume the line of a step may come first
         speed, left = rates(trainer), trainer.timings.get("speed/eta_seconds")
         log.info("Step %d/%d: %s%s%s", trainer.step, trainer.steps, _figures(metrics), f" [{speed}]" if speed else "",
                  f" ETA {duration(left)}" if left is not None else "")
@@ -66,15 +72,23 @@ class Console(Callback):
                 log.info("  -> %s: %s", title("validation", each.name), scores)
 
     def on_save(self, trainer: "Trainer", path: Path) -> None:
+        """The last step is saved before its evaluation, and again after it: it has one line, after the second."""
+        if trainer.logged_step < trainer.step == trainer.steps and path == trainer.snapshots.at_step(trainer.step):
+            self._held = path
+            return
+        if path == self._held:
+            self._held = None
         log.info("  -> Saved snapshot: %s", path)
 
     def close(self, trainer: "Trainer") -> None:
+        if self._held:  # the evaluation was abandoned, or failed
+            log.info("  -> Saved snapshot: %s", self._held)
         self._open.close()
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    parts = [words(metrics, "train/"), f"lr={metrics['lr']:.6f}"]
-    parts += [f"{name.replace('grad_norm', 'grad')}={value:.2f}" for name, value in metrics.items()
+    parts = [words(metrics, "train/"), f"lr={number(metrics['lr'], 6)}"]
+    parts += [f"{name.replace('grad_norm', 'grad')}={number(value, 2)}" for name, value in metrics.items()
               if name == "grad_norm" or name.endswith("/grad_norm")]
     return " ".join(part for part in parts if part)
 
@@ -87,26 +101,20 @@ def title(split: str, evaluation: str) -> str:
 def words(metrics: Mapping[str, float], prefix: str, intervals: Mapping[str, tuple[float, float]] = {}) -> str:
     """The figures of that prefix as they are logged, `loss=4.234 ppl=69.0`; those that have a confidence interval with
     it: `wer=12.3% (95%: 11.0-13.9)`."""
-    return " ".join(f"{name.removeprefix(prefix)}={_short(name, value)}"
+    return " ".join(f"{name.removeprefix(prefix)}={figure(name, value)}"
                     + (f" (95%: {_between(name, *intervals[name])})" if name in intervals else "")
                     for name, value in metrics.items() if name.startswith(prefix))
 
 
 def _between(name: str, low: float, high: float) -> str:
-    return f"{_short(name, low).removesuffix('%')}-{_short(name, high).removesuffix('%')}"
-
-
-def _short(name: str, value: float) -> str:
-    if name.endswith(RATES):
-        return f"{value:.1%}"
-    return f"{value:.1f}" if name.endswith("ppl") else f"{value:.3f}"
+    return f"{figure(name, low).removesuffix('%')}-{figure(name, high).removesuffix('%')}"
 
 
 def rates(trainer: "Trainer") -> str:
     """The speed of the last stretch, "12.3 samples/sec, 3.1k tok/s", or ''."""
     found = [(name.removeprefix("speed/").removesuffix("_per_sec"), value) for name, value in trainer.timings.items()
              if name.endswith("_per_sec")]
-    return ", ".join(f"{value:.1f} {unit}/sec" if i == 0 else f"{_thousands(value)} {unit}/s"
+    return ", ".join(f"{number(value, 1)} {unit}/sec" if i == 0 else f"{_thousands(value)} {unit}/s"
                      for i, (unit, value) in enumerate(found))
 
 

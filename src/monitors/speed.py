@@ -1,5 +1,6 @@
 """Speed, time waiting for data, and when the run will be done."""
 
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from stoker.training.core.figures import Batch
     from stoker.training.trainer import Trainer
 
+RECENT = 5  # log lines: the time left follows from the median of their steps
+
 
 @dataclass
 class Speed(Callback):
@@ -19,11 +22,15 @@ class Speed(Callback):
     time spent waiting for data) and `speed/eta_seconds`, evaluations to come included. Where it is known how many
     operations a sample takes, forward and backward, also `speed/tflops`; and where it is known how many a second this
     machine does in bare matrix products, `speed/peak_share` of them.
+
+    The first steps of a sitting are slow, so at its first log line the time left follows from the estimate; later, from
+    the last few lines and all that was done between them, such as snapshots.
     """
 
     flops_per_sample: float = 0.0
     peak_flops: float = 0.0
     eval_seconds: float = 0.0  # of a step's evaluations, their mean; as expected until there was one
+    step_seconds: float = 0.0  # of a step, snapshots included, as expected; 0: not known
     _since: float | None = None  # start of the stretch measured
     _steps: int = 0
     _paused: float = 0.0
@@ -31,8 +38,9 @@ class Speed(Callback):
     _step_start: float = 0.0
     _eval_start: float = 0.0
     _evaluated: int = 0
-    _usual: float = 0.0  # seconds a step, smoothed
     _lines: int = 0
+    _last_line: float = 0.0  # when it was
+    _recent: list[float] = field(default_factory=list)  # seconds a step, by line, of all but evaluations
     _done: dict[str, int] = field(default_factory=dict)
     _first_batch: bool = False
 
@@ -65,10 +73,12 @@ class Speed(Callback):
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         if self._since is None or not self._steps:
             return
-        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._paused, 1e-9)
         each = seconds / self._steps
-        self._usual = each if self._lines < 2 else 0.5 * (self._usual + each)  # a sitting's first steps are slow
-        self._lines += 1
+        whole = now - (self._last_line if self._lines else self._since) - self._paused
+        self._recent = [*(self._recent if self._lines > 1 else []), whole / self._steps][-RECENT:]
+        self._last_line, self._lines = now, self._lines + 1
         trainer.timings |= {f"speed/{unit}_per_sec": amount / seconds for unit, amount in self._done.items()}
         trainer.timings |= {"speed/step_seconds": each, "speed/data_share": self._waited / seconds,
                             "speed/eta_seconds": self._eta(trainer)}
@@ -82,4 +92,5 @@ class Speed(Callback):
     def _eta(self, trainer: "Trainer") -> float:
         times = trainer.evaluations.times
         evaluations = times(trainer.steps, trainer.steps) - times(trainer.step, trainer.steps)
-        return (trainer.steps - trainer.step) * self._usual + evaluations * self.eval_seconds
+        each = self.step_seconds if self.step_seconds and self._lines == 1 else statistics.median(self._recent)
+        return (trainer.steps - trainer.step) * each + evaluations * self.eval_seconds

@@ -43,33 +43,34 @@ class Speech:
                        f"{', '.join(names.LIBRISPEECH)}, a CSV file "
                        "(audio_path,transcription), or a folder of sound files with their texts",
                        path=recordings.NAMES, aliases=("data_path", "csv"))
-    extra_dataset: str = opt("", "train on the training set of this one too; validation does not use it",
+    extra_dataset: str = opt("", "also train on the training set of this data set; validation does not use it",
                                path=recordings.NAMES)
     held_out: str = opt("", "speakers to keep for validation, comma-separated (default: the data's own split, else "
                         "5 % of the speakers or texts)")
-    shared_texts: bool = opt(False, "train on texts of the validation set too, said by others: for digits, commands")
+    shared_texts: bool = opt(False, "allow training texts that validation has too, said by others: right for digits "
+                             "and commands")
     max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms; longer ones are left out", ge=16)
     max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
     cache_audio: bool = opt(True, "keep all recordings decoded on disk (115 MB an hour) instead of decoding them in "
                             "each epoch", may_change=True)
-    batch_seconds: float = opt(0.0, "most seconds of sound in a micro-batch, padding included (0: --batch_size decides "
-                               "alone)", ge=0)
+    batch_seconds: float = opt(0.0, "largest micro-batch, in seconds of sound with padding (0: only --batch_size "
+                               "limits it)", ge=0)
 
 
 @dataclass
 class Augmentation:
     """Augmentation of the training speech, different in each epoch (0: off)"""
 
-    speed: float = opt(0.1, "play faster or slower, and higher or lower, by up to this share", ge=0, le=0.5)
-    gain: float = opt(6.0, "louder or fainter by up to so many dB", ge=0, le=40)
-    noise: float = opt(0.0, "white noise at least so many dB below the speech, in half the rows", ge=0)
-    colour: float = opt(6.0, "as through another microphone: louder or fainter by up to so many dB, by frequency", ge=0,
+    speed: float = opt(0.1, "play faster or slower, which changes the pitch too, by up to this share", ge=0, le=0.5)
+    gain: float = opt(6.0, "louder or quieter by up to so many dB", ge=0, le=40)
+    noise: float = opt(0.0, "add white noise, at least so many dB below the speech, to half of the samples", ge=0)
+    colour: float = opt(6.0, "as from another microphone: frequencies louder or quieter by up to so many dB", ge=0,
                         le=40)
     narrow: float = opt(0.0, "share of the recordings that lose what is above a frequency between 2.8 and 4 kHz, as "
                         "over a telephone", ge=0, le=1)
-    mask_bands: int = opt(12, "SpecAugment: widest of two bands that are blanked out", ge=0)
-    mask_time: float = opt(0.08, "SpecAugment: longest of two stretches of time that are blanked out, as a share of "
-                           "the recording", ge=0, le=0.5)
+    mask_bands: int = opt(12, "SpecAugment: two masks over frequency, each of at most N mel bands", ge=0)
+    mask_time: float = opt(0.08, "SpecAugment: two masks over time, each of at most this share of the recording",
+                           ge=0, le=0.5)
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
     labels: str = label_kind("chars", "what the head outputs")
     vocab_size: int = vocabulary(512)
     num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
-    downsample_time: int = opt(4, "frames of 10 ms to one of the encoder: 2, 4 or 8 (50, 25 or 12.5 a second)")
+    downsample_time: int = opt(4, "input frames (10 ms) per encoder frame: 2, 4 or 8, for 50, 25 or 12.5 a second")
     head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label", ge=1, le=8)
 
     def problems(self) -> list[str]:

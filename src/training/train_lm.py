@@ -26,7 +26,7 @@ SHAPE = ("d_model", "num_heads", "num_layers", "d_ff", "max_seq_len")
 class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=512, dropout=0.1, head_multiple=1):
     """Model"""
 
-    max_seq_len: int = opt(256, "context: tokens seen at a time", ge=2, usual=(128, 2048),
+    max_seq_len: int = opt(256, "context length, in tokens", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
 
 

@@ -49,8 +49,8 @@ class Lines:
     ignore_case: bool = opt(False, "ignore case in error rates: for data sets whose texts do not keep it")
     cache_images: bool = opt(True, "keep all lines on disk, decoded and resized, instead of decoding them in each "
                              "epoch", may_change=True)
-    batch_width: int = opt(0, "most columns of pixels in a micro-batch, padding included, before the lines are "
-                           "changed (0: --batch_size decides alone)", ge=0)
+    batch_width: int = opt(0, "largest micro-batch, in columns of pixels with padding, before augmentation (0: only "
+                           "--batch_size limits it)", ge=0)
 
 
 @dataclass
@@ -58,13 +58,13 @@ class Augmentation:
     """Augmentation of the training lines, different in each epoch (0: off)"""
 
     stretch: float = opt(0.15, "wider or narrower by up to this share", ge=0, le=0.5)
-    slant: float = opt(0.15, "the head beside the foot by up to this share of the height", ge=0, le=1)
-    shift: float = opt(0.06, "up or down, larger or smaller by up to this share of the height", ge=0, le=0.3)
+    slant: float = opt(0.15, "slanted: the top moved sideways by up to this share of the height", ge=0, le=1)
+    shift: float = opt(0.06, "moved up or down, and larger or smaller, by up to this share of the height", ge=0, le=0.3)
     weight: float = opt(0.4, "bolder or thinner by up to this share of a pixel on either side", ge=0, le=1)
     contrast: float = opt(0.3, "contrast and brightness, more or less by up to this share", ge=0, le=0.9)
-    blur: float = opt(0.7, "up to so many pixels, in half the rows", ge=0, le=5)
-    noise: float = opt(12.0, "up to so many grey levels, in half the rows", ge=0, le=100)
-    invert: float = opt(0.02, "share of the lines whose light and dark change places", ge=0, le=1)
+    blur: float = opt(0.7, "blurred by up to so many pixels, in half of the lines", ge=0, le=5)
+    noise: float = opt(12.0, "noise of up to so many grey levels, in half of the lines", ge=0, le=100)
+    invert: float = opt(0.02, "share of the lines that are inverted, light on dark", ge=0, le=1)
 
 
 @dataclass

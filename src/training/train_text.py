@@ -51,7 +51,7 @@ class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=102
                         "heads")
     head_dim: int = opt(0, "size of a head (0: the hidden size divided by the number of heads)", ge=0)
     use_swiglu: bool = opt(True, "gated feed-forward layers (SwiGLU); this model has no others")
-    max_seq_len: int = opt(512, "context: tokens seen at a time", ge=2, usual=(128, 2048),
+    max_seq_len: int = opt(512, "context length, in tokens", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
     rope_theta: float = opt(10000.0, "base of the rotary positions: how slowly the slowest of them turns", gt=1)
     norm_eps: float = opt(1e-6, "what the norms add to the mean square, against divisions by 0", gt=0)

@@ -52,11 +52,11 @@ class Pictures:
     dataset: str = opt("scenes", "scenes (drawn here, with captions), digits (written by hand, of scikit-learn), "
                        "coco-captions, a CSV file (image,caption or image,label), an annotations.json, or a folder or "
                        "TAR archive of pictures by class", path=table.NAMES, aliases=("data_path",))
-    template: str = opt("a photo of {}", "the caption where a picture has a class alone; {} stands for its name")
-    image_size: int = opt(64, "pixels a side that pictures are resized to", ge=8, usual=(32, 384))
-    fit: str = opt("crop", "how, where they are no squares: crop keeps the middle, pad adds white, stretch gives up "
-                   "the shape", choices=("crop", "pad", "stretch"))
-    max_text_length: int = opt(256, "characters of a caption that are read", ge=1)
+    template: str = opt("a photo of {}", "caption of a picture that has only a class; {} stands for the class")
+    image_size: int = opt(64, "side length that pictures are resized to, in pixels", ge=8, usual=(32, 384))
+    fit: str = opt("crop", "how pictures become square: crop keeps the middle, pad adds white, stretch changes their "
+                   "proportions", choices=("crop", "pad", "stretch"))
+    max_text_length: int = opt(256, "characters of a caption that are used; the rest is cut off", ge=1)
     cache_images: bool = opt(True, "keep all pictures on disk, decoded and resized, instead of decoding them in each "
                              "epoch", may_change=True)
 
@@ -80,9 +80,9 @@ class Augmentation:
 class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512, dropout=0.0, head_multiple=4):
     """Model"""
 
-    patch_size: int = opt(16, "pixels a side of a patch", ge=2)
-    stem: str = opt("conv", "what makes patches of pixels: conv, strided convolutions (it learns sooner), or patch, a "
-                    "linear layer", choices=STEMS)
+    patch_size: int = opt(16, "side length of a patch, in pixels", ge=2)
+    stem: str = opt("conv", "how pixels become patches: conv (strided convolutions, which learn faster) or patch (a "
+                    "linear layer)", choices=STEMS)
     positions: str = opt("rotary", "position embeddings of the patches: rotary, for pictures of any size, or learned, "
                          "for those of --image_size", choices=POSITIONS)
 
@@ -99,7 +99,7 @@ class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
 
     tokenizer: str = label_kind("bpe", "tokens of the captions")
     vocab_size: int = vocabulary(1024)
-    text_model: str = opt("", "read captions by a trained language model, frozen, instead of a text tower: a run of "
+    text_model: str = opt("", "read captions with a trained, frozen language model instead of a text tower: a run of "
                           "run_train_lm.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
                           aliases=("thinker_ckpt",))
 
@@ -109,8 +109,9 @@ class Contrast:
     """Contrastive loss"""
 
     embed_dim: int = opt(128, "size of the embeddings that are compared", ge=1)
-    loss: str = opt("softmax", "softmax: which caption of the batch, and which picture (CLIP); sigmoid: each with "
-                    "each, whether they belong together (SigLIP)", choices=LOSSES)
+    loss: str = opt("softmax", "softmax: which caption of the batch belongs to a picture, and which picture to a "
+                    "caption (CLIP); sigmoid: whether picture and caption belong together, for each pair (SigLIP)",
+                    choices=LOSSES)
 
 
 @dataclass

@@ -85,10 +85,11 @@ class Trainer:
         """Drop the gradients of the phase being updated (from on_loss or on_grad)."""
         self.update.skip(why)
 
-    def record(self, name: str, value: Ratio | Tensor | float) -> None:
-        """Add to a figure's mean over the log interval. Tensors stay on the device until then; what is not finite does
-        not count: it belongs to an update that was dropped, which `health/dropped_share` tells."""
-        self._totals.add(name, finite_or_nothing(value if isinstance(value, Ratio) else Ratio(value, 1)))
+    def record(self, name: str, value: Ratio | Tensor | float, part: str = "") -> None:
+        """Add to a figure's mean over the log interval, or to that of one of its parts: such a figure is the sum of the
+        means. Tensors stay on the device until then; what is not finite does not count: it belongs to an update that
+        was dropped, which `health/dropped_share` tells."""
+        self._totals.add(name, finite_or_nothing(value if isinstance(value, Ratio) else Ratio(value, 1)), part)
 
     def show(self, name: str, media: Media) -> None:
         """Give the views something to show with the next log line."""
@@ -119,6 +120,7 @@ class Trainer:
             if snapshot:
                 self._restore(snapshot)
             self._open_data()
+            self.events.check_states()
             self._emit("on_start")
             ending = self._loop(fresh=snapshot is None)
             self._emit("on_stop", ending.reason)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, rmtree
 
 import pytest
 
@@ -12,7 +12,9 @@ from made_pictures import make_picture
 from sounds import make_sound
 from stoker.config import Damaged, UserError
 from stoker.data import made
+from stoker.data.pictures import check
 from stoker.data.pictures.resized import resize
+from stoker.data.pictures.table import Picture
 from stoker.data.sources import archives
 from stoker.data.speech.decoded import decode
 
@@ -42,6 +44,21 @@ made_times: list[int] = []
 
 def folder(home: Path, make: Callable[[Path], None]) -> Path:
     return made.folder(home / "made" / "set", make, what="a set", room="1 MB")
+
+
+def test_rows_that_are_left_out_are_counted_and_not_listed(own_home: Path, make: Callable[[Path], None], tmp_path: Path,
+                                                           caplog: pytest.LogCaptureFixture) -> None:
+    """But a user's own files are, also below a note that claims that they were made here."""
+    there, own = folder(own_home, make), tmp_path / "own"
+    copytree(there, own)
+    rows = [Picture(f"{there}/a.tar!1.png", "one two"), Picture(f"{own}/a.tar!1.png", "one three"),
+            *(Picture(str(make_picture(tmp_path / f"{i}.png", i)), "one") for i in (3, 4))]
+    limits = check.Limits(max_text_length=3)
+    with caplog.at_level("INFO"):
+        check.checked({"train": rows[:3], "validation": rows[3:]}, {}, keep=False, limits=limits)
+    assert "Data check: refused: 2 long text" in caplog.messages
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"train {own}/a.tar!1.png: long text: 9 characters, --max_text_length is 3"]
 
 
 def test_it_is_made_once(own_home: Path, make: Callable[[Path], None]) -> None:

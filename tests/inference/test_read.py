@@ -18,7 +18,7 @@ from stoker import command
 from stoker.daemon.rundir import RunDir
 from stoker.inference import read as script
 from stoker.training.train_ocr import OCR, Augmentation
-from toys import new_run, session
+from toys import WITHOUT_MONITORS, new_run, session
 
 TEXT = "Milk 2.50"
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         sitting = session(OCR, new_run(folder, OCR), dataset=str(folder / "data" / "lines.csv"), stem_width=8,
                           d_model=32, num_heads=2, num_layers=1, decoder_layers=1, d_ff=64, batch_size=2,
                           grad_accum_steps=1, max_steps=120, lr=5e-3, warmup_steps=10, log_interval=50,
-                          eval_interval=120, snapshot_interval=0, max_width=200, max_text_length=40,
+                          eval_interval=120, snapshot_interval=0, max_width=200, max_text_length=40, **WITHOUT_MONITORS,
                           **dict.fromkeys(vars(Augmentation()), 0.0))
         with sitting.run.lock():
             assert sitting.train().state == "finished"

@@ -26,7 +26,7 @@ from stoker.inference import trained
 from stoker.inference.see import Viewer
 from stoker.training.core import pretrained
 from stoker.training.train_vision import Vision
-from toys import new_run, session
+from toys import WITHOUT_MONITORS, new_run, session
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 230), "yellow": (230, 220, 40)}
 
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
                           image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=1, d_ff=64, text_d_model=16,
                           text_num_heads=2, text_layers=1, embed_dim=16, batch_size=16, grad_accum_steps=1,
                           max_steps=100, lr=5e-3, warmup_steps=10, log_interval=50, eval_interval=100,
-                          snapshot_interval=0, template="a {} square")
+                          snapshot_interval=0, template="a {} square", **WITHOUT_MONITORS)
         with sitting.run.lock():
             assert sitting.train().state == "finished"
     return sitting.run

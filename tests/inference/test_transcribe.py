@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import made_speech
-from stoker import command
+from in_process import answer
 from stoker.config import UserError
 from stoker.daemon import registry
 from stoker.daemon.rundir import RunDir
@@ -23,7 +23,7 @@ from stoker.data.text.labels import open_labels
 from stoker.inference import transcribe as script
 from stoker.inference.transcribe import Listener
 from stoker.training.train_audio_enc import AudioEncoder
-from toys import new_run, session
+from toys import WITHOUT_MONITORS, new_run, session
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +32,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("speech")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STOKER_HOME", str(folder / "home"))
-        sitting = session(AudioEncoder, new_run(folder, AudioEncoder), dataset=str(made_speech.write(folder, 300)),
+        sitting = session(AudioEncoder, new_run(folder, AudioEncoder), dataset=str(made_speech.write(folder, 200)),
                           d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.0, num_mels=40, head_frames=1,
                           mask_bands=6, batch_size=16, grad_accum_steps=1, max_steps=150, lr=5e-3, warmup_steps=15,
-                          log_interval=50, eval_interval=150, snapshot_interval=0, held_out="david")
+                          log_interval=50, eval_interval=150, snapshot_interval=0, held_out="david", **WITHOUT_MONITORS)
         with sitting.run.lock():
             assert sitting.train().state == "finished"
     return sitting.run
 
 
 def transcribe(run: RunDir, *argv: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """In this process, which has torch already."""
     model = () if "--model" in argv else ("--model", str(run.path))
-    streams = [io.TextIOWrapper(io.BytesIO(content), write_through=True) for content in (stdin, b"", b"")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["transcribe.sh", *model, *map(str, argv)])
-        for name, stream in zip(("stdin", "stdout", "stderr"), streams):
-            patch.setattr(sys, name, stream)
-        code = command.answered(script._main)
-    _, out, told = (stream.buffer.getvalue() for stream in streams)  # type: ignore[attr-defined]
-    return subprocess.CompletedProcess(sys.argv, code, out, told)
+    return answer("transcribe.sh", script._main, *model, *map(str, argv), stdin=stdin)
 
 
 def recording(path: Path, text: str) -> Path:

@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -107,6 +109,23 @@ def test_operations_a_second(tmp_path: Path, clock: Clock, flops: float, peak: f
     for logged in Journal(run.timings).rows():
         assert logged.get("speed/tflops") == (None if tflops is None else pytest.approx(tflops))
         assert logged.get("speed/peak_share") == (None if share is None else pytest.approx(share))
+
+
+def test_the_time_left_follows_from_the_estimate_then_from_recent_lines(clock: Clock) -> None:
+    """A line a step, and 2 s between two lines for a snapshot, which is no part of the speed."""
+    monitor, took = speed.Speed(step_seconds=7.0), [50, 5, 6, 30, 7, 8, 8, 8]
+    trainer: Any = SimpleNamespace(step=0, steps=20, timings={}, evaluations=SimpleNamespace(times=lambda *steps: 0))
+    found, expected = list[float](), [7, 7, 7.5, 8, 8.5, 9, 10, 10]
+    for step, seconds in enumerate(took, 1):
+        monitor.on_step_start(trainer)
+        clock.now += seconds
+        trainer.step = step
+        monitor.on_step_end(trainer)
+        monitor.on_log(trainer, {})
+        clock.now += 2
+        found.append(trainer.timings["speed/eta_seconds"] / (20 - step))
+        assert trainer.timings["speed/step_seconds"] == pytest.approx(seconds)
+    assert found == pytest.approx(expected)
 
 
 def test_the_samples_are_a_stage_s_first_unit(tmp_path: Path, clock: Clock) -> None:

@@ -11,13 +11,24 @@ import subprocess
 import pytest
 
 from desk import ENDLESS, ROOT, Desk, until
+from in_process import answer
+from stoker.inference import generate as script
+from stoker.inference import replay
+from stoker.training.assembly import eval_only, launch
+from stoker.training.train_lm import LanguageModel
 
 SHORT = ["--max_steps", "20", "--eval_interval", "5"]
 
 
-def generate(desk: Desk, *argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([str(ROOT / "run" / "generate.sh"), *argv], env=desk.env, cwd="/", input=stdin,
+def generate(desk: Desk, *argv: str | bytes, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """As a user calls it."""
+    return subprocess.run([ROOT / "run" / "generate.sh", *argv], env=desk.env, cwd="/", input=stdin,
                           capture_output=True, timeout=120)
+
+
+def generate_here(desk: Desk, *argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """What the script calls, in this process."""
+    return answer("generate.sh", script._main, *argv, stdin=stdin, env={"STOKER_HOME": desk.env["STOKER_HOME"]})
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +46,13 @@ def test_its_log_ends_with_a_sample_of_the_best_model(finished: str) -> None:
 
 
 def test_a_finished_run_goes_on_with_a_text(desk: Desk, finished: str) -> None:
-    ran = generate(desk, "done", "abc", "--max_new_tokens", "40", "--seed", "1")
+    ran = generate_here(desk, "done", "abc", "--max_new_tokens", "40", "--seed", "1")
     assert ran.returncode == 0, ran.stderr
     text = ran.stdout.decode(errors="strict")
     assert text.startswith("abc") and text.endswith("\n") and len(text) > 20
     assert re.fullmatch(rf"{desk.results}/done/models/best, step \d+; seed 1\n", ran.stderr.decode())
-    again = generate(desk, str(desk.results / "done" / "models" / "best"), "abc", "--no_echo", "--max_new_tokens", "40",
-                     "--seed", "1")
+    again = generate_here(desk, str(desk.results / "done" / "models" / "best"), "abc", "--no_echo", "--max_new_tokens",
+                          "40", "--seed", "1")
     assert b"abc" + again.stdout == ran.stdout, "the same seed, from the model folder"
 
 
@@ -50,7 +61,7 @@ def test_it_is_the_text_of_transformers(desk: Desk, finished: str) -> None:
     from transformers import GPT2LMHeadModel
 
     prompt, folder = b"hgfedcb", desk.results / "done" / "models" / "best"
-    ran = generate(desk, "done", prompt.decode(), "--greedy", "--max_new_tokens", "9", "--no_echo")
+    ran = generate_here(desk, "done", prompt.decode(), "--greedy", "--max_new_tokens", "9", "--no_echo")
     made = GPT2LMHeadModel.from_pretrained(folder).generate(
         torch.tensor([list(prompt)]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=9,
         pad_token_id=256)[0, len(prompt):]
@@ -63,7 +74,8 @@ def test_the_prompt_may_come_from_standard_input_and_be_longer_than_the_context(
     assert ran.returncode == 0, ran.stderr
     first, second = ran.stdout.decode(errors="strict").split("<|endoftext|>\n")
     assert first.startswith(long) and second.startswith(long) and first != second
-    assert generate(desk, "done", "", "--max_new_tokens", "3").returncode == 0, "an empty prompt: a text from nothing"
+    empty = generate_here(desk, "done", "", "--max_new_tokens", "3")
+    assert empty.returncode == 0, "an empty prompt: a text from nothing"
 
 
 def test_whoever_reads_may_stop_reading(desk: Desk, finished: str) -> None:
@@ -84,13 +96,13 @@ def test_ctrl_c_ends_it_quietly(desk: Desk, finished: str) -> None:
 
 def test_a_run_that_trains_shows_what_it_can_by_now(desk: Desk) -> None:
     pid = desk.begun(desk.train(*ENDLESS, "--run_name", "going"))
-    first = generate(desk, str(pid), "a", "--max_new_tokens", "5")
+    first = generate_here(desk, str(pid), "a", "--max_new_tokens", "5")
     assert first.returncode == 0, first.stderr
     assert re.match(rf"{desk.results}/going/snapshots/snapshot_\w+, step \d+; seed", first.stderr.decode())
     step = desk.run("going")["step"]
     until(lambda: desk.run("going")["step"] > step), "it was not disturbed"
     assert desk.call("stop.sh", "going").returncode == 0
-    assert generate(desk, "going", "a", "--max_new_tokens", "5").returncode == 0
+    assert generate_here(desk, "going", "a", "--max_new_tokens", "5").returncode == 0
 
 
 @pytest.mark.parametrize("argv, part", [
@@ -100,7 +112,7 @@ def test_a_run_that_trains_shows_what_it_can_by_now(desk: Desk) -> None:
     (["done", "x", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
     (["done", "x", "--device", "gpu"], "--device: 'gpu' is none of"),
     (["/", "x"], "/ is neither a run, nor a snapshot"),
-    (["done", "x", "--device", "cuda:99"], "--device cuda:99: this machine has"), (["--greedy"], "which run?"),
+    (["--greedy"], "which run?"),
     (["done", b"\xff"], "is not UTF-8 text"),
 ])
 def test_a_mistake_is_one_line(desk: Desk, finished: str, argv: list[str], part: str) -> None:
@@ -108,6 +120,12 @@ def test_a_mistake_is_one_line(desk: Desk, finished: str, argv: list[str], part:
     assert (ran.returncode, ran.stdout) == (2, b"")
     told = ran.stderr.decode()
     assert told.startswith("generate.sh: ") and told.count("\n") == 1 and part in told
+
+
+def test_so_is_one_that_needs_torch_to_be_seen(desk: Desk, finished: str) -> None:
+    ran = generate_here(desk, "done", "x", "--device", "cuda:99")
+    assert (ran.returncode, ran.stdout, ran.stderr.count(b"\n")) == (2, b"", 1)
+    assert ran.stderr.startswith(b"generate.sh: --device cuda:99: this machine has"), ran.stderr
 
 
 def test_on_a_terminal_a_prompt_is_asked_for(desk: Desk, finished: str) -> None:
@@ -139,15 +157,17 @@ def test_an_evaluation_on_another_text(desk: Desk, finished: str) -> None:
     other = desk.folder / "other.txt"
     other.write_text("".join(f"{i} squared is {i * i}\n" for i in range(300)))
     there = desk.call("evaluate.sh", "done", "--", "--dataset", str(other))
-    direct = desk.call("run_train_lm.sh", "--eval_only", "--init_from", "done", "--dataset", str(other), "--batch_size",
-                       "4", "--threads", "1")
-    assert there.returncode == direct.returncode == 0, there.stderr + direct.stderr
-    assert there.stdout == direct.stdout and there.stdout.startswith("Validation: loss=")
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("STOKER_HOME", desk.env["STOKER_HOME"])
+        direct = eval_only.report(launch.decide(LanguageModel, ["--eval_only", "--init_from", "done", "--dataset",
+                                                                str(other), "--batch_size", "4", "--threads", "1"]))
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == f"{direct}\n" and there.stdout.startswith("Validation: loss=")
 
 
 @pytest.mark.parametrize("argv, part", [
-    (["nothing"], "there is no run 'nothing'"), (["done", "--split", "test"], "--split test: the data have none"),
-    (["done", "--split", "tset"], "did you mean test?"), (["--split", "test"], "which run?"),
+    (["nothing"], "there is no run 'nothing'"), (["done", "--split", "tset"], "did you mean test?"),
+    (["--split", "test"], "which run?"),
     (["done", "--", "--d_model", "32"], "--d_model 32 differs from the 16"),
 ])
 def test_an_evaluation_that_cannot_be_is_refused(desk: Desk, finished: str, argv: list[str], part: str) -> None:
@@ -178,6 +198,6 @@ def test_the_step_of_an_incident_is_done_again(desk: Desk, finished: str) -> Non
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Again  NaN or Inf, first in output of blocks.0.mlp.up: the same" in ran.stdout
     shutil.copy(kept, path / "model.safetensors")
-    ran = desk.call("replay.sh", str(path))
-    assert ran.returncode == 1 and "Again  finite" in ran.stdout
-    assert desk.call("replay.sh", str(run / "models")).returncode == 2
+    ran = answer("replay.sh", replay._main, str(path))
+    assert ran.returncode == 1 and b"Again  finite" in ran.stdout
+    assert answer("replay.sh", replay._main, str(run / "models")).returncode == 2

@@ -85,7 +85,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", ["damaged", "code", pytest.param("shape", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", [
+    "code", pytest.param("damaged", marks=pytest.mark.slow), pytest.param("shape", marks=pytest.mark.slow)])
 def test_what_cannot_go_on_is_refused_and_left_as_it_is(desk: Desk, run: Path, what: str) -> None:
     befall, why = REFUSALS[what]
     befall(run)

@@ -4,6 +4,7 @@ Starts are dear (each loads torch), so one run lives through several tests: the 
 takes it on from the one before, and the tests at a station stand below it.
 """
 
+import json
 import os
 import re
 import signal
@@ -71,12 +72,13 @@ def test_a_hang_up_does_not_end_it(desk: Desk, running: Begun) -> None:
 
 
 def test_it_is_seen_from_another_folder(desk: Desk, running: Begun) -> None:
-    row = desk.run("life")
+    listed = desk.call("ps.sh", "life", "--json", cwd=Path("/")).stdout
+    assert listed.count("\n") == 1
+    row = json.loads(listed)
     assert (row["state"], row["pid"], row["of"]) == ("training", running.pid, 1_000_000)
     assert row["step"] > 0 and row["loss"] < 8 and row["heartbeat_seconds"] < 10 and "samples/sec" in row["speed"]
     page = desk.call("ps.sh", cwd=Path("/")).stdout
     assert re.search(rf"^life +training +{running.pid} +\d+/1000000 ", page, re.MULTILINE)
-    assert desk.call("ps.sh", "life", "--json").stdout.count("\n") == 1
 
 
 def test_its_log_is_found(desk: Desk, running: Begun) -> None:
@@ -107,7 +109,7 @@ def stopped(desk: Desk, running: Begun) -> str:
         assert following.stdout and following.stdout.readline()
         os.kill(running.pid, signal.SIGTERM)
         shown = following.communicate(timeout=30)[0]
-    until(lambda: not living(running.pid))
+    until(lambda: not living(running.pid) and desk.run("life")["pid"] is None)
     return shown
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stoker.daemon.journal import Journal
-from stoker.daemon.table import duration
+from stoker.daemon.table import duration, size
 from stoker.monitors.speed import Speed
 from stoker.training.assembly import estimate
 from stoker.training.assembly import session as sessions
@@ -24,6 +24,13 @@ from toys import Regression, StopAt, Toy, new_run, planned, session, train, with
 CPU = torch.device("cpu")
 SIMPLE = Estimate("cpu", parameters=1000, sample_seconds=2.0, scored_seconds={"eval": 0.5}, update_seconds=0.1,
                   sample_flops=6e9, peak_flops=10e9, kept_bytes=100, kept_bytes_per_sample=10)
+ROUNDS = {name: getattr(estimate, name) for name in ("FEWEST", "MOST")}  # as long as no test runs
+
+
+@pytest.fixture(autouse=True)
+def as_many_rounds_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ROUNDS.items():
+        monkeypatch.setattr(estimate, name, value)
 
 
 class Matrix(Toy):
@@ -142,6 +149,20 @@ def test_the_time_is_that_of_samples_updates_and_evaluations(tmp_path: Path) -> 
     whole = replace(SIMPLE, waiting_seconds=0.25, shown_seconds=3.0, saved_seconds=0.75, start_seconds=7.0)
     assert whole.seconds(length) == pytest.approx(
         66 * 2.25 + 9 * 0.1 + 21 * 0.5 + 3 * 3.0 + 6 * 0.75 + 7.0 + estimate.FINISH_SECONDS)
+
+
+@pytest.mark.parametrize("scored, shown, words", [
+    (1.5, 0.0, ""),  # 30 of 94 s
+    (1.7, 0.0, ", of which evaluations take 35% (less with a larger --eval_interval or --eval_max_rows)"),
+    (1.0, 10.0, ", of which evaluations take 38% (less with a larger --eval_interval, --eval_max_rows or "
+                "--no_samples)")])
+def test_a_short_trial_that_mostly_evaluates_says_so(scored: float, shown: float, words: str) -> None:
+    """30 samples are trained on for 2 s each, 20 rows are scored in 2 evaluations, and the end takes 4 s."""
+    found = replace(SIMPLE, update_seconds=0.0, scored_seconds={"eval": scored}, shown_seconds=shown)
+    length = Length(10, 30.0, {"eval": 20}, evaluations=2, snapshots=3)
+    assert found.of_evaluations(length) == words
+    seconds = duration(64 + 20 * scored + 2 * shown)
+    assert found.describe(length, 4).split(";")[0] == f"Estimate: {seconds} for 10 steps{words}"
 
 
 @pytest.mark.parametrize("clock, scatter, factor", [
@@ -318,14 +339,16 @@ def test_a_run_keeps_its_estimate_and_tells_it(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_bytes_as_a_person_reads_them() -> None:
-    assert [estimate.size(number) for number in (0, 2.4e6, 5.55e9)] == ["0 MB", "2 MB", "5.5 GB"]
+    assert [size(number) for number in (0, 2.4e6, 5.55e9)] == ["0 MB", "2 MB", "5.5 GB"]
 
 
 def test_the_time_that_is_left_begins_with_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of seven rows and the samples, until an evaluation was timed."""
-    monkeypatch.setattr(estimate, "measure", lambda *given: replace(SIMPLE, shown_seconds=3.0))
+    monkeypatch.setattr(estimate, "measure", lambda *given: replace(SIMPLE, shown_seconds=3.0, saved_seconds=0.75))
     trainer, _ = session(Regression, new_run(tmp_path, Regression)).prepare()
-    assert next(each for each in trainer.callbacks if isinstance(each, Speed)).eval_seconds == 7 * 0.5 + 3.0
+    monitor = next(each for each in trainer.callbacks if isinstance(each, Speed))
+    assert monitor.eval_seconds == 7 * 0.5 + 3.0
+    assert monitor.step_seconds == pytest.approx((66 * 2.0 + 9 * 0.1 + 6 * 0.75) / 9)
 
 
 def test_what_a_run_took_includes_its_models_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,7 +252,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(tmp_path: Path, names:
 
 def test_a_best_metric_that_is_not_computed_is_an_error(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
-    with pytest.raises(ValueError, match="names eval/los as its best metric, but evaluation eval computes eval/loss"):
+    with pytest.raises(UserError, match="names eval/los as its best metric, but evaluation eval computes eval/loss"):
         train(type("Typo", (Regression,), {"best": ("eval/los", "min")}), run)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 import made_pictures
+from stoker.config import UserError
 from stoker.data.text.tokens import Windows
 from stoker.model import contrastive, retrieval
 from stoker.model.gpt import GPT
@@ -258,7 +259,7 @@ def test_samples_that_are_not_one_for_each_row_are_an_error(tmp_path: Path) -> N
             return {"recall": Sampled(0.5, 1, (torch.ones(3), torch.ones(5)))}
 
     stage = toy(Short, tmp_path)
-    with pytest.raises(ValueError, match="eval/recall has totals of 3 samples and counts of 5, but 7 rows"):
+    with pytest.raises(UserError, match="eval/recall has totals of 3 samples and counts of 5, but 7 rows"):
         scored(stage, stage.model())
 
 

@@ -11,17 +11,21 @@ import pytest
 from stoker.config import UserError
 from stoker.daemon import machine
 from stoker.daemon.rundir import PROJECT
-from stoker.training.assembly import pages
+from stoker.training.assembly import launch, pages
 from stoker.training.core.stage import discover
 from stoker.training.train_lm import LanguageModel
+from test_docs import PAGES
 
 SCRIPT = PROJECT / "src/training/train_lm.py"
 
 
+def ran(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-P", str(SCRIPT), *argv], text=True, capture_output=True, check=True,
+                          env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python")})
+
+
 def script(*argv: str) -> str:
-    ran = subprocess.run([sys.executable, "-P", str(SCRIPT), *argv], text=True, capture_output=True, check=True,
-                         env=os.environ | {"PYTHONPATH": str(PROJECT / "run/python")})
-    return ran.stdout
+    return ran(*argv).stdout
 
 
 @pytest.mark.parametrize("stage", discover().values())
@@ -37,8 +41,10 @@ def test_explain_is_short_and_has_examples() -> None:
 
 def test_info_tells_the_figures_of_these_options(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(400)))
-    told = script("--info", "--preset", "nano", "--tokenizer", "bytes", "--dataset", str(tmp_path / "text.txt"),
+    printed = ran("--info", "--preset", "nano", "--tokenizer", "bytes", "--dataset", str(tmp_path / "text.txt"),
                   "--max_seq_len", "32", "--batch_size", "4", "--max_steps", "50")
+    told = printed.stdout
+    assert "Estimating time and memory" in printed.stderr and "Estimating" not in told, "it may take minutes"
     block = 12 * 128 * 128 + 13 * 128  # four matrices of attention, two of the MLP; biases and two norms
     parameters = 257 * 128 + 32 * 128 + 4 * block + 2 * 128
     assert f"parameters       {parameters:,}\n" in told and "the run          50 updates, " in told
@@ -58,6 +64,20 @@ def test_the_feed_forward_size_that_follows_the_width_is_reported_and_stays(tmp_
     assert lines == ["d_ff 384 (4 x the d_model given; --d_ff sets another)"]
     assert pages.resolve_config(LanguageModel, pages.parse(LanguageModel, [*argv, "--d_ff", "200"]))[1] == []
     assert '"d_ff": 384' in script("--print_config", *argv)
+
+
+def test_help_has_the_flags_that_are_no_options() -> None:
+    page = pages.asked(LanguageModel, ["--preset", "nano", "--help"])
+    assert page
+    for flag in (*PAGES, "--check", "--foreground", "--preset", "--config"):
+        assert re.search(rf"^  {flag}\b", page(), re.MULTILINE), flag
+    assert max(map(len, page().splitlines())) <= 120
+
+
+def test_a_stage_s_script_takes_the_foreground_flag_of_its_wrapper(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("one two three\n" * 200)
+    argv = ["--dataset", str(tmp_path / "text.txt"), "--tokenizer", "bytes", "--foreground", "--check"]
+    assert launch._main(LanguageModel, argv) == launch.FINISHED
 
 
 def test_info_is_about_new_runs() -> None:

@@ -34,6 +34,7 @@ from composed import (
     trained,
 )
 from stoker.config import Parsed, UserError
+from stoker.daemon.rundir import RunDir
 from stoker.monitors.sanity import Sanity
 from stoker.monitors.system import System
 from stoker.training.assembly import launch
@@ -277,6 +278,52 @@ def test_the_same_content_elsewhere_will_do(tmp_path: Path, source: Path) -> Non
     train(toys.with_callbacks(Composed, StopAt(4)), run := new_run(tmp_path, Composed), thinker_ckpt=str(source))
     source.rename(tmp_path / "moved")
     assert resumed(Composed, run, thinker_ckpt=str(tmp_path / "moved")).step == 9
+
+
+def resume(run: RunDir, *argv: str, stage: type[Composed] = Composed) -> Job:
+    return launch.decide(stage, ["--resume", str(run.path), "--yes", *argv])
+
+
+def test_a_resumed_run_may_name_another_place_of_the_same_content(tmp_path: Path, source: Path) -> None:
+    train(toys.with_callbacks(Composed, StopAt(4)), run := new_run(tmp_path, Composed), thinker_ckpt=str(source))
+    source.rename(moved := tmp_path / "moved")
+    job = resume(run, "--thinker_ckpt", str(moved))
+    assert job.cfg.thinker_ckpt == str(moved)
+    assert resumed(toys.with_callbacks(Composed, StopAt(6)), run, thinker_ckpt=job.cfg.thinker_ckpt).step == 6
+    assert resumed(Composed, run).step == 9, "it is remembered"
+
+
+def test_other_content_that_is_named_is_refused_though_the_right_one_is_there(tmp_path: Path, source: Path) -> None:
+    train(toys.with_callbacks(Composed, StopAt(4)), run := new_run(tmp_path, Composed), thinker_ckpt=str(source))
+    other = folder_of(tmp_path / "other", {name: t + 1 for name, t in thinker().items()})
+    for named, why in ((other, "other has other weights than before"), (tmp_path / "gone", "gone: not found")):
+        options = {"thinker_ckpt": resume(run, "--thinker_ckpt", str(named)).cfg.thinker_ckpt}
+        with run.lock(), pytest.raises(UserError, match=f"part thinker: .*{why}") as refusal:
+            session(Composed, run, resume=True, **options).prepare()
+        assert len(refusal.value.problems) == 1
+
+
+def test_a_source_that_a_resume_does_not_read_may_not_be_named(tmp_path: Path, source: Path) -> None:
+    """Weights that were new, or are trained whole and so in the snapshot."""
+    whole = trained(train="whole")
+    train(toys.with_callbacks(whole, StopAt(4)), of_whole := new_run(tmp_path / "1", whole), thinker_ckpt=str(source))
+    train(toys.with_callbacks(Composed, StopAt(4)), of_new := new_run(tmp_path / "2", Composed))
+    shutil.copytree(source, moved := tmp_path / "moved")
+    for run, stage in ((of_whole, whole), (of_new, Composed)):
+        with pytest.raises(UserError, match="--thinker_ckpt .*moved differs from the .*: that would be another run"):
+            resume(run, "--thinker_ckpt", str(moved), stage=stage)
+    with pytest.raises(UserError, match="--width 9 differs from the 8"):
+        resume(of_new, "--width", "9")
+
+
+def test_a_part_that_needs_a_source_names_its_option(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(UserError, match="^part thinker needs trained weights: name a run, a snapshot or a model folder "
+                                        "with --thinker_ckpt$"):
+        launch.decide(LORA, [])
+    train(LORA, run := new_run(tmp_path, LORA), thinker_ckpt=str(source))
+    with pytest.raises(UserError, match=f"with --thinker_ckpt; --init_from {run.path} was trained with those of "
+                                        f"{source}$"):
+        launch.decide(LORA, ["--init_from", str(run.path)])
 
 
 def test_its_hash_stands_in_snapshot_and_receipt(tmp_path: Path, source: Path) -> None:

@@ -37,7 +37,7 @@ def changed() -> dict[str, torch.Tensor]:
     return {name: t + 1 for name, t in thinker().items()}
 
 
-@pytest.mark.parametrize("named", [f"hf://{MODEL}", f"{MODEL}@main", f"hf://{MODEL}@{COMMIT}"])
+@pytest.mark.parametrize("named", [f"hf://{MODEL}", f"HF://{MODEL}", f"{MODEL}@main", f"hf://{MODEL}@{COMMIT}"])
 def test_a_part_out_of_the_hub_is_recorded_with_its_commit(tmp_path: Path, cache: Path, source: Path, named: str,
                                                            caplog: pytest.LogCaptureFixture) -> None:
     cached_model(cache, source)

@@ -429,10 +429,10 @@ def test_a_finished_run_tells_the_test_score_of_its_best_weights(tmp_path: Path,
 
 
 @pytest.mark.parametrize("target, best, line", [
-    (1e6, ("eval/loss", "min"), r"Target loss below 1000000\.000: met on validation data of toy \(loss=[\d.]+\)"),
-    (1e-6, ("eval/loss", "min"), r"Target loss below 0\.000: not met on .*"),
-    (1e-6, ("eval/loss", "max"), r"Target loss above 0\.000: met on .*"),
-    (1e-6, ("again/loss", "max"), r"Target loss above 0\.000: met on .*\(loss=[\d.]+\)"),
+    (1e6, ("eval/loss", "min"), r"Target loss below 1e\+06: met on validation data of toy \(loss=[\d.]+\)"),
+    (1e-6, ("eval/loss", "min"), r"Target loss below 1e-06: not met on .*"),
+    (1e-6, ("eval/loss", "max"), r"Target loss above 1e-06: met on .*"),
+    (1e-6, ("again/loss", "max"), r"Target loss above 1e-06: met on .*\(loss=[\d.]+\)"),
     (None, ("eval/loss", "min"), None)])
 def test_a_finished_run_says_whether_the_target_of_its_stage_was_met(
         tmp_path: Path, caplog: Any, target: float | None, best: tuple[str, str], line: str | None) -> None:

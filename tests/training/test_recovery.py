@@ -18,6 +18,7 @@ from stoker.config import UserError
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.data.loader import Order
+from stoker.training.assembly import launch
 from stoker.training.core import incident, saver
 from stoker.training.core.callback import ACT, Callback
 from stoker.training.core.figures import Loss, Moment
@@ -169,8 +170,13 @@ def test_an_incident_can_be_done_again(tmp_path: Path) -> None:
     (path,) = (p for p in run.incidents.iterdir() if p.is_dir())
     stage = Poisoned(Poisoned.Config(**json.loads(run.config_file.read_text())), run.path)
     assert incident.replay(path, stage, CPU, "fp32").where == incident.read(path).where == "batch x"
-    with pytest.raises(UserError, match="is no incident of a run"):
+    with pytest.raises(UserError, match=f"{tmp_path}/incident.json is no incident of a run .*: there is no such file$"):
         incident.read(tmp_path)
+    (tmp_path / "other.json").write_text('{"skipped": 1}')
+    with pytest.raises(UserError, match="other.json is no incident of a run .*: holds something else$"):
+        incident.read(tmp_path / "other.json")
+    with pytest.raises(UserError, match="^--skip_rows nofile.json: not found; name the incident.json of a run"):
+        launch.decide(Poisoned, ["--skip_rows", "nofile.json"])
 
 
 def test_phases_go_back_together(tmp_path: Path) -> None:

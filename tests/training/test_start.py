@@ -1,22 +1,33 @@
 """Starts as real processes: a stop while torch is imported, a refused resume, the end of a finished run."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from desk import SMALL, unless_typed
-from stoker.config import UserError
+from desk import SMALL, TINY, unless_typed
+from stoker.config import Parsed, UserError
+from stoker.daemon import logs
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import PROJECT, RunDir
+from stoker.training.assembly import launch
+from stoker.training.assembly.job import Job
 from stoker.training.core import optim
-from toys import Regression, new_run, session, train
+from stoker.training.core.callback import ACT, Callback
+from stoker.training.core.figures import Batch
+from stoker.training.core.signals import Signals
+from stoker.training.trainer import Trainer
+from toys import QUICK, Regression, new_run, session, train, with_callbacks
+
+LITTLE = [*SMALL, *unless_typed(TINY, SMALL)]
 
 
 def script(*argv: str, stderr: int = subprocess.DEVNULL, path: str = "") -> subprocess.Popen[str]:
@@ -61,8 +72,8 @@ def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
 
 def test_a_refused_resume_leaves_no_trace(tmp_path: Path, text: Path) -> None:
     long = ["--max_steps", "100000"]
-    process = script("--dataset", "text.txt", *unless_typed(SMALL, long), *long, "--max_seq_len", "16", "--result_dir",
-                     "runs", "--run_name", "mine")
+    process = script("--dataset", "text.txt", *unless_typed(LITTLE, long), *long, "--result_dir", "runs", "--run_name",
+                     "mine")
     run = RunDir(tmp_path / "runs/mine")
     while not (run.path.exists() and run.status().step):
         assert process.poll() is None
@@ -99,9 +110,9 @@ def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
 
 def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path) -> None:
     """The learning rate follows the longer plan; the command that was asked for runs at each end."""
-    start = ["--dataset", "text.txt", *SMALL, "--max_seq_len", "16", "--result_dir", "runs", "--run_name", "mine",
-             "--log_interval", "1", "--warmup_steps", "0", "--on_end",
-             'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
+    often = ["--log_interval", "1", "--warmup_steps", "0"]
+    start = ["--dataset", "text.txt", *unless_typed(LITTLE, often), *often, "--result_dir", "runs", "--run_name",
+             "mine", "--on_end", 'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
     run = RunDir(tmp_path / "runs/mine")
     assert script(*start).wait(200) == 0 and run.state() == "finished"
     assert (tmp_path / "ends").read_text() == "finished: all steps done\n"
@@ -117,35 +128,26 @@ def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path
     assert json.loads(run.config_file.read_text())["extend_steps"] == 0
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from stoker.config import Parsed, UserError
-from toys import QUICK, Regression, with_callbacks
-from stoker.training.core.callback import Callback
-from stoker.training.assembly.job import Job
-from stoker.training.assembly.launch import start
-
-class Fails(Callback):
-    order = 10
-    def on_batch(self, trainer, batch):
-        if trainer.step == {at}:
-            raise {error}("a picture of the batch cannot be read")
-
-stage = with_callbacks(Regression, Fails())
-options = QUICK | {{"result_dir": sys.argv[1], "run_name": "mine"}}
-sys.exit(start(Job(stage, Parsed(stage.Config(**options), frozenset(options), ""))))
-"""
-
-
-@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
-def test_what_fails_in_training_leaves_the_run(tmp_path: Path, error: str) -> None:
+@pytest.mark.parametrize("error", [UserError, RuntimeError])
+def test_what_fails_in_training_leaves_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception],
+                                               caplog: pytest.LogCaptureFixture) -> None:
     """Also a user's mistake that shows itself only then: hours of training are not deleted for it."""
-    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(at=4, error=error), str(tmp_path)], text=True,
-                           capture_output=True, env=os.environ | {"PYTHONPATH": "run/python:tests"}, cwd=PROJECT)
-    run = RunDir(tmp_path / "mine")
-    assert ended.returncode == 1 and run.state() == "failed" and run.status().step == 4
-    known = error == "UserError"  # its message says everything
+    class Fails(Callback):
+        order = ACT
+
+        def on_batch(self, trainer: Trainer, batch: Batch) -> None:
+            if trainer.step == 4:
+                raise error("a picture of the batch cannot be read")
+
+    caplog.set_level(logging.INFO)
+    run, stage = new_run(tmp_path, Regression), with_callbacks(Regression, Fails())
+    job = Job(stage, Parsed(stage.Config(**QUICK), frozenset(QUICK), ""))
+    monkeypatch.setattr(launch, "_faults", lambda descriptor: nullcontext())
+    with ExitStack() as files, Signals() as signals, run.lock():
+        monkeypatch.setattr(launch.logs, "to_file", lambda path, background: files.enter_context(logs.also_in(path)))
+        assert launch._locked(job, run, signals, False, None, None) == launch.FAILED
+    assert run.state() == "failed" and run.status().step == 4
+    known = error is UserError  # its message says everything
     assert run.status().reason == f"{'' if known else 'RuntimeError: '}a picture of the batch cannot be read"
     lines = run.latest_log.read_text().splitlines()
     assert any("Traceback" in line for line in lines) != known and all(line.startswith("[20") for line in lines)

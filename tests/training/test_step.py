@@ -22,7 +22,7 @@ from stoker.training.core.phases import Group, Phase
 from stoker.training.core.step import GradientSum, Step
 from stoker.training.core.totals import Totals
 from stoker.training.trainer import Trainer
-from toys import GAN, Toy, assert_same, new_run, planned, train, with_callbacks
+from toys import GAN, Toy, TwoTerms, assert_same, new_run, planned, step_of, train, with_callbacks
 
 CPU = torch.device("cpu")
 
@@ -64,12 +64,6 @@ def batches(count: int) -> list[Batch]:
     return [{"tokens": ids[:, :-1], "targets": ids[:, 1:]} for ids in tokens]
 
 
-def step_of(stage: Toy, **options: Any) -> Step:
-    found = {"lr": 1e-2, "warmup_steps": 0, "lr_schedule": "constant", "seed": 7, "precision": "fp32"} | options
-    step = Step(stage, stage.model().train(), Options(**found), 10, CPU, lambda *args: None, lambda *args: None)
-    return step
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8])
 def test_dropout_and_accumulation_are_those_of_a_loop_written_by_hand(tmp_path: Path, count: int) -> None:
     """Bit for bit: gradients added along a tree and divided once, dropout keyed by (seed, step, phase, number)."""
@@ -107,34 +101,15 @@ def test_the_tree_is_known_by_its_rounding() -> None:
         assert (b.grad is None) == (count < 2)
 
 
-class TwoTerms(Toy):
-    """One term counts samples, the other those numbers that are positive."""
-
-    name = "two_terms"
-
-    def model(self) -> nn.Module:
-        torch.manual_seed(1)
-        return nn.Linear(8, 8)
-
-    def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
-        return {"near": len(batch["x"]), "positive": (batch["x"] > 0).sum()}
-
-    def weights(self, moment: Moment) -> dict[str, float]:
-        return {"positive": 0.1 * moment.step}
-
-    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
-        made, x = model(batch["x"]), batch["x"]
-        return Loss({"near": (made - x).square().mean(1).sum(), "positive": (made * (x > 0)).abs().sum()})
-
-
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_terms_with_counts_of_their_own_are_exact_under_accumulation(tmp_path: Path, parts: int) -> None:
     rows = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    figures: dict[str, Ratio] = {}
+    figures = Totals()
     stage = TwoTerms(Toy.Config(), tmp_path)
     step = Step(stage, stage.model(), Options(lr=1e-2, warmup_steps=0, lr_schedule="constant", gradient_clip=0.0,
                                       precision="fp32"), 10,
-                CPU, lambda *args: None, lambda name, ratio: figures.setdefault(name, ratio))
+                CPU, lambda *args: None, lambda name, value, part="": figures.add(
+                    name, value if isinstance(value, Ratio) else Ratio(value, 1), part))
     step.run(3, [{"x": part} for part in rows.chunk(parts)])
     model = stage.model()
     made = model(rows)
@@ -143,8 +118,7 @@ def test_terms_with_counts_of_their_own_are_exact_under_accumulation(tmp_path: P
     loss.backward()
     for ours, theirs in zip(step.model.parameters(), model.parameters()):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
-    total, count = figures["train/loss"]
-    assert float(total.detach() / count) == pytest.approx(loss.item(), rel=1e-5)
+    assert figures.means()["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 class Weighed(TwoTerms):
@@ -175,7 +149,8 @@ def test_a_term_is_weighed_also_alone_and_the_weighed_loss_is_logged(tmp_path: P
     figures, rows = Totals(), torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     stage = kind(Toy.Config(max_steps=20, batch_size=3, precision="fp32"), tmp_path)
     step = Step(stage, stage.model(), Options(gradient_clip=0.0, precision="fp32"), 10, CPU, lambda *args: None,
-                lambda name, ratio: figures.add(name, ratio if isinstance(ratio, Ratio) else Ratio(ratio, 1)))
+                lambda name, ratio, part="": figures.add(
+                    name, ratio if isinstance(ratio, Ratio) else Ratio(ratio, 1), part))
     model = stage.model()
 
     def expected(x: Tensor) -> Tensor:

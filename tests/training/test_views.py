@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stoker.daemon.journal import Journal
-from stoker.monitors import speed
+from stoker.monitors import console, speed
 from stoker.training.core.callback import ACT, Callback
 from stoker.training.core.figures import Batch
 from stoker.training.trainer import Trainer
@@ -29,6 +29,41 @@ def test_console_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
                         r"\[[\d.]+ samples/sec\] ETA \d+s", step)
     assert re.fullmatch(r"  -> Validation: loss=\d\.\d{3} error=\d\.\d{3}", lines[lines.index(step) + 1])
     assert f"  -> Saved snapshot: {run.snapshots / 'snapshot_epoch_0003'}" in lines
+
+
+def test_the_lines_of_a_resumed_run_are_in_order_and_each_is_there_once(tmp_path: Path,
+                                                                        caplog: pytest.LogCaptureFixture) -> None:
+    """The stop at step 8, of epoch 3, comes within its evaluation, which is done first afterwards."""
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopAt(8)), run)
+    caplog.clear()
+    train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
+    found = [line.split(":")[0] + line.partition("/snapshots/")[2] for line in caplog.messages
+             if line.startswith(("Epoch", "Step", "  ->"))]
+    assert found == ["Epoch 3/3", "Step 8/9", "  -> Validation", "  -> Saved snapshotsnapshot_step_00000008",
+                     "Step 9/9", "  -> Validation", "  -> Saved snapshotsnapshot_epoch_0003"]
+
+
+def test_a_snapshot_before_an_evaluation_that_is_abandoned_has_its_line(tmp_path: Path,
+                                                                        caplog: pytest.LogCaptureFixture) -> None:
+    @dataclass
+    class StopsTheEvaluation(Callback):
+        def on_eval_start(self, trainer: Trainer) -> None:
+            trainer.signals.stop = "SIGTERM" if trainer.step == trainer.steps else trainer.signals.stop
+
+    caplog.set_level("INFO")
+    run = new_run(tmp_path, Regression)
+    train(with_callbacks(Regression, StopsTheEvaluation()), run)
+    saved = [line for line in caplog.messages if "Saved snapshot" in line and "epoch_0003" in line]
+    assert len(saved) == 1 and not any(line.startswith("Step 9/9") for line in caplog.messages)
+
+
+@pytest.mark.parametrize("metrics, words", [
+    ({"eval/loss": 4.2e-5, "eval/ppl": 1.00004}, "loss=4.2e-05 ppl=1.0"),
+    ({"eval/wer": 0.00042, "eval/loss": 12.0}, "wer=0.042% loss=12.000")])
+def test_small_figures_show_two_digits(metrics: dict[str, float], words: str) -> None:
+    assert console.words(metrics, "eval/") == words
 
 
 def test_the_figures_of_a_line_are_those_of_the_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +138,7 @@ def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rows = list(Journal(run.timings).rows())
     assert [row["speed/step_seconds"] for row in rows] == [5] * 5
     assert [row["speed/samples_per_sec"] for row in rows] == [8 / 5] * 5
-    left = [7 * 5, 6 * 5 + 3 * 10, 4 * 5 + 2 * 10, 2 * 5 + 10, 0]  # at first an evaluation is what was estimated: none
+    left = [0, 6 * 5 + 3 * 10, 4 * 5 + 2 * 10, 2 * 5 + 10, 0]  # at first all is as estimated: next to nothing
     assert [row["speed/eta_seconds"] for row in rows] == [pytest.approx(seconds, abs=0.1) for seconds in left]
     assert [row["speed/data_share"] for row in rows] == [pytest.approx(0.1)] * 5  # the first micro-batch's 0.5 s of 5
 

@@ -38,9 +38,11 @@ class Repository:
 
 def parse(what: str) -> Repository | None:
     """The repository that a name such as hf://ORG/NAME means; None where the name has another form, or is a file or
-    folder of this machine. Raises UserError where it begins with hf:// but the rest is no ORG/NAME@REVISION."""
-    found = NAME.fullmatch(what.removeprefix(SCHEME))
-    if what.startswith(SCHEME):
+    folder of this machine. Raises UserError where it begins with hf://, in letters of any case, but the rest is no
+    ORG/NAME@REVISION."""
+    has_scheme = what.lower().startswith(SCHEME)
+    found = NAME.fullmatch(what[len(SCHEME):] if has_scheme else what)
+    if has_scheme:
         if not found:
             raise UserError(f"{what}: a repository of the Hugging Face hub is written hf://ORG/NAME or "
                             "hf://ORG/NAME@REVISION")

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from stoker import progress
 from stoker.config import UserError
-from stoker.daemon.table import duration
+from stoker.daemon.table import duration, size
 from stoker.data.loader import stretches
-from stoker.training.core import blocks, networks, optim, rng
+from stoker.training.core import blocks, contract, networks, optim, rng
 from stoker.training.core import device as devices
 from stoker.training.core.evaluation import score_batch
 from stoker.training.core.evaluations import Evaluation
@@ -33,6 +33,7 @@ from stoker.training.core.step import losses
 log = logging.getLogger(__name__)
 
 LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
+MUCH = 1 / 3  # share of a run's time: evaluations that take more are reported
 NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
 BUSY = 1.3  # times: measurements that scatter more are not trusted
 FEWEST, MOST = 3, 7  # rounds of measurements
@@ -82,16 +83,18 @@ class Estimate:
 
     def seconds(self, length: "Length") -> float:
         """Of the whole run, from the start of the program to its end, on an idle machine."""
-        return (self.start_seconds + length.samples * (self.sample_seconds + self.waiting_seconds)
-                + length.updates * self.update_seconds + self._scored(length) + length.evaluations * self.shown_seconds
-                + length.snapshots * self.saved_seconds + FINISH_SECONDS)
+        return (self.start_seconds + length.updates * self.step_seconds(length)
+                + length.evaluations * self.evaluation_seconds(length) + FINISH_SECONDS)
+
+    def step_seconds(self, length: "Length") -> float:
+        """Of a step, its share of the snapshots included, the mean."""
+        return self.update_seconds + (length.samples * (self.sample_seconds + self.waiting_seconds)
+                                      + length.snapshots * self.saved_seconds) / length.updates
 
     def evaluation_seconds(self, length: "Length") -> float:
-        """Of the evaluations of a step, the mean."""
-        return self._scored(length) / length.evaluations + self.shown_seconds
-
-    def _scored(self, length: "Length") -> float:
-        return sum(rows * self.scored_seconds.get(name, 0.0) for name, rows in length.scored.items())
+        """Of the evaluations of a step, with the samples that they show, the mean."""
+        scored = sum(rows * self.scored_seconds.get(name, 0.0) for name, rows in length.scored.items())
+        return scored / length.evaluations + self.shown_seconds
 
     @property
     def busy(self) -> bool:
@@ -107,11 +110,18 @@ class Estimate:
     def describe(self, length: "Length", batch_size: int) -> str:
         memory = {name: size(number) for name, number in self.memory(batch_size).items()}
         return (f"Estimate: {duration(self.seconds(length))} for {length.updates:,} steps"
-                f"{' on an idle machine' if self.busy else ''}; "
+                f"{' on an idle machine' if self.busy else ''}{self.of_evaluations(length)}; "
                 f"{self.sample_flops / 1e9:.3g} GFLOP a sample, "
                 f"{self.sample_flops / self.sample_seconds / self.peak_flops:.0%} of the "
                 f"{self.peak_flops / 1e9:,.0f} GFLOP/s of bare matrix products here; memory: "
                 + ", ".join(f"{name} {number}" for name, number in memory.items()))
+
+    def of_evaluations(self, length: "Length") -> str:
+        """`, of which evaluations take 62% (...)`, and how to make that less; '' where it is not much."""
+        share = length.evaluations * self.evaluation_seconds(length) / self.seconds(length)
+        others = ", --eval_max_rows or --no_samples" if self.shown_seconds else " or --eval_max_rows"
+        return (f", of which evaluations take {share:.0%} (less with a larger --eval_interval{others})" if share > MUCH
+                else "")
 
 
 @dataclass(frozen=True)
@@ -143,11 +153,6 @@ def _multiples(interval: int, last: int) -> set[int]:
     return {*range(interval, last + 1, interval), last}
 
 
-def size(number: float) -> str:
-    """Bytes as a person reads them: `12 MB`, `5.6 GB`."""
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
-
-
 def read(path: Path) -> Estimate | None:
     """What was written when the run began; None where it was not, or by another version."""
     try:
@@ -162,6 +167,7 @@ def expect(plan: Plan, started: float) -> tuple[Plan, Estimate, Length, list[str
     is compiled or not, if that was tried, and whether the machine is too busy to trust the measurements.
 
     `started`: when the program started (`time.time()`)."""
+    log.info("Estimating time and memory, on a few batches and a copy of the model")
     length, found = Length.of(plan), measure(plan)
     compiled, found, line = decide_compile(found, plan, found.seconds(length))
     lines = [line] if line else []
@@ -179,6 +185,7 @@ def measure(plan: Plan) -> Estimate:
     cfg, device = plan.cfg, plan.device
     with rng.preserved(), _room_for_two(device):
         trial = _Trial(plan)
+        contract.check_start(plan.stage, plan.order, plan.steps, trial.batches(min(contract.FEW, cfg.batch_size)))
         size = trial.settle_size()
         reading, counts = in_turn({"read": lambda: trial.batches(size)}, device), trial.counts(size)
         rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
@@ -223,6 +230,7 @@ def decide_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, E
                               "nevertheless")
     if why := blocks.compiler_problem(plan.device):
         return False, found, f"Not compiled: {why}"
+    log.info("Trying torch.compile, which may take minutes")
     try:
         tried = try_compiled(found, plan)
     except RuntimeError as error:  # the compiler's, or not enough memory for two of the model
@@ -345,8 +353,9 @@ class _Trial:
 
     def batches(self, size: int) -> list[_Example]:
         """Micro-batches of at most so many samples, of all lengths that there are."""
-        return [_Example(devices.move(self.stage.collate([self.rows[row] for row in rows]), self.device),
-                         self.order.steps_of(rows[0])) for rows in self.order.examples(size)]
+        who = f"stage {self.stage.name}"
+        return [_Example(devices.move(contract.checked_batch(who, self.stage.collate([self.rows[row] for row in rows])),
+                                      self.device), self.order.steps_of(rows[0])) for rows in self.order.examples(size)]
 
     def counts(self, size: int) -> list[int]:
         """How many samples each of these batches has."""

@@ -11,6 +11,7 @@ import torch
 
 from stoker import config, files
 from stoker.daemon.rundir import RunDir
+from stoker.daemon.table import figure
 from stoker.monitors.console import title, words
 from stoker.training.callbacks.ema import EMA
 from stoker.training.core import device as devices
@@ -38,7 +39,8 @@ def export_models(trainer: Trainer, run: RunDir) -> None:
         _export(trainer, run, folders["best"], trainer.best_step)
         if restore:
             _export(trainer, run, folders["final"], trainer.best_step)
-        log.info("Best model saved: %s (%s %.4f at step %d)", folders["best"], trainer.stage.best[0], trainer.best,
+        name = trainer.stage.best[0]
+        log.info("Best model saved: %s (%s %s at step %d)", folders["best"], name, figure(name, trainer.best),
                  trainer.best_step)
         _report_target(trainer)
     if trainer.cfg.delete_snapshots_after_training:

@@ -59,10 +59,13 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
     if page := pages.asked(stage, argv):
         if "--info" in argv:
             environment.restart_inside()
+            logs.to_console()  # to read the data and to measure may take minutes
         print(page(), flush=True)
         return FINISHED
     only_check = "--check" in argv
-    job = decide(stage, [arg for arg in argv if arg != "--check"])
+    # --foreground is a flag of the wrappers: a stage's script trains in its terminal in any case
+    argv = [word for word in argv if word not in ("--check", "--foreground")]
+    job = decide(stage, argv)
     if not only_check:
         environment.restart_inside()
     if job.asks:
@@ -121,6 +124,9 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
     if cfg.working_folder and not Path(cfg.working_folder).is_dir():
         return [f"--working_folder {cfg.working_folder}: there is no such folder"]
     problems = plugins.problems(cfg.callback)
+    if cfg.skip_rows and not Path(cfg.skip_rows).exists():
+        problems.append(f"--skip_rows {cfg.skip_rows}: not found; name the incident.json of a run, such as "
+                        "result/RUN/incidents/step_00000500/incident.json")
     with working_in(cfg.working_folder):
         return problems + stage.check(cfg, resumed=False) + _missing_packages(cfg)
 
@@ -238,11 +244,18 @@ def _written_config(run: RunDir) -> dict[str, Any]:
 def _options_typed_now(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: Status,
                        before: Any) -> dict[str, Any]:
     """The options typed now that replace the run's own. Those that would make it another run may only be repeated,
-    as they were typed at its start or as its config has them. Raises UserError for any other value."""
+    as they were typed at its start or as its config has them. An option that names the source of a part may name
+    another place, where the same content is. Raises UserError for any other value."""
     asked = {name: getattr(parsed.config, name) for name in parsed.typed}
     changed = {name: value for name, value in asked.items() if config.fields(stage.Config)[name][1].may_change}
     refused = [name for name, value in asked.items()
                if name not in changed and value not in (getattr(before, name), status.typed.get(name))]
+    if refused:
+        sources = pretrained.source_options(stage(before, run.path))
+        moved = [name for name in refused if name in sources and getattr(before, name) and asked[name]
+                 and (sources[name].is_judge or sources[name].train != "whole")]  # else the source is not read
+        changed |= {name: asked[name] for name in moved}
+        refused = [name for name in refused if name not in moved]
     if refused:
         raise UserError(*(f"--{name} {asked[name]} differs from the {getattr(before, name)} of {run.name}: that would "
                           "be another run; leave it out, or start a new one with --init_from"

@@ -23,13 +23,26 @@ from stoker.training.core import pretrained
 from stoker.training.core.options import Options, without_effect
 from stoker.training.core.stage import Stage
 
+# Flags that are no options of a run, for --help.
+FLAGS = {
+    "Instead of training": {
+        "--help, -h": "print this page",
+        "--explain": "print how this stage is used, in short",
+        "--info": "print the guide to this stage, with the size, memory and time of your model, measured on this "
+                  "machine",
+        "--print_config": "print all options as JSON, with presets and defaults filled in; --config reads it back",
+        "--check": "look for mistakes in the options, and exit (exit code 2 where there are any)"},
+    "Starting with a script of run/, or with the command stoker": {
+        "--foreground": "train in this terminal, not in the background; the stage's own script always does"},
+}
+
 
 def asked(stage: type[Stage], argv: Sequence[str]) -> Callable[[], str] | None:
     """What makes the page that a command line asks for; None where it asks for a run."""
     rest = [word for word in argv if word not in ("--info", "--explain", "--print_config")]
     if {"--help", "-h"} & set(argv):
         return lambda: config.help_text(stage.Config, stage.presets, f"usage: python {sys.argv[0]} [--OPTION VALUE ...]"
-                                        f"\n\n{stage.__doc__ or ''}")
+                                        f"\n\n{stage.__doc__ or ''}", FLAGS)
     if "--explain" in argv:
         return lambda: section(guide(stage), "In short")
     if "--info" in argv:
@@ -103,8 +116,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
 
 
 def table(cfg: Options, found: Any, length: Any) -> list[str]:
-    from stoker.daemon.table import duration
-    from stoker.training.assembly.estimate import size
+    from stoker.daemon.table import duration, size
 
     memory = found.memory(cfg.batch_size)
     rows = [
@@ -118,6 +130,7 @@ def table(cfg: Options, found: Any, length: Any) -> list[str]:
                   f"{found.sample_flops / found.sample_seconds / found.peak_flops:.0%} of bare matrix products"),
         ("the run", f"{length.updates:,} updates, {length.samples:,.0f} samples; "
                     f"{sum(length.scored.values()):,} evaluated"),
-        ("takes about", duration(found.seconds(length)) + (" on an idle machine" if found.busy else "")),
+        ("takes about", duration(found.seconds(length)) + (" on an idle machine" if found.busy else "")
+         + found.of_evaluations(length)),
     ]
     return [f"{name:16s} {value}" for name, value in rows]

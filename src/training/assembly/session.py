@@ -219,7 +219,7 @@ class Session:
 
 def _ledger(path: str) -> list[dict[str, Any]]:
     """The rows to leave out from the start. Raises UserError where the file holds none."""
-    return incident.read(Path(path).parent if Path(path).is_file() else Path(path)).ledger if path else []
+    return incident.read(Path(path)).ledger if path else []
 
 
 def _check_room(kept: Snapshots, snapshot: Path | None, expected: Estimate | None) -> None:
@@ -281,7 +281,9 @@ def _callbacks(plan: Plan, run: RunDir, pulse: Pulse, weights: Pretrained | None
     """What every run has beside the stage's and the user's `own`. Their order in the loop comes from their bands."""
     cfg, speed = plan.cfg, Speed()
     if expected:
-        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(Length.of(plan)))
+        length = Length.of(plan)
+        speed = Speed(expected.sample_flops, expected.peak_flops, expected.evaluation_seconds(length),
+                      expected.step_seconds(length))
     callbacks: list[Callback] = [speed, Goodput(run), System(run.path, run.alerts), Pace(run.alerts),
                                  Progress(run.alerts), Profiler(run.path)]
     if cfg.samples:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from stoker.config import UserError
+from stoker.daemon.table import figure, number
 from stoker.training.core.callback import ACT, Callback
 from stoker.training.core.figures import Ratio
 from stoker.training.core.options import Options
@@ -92,7 +93,7 @@ class EarlyStopping(Callback):
         waited = trainer.step - self.improved
         if waited >= self.patience * self._unit:
             trainer.ask("stop", f"early stopping: {self.metric} has not improved by {self.min_delta:g} on "
-                                f"{self.best:.4f} in {waited // self._unit} {self._units}")
+                                f"{figure(self.metric, self.best)} in {waited // self._unit} {self._units}")
 
     def _compare_gap(self, trainer: "Trainer", passed: int) -> None:
         """Called at the first evaluation after the end of an epoch; `passed` epochs have ended since the last call."""
@@ -104,7 +105,7 @@ class EarlyStopping(Callback):
         self.gap, self.since = gap, trainer.step
         self.scored = self.trained = Ratio(0.0, 0)
         if self.grown >= self.overfit_patience:
-            trainer.ask("stop", f"early stopping: validation minus training loss grew to {gap:.4f}, "
+            trainer.ask("stop", f"early stopping: validation minus training loss grew to {number(gap, 3)}, "
                                 f"{self.grown} {self._units} in a row, without a new best evaluation")
 
     def state_dict(self) -> dict[str, Any]:

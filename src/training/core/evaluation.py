@@ -16,7 +16,7 @@ from stoker import progress
 from stoker.config import ENDLESS, UserError
 from stoker.data.loader import evaluation_batches, stretches
 from stoker.data.workers import Abandoned, close, workers_that_fit
-from stoker.training.core import bootstrap, evaluations, rng
+from stoker.training.core import bootstrap, contract, evaluations, rng
 from stoker.training.core import device as devices
 from stoker.training.core.blocks import first_line
 from stoker.training.core.evaluations import Evaluation
@@ -50,6 +50,7 @@ class Scores(NamedTuple):
     follow: Callable[[Mapping[str, float]], dict[str, float]] = lambda means: {}  # metrics computed from others
     rows: Rows | None = None
     problem: str = ""  # why there are no metrics
+    uncounted: Sequence[str] = ()  # metrics that were left out, since their counts were 0 on all rows
 
     @property
     def groups(self) -> Sequence[str] | None:
@@ -152,12 +153,22 @@ class Evaluations:
                 scores = Scores(each.name, {}, {}, problem=str(error))
             if scores is None:
                 return None
-            best = self.stage.best[0]
-            if evaluations.of(best) == each.name and not scores.problem and best not in scores.metrics:
-                raise ValueError(f"stage {self.stage.name} names {best} as its best metric, but evaluation {each.name} "
-                                 f"computes {', '.join(scores.metrics) or 'nothing'}")
+            self._check_best(scores, split)
             done.append(scores._replace(rows=rows))
         return done
+
+    def _check_best(self, scores: Scores, split: str) -> None:
+        """Raises UserError where the best metric was not computed. Other splits than that of validation may have
+        nothing that it counts."""
+        best = self.stage.best[0]
+        if evaluations.of(best) != scores.name or scores.problem or best in scores.metrics:
+            return
+        if not scores.uncounted:
+            raise UserError(f"stage {self.stage.name} names {best} as its best metric, but evaluation {scores.name} "
+                            f"computes {', '.join(scores.metrics) or 'nothing'}")
+        if split == "validation":
+            raise UserError(f"the best metric, {best}, cannot be computed: {_nothing_counted(scores.uncounted)} in the "
+                            "validation rows; return what each is over, or validate on rows that have it")
 
 
 def merged(done: Sequence[Scores]) -> dict[str, float]:
@@ -194,14 +205,17 @@ def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.
     """Returns the batch on the device, its scores and its gathered tensors. The caller has put the model into
     evaluation mode and switched gradients off."""
     with devices.autocast(device, precision):
-        batch = devices.move(batch, device)
-        return batch, evaluation.score(model, batch), evaluation.gather(model, batch)
+        batch = devices.move(contract.checked_batch(f"evaluation {evaluation.name}", batch), device)
+        scores, gathered = evaluation.score(model, batch), evaluation.gather(model, batch)
+    contract.check_scores(evaluation.name, "score", scores)
+    contract.check_gathered(evaluation.name, gathered)
+    return batch, scores, gathered
 
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object], evaluation: Evaluation) -> Scores | None:
-    scored, judged, size = _Figures(), _Figures(), Counter[str]()
-    gathered, collate = defaultdict[str, list[Tensor]](list), evaluation.collate
+    scored, judged, size, terms = _Figures(), _Figures(), Counter[str](), dict[str, None]()
+    gathered, collate, phase = defaultdict[str, list[Tensor]](list), evaluation.collate, stage.phases()[-1].name
     rows = stretches(dataset)[0][:cfg.batch_size]
     workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, collate, rows)
     with torch.no_grad(), rng.preserved():
@@ -216,17 +230,28 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
                 scored.add(scores)
                 for name, tensor in gathering.items():
                     gathered[name].append(tensor.cpu())
-                size.update(evaluation.size(batch) if evaluation.size else {})
+                terms |= dict.fromkeys(stage.counts(batch, phase) if collate == stage.collate else ())
+                if evaluation.size:
+                    size.update(contract.checked_size(f"evaluation {evaluation.name}", evaluation.size(batch)))
                 progress.mark()
         finally:
             close(batches)
         if gathered:
             whole = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
+            contract.check_scores(evaluation.name, "judge", whole, plain=True)
             judged.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in whole.items()})
-    follow = _following(stage, cfg, evaluation, batch)
+    uncounted = [*scored.sums.uncounted(), *judged.sums.uncounted()]
+    if uncounted:
+        log.warning("evaluation %s: %s, so it has no such figure", evaluation.name, _nothing_counted(uncounted))
+    follow = _following(stage, cfg, evaluation, list(terms), uncounted)
     metrics = scored.means(evaluation.name) | judged.means(evaluation.name)
     rates = scored.by_sample(evaluation.name, len(dataset)) | judged.by_sample(evaluation.name, len(dataset))
-    return Scores(evaluation.name, metrics | follow(metrics), dict(size) or {"samples": len(dataset)}, rates, follow)
+    return Scores(evaluation.name, metrics | follow(metrics), dict(size) or {"samples": len(dataset)}, rates, follow,
+                  uncounted=uncounted)
+
+
+def _nothing_counted(figures: Sequence[str]) -> str:
+    return f"the count of {', '.join(figures)} is 0 in all rows"
 
 
 class _Figures:
@@ -244,31 +269,36 @@ class _Figures:
                 self.samples[name].append((ratio.total, ratio.count))
 
     def means(self, evaluation: str) -> dict[str, float]:
-        return {f"{evaluation}/{name}": value for name, value in self.sums.means().items()}
+        """Without the figures of which nothing was counted."""
+        uncounted = self.sums.uncounted()
+        return {f"{evaluation}/{name}": value for name, value in self.sums.means().items() if name not in uncounted}
 
     def by_sample(self, evaluation: str, rows: int) -> dict[str, Ratio]:
-        """Raises ValueError where there is not one entry for each row."""
+        """Raises UserError where there is not one entry for each row."""
         found = {f"{evaluation}/{name}": Ratio(*map(torch.cat, zip(*parts))) for name, parts in self.samples.items()}
         for name, ratio in found.items():
             if (sizes := [len(ratio.total), len(ratio.count)]) != [rows, rows]:
-                raise ValueError(f"{name} has totals of {sizes[0]} samples and counts of {sizes[1]}, but {rows} rows "
-                                 "were evaluated: there must be one of each for every row")
+                raise UserError(f"{name} has totals of {sizes[0]} samples and counts of {sizes[1]}, but {rows} rows "
+                                "were evaluated: there must be one of each for every row")
         return found
 
 
-def _following(stage: Stage, cfg: Options, evaluation: Evaluation,
-               batch: Batch) -> Callable[[Mapping[str, float]], dict[str, float]]:
+def _following(stage: Stage, cfg: Options, evaluation: Evaluation, every: Sequence[str],
+               uncounted: Sequence[str]) -> Callable[[Mapping[str, float]], dict[str, float]]:
     """A function that computes more metrics from the means of an evaluation: those of `Stage.derive`, and the loss
     where it has several terms, with their weights at the end of the run. A "loss" that the stage itself scores is kept.
+
+    `every`: the terms of the loss; those that are `uncounted` add nothing.
     """
     phase, steps, prefix = stage.phases()[-1].name, cfg.max_steps or 1, f"{evaluation.name}/"
-    terms = {prefix + term: term for term in stage.counts(batch, phase)} if evaluation.collate == stage.collate else {}
+    weights = stage.weights(Moment(phase, steps, steps)) if every else {}
+    several = len(every) > 1 or any(weights.get(term, 1.0) != 1.0 for term in every)
+    terms = {prefix + term: term for term in every if term not in uncounted}
 
     def follow(means: Mapping[str, float]) -> dict[str, float]:
         weighed = {}
-        weights = stage.weights(Moment(phase, steps, steps)) if terms else {}
-        several = len(terms) > 1 or any(weights.get(term, 1.0) != 1.0 for term in terms.values())
-        if several and terms.keys() <= means.keys() and f"{prefix}loss" not in means.keys() - terms.keys():
+        own = f"{prefix}loss" in means.keys() - terms.keys()
+        if several and terms and terms.keys() <= means.keys() and not own:
             weighed = {f"{prefix}loss": sum(weights.get(term, 1.0) * means[name] for name, term in terms.items())}
         return weighed | stage.derive({**means, **weighed})
 

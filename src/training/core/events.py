@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stoker import files
 from stoker.config import UserError
 from stoker.training.core.callback import Callback, in_order, listeners
+from stoker.training.core.snapshots import unsavable
 
 if TYPE_CHECKING:
     from stoker.training.trainer import Trainer
@@ -28,10 +30,22 @@ class Events:
         for callback in list(self.listeners[event]):
             self._guarded(callback, lambda: getattr(callback, event)(trainer, *args), guarded)
 
+    def check_states(self) -> None:
+        """Raises UserError where no snapshot can hold the state of a callback that changes the training. Called before
+        `on_start`: a callback that has no state yet is checked when the first snapshot is made."""
+        for callback in self.callbacks:
+            if not callback.is_monitor:
+                try:
+                    _state(callback)
+                except UserError:
+                    raise
+                except Exception as error:
+                    log.debug("%s has no state before on_start: %r", callback.key, error)
+
     def state_dict(self) -> dict[str, Any]:
         """The states of the callbacks that have one, and whether each of these changes the training."""
         return {c.key: {"acts": not c.is_monitor, "state": state}
-                for c in self.callbacks if (state := self._guarded(c, c.state_dict))}
+                for c in self.callbacks if (state := self._guarded(c, partial(_state, c)))}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """Raises UserError where a callback that changes the training has a state but is missing now."""
@@ -69,3 +83,12 @@ class Events:
         for event, called in self.listeners.items():
             if callback in called and event != "close":
                 called.remove(callback)
+
+
+def _state(callback: Callback) -> dict[str, Any]:
+    """Its state. Raises UserError where no snapshot can hold it."""
+    state = callback.state_dict()
+    if found := unsavable(state, "state_dict()"):
+        raise UserError(f"callback {callback.key}: {found}, which no snapshot can hold: return plain values and "
+                        "tensors")
+    return state

@@ -164,11 +164,14 @@ def write(folder: Path, incident: Incident, model: nn.Module, batches: list[Batc
 
 
 def read(path: Path) -> Incident:
-    """Raises UserError where there is no incident."""
+    """The incident in a folder, or in the JSON file itself. Raises UserError where there is none."""
+    file = path if path.is_file() else path / "incident.json"
     try:
-        return Incident(**json.loads((path / "incident.json").read_text()))
+        return Incident(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no incident of a run (result/RUN/incidents/step_00000500): {error}") from error
+        why = files.reason(error) if isinstance(error, OSError) else "holds something else"
+        raise UserError(f"{file} is no incident of a run (result/RUN/incidents/step_00000500/incident.json): {why}"
+                        ) from error
 
 
 def replay(path: Path, stage: Stage, device: torch.device, precision: str) -> Findings:

@@ -21,11 +21,11 @@ class Length:
     """Training length"""
 
     epochs: int = opt(20, "passes through the training data", ge=1, aliases=("num_epochs",))
-    max_steps: int | None = opt(None, "end after so many steps: alone, epochs repeat until then; with --epochs, "
+    max_steps: int | None = opt(None, "end after N steps, with as many epochs as that takes; with --epochs too, "
                                 "whichever comes first", ge=1, aliases=("max_iters",))
     max_samples: int = opt(0, "train on the first N samples only, for a quick test (0: all)", ge=0)
-    max_minutes: float = opt(0.0, "save and stop after so many minutes; --resume trains as long again (0: no limit)",
-                             ge=0, may_change=True)
+    max_minutes: float = opt(0.0, "save and stop after so many minutes; when the run is resumed, it trains as long "
+                             "again (0: no limit)", ge=0, may_change=True)
 
 
 @dataclass
@@ -36,15 +36,16 @@ class Optimization:
     grad_accum_steps: int = opt(1, "micro-batches in a step", ge=1, aliases=("gradient_accumulation_steps",))
     lr: float = opt(3e-4, "peak learning rate", gt=0, le=1e-2, aliases=("learning_rate",))
     lr_schedule: str = opt("cosine", "learning rate after the warm-up", choices=SCHEDULES)
-    warmup_steps: int = opt(1000, "steps of linear warm-up; cut to a tenth of the run unless typed", ge=0,
+    warmup_steps: int = opt(1000, "steps of linear warm-up; unless you set it, at most a tenth of the run", ge=0,
                             aliases=("warmup",))
-    min_lr_ratio: float = opt(0.1, "last learning rate as a share of the peak", ge=0, le=1)
-    optimizer: str = opt("adamw", "adamw; or muon: muon for the matrices of the blocks, adamw for the rest",
+    min_lr_ratio: float = opt(0.1, "learning rate at the end of the run, as a share of the peak", ge=0, le=1)
+    optimizer: str = opt("adamw", "adamw, or muon (Muon for the matrices of the blocks, AdamW for all other weights)",
                          choices=("adamw", "muon"))
     weight_decay: float = opt(0.1, "weight decay (not applied to biases and norms)", ge=0, lt=1)
-    gradient_clip: float = opt(1.0, "largest norm of the gradients (0: not clipped)", ge=0, aliases=("max_grad_norm",))
+    gradient_clip: float = opt(1.0, "clip the gradients to this norm (0: do not clip)", ge=0,
+                               aliases=("max_grad_norm",))
     ema_decay: float = opt(0.0, "evaluate and export an exponential moving average (EMA) of the weights with this "
-                           "decay, such as 0.999 (0: the weights themselves)", ge=0, lt=1)
+                           "decay, such as 0.999 (0: no average)", ge=0, lt=1)
     seed: int = opt(42, "seed of all random numbers", ge=0, lt=2**63)
 
 
@@ -53,18 +54,19 @@ class Machine:
     """Hardware"""
 
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps", may_change=True)
-    precision: str = opt("auto", "of the forward pass; auto: bf16 on a GPU that has it, fp16 with loss scaling on one "
-                         "that has not, fp32 on a CPU", choices=("auto", "fp32", "bf16", "fp16"))
-    amp: bool = opt(True, "mixed precision; --no_amp means --precision fp32", aliases=("use_amp",))
-    compile: bool | None = opt(None, "compile the model's blocks with torch.compile; unless given, where a trial shows "
-                               "that it pays", aliases=("use_compile",))
+    precision: str = opt("auto", "precision of the forward pass; auto: bf16 on a GPU that supports it, fp16 with loss "
+                         "scaling on other GPUs, fp32 on a CPU", choices=("auto", "fp32", "bf16", "fp16"))
+    amp: bool = opt(True, "allow mixed precision, see --precision; --no_amp is the same as --precision fp32",
+                      aliases=("use_amp",))
+    compile: bool | None = opt(None, "compile the model's blocks with torch.compile; by default only in a long run, if "
+                               "a trial before it shows that it pays", aliases=("use_compile",))
     gradient_checkpointing: bool = opt(False, "recompute activations in the backward pass: less memory, about a third "
                                        "more time", may_change=True)
-    threads: int = opt(0, "CPU threads (0: what torch chooses); another number may change the last bits", ge=0,
-                       may_change=True)
-    num_workers: int | None = opt(None, "processes that read data (default: 0 on a CPU, up to 4 for a GPU)", ge=0,
+    threads: int = opt(0, "CPU threads (0: torch chooses); with another number, results may differ in the last "
+                       "bits", ge=0, may_change=True)
+    num_workers: int | None = opt(None, "processes that load data (default: 0 on a CPU, up to 4 for a GPU)", ge=0,
                                   may_change=True)
-    num_processes: int = opt(1, "processes that train together; more than one is not built yet", ge=1)
+    num_processes: int = opt(1, "processes that train the model together; only 1 is supported so far", ge=1)
 
     def problems(self) -> list[str]:
         found = device_problems(self.device)
@@ -79,89 +81,95 @@ class Machine:
 class Keeping:
     """Snapshots and output"""
 
-    snapshot_interval: int = opt(10000, "steps between snapshots (0: by epoch and time only)", ge=0, may_change=True,
+    snapshot_interval: int = opt(10000, "steps between snapshots, beside those at each epoch's end and every "
+                                 "--snapshot_minutes (0: only those)", ge=0, may_change=True,
                                  aliases=("snapshot", "save_steps", "save_every"))
-    snapshot_minutes: float = opt(10.0, "longest time between snapshots (0: off)", ge=0, may_change=True)
-    keep_last_n_snapshots: int = opt(3, "older ones are deleted, the best never is (0: keep all)", ge=0,
+    snapshot_minutes: float = opt(10.0, "take a snapshot when the last one is so many minutes old (0: off)", ge=0,
+                                   may_change=True)
+    keep_last_n_snapshots: int = opt(3, "keep the newest N snapshots and the best, delete others (0: keep all)", ge=0,
                                      may_change=True)
-    keep_best_k_snapshots: int = opt(1, "keep so many of the best snapshots, by the evaluation at their step", ge=1,
-                                     may_change=True)
-    keep_every_n_steps: int = opt(0, "keep the snapshots of steps that are a multiple of N, until the run has finished "
-                                  "(0: off)", ge=0, may_change=True)
-    disk_full_minutes: float = opt(60.0, "train on for so many minutes while no snapshot can be written, and keep "
-                                   "trying; then stop (exit code 75)", ge=0, may_change=True)
-    delete_snapshots_after_training: bool = opt(True, "when finished, keep the newest snapshot and the best only",
-                                                may_change=True)
-    result_dir: str = opt("", "where runs are kept (default: result/ of the project)", path=(), may_change=True,
+    keep_best_k_snapshots: int = opt(1, "keep the snapshots of the N best evaluations", ge=1, may_change=True)
+    keep_every_n_steps: int = opt(0, "also keep the snapshots whose step is a multiple of N, until the run has "
+                                  "finished (0: off)", ge=0, may_change=True)
+    disk_full_minutes: float = opt(60.0, "while the disk is full, train on and try to save again for so many "
+                                   "minutes; then stop (exit code 75)", ge=0, may_change=True)
+    delete_snapshots_after_training: bool = opt(True, "when the run has finished, delete all snapshots but the newest "
+                                                "and the best", may_change=True)
+    result_dir: str = opt("", "folder that holds the runs (default: result/ of the project)", path=(), may_change=True,
                           aliases=("checkpoint_dir", "save_dir"))
-    run_name: str = opt("", "the run's folder; a start with the name of an unfinished run resumes it", may_change=True)
-    working_folder: str = opt("", "where paths in a CSV file are looked for that are not found beside it (default: the "
-                              "folder in which the run was started, also when it is resumed from another one)",
-                              path=(), may_change=True)
+    run_name: str = opt("", "name of the run and of its folder; the name of an unfinished run resumes that run",
+                        may_change=True)
+    working_folder: str = opt("", "folder from which relative paths in a CSV file start, where they are not found "
+                              "beside the CSV file (default: the folder in which the run is started; a resumed run "
+                              "keeps it)", path=(), may_change=True)
     on_end: str = opt("", "a shell command to run when the run has finished, failed or stopped (not after kill -9 or a "
-                      "second stop signal); it finds STOKER_RUN (the folder), STOKER_STATE and STOKER_REASON in its "
-                      "environment", may_change=True)
+                      "second stop signal); its environment has STOKER_RUN (the run's folder), STOKER_STATE and "
+                      "STOKER_REASON", may_change=True)
 
 
 @dataclass
 class Recovery:
     """Recovery"""
 
-    nan_recoveries: int = opt(3, "times that a run goes back to the snapshot before a loss or gradient that is not "
-                              "finite and leaves out the rows that made it so, before it stops (0: such an update is "
-                              "dropped; three in a row stop the run)", ge=0)
-    spike_recovery: bool = opt(False, "go back for a spike in the loss too, and leave out the rows of its step; at "
-                               "most ten times")
-    skip_rows: str = opt("", "a skip list: leave out the rows in the incident.json of another run on the same data",
-                         path=())
+    nan_recoveries: int = opt(3, "after a loss or gradient that is NaN or infinite, go back to the snapshot before it "
+                              "and skip the samples that caused it; the run stops when this has happened more than N "
+                              "times (0: only drop the update; three in a row stop the run)", ge=0)
+    spike_recovery: bool = opt(False, "after a spike in the loss, go back to the snapshot before it and skip the "
+                               "samples of that step; at most ten times")
+    skip_rows: str = opt("", "skip the samples that another run on the same data had to skip: the path of an incident "
+                         "of that run, a folder in its incidents/", path=())
 
 
 @dataclass
 class Resuming:
     """Resuming and initializing"""
 
-    resume: str = opt("", "resume a run, by name, PID, folder or snapshot, with all its options; alone: the newest "
-                      "unfinished run of this stage. From a snapshot that is not its run's newest, training continues "
-                      "in a new run, and the old one stays as it is", bare="newest", may_change=True,
+    resume: str = opt("", "resume a run with all its options, by its name, PID or folder, or from a snapshot; "
+                      "without a value: the newest unfinished run of this stage. From an older snapshot, training "
+                      "continues in a new run, and the old run stays as it is", bare="newest", may_change=True,
                       aliases=("checkpoint_file",))
-    extend_steps: int = opt(0, "train so many steps more than the run was planned for; the learning rate follows the "
-                            "longer plan", ge=0, may_change=True)
+    extend_steps: int = opt(0, "with --resume: train N steps more than planned; the learning rate then follows the "
+                            "schedule of the longer run", ge=0, may_change=True)
     init_from: str = opt("", "start a new run with the weights, the shape and the tokenizer of a run, a snapshot, a "
-                         "model folder or hf://ORG/NAME; alone: of the newest finished run of this stage", path=(),
-                         bare="newest")
+                         "model folder or hf://ORG/NAME; without a value: of the newest finished run of this stage",
+                         path=(), bare="newest")
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
     split: str = opt("validation", "what --eval_only evaluates: the validation or the test split, or all rows of the "
                      "data set", choices=("validation", "test", "all"), may_change=True)
-    supervise: bool = opt(False, "start a second, small process that watches the trainer: it ends a trainer that "
-                          "stalls, and resumes from the newest snapshot where one died, up to five times in a row "
-                          "without a new snapshot",
+    supervise: bool = opt(False, "start a second, small process that watches the trainer: it kills a trainer that "
+                          "stalls and resumes the run from its newest snapshot when the trainer has died; after five "
+                          "deaths without a new snapshot the run has failed",
                           may_change=True)
     yes: bool = opt(False, "do not ask for confirmation", aliases=("y",), may_change=True)
 
 
 @dataclass
 class Monitoring:
-    """Monitoring (0 switches an interval off)"""
+    """Monitoring (an interval of 0 is off; in a short run, defaults are reduced so that each fires 20 times)"""
 
     eval_interval: int = opt(0, "steps between evaluations (0: each epoch)", ge=0, aliases=("eval_every",))
-    eval_max_rows: int = opt(0, "evaluate at most so many rows, evenly spread over the set (0: all)", ge=0)
+    eval_max_rows: int = opt(0, "evaluate at most N samples, evenly spread over the validation set (0: all)", ge=0)
     log_interval: int = opt(100, "steps between log lines; the first step has one too", ge=1, may_change=True)
     sanity_check_interval: int = opt(10000, "steps between checks for NaN and Inf in weights, gradients and "
                                      "optimizer; the loss is checked at every step", ge=0, may_change=True)
-    gradient_monitor: bool = opt(True, "norms of the gradients by part of the model", may_change=True)
-    gradient_monitor_interval: int = opt(100, "steps between checks; --monitor_interval sets this and the next",
-                                         ge=0, may_change=True, aliases=("monitor_interval",))
-    weight_monitor: bool = opt(True, "size of the updates against the weights, by part of the model", may_change=True)
-    weight_monitor_interval: int = opt(100, "steps between checks", ge=0, may_change=True,
+    gradient_monitor: bool = opt(True, "log the norm of the gradients, by part of the model", may_change=True)
+    gradient_monitor_interval: int = opt(100, "steps between these logs; --monitor_interval sets both this and "
+                                         "--weight_monitor_interval", ge=0, may_change=True,
+                                         aliases=("monitor_interval",))
+    weight_monitor: bool = opt(True, "log the size of the updates relative to the weights, by part of the model",
+                                may_change=True)
+    weight_monitor_interval: int = opt(100, "steps between these logs; --monitor_interval sets both this and "
+                                       "--gradient_monitor_interval", ge=0, may_change=True,
                                        aliases=("monitor_interval",))
-    weight_monitor_sample_size: int = opt(1024, "weights looked at in each tensor", ge=1, may_change=True)
-    spike_factor: float = opt(10.0, "report a loss that is so many median deviations above the running median as a "
-                              "spike (0: off)", ge=0, may_change=True)
+    weight_monitor_sample_size: int = opt(1024, "entries of each tensor that both monitors sample", ge=1,
+                                          may_change=True)
+    spike_factor: float = opt(10.0, "report a loss as a spike where it is so many median deviations above the median "
+                              "of the steps before it (0: off)", ge=0, may_change=True)
     samples: bool = opt(True, "show examples of the model's output at each evaluation", may_change=True)
-    callback: str = opt("", "callbacks of your own: FILE.py:CLASS, FILE.py:CLASS:key=value,other=3 for one with "
-                        "arguments, or the name of one that an installed package offers; several with commas between "
-                        "them, or each with a --callback of its own", repeats=True, may_change=True)
-    use_wandb: bool = opt(False, "send the figures to Weights & Biases too; kept on disk where it cannot be reached",
+    callback: str = opt("", "a callback of your own: FILE.py:CLASS, or FILE.py:CLASS:key=value,other=3 with "
+                        "arguments, or the name of one that an installed package provides; for several, give "
+                        "--callback several times, or put commas between them", repeats=True, may_change=True)
+    use_wandb: bool = opt(False, "also log to Weights & Biases; the logs stay on disk where it cannot be reached",
                           may_change=True)
 
 
@@ -175,9 +183,9 @@ class EarlyStopping:
                                    "an epoch)", ge=1)
     early_stop_min_delta: float = opt(0.001, "smallest improvement that counts", ge=0)
     early_stop_restore_best: bool = opt(True, "export the best model, not the last, as models/final")
-    early_stop_overfit_patience: int = opt(0, "stop when validation minus training loss is positive and has grown for "
-                                           "so many epochs in a row (or evaluations, as above), without a new best "
-                                           "evaluation (0: off)", ge=0)
+    early_stop_overfit_patience: int = opt(0, "stop when the validation loss is above the training loss and the gap "
+                                           "between them has grown for so many epochs (or evaluations, as above) in "
+                                           "a row, without a new best evaluation (0: off)", ge=0)
     early_stop_overfit_min_delta: float = opt(0.01, "smallest growth of that gap that counts", ge=0)
 
 
@@ -246,7 +254,8 @@ def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: i
         lines.append(f"warmup_steps {cfg.warmup_steps} is not shorter than the run's {steps} steps: "
                      "the learning rate never reaches its peak")
     if cuts:
-        lines.append(f"cut to the run's {steps} steps: " + ", ".join(f"{name} {value}" for name, value in cuts.items()))
+        reduced = ", ".join(f"{name} {value}" for name, value in cuts.items())
+        lines.append(f"The run has {steps:,} steps, so these defaults are reduced: {reduced}")
     return replace(cfg, **cuts, max_steps=steps, epochs=math.ceil(steps / steps_per_epoch)), lines
 
 

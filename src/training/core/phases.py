@@ -71,6 +71,10 @@ class Phase:
         end = step if self.last is None else min(step, self.last)
         return max(0, -(-(end - self.first) // self.every))
 
+    def updates_in(self, spans: Sequence[range]) -> bool:
+        """Whether the phase makes an update in one of these spans of steps."""
+        return any(self.updates(span.stop) > self.updates(span.start) for span in spans)
+
     def schedule(self, cfg: "Options", steps: int) -> dict[str, Any]:
         """The keyword arguments of `optim.rate` for this phase, in a run of `steps` steps."""
         warmup = cfg.warmup_steps * self.updates(steps) // steps if self.warmup_steps is None else self.warmup_steps

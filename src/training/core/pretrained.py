@@ -321,6 +321,9 @@ def opened(pretrained: Pretrained, stage: type[Stage], device: "torch.device | s
 # -- sources of the parts of a model --------------------------------------------------------------------------------
 
 
+_ELSEWHERE = ":elsewhere:"  # the name of no source
+
+
 def part_problems(stage: Stage) -> list[str]:
     """Why the sources of a new model's parts cannot be used, as far as their names say."""
     found: list[str] = []
@@ -331,7 +334,7 @@ def part_problems(stage: Stage) -> list[str]:
             if repository:
                 found += [f"part {part.name}: {problem}" for problem in [model_hub.problem(repository)] if problem]
             else:
-                _named(part, download=False)
+                _named(part, stage, download=False)
         except UserError as error:
             found += error.problems
     return found
@@ -353,8 +356,9 @@ def resolve_parts(stage: Stage, weights: Pretrained | None = None, *, judges: bo
         if weights and known and _is_within(part, weights):
             stage.sources[part.name] = _of_note(known)
         elif weights and known:
-            stage.sources[part.name] = _same(part, known, weights, download=download)
-        elif source := _named(part, download=download):
+            renamed = _is_renamed(part, stage, weights)
+            stage.sources[part.name] = _same(part, known, weights, renamed=renamed, download=download)
+        elif source := _named(part, stage, download=download):
             stage.sources[part.name] = _verified(part, source)
             log.info("Part %s: %s, from %s, SHA-256 %s", part.name, _training(part), source,
                      stage.sources[part.name].identity["sha256"])
@@ -365,22 +369,47 @@ def _is_within(part: Part, weights: Pretrained) -> bool:
     return not part.is_judge and (part.train == "whole" if weights.is_snapshot else part.export == "copy")
 
 
+def source_options(stage: Stage) -> dict[str, Part]:
+    """option -> the part whose source it names. Found by trial: what `parts` declares with another value of it."""
+    found: dict[str, Part] = {}
+    for name, (_, spec, _) in config.fields(type(stage.cfg)).items():
+        if spec.path is not None:
+            tried = type(stage)(replace(stage.cfg, **{name: _ELSEWHERE}), stage.folder)
+            found |= {name: part for part in tried.parts() if part.source == _ELSEWHERE}
+    return found
+
+
+def _is_renamed(part: Part, stage: Stage, weights: Pretrained) -> bool:
+    """Whether the option that names a part's source has another value now than when `weights` were trained."""
+    return part.source != "" and any(
+        each.name == part.name and weights.options.get(option, part.source) != part.source
+        for option, each in source_options(stage).items())
+
+
 def _of_note(known: Mapping[str, Any]) -> Pretrained:
     return Pretrained(Path(known["path"]), known["is_snapshot"], known["stage"], known["step"], known["options"],
                       noted=known)
 
 
-def _named(part: Part, *, download: bool) -> Pretrained | None:
+def _named(part: Part, stage: Stage, *, download: bool) -> Pretrained | None:
     """The source that the user has named for a part; None for new weights."""
     if not part.source:
         if isinstance(part.train, Lora) or part.is_judge:
-            raise UserError(f"part {part.name} needs trained weights: name a run, a snapshot or a model folder")
+            raise UserError(_no_source(part, stage))
         return None
     with part.problems():
         found = find(part.source, part.stage, download=download)
     if part.stage and found.stage not in ("", part.stage):
         raise UserError(f"part {part.name}: {found} is of stage {found.stage}, it takes weights of {part.stage}")
     return found
+
+
+def _no_source(part: Part, stage: Stage) -> str:
+    option = next((f" with --{option}" for option, each in source_options(stage).items() if each.name == part.name), "")
+    problem = f"part {part.name} needs trained weights: name a run, a snapshot or a model folder{option}"
+    named = stage.cfg.init_from
+    known = find(named, stage.name, download=False).parts.get(part.name) if named else None
+    return f"{problem}; --init_from {named} was trained with those of {known['path']}" if known else problem
 
 
 def _verified(part: Part, source: Pretrained) -> Pretrained:
@@ -426,14 +455,18 @@ def copy_sources(stage: Stage, folder: Path) -> None:
         files.sync_folder(target.parent)
 
 
-def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, download: bool) -> Pretrained:
-    """The source that a part had in training, by its SHA-256: looked for where it was, in the copy beside the weights,
-    and where the user names it now. Raises UserError where none of these has that content."""
+def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, renamed: bool, download: bool) -> Pretrained:
+    """The source that a part had in training, by its SHA-256: looked for where the user names it now if it is
+    `renamed`, else where it was, in the copy beside the weights, and there. Raises UserError where none of these has
+    that content."""
     copy = beside(weights, part.name)
     download = download and copy is None
-    is_gone = not (model_hub.parse(known["path"]) or Path(known["path"]).exists())
-    why = f"{known['path']} is gone" if is_gone else ""
-    for place in [place for place in (known["path"], str(copy or ""), part.source) if place]:
+    places = [place for place in (known["path"], str(copy or ""), part.source) if place]
+    if renamed and part.source != str(copy):
+        places = [part.source]
+    is_gone = places[0] == known["path"] and not (model_hub.parse(places[0]) or Path(places[0]).exists())
+    why = f"{places[0]} is gone" if is_gone else ""
+    for place in places:
         try:
             found = replace(find(place, download=download), options=known["options"], stage=known["stage"])
             digest = found.identity["sha256"]

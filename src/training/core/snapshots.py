@@ -210,6 +210,29 @@ def read_plain(path: Path) -> Any:
                         f"is not used ({' '.join(str(error).split())[:200]})") from error
 
 
+def unsavable(value: Any, where: str = "") -> str:
+    """What in a value no snapshot can hold, such as "['x'][0] is <function ...>"; '' where all of it can be saved and
+    read again. Copies no tensors."""
+    if value is None or type(value) in (bool, int, float, str, bytes, Tensor, nn.Parameter):
+        return ""
+    if type(value) not in (dict, list, tuple):
+        return "" if _can_be_read_again(value) else f"{where} is {' '.join(repr(value).split())[:80]}"
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    inside = (unsavable(key, f"the key {key!r} of {where}") or unsavable(inner, f"{where}[{key!r}]")
+              for key, inner in items)
+    return next(filter(None, inside), "")
+
+
+def _can_be_read_again(value: Any) -> bool:
+    packed = io.BytesIO()
+    try:
+        torch.save(value, packed)
+        torch.load(io.BytesIO(packed.getbuffer()), weights_only=True)
+        return True
+    except Exception:  # whatever the value's own code raises
+        return False
+
+
 def _is_whole(path: Path) -> bool:
     try:
         manifest.verify(path)

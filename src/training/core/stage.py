@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
+from stoker.training.core import contract
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
@@ -127,8 +128,9 @@ class Stage(Generic[C]):
         first step."""
 
     def size(self, batch: Batch) -> dict[str, int]:
-        """How much a batch holds, by the units in which speed is reported: {"samples": 32, "tok": 8192}."""
-        return {"samples": len(next(iter(batch.values())))}
+        """How much a batch holds, by the units in which speed is reported: {"samples": 32, "tok": 8192}. By default the
+        length of its first value, as samples."""
+        return {"samples": contract.rows(self, batch, "size")}
 
     # -- model --------------------------------------------------------------------------------------------------
 
@@ -157,22 +159,29 @@ class Stage(Generic[C]):
         return (Phase(),)
 
     def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
-        """The divisor of each term of the loss in a micro-batch, such as its number of samples or tokens. It must
-        follow from the batch alone, without the model."""
-        return {"loss": len(next(iter(batch.values())))}
+        """The divisor of each term of the loss in a micro-batch, such as its number of samples or tokens: a whole
+        number, or a tensor of one. By default one term, "loss", with the length of the batch's first value.
+
+        It must follow from the batch alone, without the model. It may be 0: a term that counts nothing in all
+        micro-batches of a step adds nothing to its loss, and a step in which no term counts anything makes no update.
+        """
+        return {"loss": contract.rows(self, batch, "counts")}
 
     def weights(self, moment: Moment) -> dict[str, float]:
-        """The weight of each term of the loss; 1 for a term without an entry."""
+        """The weight of each term of the loss, in the sum of the terms' means; 1 for a term without an entry. A name
+        that is no term of any phase is refused."""
         return {}
 
     def loss(self, model: "nn.Module", batch: Batch, moment: Moment) -> Loss:
-        """The loss of a micro-batch: a sum for each term of `counts`."""
+        """The loss of a micro-batch: for each term of `counts`, a sum over what is counted there, as a tensor without
+        dimensions. Terms that count nothing may be left out."""
         raise NotImplementedError
 
     def score(self, model: "nn.Module", batch: Batch) -> dict[str, Ratio]:
         """The metrics of the evaluation "eval" on a batch; totals and counts are added over the whole set."""
         phase = self.phases()[-1].name
         loss, counts = self.loss(model, batch, Moment(phase)), self.counts(batch, phase)
+        contract.check_loss(self, phase, loss, counts)
         terms = {term: Sampled(total, counts[term], loss.samples[term]) if term in loss.samples
                  else Ratio(total, counts[term]) for term, total in loss.terms.items()}
         return {**terms, **loss.figures}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stoker.config import ENDLESS
+from stoker.training.core import contract, optim, phases, rng
 from stoker.training.core import device as devices
-from stoker.training.core import optim, phases, rng
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.options import Options
 from stoker.training.core.phases import Phase
@@ -23,11 +23,12 @@ log = logging.getLogger(__name__)
 class Step:
     """Makes the updates of a step, and holds the optimizer and the loss scale of each phase.
 
-    `emit` calls the callbacks' `on_loss` and `on_grad`; `record` adds a value to a figure's mean over the log interval.
+    `emit` calls the callbacks' `on_loss` and `on_grad`; `record(name, value, part)` adds a value to the mean of a
+    figure over the log interval, or of a part of it.
     """
 
     def __init__(self, stage: Stage, model: nn.Module, cfg: Options, steps: int, device: torch.device,
-                 emit: Callable[..., None], record: Callable[[str, Any], None]):
+                 emit: Callable[..., None], record: Callable[..., None]):
         self.stage, self.model, self.cfg, self.steps, self.device = stage, model, cfg, steps, device
         self.emit, self.record = emit, record
         self.phases = stage.phases()
@@ -41,6 +42,7 @@ class Step:
         self.updated = False  # whether a phase of the current step has changed weights
         self.lr = cfg.lr
         self._skipped = ""
+        self._checked: set[str] = set()  # phases of which a step was made: what the stage returned for it was checked
 
     def run(self, step: int, batches: Sequence[Batch]) -> None:
         """Do step number `step`, counted from 0. Raises what a forward or backward pass raises."""
@@ -73,16 +75,18 @@ class Step:
         optimizer, scale = self.optimizers[name], self.loss_scales.get(name)
         parameters = optim.parameters(optimizer)
         counts = [self.stage.counts(batch, name) for batch in batches]
+        if name not in self._checked:
+            contract.check_counts(self.stage, name, counts, may_be_empty=True)
         division = Division(counts, self.stage.weights(Moment(name, step, self.steps)), scale)
+        if division.is_empty:
+            self.skip("counts() is 0 for every term of the loss")
         gradients = GradientSum(parameters)
         self.statistics.begin_phase()
         self._train_only(parameters)
         total, to_pass = torch.zeros((), device=self.device), []
         for i, batch in enumerate(batches):
             rng.begin(self.cfg.seed, step, name, i)
-            moment = Moment(name, step, self.steps, passed[i])
-            with devices.autocast(self.device, self.cfg.precision):
-                loss = self.stage.loss(self.model, batch, moment)
+            loss = self._loss(batch, Moment(name, step, self.steps, passed[i]), counts[i])
             self.statistics.add()
             self.emit("on_loss", name, division.micro_batch_loss(loss, i))
             value = division.loss(loss)
@@ -96,20 +100,37 @@ class Step:
         self.statistics.finish_phase()
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], division.divisor)
         self._train_only(self.trainable)
-        if division.several:
-            self.record("train/" + self._named("loss", name), Ratio(total, 1))
+        self._record_terms(name, division)
         self.emit("on_grad", name)
         if self._skipped:
             log.warning("step %d: %s update skipped: %s", step + 1, name, self._skipped)
         else:
-            self._apply(phase, optimizer, parameters, total)
+            self._apply(phase, optimizer, parameters, total, division)
+        self._checked.add(name)
         return to_pass
 
+    def _loss(self, batch: Batch, moment: Moment, counts: dict[str, Any]) -> Loss:
+        with devices.autocast(self.device, self.cfg.precision):
+            loss = self.stage.loss(self.model, batch, moment)
+        if moment.phase not in self._checked or loss.terms.keys() != counts.keys():
+            contract.check_loss(self.stage, moment.phase, loss, counts)
+        return loss
+
     def _record(self, phase: str, loss: Loss, counts: dict[str, Any], division: "Division") -> None:
-        figures = {("loss" if not division.several else term): Ratio(total, counts[term])
-                   for term, total in loss.terms.items() if not (division.several and term == "loss")}  # added below
-        for name, ratio in {**figures, **loss.figures}.items():
+        """Record the figures of a micro-batch. A loss of several terms is recorded once, after the last micro-batch."""
+        if not division.several and not division.is_empty:
+            (term, total), = loss.terms.items()
+            self.record("train/" + self._named("loss", phase), Ratio(total, counts[term]))
+        for name, ratio in loss.figures.items():
             self.record("train/" + self._named(name, phase), ratio)
+
+    def _record_terms(self, phase: str, division: "Division") -> None:
+        """Record the terms of a loss that has several, and the loss: the sum of their means, each times its weight."""
+        for term, ratio in division.totals().items():
+            if term != "loss":
+                self.record("train/" + self._named(term, phase), ratio)
+            weighed = Ratio(ratio.total * division.weights.get(term, 1.0), ratio.count)
+            self.record("train/" + self._named("loss", phase), weighed, term)
 
     def _train_only(self, parameters: Sequence[nn.Parameter]) -> None:
         """Compute no gradients for the other trainable parameters: the phase in hand does not train them."""
@@ -119,8 +140,9 @@ class Step:
                 parameter.requires_grad_(id(parameter) in wanted)
 
     def _apply(self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter],
-               loss: Tensor) -> None:
-        """Clip and update. The device drops an update that is not finite, so the host need not wait."""
+               loss: Tensor, division: "Division") -> None:
+        """Clip and update. The device drops an update that is not finite, so the host need not wait; also one for which
+        nothing was counted, where counts are tensors."""
         name, max_norm = phase.name, self.cfg.gradient_clip if phase.clip is None else phase.clip
         norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
         norm = torch.linalg.vector_norm(norms)
@@ -131,6 +153,10 @@ class Step:
             self.record(self._named("health/loss_scale", name), scale.value)
             self.record(self._named("health/overflow_share", name), dropped - unhealthy)
             scale.update(dropped)
+        if isinstance(division.counted, Tensor):
+            empty = (division.counted == 0).float()
+            dropped = torch.maximum(dropped, empty)
+            self.record(self._named("health/empty_share", name), empty)
         self.dropped, self.grad_norms[name] = torch.maximum(self.dropped, unhealthy), norms
         self.record(self._named("grad_norm", name), norm)
         self.updated = True
@@ -144,26 +170,45 @@ class Division:
     """Divides the sums of the terms of a loss by their counts in the whole step.
 
     With one term of weight 1, the backward pass starts from the sum, and the gradients are divided by the count once,
-    at the end. Otherwise each sum is multiplied by its weight and divided by its count before the backward pass.
+    at the end. Otherwise each sum is multiplied by its weight and divided by its count before the backward pass. A term
+    whose count is 0 then adds nothing.
     """
 
     def __init__(self, counts: Sequence[dict[str, Any]], weights: dict[str, float], scale: "optim.LossScale | None"):
         self.counts, self.weights = counts, weights
-        self.all = {term: _at_least_one(sum(each.get(term, 0) for each in counts))
+        self.all = {term: sum(each.get(term, 0) for each in counts)
                     for term in dict.fromkeys(term for each in counts for term in each)}
+        known = sum(count for count in self.all.values() if not isinstance(count, Tensor))
+        self.counted = known or sum(self.all.values())  # 0: nothing; a tensor where only the device knows
         self.several = len(self.all) > 1 or any(weights.get(term, 1.0) != 1.0 for term in self.all)
-        only = next(iter(self.all))
+        self.shares = {term: _share(weights.get(term, 1.0), count) for term, count in self.all.items()
+                       if self.several}
+        self.sums: dict[str, Tensor] = {}  # of several terms, over the micro-batches so far
+        only = next(iter(self.all), "")
         self.factor: Any = 1.0  # multiplies the loss before the backward pass; with fp16 from the loss scale
         if scale:
             self.factor = scale.value if self.several else scale.value / _at_least_one(counts[0].get(only, 0))
-        self.divisor = self.factor * (1 if self.several else self.all[only])  # divides the gradients after it
+        # divides the gradients after it
+        self.divisor = self.factor * (1 if self.several else _at_least_one(self.all.get(only, 0)))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no term counts anything in the whole step, as far as the host knows."""
+        return not isinstance(self.counted, Tensor) and not self.counted
 
     def loss(self, loss: Loss) -> Tensor:
-        """The scalar to call `backward` on, before it is multiplied by the factor."""
+        """The scalar to call `backward` on, before it is multiplied by the factor. Of several terms it also adds up the
+        sums, for `totals`."""
         if not self.several:
             return next(iter(loss.terms.values()))
-        parts = [total * (self.weights.get(term, 1.0) / self.all[term]) for term, total in loss.terms.items()]
-        return torch.stack(parts).sum()
+        for term, total in loss.terms.items():
+            self.sums[term] = self.sums.get(term, 0) + total.detach()
+        return torch.stack([total * self.shares[term] for term, total in loss.terms.items()]).sum()
+
+    def totals(self) -> dict[str, Ratio]:
+        """The sums and counts of several terms, without those of which the host knows that they count nothing."""
+        return {term: Ratio(total, self.all[term]) for term, total in self.sums.items()
+                if isinstance(self.all[term], Tensor) or self.all[term]}
 
     def micro_batch_loss(self, loss: Loss, number: int) -> Ratio:
         """The mean loss of micro-batch `number` by itself, divided by its own counts."""
@@ -171,7 +216,7 @@ class Division:
         if not self.several:
             (term, total), = loss.terms.items()
             return Ratio(total, counts[term])
-        return Ratio(sum(total.detach() * (self.weights.get(term, 1.0) / _at_least_one(counts[term]))
+        return Ratio(sum(total.detach() * _share(self.weights.get(term, 1.0), counts[term])
                          for term, total in loss.terms.items()), 1)
 
 
@@ -181,14 +226,15 @@ def losses(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, p
     draws the random numbers that the first of the steps draws for its micro-batch of that number."""
     passed = None
     for phase in stage.phases():
-        if not any(phase.updates(some.stop) > phase.updates(some.start) for some in steps):
+        if not phase.updates_in(steps):
             continue
         if number is not None:
             rng.begin(stage.cfg.seed, steps[0].start, phase.name, number)
-        moment = Moment(phase.name, passed=passed)
+        moment, counts = Moment(phase.name, passed=passed), stage.counts(batch, phase.name)
         with devices.autocast(device, precision):
             loss = stage.loss(model, batch, moment)
-        division = Division([stage.counts(batch, phase.name)], stage.weights(moment), None)
+        contract.check_loss(stage, phase.name, loss, counts)
+        division = Division([counts], stage.weights(moment), None)
         passed = _detached(loss.passed)
         yield Ratio(division.loss(loss), 1 if division.several else division.divisor)
 
@@ -196,6 +242,13 @@ def losses(stage: Stage, model: nn.Module, batch: Batch, device: torch.device, p
 def _at_least_one(count: Any) -> Any:
     """The count as a divisor. It is 0 where a micro-batch or a step has nothing for a term, and then so is the sum."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)
+
+
+def _share(weight: float, count: Any) -> Any:
+    """The weight divided by the count; 0 where that is 0."""
+    if isinstance(count, Tensor):
+        return (weight / count).nan_to_num(0.0, 0.0, 0.0)
+    return weight / count if count else 0.0
 
 
 class GradientSum:

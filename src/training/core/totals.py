@@ -1,6 +1,7 @@
 """Figures added up as ratios of sums; tensors stay on their device until the means are asked for."""
 
 import math
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,29 +11,38 @@ from stoker.training.core.figures import Ratio
 
 
 class Totals:
-    """name -> sum of totals, sum of counts."""
+    """name -> part -> sum of totals, sum of counts. Most figures have one part, called ""."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[Any]] = {}
+        self._sums: dict[str, dict[str, list[Any]]] = {}
 
-    def add(self, name: str, ratio: Ratio) -> None:
+    def add(self, name: str, ratio: Ratio, part: str = "") -> None:
         """Tensors with an entry for each sample are summed first."""
-        total, count = self._sums.get(name, (0, 0))
-        self._sums[name] = [total + _sum(ratio.total), count + _sum(ratio.count)]
+        parts = self._sums.setdefault(name, {})
+        total, count = parts.get(part, (0, 0))
+        parts[part] = [total + _sum(ratio.total), count + _sum(ratio.count)]
 
     def means(self) -> dict[str, float]:
-        """The ratios as floats, NaN where nothing was counted. All tensors of a device come to the host together: one
-        wait."""
-        values = _on_host([value for pair in self._sums.values() for value in pair])
-        return {name: total / count if count else math.nan
-                for name, total, count in zip(self._sums, values[::2], values[1::2])}
+        """The ratios as floats, added up where a figure has several parts; NaN where nothing was counted. All tensors
+        of a device come to the host together: one wait."""
+        values = _on_host([value for parts in self._sums.values() for pair in parts.values() for value in pair])
+        pairs = zip(values[::2], values[1::2])
+        found = {name: [total / count for total, count in islice(pairs, len(parts)) if count]
+                 for name, parts in self._sums.items()}
+        return {name: sum(means[1:], means[0]) if means else math.nan for name, means in found.items()}
 
-    def state_dict(self) -> dict[str, list[Any]]:
-        return {name: list(pair) for name, pair in self._sums.items()}
+    def uncounted(self) -> list[str]:
+        """The names of the figures of which nothing was counted."""
+        return [name for name, parts in self._sums.items() if not any(float(count) for _, count in parts.values())]
 
-    def load_state_dict(self, state: dict[str, list[Any]], device: torch.device) -> None:
-        self._sums = {name: [value.to(device) if isinstance(value, Tensor) else value for value in pair]
-                      for name, pair in state.items()}
+    def state_dict(self) -> dict[str, dict[str, list[Any]]]:
+        return {name: {part: list(pair) for part, pair in parts.items()} for name, parts in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Older snapshots have figures without parts."""
+        self._sums = {name: {part: [value.to(device) if isinstance(value, Tensor) else value for value in pair]
+                             for part, pair in (parts if isinstance(parts, dict) else {"": parts}).items()}
+                      for name, parts in state.items()}
 
 
 def finite_or_nothing(ratio: Ratio) -> Ratio:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Validation:
     """Validation set, where the data define no split"""
 
-    group_by: str = opt("", "a regular expression: pictures in whose paths it matches the same text, such as those of "
-                        "a page, are all in training or all in validation")
+    group_by: str = opt("", "a regular expression for the group in a picture's path, such as a page or a patient; "
+                        "a group is never split between training and validation")
     held_out: str = opt("", "groups to validate on, comma-separated (default: the data's own split, else --valid_share "
                         "of the groups or pictures)")
     valid_share: float = opt(splits.SHARE, "share of the groups or pictures to validate on", gt=0, le=0.5)

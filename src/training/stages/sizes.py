@@ -48,10 +48,10 @@ class Transformer:
 
 def _declared(prefix: str, head_multiple: int, defaults: dict[str, Any]) -> dict[str, Any]:
     """The declarations of options, by name. Options with a prefix have no aliases."""
-    parts = {1: "", 2: " into even parts", 4: ""}[head_multiple]
+    quotient = {1: "a whole number", 2: "an even number", 4: "a multiple of 4"}[head_multiple]
     known: dict[str, tuple[str, str, dict[str, Any]]] = {
         "d_model": ("d_model", "hidden size", dict(ge=head_multiple, usual=(64, 2048), aliases=("n_embd",))),
-        "num_heads": ("num_heads", f"attention heads; they divide the hidden size{parts}",
+        "num_heads": ("num_heads", f"attention heads; hidden size / heads must be {quotient}",
                       dict(ge=1, le=32, aliases=("n_head", "n_heads"))),
         "num_layers": ("layers" if prefix else "num_layers", "layers",
                        dict(ge=1, le=48, aliases=("n_layer", "n_layers"))),

@@ -34,14 +34,15 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 20, 64
 class Text:
     """Data"""
 
-    dataset: str = opt("wikitext-103", "wikitext, wikitext-103 (from the Hugging Face hub; where it cannot be reached "
-                       "and none was named: pydocs), pydocs (documentation found in the installed Python packages), a "
-                       "text file, or a folder of text files", path=DATASETS, aliases=("data_path",))
+    dataset: str = opt("wikitext-103", "wikitext or wikitext-103 (from the Hugging Face hub), pydocs (the "
+                       "documentation in the installed Python packages), a text file, or a folder of text files; "
+                       "without --dataset, pydocs is taken where the hub cannot be reached", path=DATASETS,
+                       aliases=("data_path",))
     tokenizer: str = opt("gpt2", "gpt2, gpt4, gpt4o (fetched once from the internet), bpe (trained on this "
                          "text), bytes, or PATH/tokenizer.json",
                          path=TOKENIZERS)
     vocab_size: int = opt(32000, "vocabulary size of a BPE tokenizer trained on this text", ge=256, le=100000)
-    retrain_tokenizer: bool = opt(False, "train the BPE tokenizer again, though the cache has one for this text")
+    retrain_tokenizer: bool = opt(False, "train the BPE tokenizer again, even if the cache has one for this text")
     pack: bool = opt(True, "train on windows of --max_seq_len tokens, cut from the texts one after another; --no_pack: "
                      "each line of the text is a sample, cut at --max_seq_len")
 
