@@ -33,6 +33,10 @@ if in_memory:
 os.environ |= {"STOKER_HOME": f"{_shared.name}/home", "STOKER_RESULTS": f"{_shared.name}/result"}
 
 
+def pytest_unconfigure() -> None:
+    _shared.cleanup()
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees the caches, the list of runs or the result folder of the user, or of another test."""

@@ -15,7 +15,8 @@ from stoker.daemon.table import duration, size
 from stoker.monitors.speed import Speed
 from stoker.training.assembly import estimate
 from stoker.training.assembly import session as sessions
-from stoker.training.assembly.estimate import Estimate, Length, Took
+from stoker.training.assembly.estimate import Estimate, Took
+from stoker.training.assembly.length import Length
 from stoker.training.core import blocks
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.media import Media

@@ -19,7 +19,7 @@ from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.monitors import plots
 from stoker.training.assembly import estimate
-from stoker.training.assembly.estimate import Length
+from stoker.training.assembly.length import Length
 from stoker.training.core import bootstrap, pretrained
 from stoker.training.core.callback import ACT, Callback
 from stoker.training.core.evaluation import Evaluations, merged

@@ -20,6 +20,7 @@ from stoker import progress
 from stoker.config import UserError
 from stoker.daemon.table import duration, size
 from stoker.data.loader import stretches
+from stoker.training.assembly.length import Length
 from stoker.training.core import blocks, contract, networks, optim, rng
 from stoker.training.core import device as devices
 from stoker.training.core.evaluation import score_batch
@@ -81,17 +82,17 @@ class Estimate:
     frozen_bytes: int = 0
     scatter: float = 1.0  # times: how far apart the measurements lie; above BUSY all seconds are for an idle machine
 
-    def seconds(self, length: "Length") -> float:
+    def seconds(self, length: Length) -> float:
         """Of the whole run, from the start of the program to its end, on an idle machine."""
         return (self.start_seconds + length.updates * self.step_seconds(length)
                 + length.evaluations * self.evaluation_seconds(length) + FINISH_SECONDS)
 
-    def step_seconds(self, length: "Length") -> float:
+    def step_seconds(self, length: Length) -> float:
         """Of a step, its share of the snapshots included, the mean."""
         return self.update_seconds + (length.samples * (self.sample_seconds + self.waiting_seconds)
                                       + length.snapshots * self.saved_seconds) / length.updates
 
-    def evaluation_seconds(self, length: "Length") -> float:
+    def evaluation_seconds(self, length: Length) -> float:
         """Of the evaluations of a step, with the samples that they show, the mean."""
         scored = sum(rows * self.scored_seconds.get(name, 0.0) for name, rows in length.scored.items())
         return scored / length.evaluations + self.shown_seconds
@@ -107,7 +108,7 @@ class Estimate:
         return {"weights": weights + self.frozen_bytes, "gradients": weights, "optimizer": 2 * weights,
                 "activations": self.kept_bytes + batch_size * self.kept_bytes_per_sample, "snapshot": 3 * weights}
 
-    def describe(self, length: "Length", batch_size: int) -> str:
+    def describe(self, length: Length, batch_size: int) -> str:
         memory = {name: size(number) for name, number in self.memory(batch_size).items()}
         return (f"Estimate: {duration(self.seconds(length))} for {length.updates:,} steps"
                 f"{' on an idle machine' if self.busy else ''}{self.of_evaluations(length)}; "
@@ -116,41 +117,12 @@ class Estimate:
                 f"{self.peak_flops / 1e9:,.0f} GFLOP/s of bare matrix products here; memory: "
                 + ", ".join(f"{name} {number}" for name, number in memory.items()))
 
-    def of_evaluations(self, length: "Length") -> str:
+    def of_evaluations(self, length: Length) -> str:
         """`, of which evaluations take 62% (...)`, and how to make that less; '' where it is not much."""
         share = length.evaluations * self.evaluation_seconds(length) / self.seconds(length)
         others = ", --eval_max_rows or --no_samples" if self.shown_seconds else " or --eval_max_rows"
         return (f", of which evaluations take {share:.0%} (less with a larger --eval_interval{others})" if share > MUCH
                 else "")
-
-
-@dataclass(frozen=True)
-class Length:
-    """How much a run does."""
-
-    updates: int
-    samples: float  # trained on
-    scored: dict[str, int]  # rows of each evaluation, whenever it is done
-    evaluations: int  # steps after which there are any
-    snapshots: int
-
-    @classmethod
-    def of(cls, plan: Plan) -> "Length":
-        """The length of a planned run. It supposes that a test set is as large as the validation set, and that each
-        evaluation is the best so far, which is saved."""
-        cfg, updates, known, tested = plan.cfg, plan.steps, plan.evaluations, "test" in plan.stage.splits()
-        per_epoch = plan.order.steps_per_epoch
-        done = {name: _multiples(interval, updates) for name, interval in known.intervals.items()}
-        evaluated = set[int]().union(*done.values())
-        scored = {each.name: (len(done[each.name]) + tested) * len(rows.dataset)
-                  for each in known.declared if (rows := known.rows(each, "validation"))}
-        saved = evaluated | _multiples(per_epoch, updates) | _multiples(cfg.snapshot_interval or per_epoch, updates)
-        return cls(updates, plan.order.samples(updates), scored, len(evaluated) + tested, len(saved) + 1)
-
-
-def _multiples(interval: int, last: int) -> set[int]:
-    """The steps up to the last at which an interval ends; the last is one in any case."""
-    return {*range(interval, last + 1, interval), last}
 
 
 def read(path: Path) -> Estimate | None:

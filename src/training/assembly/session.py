@@ -34,9 +34,10 @@ from stoker.monitors.tensorboard import TensorBoard
 from stoker.monitors.wandb import WandB
 from stoker.monitors.weights import Weights
 from stoker.training.assembly import estimate, plugins, receipt
-from stoker.training.assembly.estimate import Estimate, Length
+from stoker.training.assembly.estimate import Estimate
 from stoker.training.assembly.export import export_models
 from stoker.training.assembly.job import Job
+from stoker.training.assembly.length import Length
 from stoker.training.callbacks.begin import Begin
 from stoker.training.callbacks.blocks import Blocks
 from stoker.training.callbacks.early_stopping import EarlyStopping
