@@ -44,8 +44,8 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         E, inner = experts.count, experts.d_ff
         if d_model % 8 or inner % 8 or not 1 <= experts.per_token <= E:
-            raise UserError(f"{experts.per_token} of {E} experts of size {inner} with hidden size {d_model}: both sizes "
-                            "must be multiples of 8, and at least 1 and at most all experts be chosen")
+            raise UserError(f"{experts.per_token} of {E} experts of size {inner}, hidden size {d_model}: both sizes "
+                            "must be multiples of 8, and at least one expert be chosen and at most all")
         self.per_token = experts.per_token
         self.router = nn.Linear(d_model, E, bias=False)
         self.gate = nn.Parameter(torch.empty(E, inner, d_model))

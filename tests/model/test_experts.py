@@ -110,7 +110,7 @@ def test_experts_compute_the_tokens_that_they_were_given_only() -> None:
 def test_sizes_that_do_not_go_together_are_refused(wrong: Experts) -> None:
     with pytest.raises(UserError, match=f"{wrong.per_token} of 4 experts of size {wrong.d_ff}"):
         MixtureOfExperts(16, wrong)
-    with pytest.raises(UserError, match="with hidden size 20"):
+    with pytest.raises(UserError, match="hidden size 20"):
         MixtureOfExperts(20, Experts(4, 2, 24))
 
 

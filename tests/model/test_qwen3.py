@@ -77,7 +77,7 @@ def test_weights_in_bf16_and_without_prefix(tmp_path: Path) -> None:
 
 
 def test_the_config_of_the_hub_is_read(tmp_path: Path) -> None:
-    """As released for transformers 4, where rope_theta stands beside the others; and with a head although it is tied."""
+    """As released for transformers 4, where rope_theta stands beside the others; and with a head, though tied."""
     reference = written(tmp_path, tie_word_embeddings=True)
     path, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     content = json.loads(path.read_text())
