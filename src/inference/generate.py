@@ -10,6 +10,7 @@ from stoker import command, config
 from stoker.config import UserError, opt
 from stoker.files import hint
 from stoker.inference import trained
+from stoker.model.huggingface import model_type
 from stoker.training.core import pretrained
 from stoker.training.core.options import device_problems
 from stoker.training.core.pretrained import Pretrained
@@ -85,7 +86,7 @@ def _kind(source: Pretrained) -> type[Stage]:
     known = discover()
     if not source.stage:
         kinds = {kind: stage for stage in known.values() for kind in getattr(stage, "model_types", ())}
-        return kinds.get(source.model_type, known["lm"])
+        return kinds.get(model_type(source.folder), known["lm"])
     if source.stage not in known:
         raise UserError(f"{source} is of stage {source.stage}, which is not one of ours ({', '.join(known)}): generate "
                         "is for language models")

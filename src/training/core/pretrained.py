@@ -65,14 +65,6 @@ class Pretrained:
         """A name with which `find` finds the same weights again."""
         return self.origin or str(self.folder)
 
-    @property
-    def model_type(self) -> str:
-        """What the config.json of a model folder calls its kind of model ("qwen3"); "" where it does not say."""
-        try:
-            return str(json.loads((self.folder / "config.json").read_text())["model_type"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return ""
-
     @cached_property
     def identity(self) -> dict[str, str]:
         """Their place, and the SHA-256 of the files with weights, one after another in the order of their names."""
