@@ -3,11 +3,10 @@
 As in Qwen3 (arXiv:2505.09388): SwiGLU experts, and probabilities of the chosen ones that add up to 1.
 
 Axes: B batch, T time, N = B x T tokens, E experts, A = N x k pairs of a token and an expert that it was given to, D
-hidden size, F feed-forward size of an expert.
+hidden size.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +64,9 @@ class MixtureOfExperts(nn.Module):
         ranked, order = chosen.flatten().sort(stable=True)  # (A,), by expert
         ends = torch.searchsorted(ranked, torch.arange(len(self.load), device=x.device), right=True)  # (E,)
         self._observe(probabilities, ends)
-        places = order.argsort()
-        given = tokens[:, None].expand(-1, self.per_token, -1).flatten(0, 1)  # (A, D)
-        made = self._experts(_permuted(given, order, places), ends)
-        made = _permuted(made, places, order).view(*weights.shape, -1)  # (N, k, D)
+        given = tokens.index_select(0, order // self.per_token)  # (A, D)
+        made = _swiglu(given, ends.to(torch.int32), self.gate, self.up, self.down)
+        made = made.index_select(0, order.argsort()).view(*weights.shape, -1)  # (N, k, D)
         y = (made * weights[..., None].to(made.dtype)).sum(1)
         return self.dropout(y.view(x.shape))  # type: ignore[no-any-return]
 
@@ -82,31 +80,12 @@ class MixtureOfExperts(nn.Module):
         load = sums["given"] * (self.per_token / sums["given"].sum())
         self.load.copy_(torch.where(dropped > 0, self.load, load))
 
-    def _experts(self, given: Tensor, ends: Tensor) -> Tensor:
-        """Rows (A, D) in the order of their experts, whose rows end before `ends` (E,) -> (A, D)."""
-        device = given.device.type
-        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
-        ends = ends.to(torch.int32)
-        given, gate, up, down = (x.to(kind) for x in (given, self.gate, self.up, self.down))
-        inner = F.silu(F.grouped_mm(given, gate.mT, offs=ends)) * F.grouped_mm(given, up.mT, offs=ends)
-        return F.grouped_mm(inner, down.mT, offs=ends)
 
-
-class _Permuted(torch.autograd.Function):
-    """`x[order]`, whose gradient is gathered too: that of torch's own indexing adds into zeros, one row at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return x[order]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        places, = ctx.saved_tensors
-        return grad[places], None, None
-
-
-def _permuted(x: Tensor, order: Tensor, places: Tensor) -> Tensor:
-    """The rows of x in this order; `places` is the inverse permutation."""
-    found: Tensor = _Permuted.apply(x, order, places)  # type: ignore[no-untyped-call]
-    return found
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # which knows the grouped product in bf16 only
+def _swiglu(given: Tensor, ends: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Rows (A, D) in the order of their experts, whose rows end before `ends` (E,) -> (A, D)."""
+    device = given.device.type
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
+    given, gate, up, down = (x.to(kind) for x in (given, gate, up, down))
+    inner = F.silu(F.grouped_mm(given, gate.mT, offs=ends)) * F.grouped_mm(given, up.mT, offs=ends)
+    return F.grouped_mm(inner, down.mT, offs=ends)

@@ -59,7 +59,7 @@ def qwen3_config(model: "Thinker", end_of_text: int) -> dict[str, Any]:
     """The content of config.json."""
     attention: Any = model.blocks[0].attention
     vocab_size, d_model = model.token_embedding.weight.shape
-    kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    kind: dict[str, Any] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     if experts := model.experts:
         kind = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": experts.count,
                 "num_experts_per_tok": experts.per_token, "moe_intermediate_size": experts.d_ff,
@@ -77,7 +77,7 @@ def qwen3_config(model: "Thinker", end_of_text: int) -> dict[str, Any]:
 
 def _split(theirs: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """The stacked weights of experts (E, ...) as a tensor for each expert."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
         before, experts, after = name.partition(".experts.")
         each = {f"{before}.experts.{i}.{after}": part for i, part in enumerate(tensor)} if experts else {name: tensor}

@@ -48,6 +48,7 @@ class Thinker(nn.Module):
                   MixtureOfExperts(d_model, experts, dropout) if experts else MLP(d_model, d_ff, dropout),
                   d_model, norm_eps) for _ in range(num_layers))
         self.final_norm = RMSNorm(d_model, norm_eps)
+        self.head: nn.Parameter | None
         self.register_parameter("head", None if tied else nn.Parameter(torch.empty(vocab_size, d_model)))
         for name, weight in self.named_parameters():
             if weight.dim() > 1:  # each block adds to the residual twice
@@ -79,7 +80,8 @@ class Thinker(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """(V, D)."""
-        return self.token_embedding.weight if self.head is None else self.head
+        weight: Tensor = self.token_embedding.weight if self.head is None else self.head
+        return weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
@@ -97,7 +99,8 @@ class Thinker(nn.Module):
     def loads(self) -> Tensor:
         """(layers, experts): the share of the tokens of the last step that each expert was given; each row adds up to
         `experts.per_token`."""
-        return torch.stack([block.mlp.load for block in self.blocks])  # type: ignore[union-attr]
+        mixtures: list[Any] = [block.mlp for block in self.blocks]
+        return torch.stack([mixture.load for mixture in mixtures])
 
     def new_cache(self, capacity: int) -> KVCache:
         return KVCache(len(self.blocks), capacity)
@@ -183,7 +186,8 @@ class RMSNorm(nn.RMSNorm):
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(..., C): each pair of numbers (i, i + C/2) turned by an angle. Its cosine is given for both, and its sine for
     both, negative for the first: three operations where `transformer.rotated` takes seven."""
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+    other: Tensor = x.roll(x.shape[-1] // 2, -1)
+    return (x * cos).addcmul_(other, sin)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -191,7 +195,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     T, S = q.shape[2], k.shape[2]
     if T == 1:  # the heads that share a key become the positions of one head: no key is copied for each
         grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
-        return F.scaled_dot_product_attention(grouped, k, v).unflatten(2, (-1, 1)).flatten(1, 2)
+        y = F.scaled_dot_product_attention(grouped, k, v)
+        return y.unflatten(2, (-1, 1)).flatten(1, 2)  # type: ignore[no-any-return]
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if T < S else None
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S, enable_gqa=True)
 
@@ -210,7 +215,7 @@ class Borders:
         self.lengths: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_within(q: Tensor, k: Tensor, v: Tensor, borders: Borders) -> Tensor:
     """`attend` within each document, one after another: (B, H, T, C), (B, K, T, C) twice -> (B, H, T, C).
 
@@ -220,4 +225,4 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, borders: Borders) -> Tensor:
     B, _, T, _ = q.shape
     parts = zip(*(x.transpose(1, 2).flatten(0, 1).split(borders.lengths) for x in (q, k, v)))  # (L, H, C) each
     made = [attend(*(part.transpose(0, 1)[None] for part in document))[0].transpose(0, 1) for document in parts]
-    return torch.cat(made).unflatten(0, (B, T)).transpose(1, 2)
+    return torch.cat(made).unflatten(0, (B, T)).transpose(1, 2)  # type: ignore[no-any-return]

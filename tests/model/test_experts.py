@@ -16,6 +16,7 @@ from stoker.config import UserError
 from stoker.model.experts import Experts, MixtureOfExperts
 from stoker.model.qwen3 import qwen3_config, qwen3_weights
 from stoker.model.thinker import Thinker
+from stoker.training.core.blocks import checkpoint_blocks
 from stoker.training.core.sums import Statistics, Summed
 
 V, T, E, K = 101, 24, 6, 2
@@ -189,6 +190,10 @@ def test_loads_are_the_shares_of_tokens() -> None:
     step(model, [tokens.flip(1) % 7], dropped=1.0)
     torch.testing.assert_close(model.loads(), expected)
     assert all(isinstance(block.mlp, Summed) for block in model.blocks)
+    model(tokens), model(tokens)  # a micro-batch that passes through twice
+    for block, load in zip(model.blocks, expected):
+        torch.testing.assert_close(block.mlp.sums["given"], 2 * load * tokens.numel())
+        block.mlp.sums = {}
     model.eval()(tokens)
     assert all(not block.mlp.sums for block in model.blocks)
 
@@ -209,3 +214,38 @@ def test_balance_makes_loads_even() -> None:
         optimizer.step()
         spread.append(float(model.loads().std(1).mean()))
     assert spread[-1] < 0.5 * spread[0]
+
+
+# -- with what the trainer does to blocks ---------------------------------------------------------------------------
+
+
+def test_checkpointed_blocks_have_the_same_gradients() -> None:
+    """Although their routers run a second time, in the backward pass."""
+    tokens, grads = torch.randint(V, (2, T)), []
+    for checkpointed in (False, True):
+        model = thinker()
+        if checkpointed:
+            checkpoint_blocks(list(model.blocks))
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        (loss + model.balance()).backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # as compile_blocks does
+def test_blocks_compile() -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model, tokens = thinker(), torch.randint(V, (2, T))
+    expected, balance = model(tokens), model.balance()
+    torch.compiler.reset()
+    model.blocks[0].compile(backend=backend, dynamic=False)
+    for block in model.blocks:
+        block.mlp.sums = {}
+    assert torch.equal(model(tokens), expected) and torch.equal(model.balance(), balance)
+    assert graphs and float(model.blocks[0].mlp.sums["given"].sum()) == K * tokens.numel()
+    torch.compiler.reset()

@@ -18,7 +18,7 @@ SIZES: dict[str, Any] = dict(
     vocab_size=101, hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, max_position_embeddings=24, bos_token_id=0, eos_token_id=0,
     rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-MOE: dict[str, Any] = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True)
+MOE: dict[str, Any] = dict(num_experts=12, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True)
 
 
 def written(folder: Path, *, headless: bool = False, how: dict[str, Any] = {},
@@ -116,9 +116,9 @@ def test_out_and_in_again_is_the_same(tmp_path: Path, experts: dict[str, int], t
     ({}, lambda t: t.pop("lm_head.weight"), r"lm_head.weight is missing there"),
     ({}, lambda t: t.update(more=torch.zeros(3)), r"more is \(3,\) there and missing here"),
     ({}, lambda t: t.update({"model.norm.weight": torch.zeros(33)}), r"norm.weight is \(33,\) there and \(32,\) here"),
-    (MOE, lambda t: t.pop("model.layers.1.mlp.experts.2.up_proj.weight"), "of expert 0 to 3 is missing for one"),
-    (MOE, lambda t: t.pop("model.layers.1.mlp.experts.3.up_proj.weight"),
-     r"layers.1.mlp.experts.up_proj.weight is \(3, 24, 32\) there and \(4, 24, 32\) here"),
+    (MOE, lambda t: t.pop("model.layers.1.mlp.experts.2.up_proj.weight"), "of expert 0 to 11 is missing for one"),
+    (MOE, lambda t: t.pop("model.layers.1.mlp.experts.11.up_proj.weight"),
+     r"layers.1.mlp.experts.up_proj.weight is \(11, 24, 32\) there and \(12, 24, 32\) here"),
     (MOE, lambda t: t.update({"model.layers.1.mlp.experts.0.up_proj.weight": torch.zeros(1, 2)}), "different shapes"),
 ])
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, sizes: dict[str, Any], change: Any, why: str) -> None:
@@ -139,6 +139,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, sizes: dict[str, An
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types sliding_attention"),
     ({"model_type": "qwen3_moe", **MOE, "norm_topk_prob": False}, "norm_topk_prob False"),
+    ({"model_type": "qwen3_moe", **{name: MOE[name] for name in MOE if name != "norm_topk_prob"}}, "norm_topk_prob"),
     ({"model_type": "qwen3_moe", **MOE, "mlp_only_layers": [1]}, r"mlp_only_layers \[1\]"),
     ({"model_type": "qwen3_moe", **MOE, "decoder_sparse_step": 2}, "decoder_sparse_step 2"),
     ({"hidden_size": None}, "describes no Qwen3 .*hidden_size None"), ({"head_dim": "a"}, "describes no Qwen3"),
