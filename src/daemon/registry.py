@@ -79,8 +79,9 @@ def as_guides_say(named: str) -> str:
     DIR/thinker_step_2000.pt a snapshot; DIR/thinker_best.pt, DIR/thinker.pt and DIR the newest run. Any other is
     returned as it is. Raises UserError where no run in DIR has that snapshot."""
     given = Path(named)
-    found = None if given.exists() else GUIDES_NAME.fullmatch(given.name)
-    if not (found or given.is_dir()) or "/" not in named and not given.is_dir() or at(given):
+    is_folder = os.path.isdir(named)  # False for a name that no file can have
+    found = None if os.path.exists(named) else GUIDES_NAME.fullmatch(given.name)
+    if not (is_folder or found and "/" in named) or at(given):
         return named
     made = _within(given.parent if found else given)
     if not made:

@@ -339,9 +339,10 @@ class RunDir:
         return Path(named)
 
     def remove(self) -> None:
-        """Delete the run and every link to it."""
+        """Delete the run and every link to it, or into it."""
+        here = os.path.realpath(self.path)
         for link in [*self.path.parent.glob("*"), *(files.home() / "runs").glob("*")]:
-            if link.is_symlink() and os.path.realpath(link) == os.path.realpath(self.path):
+            if link.is_symlink() and Path(os.path.realpath(link)).is_relative_to(here):
                 link.unlink()
         shutil.rmtree(self.path)
 
