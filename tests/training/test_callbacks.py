@@ -17,6 +17,7 @@ from stoker.config import UserError
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.monitors.blanks import Blanks
+from stoker.monitors.experts import ExpertLoad
 from stoker.training import callbacks
 from stoker.training.callbacks.early_stopping import EarlyStopping
 from stoker.training.callbacks.examination import Examination
@@ -41,7 +42,9 @@ def a_run_with_all(tmp_path: Path) -> Trainer:
     """A finished run in which every callback there is has taken part."""
     first = new_run(tmp_path, Buffers)
     train(Buffers, first)
-    kind = with_callbacks(Buffers, Blanks(tmp_path / "alerts.jsonl"))  # a stage's own
+    alerts = tmp_path / "alerts.jsonl"
+    own = Blanks(alerts), ExpertLoad(alerts, lambda model: {"layer": torch.ones(2)})  # those of stages
+    kind = with_callbacks(Buffers, *own)
     sitting = session(kind, new_run(tmp_path, Buffers), snapshot=first.snapshots / "snapshot_epoch_0003",
                       early_stopping=True, gradient_checkpointing=True, ema_decay=0.9, max_minutes=60.0, use_wandb=True)
     sitting.examination = Examination(5, "non-finite", sitting.run.incidents, sitting.run.metrics)
