@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +128,7 @@ class Thinker(LanguageModelling[Config]):
     def collate(self, samples: list[Any]) -> Batch:
         """With --no_cross_document also documents (B, T): the number of the document of each token in its row."""
         batch = super().collate(samples)
-        if not self.cfg.cross_document:
+        if self.cfg.pack and not self.cfg.cross_document:
             ends = batch["tokens"] == self.tokenizer.end_of_text
             batch["documents"] = ends.cumsum(1) - ends.long()  # an end belongs to the document that it ends
         return batch
@@ -148,16 +148,20 @@ class Thinker(LanguageModelling[Config]):
 
     def counts(self, batch: Batch, phase: str) -> dict[str, Any]:
         counts = super().counts(batch, phase)
-        return {**counts, "balance": batch["tokens"].numel()} if self.cfg.use_moe else counts
+        return {"ce": counts["loss"], "balance": batch["tokens"].numel()} if self.cfg.use_moe else counts
 
     def weights(self, moment: Moment) -> dict[str, float]:
         return {"balance": self.cfg.balance_weight} if self.cfg.use_moe else {}
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        """With experts the cross-entropy `ce` and the load-balance loss `balance`; `loss` is their weighed sum."""
         found = super().loss(model, batch, moment)
-        if not self.cfg.use_moe:
-            return found
-        return Loss({**found.terms, "balance": model.balance()})
+        return Loss({"ce": found.terms["loss"], "balance": model.balance()}) if self.cfg.use_moe else found
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity is of the cross-entropy alone."""
+        alone = {name.replace("/ce", "/loss"): value for name, value in means.items() if name.endswith("/ce")}
+        return super().derive({**means, **alone})
 
     def callbacks(self) -> "list[Callback]":
         from stoker.daemon.rundir import RunDir

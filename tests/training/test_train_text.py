@@ -1,6 +1,7 @@
 """The thinker's stage: its options, its samples, what it exports."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,6 +207,8 @@ def test_a_mixture_goes_on_bit_for_bit_and_its_load_is_watched(tmp_path: Path) -
     rows = list(Journal(whole.metrics).rows())
     assert rows == list(Journal(run.metrics).rows())
     for row in rows:
+        assert row["train/loss"] == pytest.approx(row["train/ce"] + 0.01 * row["train/balance"], rel=1e-6)
+        assert row["train/ppl"] == pytest.approx(math.exp(row["train/ce"]))
         assert 0 <= row["experts/least_load"] <= 1 <= row["experts/most_load"] <= 2 and row["train/balance"] > 1.9
 
 

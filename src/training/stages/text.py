@@ -199,7 +199,7 @@ class LanguageModelling(Tokenized[C]):
         """The loss as in training, also by row."""
         total, rows = model(**batch, by_row=True)
         tokens = (batch["targets"] >= 0).sum(1).to(rows.dtype)
-        return {"loss": Sampled(total, self.counts(batch, "")["loss"], (rows, tokens))}
+        return {"loss": Sampled(total, LanguageModelling.counts(self, batch, "")["loss"], (rows, tokens))}
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         return {name.replace("loss", "ppl"): _exp(value) for name, value in means.items() if name.endswith("/loss")}
