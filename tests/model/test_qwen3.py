@@ -38,14 +38,14 @@ def written(folder: Path, *, headless: bool = False, how: dict[str, Any] = {},
     return model
 
 
-def built(vocab_size: int, options: dict[str, Any]) -> Thinker:
+def built(options: dict[str, Any]) -> Thinker:
     options = dict(options)
     count, per_token, d_ff = (options.pop(name) for name in ("num_experts", "experts_per_token", "expert_d_ff"))
-    return Thinker(vocab_size, **options, experts=Experts(count, per_token, d_ff) if count else None).eval()
+    return Thinker(**options, experts=Experts(count, per_token, d_ff) if count else None).eval()
 
 
 def loaded(folder: Path) -> Thinker:
-    model = built(101, qwen3_options(folder))
+    model = built(qwen3_options(folder))
     load_qwen3(model, folder)
     return model
 
@@ -98,10 +98,10 @@ def test_the_config_of_the_hub_is_read(tmp_path: Path) -> None:
                                      {"num_experts": 4, "experts_per_token": 2, "expert_d_ff": 24}])
 @pytest.mark.parametrize("tied", [True, False])
 def test_out_and_in_again_is_the_same(tmp_path: Path, experts: dict[str, int], tied: bool) -> None:
-    options = dict(d_model=32, num_heads=4, num_kv_heads=2, num_layers=2, d_ff=72, max_seq_len=16, head_dim=6,
-                   rope_theta=5000.0, norm_eps=1e-5, tied=tied) | experts
+    options = dict(vocab_size=101, d_model=32, num_heads=4, num_kv_heads=2, num_layers=2, d_ff=72, max_seq_len=16,
+                   head_dim=6, rope_theta=5000.0, norm_eps=1e-5, tied=tied) | experts
     torch.manual_seed(1)
-    model = built(101, options)
+    model = built(options)
     safetensors.torch.save_file(qwen3_weights(model), tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(qwen3_config(model, 100)))
     assert qwen3_options(tmp_path) == options
@@ -155,7 +155,7 @@ def test_other_models_are_refused(tmp_path: Path, changed: dict[str, Any], why: 
 def test_what_a_config_leaves_out_is_what_transformers_assumes(tmp_path: Path) -> None:
     from transformers import Qwen3Config, Qwen3MoeConfig
 
-    sizes = {name: SIZES[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers",
+    sizes = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
                                             "num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
     for model, config, more in (("qwen3", Qwen3Config, {}), ("qwen3_moe", Qwen3MoeConfig, MOE)):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model, **sizes, **more}))
