@@ -431,8 +431,8 @@ def unusual(config: Any) -> list[str]:
 
 def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str,
               flags: Mapping[str, Mapping[str, str]] = {}) -> str:
-    """The page that `--help` prints: groups in the order of their declaration, one option a paragraph. `flags` are
-    other flags with their help, by the heading that they come below, at the end."""
+    """The page that `--help` prints: groups in the order of their declaration, one option a paragraph. `flags`: other
+    flags with their help, by heading; these groups are printed last."""
     lines = [usage, "", "Choosing:"]
     if presets:
         lines += _entry("--preset NAME, --model_preset, --hardware",

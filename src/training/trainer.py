@@ -86,9 +86,9 @@ class Trainer:
         self.update.skip(why)
 
     def record(self, name: str, value: Ratio | Tensor | float, part: str = "") -> None:
-        """Add to a figure's mean over the log interval, or to that of one of its parts: such a figure is the sum of the
-        means. Tensors stay on the device until then; what is not finite does not count: it belongs to an update that
-        was dropped, which `health/dropped_share` tells."""
+        """Add a value to a figure's mean over the log interval. A figure with several `part`s is the sum of their means.
+        Tensors stay on the device until the log. A value that is not finite does not count: it belongs to an update
+        that was dropped, which `health/dropped_share` reports."""
         self._totals.add(name, finite_or_nothing(value if isinstance(value, Ratio) else Ratio(value, 1)), part)
 
     def show(self, name: str, media: Media) -> None:

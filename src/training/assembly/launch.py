@@ -245,7 +245,7 @@ def _options_typed_now(stage: type[Stage], parsed: Parsed[Any], run: RunDir, sta
                        before: Any) -> dict[str, Any]:
     """The options typed now that replace the run's own. Those that would make it another run may only be repeated,
     as they were typed at its start or as its config has them. An option that names the source of a part may name
-    another place, where the same content is. Raises UserError for any other value."""
+    another place with the same content. Raises UserError for any other value."""
     asked = {name: getattr(parsed.config, name) for name in parsed.typed}
     changed = {name: value for name, value in asked.items() if config.fields(stage.Config)[name][1].may_change}
     refused = [name for name, value in asked.items()
@@ -253,7 +253,7 @@ def _options_typed_now(stage: type[Stage], parsed: Parsed[Any], run: RunDir, sta
     if refused:
         sources = pretrained.source_options(stage(before, run.path))
         moved = [name for name in refused if name in sources and getattr(before, name) and asked[name]
-                 and (sources[name].is_judge or sources[name].train != "whole")]  # else the source is not read
+                 and (sources[name].is_judge or sources[name].train != "whole")]  # else the weights are in the snapshot
         changed |= {name: asked[name] for name in moved}
         refused = [name for name in refused if name not in moved]
     if refused:
