@@ -131,7 +131,7 @@ def listed(text: str) -> list[str]:
 
 def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str],
           further: Callable[[C], list[str]] = lambda config: [], words: list[str] | None = None) -> Parsed[C]:
-    """The config that a command line asks for. `further` tells of mistakes that the config itself cannot know.
+    """The config that a command line asks for. `further` returns mistakes that the config itself cannot know.
 
     What stands beside flags and their values is put into `words`; without such a list it is a mistake.
     Raises UserError with every mistake at once.

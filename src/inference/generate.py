@@ -126,13 +126,13 @@ def _print(text: str) -> None:
 
 def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], before: list[int]) -> Iterator[str]:
     """The text of tokens as they come after those `before`, in pieces that never end within a character."""
-    told, held = before, list[int]()
+    shown, held = before, list[int]()
     for token in tokens:
         held.append(token)
-        text = decode(told + held)[len(decode(told)):]
+        text = decode(shown + held)[len(decode(shown)):]
         if not text.endswith("\ufffd"):  # stands for what is no whole character yet
             yield text
-            told, held = held, []
+            shown, held = held, []
     if held:
         yield text.rstrip("\ufffd")
 

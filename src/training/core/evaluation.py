@@ -215,7 +215,7 @@ def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object], evaluation: Evaluation) -> Scores | None:
-    scored, judged, size, terms = _Figures(), _Figures(), Counter[str](), dict[str, None]()
+    scored, whole, size, terms = _Figures(), _Figures(), Counter[str](), dict[str, None]()
     gathered, collate, phase = defaultdict[str, list[Tensor]](list), evaluation.collate, stage.phases()[-1].name
     rows = stretches(dataset)[0][:cfg.batch_size]
     workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, collate, rows)
@@ -238,15 +238,15 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
         finally:
             close(batches)
         if gathered:
-            whole = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
-            contract.check_scores(evaluation.name, "judge", whole, plain=True)
-            judged.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in whole.items()})
-    uncounted = [*scored.sums.uncounted(), *judged.sums.uncounted()]
+            found = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
+            contract.check_scores(evaluation.name, "judge", found, plain=True)
+            whole.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in found.items()})
+    uncounted = [*scored.sums.uncounted(), *whole.sums.uncounted()]
     if uncounted:
         log.warning("evaluation %s: %s, so it is left out", evaluation.name, _nothing_counted(uncounted))
     follow = _following(stage, cfg, evaluation, list(terms), uncounted)
-    metrics = scored.means(evaluation.name) | judged.means(evaluation.name)
-    rates = scored.by_sample(evaluation.name, len(dataset)) | judged.by_sample(evaluation.name, len(dataset))
+    metrics = scored.means(evaluation.name) | whole.means(evaluation.name)
+    rates = scored.by_sample(evaluation.name, len(dataset)) | whole.by_sample(evaluation.name, len(dataset))
     return Scores(evaluation.name, metrics | follow(metrics), dict(size) or {"samples": len(dataset)}, rates, follow,
                   uncounted=uncounted)
 
