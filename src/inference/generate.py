@@ -1,4 +1,4 @@
-"""Lets a trained language model go on with a text. Standard output carries the text and nothing else."""
+"""Lets a trained language model continue a text. Standard output carries the text and nothing else."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from stoker.training.core.stage import Stage, discover
 
 USAGE = """usage: generate.sh RUN ["PROMPT"] [OPTIONS]
 
-Lets the model of a run (also one that is still training), a snapshot or a model folder go on with a text. Without
+Lets the model of a run (also one that is still training), a snapshot or a model folder continue a text. Without
 PROMPT, or with -, the text comes from standard input; "" makes a text from nothing."""
 
 
