@@ -30,8 +30,8 @@ class Check:
     """What is checked, against which limits"""
 
     modality: str | None = opt(None, "what it is for, where that does not show", choices=("audio_asr", "image", "ocr"))
-    held_out: str = opt("", "speakers, or groups, to validate by, separated by commas")
-    valid_share: float = opt(splits.SHARE, "share of the pictures to validate by where no split is named", gt=0, le=0.5)
+    held_out: str = opt("", "speakers, or groups, to validate on, comma-separated")
+    valid_share: float = opt(splits.SHARE, "share of the pictures to validate on where no split is named", gt=0, le=0.5)
     group_by: str = opt("", "a regular expression: what it, or its first group, matches in a path is a group")
     shared_texts: bool | None = opt(None, "texts of the validation set may be trained on")
     max_text_length: int | None = opt(None, "longest text, in characters", ge=1)

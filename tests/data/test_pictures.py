@@ -205,7 +205,7 @@ def test_where_some_groups_are_not_known_whole_files_are(tmp_path: Path) -> None
 
 
 def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
-    """Though the data name other rows to validate by."""
+    """Though the data name other rows to validate on."""
     rows = [f"{g}{i}.png,{g} {i},{g},{split}" for g, split in (("a", "train"), ("b", "train"), ("c", "validation"))
             for i in range(4)]
     splits = table.read(csv_of(tmp_path, "image,text,group,split\n" + "\n".join(rows)), held_out=["a"])

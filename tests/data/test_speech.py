@@ -139,7 +139,7 @@ def test_a_speaker_can_be_held_out(tmp_path: Path) -> None:
 
 
 def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
-    """Though the data name other rows to validate by."""
+    """Though the data name other rows to validate on."""
     rows = [f"{s}{i}.wav,{s} {i},{s},{split}" for s, split in (("a", "train"), ("b", "train"), ("c", "validation"))
             for i in range(4)]
     splits = recordings.read(csv_of(tmp_path, "wav,text,speaker,split\n" + "\n".join(rows)), held_out=["a"])

@@ -89,7 +89,8 @@ def check_counts(stage: "Stage", phase: str, counts: Sequence[Any]) -> None:
 
 
 def check_weights(stage: "Stage", terms: Collection[str], steps: int) -> None:
-    """Raises UserError where `weights` names none of the `terms` of the loss in any phase, or has no number for it."""
+    """Raises UserError where `weights` has a name that is none of `terms`, those of the loss in all phases, or has no
+    finite number for it."""
     problems = list[str]()
     for moment in [Moment(phase.name, step, steps) for phase in stage.phases() for step in (0, steps)]:
         weights = stage.weights(moment)
