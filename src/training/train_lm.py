@@ -88,7 +88,7 @@ class LanguageModel(Tokenized[Config]):
         problems = text.check(cfg.dataset)
         if resumed:  # the run has its own tokenizer
             why = hub.missing(cfg.dataset)
-            return [*problems, *([f"--dataset {cfg.dataset}: {why}; connect, to resume the run"] if why else [])]
+            return [*problems, *([f"--dataset {cfg.dataset}: {why}; connect, to go on with it"] if why else [])]
         if cfg.tokenizer not in TOKENIZERS and not Path(cfg.tokenizer).is_file():
             problems.append(f"--tokenizer: {cfg.tokenizer!r} is none of {', '.join(TOKENIZERS)}, and no tokenizer.json")
         return problems

@@ -156,7 +156,7 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: pytes
         patch.setattr(hub, "missing", lambda name: "")
         launch._new_run(launch.decide(LanguageModel, ["--result_dir", str(tmp_path), "--run_name", "mine",
                                                       "--tokenizer", "bpe"]))
-    with pytest.raises(UserError, match="--dataset wikitext-103: .* cannot be reached .*; connect, to resume the run"):
+    with pytest.raises(UserError, match="--dataset wikitext-103: .* cannot be reached .*; connect, to go on with it"):
         launch.decide(LanguageModel, ["--result_dir", str(tmp_path), "--run_name", "mine"])
 
 
