@@ -38,7 +38,7 @@ def refused(desk: Desk, *argv: str) -> list[str]:
     (["--epochs", "many"], ["--epochs: 'many' is not a whole number"]),
     (["--dropout", "0.95"], ["--dropout must be at least 0 and at most 0.9, is 0.95"]),
     (["--num_heads", "3"], ["--num_heads 3 does not divide --d_model 16"]),
-    (["--preset", "smal"], ["no preset 'smal'", "did you mean small?"]),
+    (["--preset", "smal"], ["'smal' is none of nano", "did you mean small?"]),
     (["--dataset", "nowhere.txt"], ["nowhere.txt", "no such file"]),
     (["--dataset", "empty.txt"], ["empty.txt"]),
     (["--dataset", "binary.txt"], ["binary.txt"]),
