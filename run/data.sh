@@ -12,14 +12,14 @@
 #          class or with a text file each, or scenes, digits, lines, coco-captions, mjsynth
 #
 # check decodes every file and names the rows that cannot be trained on: unreadable, silent or blank, without text, too
-# long or too large, or too short for their text; tells sizes, and what training and validation share; of lines to read
-# (--modality ocr) which characters are judged by and never trained on. Exit code 1 where a row is refused.
+# long or too large, or too short for their text. It prints sizes, what training and validation share, and, for lines to
+# read (--modality ocr), which characters of validation never occur in training. Exit code 1 where a row is refused.
 #
 #   --modality NAME        audio_asr, image or ocr, where the files do not show it (a picture with a text: image)
-#   --held_out A,B         speakers, or groups of pictures, to validate by
-#   --valid_share X        pictures: share to validate by where no split is named (default 0.05)
+#   --held_out A,B         speakers, or groups of pictures, to validate on
+#   --valid_share X        pictures: share to validate on where no split is named (default 0.05)
 #   --group_by REGEX       pictures: what it, or its first group, matches in a path is a group, such as a document
-#   --shared_texts         texts that are judged by may be trained on (default for pictures; --no_shared_texts)
+#   --shared_texts         allow training texts that validation has too (default for pictures; --no_shared_texts)
 #   --max_text_length N    longest text, in characters (default 256; of descriptions, any)
 #   --max_mel_length N     longest recording, in frames of 10 ms (default 2048)
 #   --downsample_time N    frames of 10 ms to one of the model: 2, 4 or 8 (default 4)
@@ -29,16 +29,16 @@
 #   --image_height N       lines: pixels that one is high to a reader (default 32)
 #   --max_width N          lines: widest one, in pixels at that height (default 1024)
 #
-# mel_lengths tells percentiles of the lengths in frames, and which --max_mel_length they recommend.
+# mel_lengths prints percentiles of the lengths in frames, and which --max_mel_length they recommend.
 #
 #   --talker               in the talker's frames, 12.5 a second
 #
-# download fetches from the Hugging Face hub, once; interrupted, the same command goes on where it was.
+# download fetches from the Hugging Face hub, once; after an interruption, the same command continues.
 #
 #   --dataset NAME         librispeech-100, librispeech-460, librispeech-960, coco-captions, mjsynth, wikitext,
 #                          wikitext-103; for short: ./run/data.sh NAME
 #   --modality NAME        text (wikitext), audio_asr (librispeech-100), image (coco-captions) or ocr (mjsynth)
-#   --max_samples N        most rows of each of its parts; with a larger number it goes on (default: all)
+#   --max_samples N        most rows of each of its parts; a larger number continues the download (default: all)
 #   --repository NAME      any other data set with sounds or pictures: USER/NAME of the hub, or a folder in its form
 #   --config_name NAME     which of its configurations
 #   --out FOLDER           where to; its manifest.csv is what --dataset takes

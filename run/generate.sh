@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Let a trained language model go on with a text.
+# Let a trained language model continue a text.
 #
 #   ./run/generate.sh RUN ["PROMPT"] [OPTIONS]
 #
 #   RUN                  a run: its name, the beginning of it, its PID or its folder, also while it trains;
 #                        a snapshot; or a model folder (RUN/models/best, or any GPT-2 of Hugging Face)
-#   PROMPT               the text to go on with; - or none: standard input; "": a text from nothing
+#   PROMPT               the text to continue; - or none: standard input; "": a text from nothing
 #
 #   --max_new_tokens N   tokens to make; fewer where the text comes to its end (default 200)
 #   --temperature X      below 1 likely tokens become likelier, above 1 less so (default 0.8)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Do the step of an incident again, and tell what in it is not finite first.
+# Repeat the step of an incident, and print what in it is not finite first.
 #
 #   ./run/replay.sh INCIDENT [DEVICE]
 #

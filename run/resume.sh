@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Go on with a stopped, failed or died run, in the background, from its newest whole snapshot.
+# Resume a stopped, failed or died run, in the background, from its newest whole snapshot.
 #
 #   ./run/resume.sh RUN [--yes] [--foreground] [-- OPTIONS]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train an audio encoder to recognise speech, in the background; close the terminal, it goes on.
+# Train an audio encoder to recognise speech, in the background; you may close the terminal.
 #
 #   ./run/run_train_audio_enc.sh [OPTIONS] [-- any option of src/training/train_audio_enc.py]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a language model of text (GPT-2 style) in the background; close the terminal, it goes on.
+# Train a language model of text (GPT-2 style) in the background; you may close the terminal.
 #
 #   ./run/run_train_lm.sh [OPTIONS] [-- any option of src/training/train_lm.py]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a reader of lines of text in pictures, in the background; close the terminal, it goes on.
+# Train a reader of lines of text in pictures, in the background; you may close the terminal.
 #
 #   ./run/run_train_ocr.sh [OPTIONS] [-- any option of src/training/train_ocr.py]
 #

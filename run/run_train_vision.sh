@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a vision encoder on pictures and captions, in the background; close the terminal, it goes on.
+# Train a vision encoder on pictures and captions, in the background; you may close the terminal.
 #
 #   ./run/run_train_vision.sh [OPTIONS] [-- any option of src/training/train_vision.py]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start the script of any stage, such as one of your own, in the background; close the terminal, it goes on.
+# Start the script of any stage, such as one of your own, in the background; you may close the terminal.
 #
 #   ./run/start.sh SCRIPT [OPTIONS]
 #

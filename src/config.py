@@ -131,7 +131,7 @@ def listed(text: str) -> list[str]:
 
 def parse(cls: type[C], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str],
           further: Callable[[C], list[str]] = lambda config: [], words: list[str] | None = None) -> Parsed[C]:
-    """The config that a command line asks for. `further` tells of mistakes that the config itself cannot know.
+    """The config that a command line asks for. `further` returns mistakes that the config itself cannot know.
 
     What stands beside flags and their values is put into `words`; without such a list it is a mistake.
     Raises UserError with every mistake at once.
@@ -431,8 +431,8 @@ def unusual(config: Any) -> list[str]:
 
 def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str,
               flags: Mapping[str, Mapping[str, str]] = {}) -> str:
-    """The page that `--help` prints: groups in the order of their declaration, one option a paragraph. `flags` are
-    other flags with their help, by the heading that they come below, at the end."""
+    """The page that `--help` prints: groups in the order of their declaration, one option a paragraph. `flags`: other
+    flags with their help, by heading; these groups are printed last."""
     lines = [usage, "", "Choosing:"]
     if presets:
         lines += _entry("--preset NAME, --model_preset, --hardware",

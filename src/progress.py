@@ -2,7 +2,7 @@
 
     mark             the work has got on: a batch, a part of a file
     during           a phase of its own
-    heard            who is told of both
+    heard            a listener that is called at both
     tracked          marks, and shows, what is done item by item
     announced        shows, and marks where it changes, what others do meanwhile
 """
@@ -23,7 +23,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Listener(Protocol):
-    """Who is told: that the work has got on, that it enters a phase, that it is back in the one before."""
+    """Is called when the work has got on, when it enters a phase, and when it is back in the phase before."""
 
     def mark(self) -> None: ...
     def enter(self, phase: str) -> None: ...
@@ -52,7 +52,7 @@ def during(phase: str) -> Iterator[None]:
 
 @contextmanager
 def heard(listener: Listener) -> Iterator[None]:
-    """Tell a listener of all that happens in the block."""
+    """Call a listener at all marks and phases in the block."""
     _listeners.append(listener)
     try:
         yield
@@ -101,12 +101,12 @@ def _bar(items: Iterable[tuple[int, T]], what: str, total: int, unit: str) -> It
 
 def _lines(items: Iterable[tuple[int, T]], what: str, total: int, unit: str) -> Iterator[T]:
     done, start = 0, time.monotonic()
-    told = start
+    last = start
     for amount, item in items:
         yield item
         done += amount
-        if (now := time.monotonic()) - told >= SECONDS_BETWEEN_LINES:
-            told = now
+        if (now := time.monotonic()) - last >= SECONDS_BETWEEN_LINES:
+            last = now
             left = (now - start) / max(done, 1) * (total - done)
             share = 100 * done / max(total, 1)
             log.info("%s: %.0f %% of %s %s, about %.0f s left", what, share, f"{total:,}", unit, left)

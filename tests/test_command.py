@@ -139,7 +139,7 @@ def test_mistakes_without_a_checkout(installed: Installed) -> None:
     assert not (installed.folder / "result").exists() or not list((installed.folder / "result").iterdir())
 
 
-def test_a_run_that_is_refused_late_is_told_here(installed: Installed) -> None:
+def test_a_run_that_is_refused_late_is_reported_here(installed: Installed) -> None:
     """After the check: what the trainer printed on standard error, and its exit code."""
     ran = installed.call("lm", "--dataset", str(installed.corpus), *TINY, "--device", "cuda:99", "--run_name", "late")
     assert ran.returncode == 2 and "cuda:99" in ran.stderr and not (installed.folder / "result/late").exists()

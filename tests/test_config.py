@@ -178,7 +178,7 @@ def test_a_config_survives_json(tmp_path: Path) -> None:
 # -- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def test_every_mistake_is_told_at_once_each_in_a_line(tmp_path: Path) -> None:
+def test_every_mistake_is_reported_at_once_each_in_a_line(tmp_path: Path) -> None:
     path = written(tmp_path, '{"heds": 2, "kind": 7, "watch": 1, "width": true}')
     found = mistakes("--widht", "12", "stray", "--rate", "fast", "--preset", "smal", "--level", "9", "--steps", "0",
                      "--kind", "gren", "--config", path)

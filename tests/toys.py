@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from stoker.training.core.plan import Plan, Setup
 from stoker.training.core.signals import Signals
 from stoker.training.core.stage import Stage
 from stoker.training.core.step import Step
+from stoker.training.core.totals import Totals
 from stoker.training.trainer import Ending, Trainer
 
 # A file of events is named by second, process and a counter, and read in the order of the names: sittings of the same
@@ -213,6 +215,13 @@ def step_of(stage: Toy, **options: Any) -> Step:
     found = {"lr": 1e-2, "warmup_steps": 0, "lr_schedule": "constant", "seed": 7, "precision": "fp32"} | options
     return Step(stage, stage.model().train(), Options(**found), 10, torch.device("cpu"), lambda *args: None,
                 lambda *args: None)
+
+
+def recording_in(figures: Totals) -> Callable[..., None]:
+    """A `record` for a `Step`, which adds to these figures."""
+    def record(name: str, value: Any, part: str = "") -> None:
+        figures.add(name, value if isinstance(value, Ratio) else Ratio(value, 1), part)
+    return record
 
 
 def new_run(folder: Path, stage: type[Stage]) -> RunDir:

@@ -78,7 +78,7 @@ def _parser() -> "_Parser":
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake as everything else here does: in one line, without the usage."""
+    """Prints a mistake in one line, without the usage, as our other programs do."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")

@@ -20,8 +20,8 @@ NOT_KNOWN = "killed, or the machine crashed: by whom is not known"
 
 @dataclass(frozen=True)
 class Death:
-    """`step` and `phase` are what the trainer last told; `code` is its exit code, negative for a signal, None where
-    nobody saw it end."""
+    """`step` and `phase` are those of the trainer's last status; `code` is its exit code, negative for a signal, None
+    where nobody saw it end."""
 
     step: int
     phase: str
@@ -35,7 +35,7 @@ class Death:
 def note(run: RunDir, death: Death) -> None:
     try:
         Journal(run.deaths).append(asdict(death))
-    except OSError as error:  # a full disk is no reason not to go on
+    except OSError as error:  # a full disk is no reason to stop
         log.warning("%s could not be written: %s", run.deaths, error.strerror)
 
 

@@ -30,7 +30,8 @@ def warnings(root: Path = Path("/")) -> list[str]:
 
 
 def memory_kills(root: Path = Path("/")) -> int | None:
-    """How often the kernel has ended a process of our control group for want of memory; None where it does not tell.
+    """How often the kernel has ended a process of our control group for want of memory; None where it does not
+    count that.
 
     memory.events of version 2, memory.oom_control of version 1. Inside a container the group's own path may not be
     mounted: then what is mounted is the container's.
@@ -41,8 +42,8 @@ def memory_kills(root: Path = Path("/")) -> int | None:
             base = root / "sys/fs/cgroup" / controllers
             name = "memory.oom_control" if controllers else "memory.events"
             for path in (base / group.lstrip("/") / name, base / name):
-                if path.is_file() and (told := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)):
-                    return int(told[1])
+                if path.is_file() and (found := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)):
+                    return int(found[1])
     return None
 
 
@@ -71,19 +72,19 @@ def has_nvidia_gpu() -> bool:
 
 
 def processor(root: Path = Path("/")) -> str:
-    """The CPU's model, as far as the kernel tells it."""
-    told = (line.partition(":") for line in (root / "proc/cpuinfo").read_text().splitlines())
-    return next((value.strip() for key, _, value in told if key.strip() == "model name"), "unnamed")
+    """The CPU's model, as the kernel names it."""
+    lines = (line.partition(":") for line in (root / "proc/cpuinfo").read_text().splitlines())
+    return next((value.strip() for key, _, value in lines if key.strip() == "model name"), "unnamed")
 
 
 def _nvidia() -> list[int]:
-    """Memory of each GPU in MB, as the driver's own program tells it."""
+    """Memory of each GPU in MB, as the driver's own program prints it."""
     try:
-        told = subprocess.run(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-                              capture_output=True, text=True, timeout=10)
+        ran = subprocess.run(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+                             capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [int(line) for line in told.stdout.split() if line.isdecimal()]
+    return [int(line) for line in ran.stdout.split() if line.isdecimal()]
 
 
 def _amd(root: Path) -> list[int]:

@@ -71,7 +71,7 @@ class Pulse:
             self.write()
 
     def enter(self, phase: str, **figures: Any) -> None:
-        """Begin a phase, or the same anew: then it was gone through once."""
+        """Begin a phase. The phase before it is complete then, also if it is the same one."""
         if pace := self._paces.get(self.phase):
             pace.whole = True
         if phase == self.phase:
@@ -81,7 +81,7 @@ class Pulse:
         self.write(**figures)
 
     def back(self, **figures: Any) -> None:
-        """End a phase: go on with the one before it."""
+        """End a phase and return to the one before it."""
         self._count()
         self.enter(self._before, **figures)
 
@@ -114,7 +114,8 @@ class Pulse:
                    self.patience.times_longest * pace.longest)
 
     def write(self, **figures: Any) -> None:
-        """Now. A full disk takes no status, and is told of by those who save: then the file's time is the sign."""
+        """Write the status now. On a full disk only the file's time is set, as the sign of life: those who save report
+        the disk."""
         self._look_for_folder()
         if self._gone:  # what stands there now may be another run's
             return

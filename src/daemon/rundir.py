@@ -403,7 +403,7 @@ def name_problem(name: str) -> str:
 
 
 def slug(dataset: str) -> str:
-    """The part of a run's name that tells its data: a path's last part without its ending."""
+    """The name of a run's data, as part of the run's name: a path's last part without its ending."""
     base = Path(dataset).name
     stem = Path(base).stem if "/" in dataset or Path(base).suffix in (".txt", ".md", ".csv", ".json") else base
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "data"

@@ -1,12 +1,12 @@
 """Watches a trainer from outside: ends it where it stalls, starts another where it died. Needs nothing installed.
 
     exit code 0, 2 or 75     the end of the run, or of this sitting; so is a stop by SIGTERM or SIGINT to either process
-    anything else            a death: noted, then a new trainer goes on from the newest snapshot, after a while
+    anything else            a death: noted, then a new trainer resumes from the newest snapshot, after a while
     no progress for long     the stacks of the trainer and its workers into its log (SIGUSR2), then SIGKILL: a death
 
 Deaths without a new snapshot between them make the waits longer; one more than there are waits ends the run as failed.
 So does an exit code 1 before this supervisor's first trainer has begun: that is a start that failed.
-If the supervisor is killed, its trainer goes on unwatched.
+If the supervisor is killed, its trainer continues without being watched.
 """
 
 import logging
@@ -100,7 +100,8 @@ class Supervisor:
             self.run, self._lock_file = found, open(found.lock_file, "a")
 
     def _errors(self) -> AbstractContextManager[IO[bytes] | None]:
-        """Where a trainer tells that it is refused: to who started us; later, in the background, nobody listens."""
+        """Where a trainer prints why it is refused: at first to standard error, for the user who started us; a later
+        one in the background into the log of the run."""
         later = self.run is not None and os.environ.get("STOKER_BACKGROUND") == "1"
         return open(self.run.latest_log, "ab") if self.run and later else nullcontext()
 
@@ -113,7 +114,7 @@ class Supervisor:
             child.send_signal(heard.si_signo)
 
     def _status(self) -> Status | None:
-        """What this trainer told last."""
+        """The last status that this trainer wrote; None where there is none."""
         try:
             return self.run.status() if self.run and self._is_trainer(self.run) else None
         except (OSError, ValueError):  # a run that is refused takes its directory with it
@@ -143,14 +144,15 @@ class Supervisor:
     # -- after it -----------------------------------------------------------------------------------------------
 
     def _judge(self, code: int, stall: str, kills: int | None) -> int | None:
-        """The exit code that ends the supervision; None where another trainer is to go on, the wait before it over."""
+        """The exit code that ends the supervision; None where another trainer is to be started, after a wait here."""
         if code in (FINISHED, RESUMABLE) or (code == REFUSED and not self._in_vain):
             return code
         if self.run is None or not self.run.status_file.exists():
             return max(code, FAILED)
         with logs.also_in(self.run.latest_log.resolve()):
             if code == REFUSED:
-                return self._end("failed", f"could not go on: refused, see the end of {self.run.latest_log.resolve()}")
+                return self._end("failed", "could not be resumed: refused, see the end of "
+                                           f"{self.run.latest_log.resolve()}")
             death = self._death(self.run, code, stall, kills)
             deaths.note(self.run, death)
             log.warning("process %d died at step %d (%s): %s", death.pid, death.step, death.phase, death.cause)
@@ -171,15 +173,15 @@ class Supervisor:
         self._begun |= phase not in (PREPARING, ESTIMATING)
         self._in_vain = 1 if newest > self._reached else self._in_vain + 1
         self._reached = max(newest, self._reached)
-        told = status.reason if took_it and code == FAILED else ""
+        reason = status.reason if took_it and code == FAILED else ""
         goes_on = not self._stop and -code not in STOPS and self._in_vain <= len(self.waits.restarts) and (
             self._begun or code != FAILED)
-        return Death(status.step, phase, stall or told or deaths.of(code, self._child, kills), self._child.pid, code,
+        return Death(status.step, phase, stall or reason or deaths.of(code, self._child, kills), self._child.pid, code,
                      goes_on)
 
     def _give_up(self, code: int, cause: str) -> int:
         if code == FAILED and not self._begun:
-            return FAILED  # as it told itself
+            return FAILED  # it has written the reason itself
         return self._end("failed", f"{self._in_vain} deaths without a new snapshot between them; the last: {cause}")
 
     def _pause(self, seconds: float) -> None:

@@ -78,17 +78,17 @@ def figure(name: str, value: float | None) -> str:
 
 
 def number(value: float, places: int) -> str:
-    """With so many decimal places; where these would show less than two digits of a small number, or far too many of a
-    large one, in short: `4.234`, `0.0042`, `4.2e-05`, `1.235e+07`."""
+    """A number with so many decimal places, such as `4.234`. If they show less than two digits of it, with two digits:
+    `0.0042`, `4.2e-05`; from a million on, with four: `1.235e+07`."""
     magnitude = abs(value)
     if magnitude >= 1e6:
         return f"{value:.4g}"
     return f"{value:.2g}" if 0 < magnitude < 10 ** (1 - places) else f"{value:.{places}f}"
 
 
-def size(number: float) -> str:
+def size(count: float) -> str:
     """Bytes as a person reads them: `12 MB`, `5.6 GB`."""
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def duration(seconds: float | None) -> str:

@@ -30,8 +30,8 @@ class Check:
     """What is checked, against which limits"""
 
     modality: str | None = opt(None, "what it is for, where that does not show", choices=("audio_asr", "image", "ocr"))
-    held_out: str = opt("", "speakers, or groups, to validate by, separated by commas")
-    valid_share: float = opt(splits.SHARE, "share of the pictures to validate by where no split is named", gt=0, le=0.5)
+    held_out: str = opt("", "speakers, or groups, to validate on, comma-separated")
+    valid_share: float = opt(splits.SHARE, "share of the pictures to validate on where no split is named", gt=0, le=0.5)
     group_by: str = opt("", "a regular expression: what it, or its first group, matches in a path is a group")
     shared_texts: bool | None = opt(None, "texts of the validation set may be trained on")
     max_text_length: int | None = opt(None, "longest text, in characters", ge=1)
@@ -88,8 +88,8 @@ def _main(argv: Sequence[str]) -> int:
     if name == "mel_lengths" and cfg.csv:
         words.append(cfg.csv)
     if len(words) != len(operands):
-        told = f", not {len(words)}: {' '.join(words)}" if words else ""
-        raise UserError(f"{name} takes {' and '.join(operands) or 'options only'}{told}")
+        given = f", not {len(words)}: {' '.join(words)}" if words else ""
+        raise UserError(f"{name} takes {' and '.join(operands) or 'options only'}{given}")
     if found := problems(cfg, *words):
         raise UserError(*found)
     return DONE if only_mistakes else run(cfg, *words)
@@ -163,7 +163,7 @@ def _of_pictures(data: str) -> bool:
 def mel_lengths(cfg: MelLengths, data: str) -> int:
     from stoker.data.speech import audio
     from stoker.data.speech.check import FRAMES_A_SECOND, TALKER_FRAMES_A_SECOND
-    from stoker.data.speech.check import mel_lengths as told
+    from stoker.data.speech.check import mel_lengths as described
 
     found, unreadable = [], []
     for _, row in recordings.listed(data):
@@ -174,7 +174,7 @@ def mel_lengths(cfg: MelLengths, data: str) -> int:
     if not found:
         raise UserError(f"{data}: none of its {len(unreadable):,} files can be read: {unreadable[0]}")
     print(f"{len(found):,} recordings, {sum(found) / 3600:.2f} h")
-    print(told(sorted(found), TALKER_FRAMES_A_SECOND if cfg.talker else FRAMES_A_SECOND))
+    print(described(sorted(found), TALKER_FRAMES_A_SECOND if cfg.talker else FRAMES_A_SECOND))
     _say(*unreadable)
     return REFUSED_ROWS if unreadable else DONE
 

@@ -120,7 +120,8 @@ def duplicates(refused: Sequence[Refused]) -> int:
 def log_report(report: Report, what: str) -> None:
     """Log a report. `what` is the word for the rows: "pictures". Raises UserError where a split has no usable rows.
 
-    Rows that were made here are counted and not listed: nobody can mend them, and the same are left out every time."""
+    Rows of data that Stoker makes itself are counted, not listed: the user cannot mend them, and the same ones are left
+    out every time."""
     for line in report.lines():
         log.info("Data check: %s", line)
     for line in report.warnings():

@@ -25,7 +25,7 @@ EXAMPLES = 1 / 8, 3 / 8, 5 / 8, 7 / 8  # shares of the rows, each in the middle 
 
 @dataclass(frozen=True)
 class Order:
-    """A fresh permutation of `size` rows each epoch, dealt out in micro-batches of `batch`, `accum` to a step.
+    """A fresh permutation of `size` rows each epoch, in micro-batches of `batch`, `accum` to a step.
 
     An epoch's last step takes what is left: nothing is thrown away, no step reaches into the next epoch. Rows that are
     left out leave gaps, so that all others keep their step. Neither these nor smaller micro-batches (`micro`) change

@@ -43,7 +43,7 @@ def folder(where: Path, make: Callable[[Path], None], *, what: str, room: str) -
 
 
 def holds(path: str) -> bool:
-    """Whether a file, or the archive that it is in, was made here. Opens nothing beside files of others."""
+    """Whether a file, or the archive that it is in, was made here. A copy of ours in a folder of the user's was not."""
     file = Path(archives.parted(path)[0])
     return file.absolute().is_relative_to(files.home().absolute()) and file.name in _digests(file.parent)
 

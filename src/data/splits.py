@@ -1,4 +1,4 @@
-"""Rows -> what is trained on and what is judged by. Draws no random numbers: the same rows always part the same way."""
+"""Splits rows into training and validation. Draws no random numbers: the same rows are always split the same way."""
 
 import difflib
 import hashlib
@@ -12,7 +12,7 @@ from stoker.config import UserError
 SPLITS = ("train", "validation", "test")
 NAMES = {"train": "train", "training": "train", "dev": "validation", "val": "validation", "valid": "validation",
          "validation": "validation", "test": "test", "eval": "test"}
-SHARE = 0.05  # of the rows are to judge by
+SHARE = 0.05  # of the rows to validate on
 T = TypeVar("T")
 
 

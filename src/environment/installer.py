@@ -127,8 +127,8 @@ class Installer:
 
     def _default_index(self) -> str:
         """The index that pip asks where none is configured, as its help names it."""
-        told = subprocess.run([self.python, "-m", "pip", "install", "--help"], capture_output=True, text=True).stdout
-        found = re.search(r"--index-url.*?\(default\s+(\S+?)\)", told, re.DOTALL)
+        page = subprocess.run([self.python, "-m", "pip", "install", "--help"], capture_output=True, text=True).stdout
+        found = re.search(r"--index-url.*?\(default\s+(\S+?)\)", page, re.DOTALL)
         return found[1] if found else ""
 
     def locked(self, extra: str) -> bool:

@@ -1,4 +1,4 @@
-"""Lets a trained language model go on with a text. Standard output carries the text and nothing else."""
+"""Lets a trained language model continue a text. Standard output carries the text and nothing else."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from stoker.training.core.stage import Stage, discover
 
 USAGE = """usage: generate.sh RUN ["PROMPT"] [OPTIONS]
 
-Lets the model of a run (also one that is still training), a snapshot or a model folder go on with a text. Without
+Lets the model of a run (also one that is still training), a snapshot or a model folder continue a text. Without
 PROMPT, or with -, the text comes from standard input; "" makes a text from nothing."""
 
 
@@ -130,13 +130,13 @@ def _print(text: str) -> None:
 
 def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], before: list[int]) -> Iterator[str]:
     """The text of tokens as they come after those `before`, in pieces that never end within a character."""
-    told, held = before, list[int]()
+    shown, held = before, list[int]()
     for token in tokens:
         held.append(token)
-        text = decode(told + held)[len(decode(told)):]
+        text = decode(shown + held)[len(decode(shown)):]
         if not text.endswith("\ufffd"):  # stands for what is no whole character yet
             yield text
-            told, held = held, []
+            shown, held = held, []
     if held:
         yield text.rstrip("\ufffd")
 

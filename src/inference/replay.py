@@ -1,4 +1,4 @@
-"""Does the step of an incident again, and tells whether it fails in the same place."""
+"""Repeats the step of an incident, and prints whether it fails in the same place."""
 
 import importlib.util
 import json

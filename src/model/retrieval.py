@@ -18,7 +18,7 @@ def figures(seen: Tensor, read: Tensor, numbers: Tensor, *, at: tuple[int, ...],
     text_recall_5    pictures with a right one among the nearest 5 captions
     image_recall_5   captions with a right one among the nearest 5 pictures
     label_acc        pictures whose nearest caption is one of their class; where there are classes (-1: none)
-    shuffled_...     of captions dealt out at random: chance, or there is a mistake in the data or here
+    shuffled_...     with shuffled captions: chance, or there is a mistake in the data or here
     """
     return {name: share(*each) for name, each in queries(seen, read, numbers, at=at, seed=seed).items()}
 
@@ -30,9 +30,9 @@ def queries(seen: Tensor, read: Tensor, numbers: Tensor, *, at: tuple[int, ...],
     picture, first_of_picture = distinct(numbers[:, 0])
     caption, first_of_caption = distinct(numbers[:, 1])
     pictures, captions, right = seen[first_of_picture], read[first_of_caption], torch.stack([picture, caption])
-    dealt = caption[torch.randperm(len(caption), generator=torch.Generator().manual_seed(seed))]
+    shuffled = caption[torch.randperm(len(caption), generator=torch.Generator().manual_seed(seed))]
     to_text, to_image = ranks(pictures, captions, right), ranks(captions, pictures, right.flip(0))
-    by_chance = ranks(pictures, captions, torch.stack([picture, dealt]))
+    by_chance = ranks(pictures, captions, torch.stack([picture, shuffled]))
 
     def within(ranks: Tensor, first: Tensor, k: int) -> tuple[Tensor, Tensor]:
         asked = torch.zeros(2, len(numbers), dtype=torch.bool)

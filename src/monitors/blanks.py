@@ -1,4 +1,4 @@
-"""Tells when a recogniser trained by CTC says nothing: the blank is likeliest in every frame, for long."""
+"""Warns when a recogniser trained by CTC outputs nothing: the blank is likeliest in every frame, for long."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

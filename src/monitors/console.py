@@ -26,8 +26,8 @@ class Console(Callback):
     order = REPORT
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
     _bar: Any = field(default=None, repr=False)
-    _epoch: int = 0  # whose heading was printed last
-    _held: Path | None = None  # a snapshot whose line comes after that of its step
+    _epoch: int = 0  # the epoch whose heading was printed last
+    _held: Path | None = None  # a snapshot that is logged after the line of its step
 
     def on_start(self, trainer: "Trainer") -> None:
         counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
@@ -49,10 +49,10 @@ class Console(Callback):
         self._open.enter_context(logging_redirect_tqdm())
 
     def on_step_start(self, trainer: "Trainer") -> None:
-        self._head(trainer, trainer.step + 1)
+        self._print_heading(trainer, trainer.step + 1)
 
-    def _head(self, trainer: "Trainer", step: int) -> None:
-        """Print the heading of the epoch that a step (from 1) is in, unless the last heading was that."""
+    def _print_heading(self, trainer: "Trainer", step: int) -> None:
+        """Print the heading of the epoch of a step (counted from 1), unless it was printed last."""
         epoch = (step - 1) // trainer.steps_per_epoch + 1
         if epoch != self._epoch:
             self._epoch = epoch
@@ -63,7 +63,7 @@ class Console(Callback):
             self._bar.update(trainer.step - self._bar.n)
 
     def on_log(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        self._head(trainer, trainer.step)  # after a resume the line of a step may come first
+        self._print_heading(trainer, trainer.step)  # a resumed run may log a step before it makes one
         speed, left = rates(trainer), trainer.timings.get("speed/eta_seconds")
         log.info("Step %d/%d: %s%s%s", trainer.step, trainer.steps, _figures(metrics), f" [{speed}]" if speed else "",
                  f" ETA {duration(left)}" if left is not None else "")
@@ -72,7 +72,7 @@ class Console(Callback):
                 log.info("  -> %s: %s", title("validation", each.name), scores)
 
     def on_save(self, trainer: "Trainer", path: Path) -> None:
-        """The last step is saved before its evaluation, and again after it: it has one line, after the second."""
+        """The last step is saved twice, before its evaluation and after it: only the second time is logged."""
         if trainer.logged_step < trainer.step == trainer.steps and path == trainer.snapshots.at_step(trainer.step):
             self._held = path
             return

@@ -60,7 +60,7 @@ class Gradients(Callback):
         for name, norm in metrics.items():
             part = name.removeprefix("gradients/")
             if part in (name, "zeros") or part in self._warned or VANISHING <= norm <= EXPLODING or math.isnan(norm):
-                continue  # NaN: no gradient of this interval was finite, which is told elsewhere
+                continue  # NaN: no gradient of this interval was finite, which `Sanity` reports
             self._warned.add(part)
             what = "vanishing" if norm < VANISHING else "exploding"
             Alerts(self.alerts).report(trainer.step, "gradients", f"the gradients of {part} are {what} (norm "

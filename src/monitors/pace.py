@@ -1,4 +1,4 @@
-"""Tells when a run becomes slow, and when its GPU idles or gets hot."""
+"""Warns when a run becomes slow, and when its GPU idles or gets hot."""
 
 import statistics
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Tells when the training loss falls no more, and when evaluations get worse while it does."""
+"""Warns when the training loss stops falling, and when evaluations get worse while it falls."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from stoker.training.core.callback import Callback
 if TYPE_CHECKING:
     from stoker.training.trainer import Trainer
 
-FEWEST_LINES, FEWEST_STEPS = 8, 100  # from which noise can be told from progress
+FEWEST_LINES, FEWEST_STEPS = 8, 100  # with fewer, noise may look like progress
 STANDSTILL = 0.01  # a fall by less than this share of the loss is none
 STILL_LINES, RISES = 3, 3  # in a row: log lines, evaluations
 

@@ -1,4 +1,4 @@
-"""Tells whether a run that goes on comes to the figures it had recorded before it was interrupted."""
+"""Reports whether a resumed run computes the figures that it had recorded before it was interrupted."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ class Repetition(Callback):
     metrics: Path
     changed: Sequence[str]  # the lines of the receipt
     _recorded: dict[str, Any] | None = None
-    _from: int = 0  # the step after which it goes on
+    _from: int = 0  # the step after which the first log interval begins
 
     def on_start(self, trainer: "Trainer") -> None:
         self._from = trainer.logged_step
@@ -53,10 +53,10 @@ class Repetition(Callback):
             log.info("step %d came out as recorded before: %s", trainer.step,
                      f"to rounding ({why})" if why else "bit for bit")
             return
-        told = ", ".join(f"{name} {recorded[name]!r} then, {now[name]!r} now" for name in different[:NAMED])
+        named = ", ".join(f"{name} {recorded[name]!r} then, {now[name]!r} now" for name in different[:NAMED])
         if len(different) > NAMED:
-            told += f", and {len(different) - NAMED} more"
-        log.warning("step %d did not come out as recorded before: %s. %s", trainer.step, told,
+            named += f", and {len(different) - NAMED} more"
+        log.warning("step %d did not come out as recorded before: %s. %s", trainer.step, named,
                     self._reason(rounded=rounded, nondeterministic=why))
 
     def _reason(self, *, rounded: bool, nondeterministic: str) -> str:

@@ -25,11 +25,11 @@ LIMIT = 3  # updates dropped in a row, after which a run is not healthy any more
 
 @dataclass
 class Sanity(Callback):
-    """Tells of updates that were dropped because they were not finite, and stops a run that keeps having them.
+    """Reports updates that were dropped because they were not finite, and stops a run that keeps having them.
 
-    The trainer never applies such an update; here its place is named. On a CPU that is noticed at the step itself; on a
-    GPU, where looking would make the host wait, at the next log step. Then the run goes back to before that step, as
-    long as there are recoveries left, where `Examination` looks into it.
+    The trainer never applies such an update; this monitor finds out where it came from. On a CPU it does so at the step
+    itself; on a GPU, where the host would have to wait, at the next log step. Then the run goes back to before that
+    step, as long as there are recoveries left, and `Examination` looks into it there.
     """
 
     alerts: Path
@@ -71,7 +71,7 @@ class Sanity(Callback):
         dropped, self.in_a_row, worst, step = (int(self._seen[name]) for name in ("all", "row", "worst", "first"))
         self._seen = {}
         if dropped:
-            where = self._where(trainer) if step == trainer.step else "a gradient (which one, later steps cannot tell)"
+            where = self._where(trainer) if step == trainer.step else "a gradient (later steps do not show which one)"
             self._recover(trainer, step, where)
             self._report(trainer, step, where, dropped)
         if worst >= LIMIT:
@@ -84,8 +84,8 @@ class Sanity(Callback):
             trainer.go_back(step, NON_FINITE, f"NaN or Inf in {where} at step {step}")
         elif trainer.cfg.nan_recoveries:
             trainer.ask("stop", f"NaN or Inf in {where} at step {step}, though the run went back {times} times before "
-                                "(--nan_recoveries): look at incidents/; mend the data, or start anew with a lower "
-                                "--lr or a longer --warmup_steps", "halted")
+                                "(--nan_recoveries): look at incidents/; mend the data, or start a new run with a "
+                                "lower --lr or a longer --warmup_steps", "halted")
 
     def _report(self, trainer: "Trainer", step: int, where: str, dropped: int) -> None:
         rows = trainer.order.rows(step - 1)
@@ -97,7 +97,8 @@ class Sanity(Callback):
 
     def _where(self, trainer: "Trainer") -> str:
         """What was bad first in the step just done: a weight, the loss, or the gradient nearest the output, since from
-        there NaN spreads down. The gradients were clipped by NaN since: what tells is their norms before."""
+        there NaN spreads down. The gradients were since multiplied by a clip factor of NaN, so their norms from before
+        are read."""
         if name := first_non_finite(trainer.model.named_parameters()):
             return f"weight {name}"
         if not all(loss.isfinite() for loss in self._losses):

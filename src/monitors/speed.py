@@ -23,8 +23,8 @@ class Speed(Callback):
     operations a sample takes, forward and backward, also `speed/tflops`; and where it is known how many a second this
     machine does in bare matrix products, `speed/peak_share` of them.
 
-    The first steps of a sitting are slow, so at its first log line the time left follows from the estimate; later, from
-    the last few lines and all that was done between them, such as snapshots.
+    The first steps after a start are slow, so at the first log line the time left follows from the estimate; later,
+    from the last few lines and all that was done between them, such as snapshots.
     """
 
     flops_per_sample: float = 0.0
@@ -39,8 +39,8 @@ class Speed(Callback):
     _eval_start: float = 0.0
     _evaluated: int = 0
     _lines: int = 0
-    _last_line: float = 0.0  # when it was
-    _recent: list[float] = field(default_factory=list)  # seconds a step, by line, of all but evaluations
+    _last_line: float = 0.0  # time of the last line
+    _recent: list[float] = field(default_factory=list)  # of each recent line: seconds a step, without evaluations
     _done: dict[str, int] = field(default_factory=dict)
     _first_batch: bool = False
 

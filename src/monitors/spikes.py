@@ -1,4 +1,4 @@
-"""Tells of losses far above what is usual."""
+"""Warns of losses far above the usual."""
 
 import math
 import statistics
@@ -44,11 +44,11 @@ class _Course:
 
 @dataclass
 class Spikes(Callback):
-    """Judges every step's loss, at the log step: until then the losses stay on the device.
+    """Checks every step's loss, at the log step: until then the losses stay on the device.
 
     A loss more than `factor` median absolute deviations above the median of the 150 before it is a spike. Of several
-    in a row the first is told. What is not finite is none: its update was dropped, and `Sanity` tells of it. With
-    `recoveries` left, the run goes back to before that step, and leaves out its rows.
+    in a row the first is reported. A loss that is not finite is none: its update was dropped, which `Sanity` reports.
+    With `recoveries` left, the run goes back to before that step, and leaves out its rows.
     """
 
     alerts: Path
@@ -93,7 +93,7 @@ class Spikes(Callback):
         course.add(loss, count, above=loss > bound)
 
     def _on_host(self) -> list[tuple[int, str, float, float]]:
-        """What is not judged yet. One transfer brings all of it."""
+        """The losses that are not checked yet. One transfer brings all of them."""
         if not self._unjudged:
             return []
         values = torch.stack([pair for _, _, pair in self._unjudged]).tolist()

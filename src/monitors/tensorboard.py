@@ -30,10 +30,10 @@ CHARTS = {
 
 @dataclass
 class TensorBoard(Callback):
-    """A resumed run tells TensorBoard to forget the steps that are done again, so each curve is one clean line.
+    """A resumed run makes TensorBoard forget the steps that are repeated, so each curve is one clean line.
 
-    The options on the page "HParams" are those that make the run what it is, and none of them can change when it goes
-    on: hence they are written once, at the beginning, and a run that was killed stands in the table too. Its figures
+    The options on the page "HParams" are those that make the run what it is. None of them can change when it is
+    resumed: hence they are written once, at the beginning, and a run that was killed is in the table too. Its figures
     are curves: `eval/loss` is the last evaluation, `eval/best_loss` the best.
     """
 
@@ -45,7 +45,7 @@ class TensorBoard(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         goes_on = any(self.folder.iterdir())
-        writer = self._open(trainer.logged_step + 1 if goes_on else 0)  # 0: the first one told is no restart to readers
+        writer = self._open(trainer.logged_step + 1 if goes_on else 0)  # 0: readers take this first one for no restart
         if not goes_on:
             self._introduce(trainer, writer)
 
@@ -60,8 +60,8 @@ class TensorBoard(Callback):
         # shown, and puts these first.
         _, options, _ = hparams({"stage": trainer.stage.name, **defining(trainer.cfg)}, {})
         writer._get_file_writer().add_summary(options)
-        judged = trainer.stage.best[0]
-        own = {judged: ["Multiline", [f"^{judged}$"]]} if judged != "eval/loss" else {}
+        best = trainer.stage.best[0]
+        own = {best: ["Multiline", [f"^{best}$"]]} if best != "eval/loss" else {}
         writer.add_custom_scalars({"Overview": {**own, **CHARTS}})
         writer.flush()
 

@@ -59,7 +59,7 @@ class Trainer:
         self.ask, self.go_back = self.decisions.ask, self.decisions.go_back
         self.callbacks, self.switched_off = self.events.callbacks, self.events.switched_off
         self.steps_per_epoch = plan.order.steps_per_epoch
-        self.step, self._judged = 0, 0  # judged: the step up to which all was found to be well
+        self.step, self._judged = 0, 0  # judged: up to this step every loss was found to be sound
         self.best, self.best_step = math.nan, -1
         self.timings: dict[str, float] = {}  # clocks and memory of this log step: never part of the mathematics
         self.media: dict[str, Media] = {}  # what was made to be looked at since the last log
@@ -86,9 +86,9 @@ class Trainer:
         self.update.skip(why)
 
     def record(self, name: str, value: Ratio | Tensor | float, part: str = "") -> None:
-        """Add to a figure's mean over the log interval, or to that of one of its parts: such a figure is the sum of the
-        means. Tensors stay on the device until then; what is not finite does not count: it belongs to an update that
-        was dropped, which `health/dropped_share` tells."""
+        """Add a value to a figure's mean over the log interval. A figure with several `part`s is the sum of their
+        means. Tensors stay on the device until the log. A value that is not finite does not count: it belongs to an
+        update that was dropped, which `health/dropped_share` reports."""
         self._totals.add(name, finite_or_nothing(value if isinstance(value, Ratio) else Ratio(value, 1)), part)
 
     def show(self, name: str, media: Media) -> None:

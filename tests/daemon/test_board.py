@@ -33,7 +33,7 @@ def test_a_run_is_shown_under_its_name(make: Make, board: Callable[..., Path]) -
     assert shown(board()) == {"other": other.tensorboard}, "what is gone is not shown any more"
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(make: Make, board: Callable[..., Path]) -> None:
+def test_runs_of_one_name_are_distinguished_by_their_paths(make: Make, board: Callable[..., Path]) -> None:
     first, second, third = make("same", "a"), make("same", "b"), make("own")
     assert shown(board()) == {str(first.path).lstrip("/"): first.tensorboard,
                               str(second.path).lstrip("/"): second.tensorboard, "own": third.tensorboard}

@@ -64,8 +64,8 @@ def test_causes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert deaths.of(-signal.SIGKILL, me, 2) == deaths.unseen(me) == "SIGKILL by the kernel: out of memory"
 
 
-def test_who_goes_on_tells_what_the_one_before_died_of(make: Make, hold: Hold,
-                                                       caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_trainer_logs_what_the_one_before_died_of(make: Make, hold: Hold,
+                                                            caplog: pytest.LogCaptureFixture) -> None:
     run = make(state="training")
     hold(run)
     gone = replace(process.me(), pid=4711, boot="another")

@@ -91,7 +91,7 @@ def test_a_slow_evaluation_is_no_stall(make: Make, hold: Hold, clock: Clock) -> 
     assert run.state() == "stalled", "the steps between them keep their own pace"
 
 
-def test_silence_is_told_with_its_phase(make: Make, hold: Hold, clock: Clock) -> None:
+def test_a_stall_is_reported_with_its_phase(make: Make, hold: Hold, clock: Clock) -> None:
     run = make()
     hold(run)
     beat = Pulse(run)
@@ -126,7 +126,7 @@ def test_it_writes_once_a_second(make: Make, clock: Clock, monkeypatch: pytest.M
     assert len(written) == 11
 
 
-def test_what_was_told_last_is_written_with_the_next_sign(make: Make, clock: Clock) -> None:
+def test_the_last_figures_are_written_with_the_next_sign(make: Make, clock: Clock) -> None:
     beat = Pulse(make())
     beat.mark(step=1)
     clock.now += 0.5

@@ -170,7 +170,7 @@ def test_without_a_run_there_is_nothing_to_go_on_with(start: Start, run: RunDir,
 
 def test_a_restart_that_is_refused_is_a_failed_run(start: Start, run: RunDir) -> None:
     assert start("kill refuse").wait(20) == 1
-    assert run.state() == "failed" and "could not go on: refused" in run.status().reason
+    assert run.state() == "failed" and "could not be resumed: refused" in run.status().reason
 
 
 def test_a_stalled_trainer_leaves_its_stacks_and_is_replaced(start: Start, run: RunDir) -> None:

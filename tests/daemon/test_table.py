@@ -35,7 +35,7 @@ def test_a_line_a_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert heading.index("STATE") == line.index("stopped")
 
 
-def test_a_finished_run_tells_how_long_it_took_and_was_to_take(make: Make) -> None:
+def test_a_finished_run_shows_how_long_it_took_and_was_to_take(make: Make) -> None:
     run = make(state="finished")
     run.write_status(replace(run.status(), reason="all steps done", busy_seconds=392.4, expected_seconds=370.0))
     assert table.table([table.row(run)]).endswith("all steps done; took 6m32s, estimated 6m10s")

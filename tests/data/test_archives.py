@@ -95,7 +95,7 @@ def test_which_paths_are_members() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
-def test_damaged_ones_are_told(folder: Path, suffix: str, own_home: Path) -> None:
+def test_damaged_ones_are_reported(folder: Path, suffix: str, own_home: Path) -> None:
     path = folder / f"a{suffix}"
     pack(folder / "files", path)
     whole = path.read_bytes()
@@ -108,7 +108,7 @@ def test_damaged_ones_are_told(folder: Path, suffix: str, own_home: Path) -> Non
     assert not list((own_home / "archives").glob("*.tar"))
 
 
-def test_a_full_disk_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
+def test_a_full_disk_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
     with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
         tar.add(folder / "files", arcname=".")
 

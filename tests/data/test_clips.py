@@ -127,7 +127,7 @@ def test_samples_are_kept_as_the_nearest_of_16_bits() -> None:
     assert as_int16(steps / 2**15).tolist() == [0, 0, 1, 0, -1, 1001, -1001, 32767, 32767, -32768]
 
 
-def test_the_fingerprint_tells_which_sound_is_whose(rows: list[Utterance]) -> None:
+def test_the_fingerprint_changes_when_two_files_are_exchanged(rows: list[Utterance]) -> None:
     paths = paths_of(rows)
     before = decode(paths, keep=False).fingerprint()
     first, second = (Path(path).read_bytes() for path in paths[:2])
@@ -220,13 +220,13 @@ def test_a_run_that_goes_on_hears_what_it_would_have_heard(rows: list[Utterance]
         assert torch.equal(a.waveform, b.waveform) and a[1:] == b[1:]
 
 
-def test_a_file_that_vanished_meanwhile_is_told(rows: list[Utterance]) -> None:
+def test_a_file_that_vanished_meanwhile_is_reported(rows: list[Utterance]) -> None:
     os.unlink(rows[2].path)
     with pytest.raises(UserError, match=r"2\.flac there is no such file; it was all right when the data were checked"):
         Clips(rows)[2]
 
 
-def test_a_full_disk_is_told(rows: list[Utterance], monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
+def test_a_full_disk_is_reported(rows: list[Utterance], monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -26,7 +26,7 @@ def test_all_of_them_as_they_are() -> None:
     assert all(row.text == f"a handwritten {words[int(row.label)]}" for row in rows)
 
 
-def test_whole_sheets_are_judged_by() -> None:
+def test_whole_sheets_are_held_out() -> None:
     """A sheet begins where the row of digits begins anew that everybody wrote: 5 5 6 5 0 9 8 9 is in it once."""
     splits = pictures.read("digits")
     sheets = {split: {row.group for row in rows} for split, rows in splits.items()}
@@ -41,7 +41,7 @@ def test_whole_sheets_are_judged_by() -> None:
     assert all(written[first:first + 10] in ("0123456789", "8123456789") for first in digits.SHEETS)
 
 
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="made with Pillow, which is not installed; install it: pip install pillow"):
         digits.build()

@@ -127,7 +127,7 @@ def test_shards_are_read_in_their_order(cached: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_copy_is_told(cached: Path, damage: str) -> None:
+def test_a_damaged_copy_is_reported(cached: Path, damage: str) -> None:
     [path] = cached.glob("*test.arrow")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:100])

@@ -192,7 +192,7 @@ def test_inverted_as_often_as_asked() -> None:
     assert 30 < sum(inverted) < 70
 
 
-def test_a_file_that_vanished_meanwhile_is_told(rows: list[Picture]) -> None:
+def test_a_file_that_vanished_meanwhile_is_reported(rows: list[Picture]) -> None:
     os.unlink(rows[2].path)
     with pytest.raises(UserError, match=r"2\.png there is no such file; it was all right when the data were checked"):
         Views(rows, FRAME, augmentation=MUCH)[2]

@@ -74,7 +74,7 @@ def test_a_family_and_all_texts_are_held_out() -> None:
     assert faces["validation"] == set(fonts.FAMILIES["Ubuntu"]) and faces["test"] == set(fonts.FAMILIES["Fira"])
 
 
-def test_what_is_judged_by_is_from_other_documents() -> None:
+def test_held_out_lines_are_from_other_documents() -> None:
     names = {document.split()[1] for document in DOCUMENTS}
     told = {split: {name for line in lines.script({"train": 1500, "validation": 200, "test": 200})
                     if line.split == split for name in names if f"some_{name}" in line.text.lower()} for split in FEW}
@@ -143,7 +143,7 @@ def test_as_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {split: [row.text for row in rows] for split, rows in splits.items()} == expected, "kept as they stand"
 
 
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="drawn with pymupdf-fonts, which is not installed; install it: pip install "
                        "pymupdf-fonts"):

@@ -119,7 +119,7 @@ def test_characters_that_training_lacks_are_warned_of(tmp_path: Path, caplog: py
     assert "never trained on" not in caplog.text
 
 
-def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
+def test_what_training_shares_with_validation_is_reported(tmp_path: Path) -> None:
     def row(number: int, text: str, group: str) -> Picture:
         return picture(make_picture(tmp_path / f"{number}.png", number), text, group=group)
 
@@ -136,7 +136,7 @@ def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
     assert report.repeated == 1 and "files with the same picture as another: 1" in list(report.lines())
 
 
-def test_labels_and_sizes_are_told(tmp_path: Path) -> None:
+def test_labels_and_sizes_are_reported(tmp_path: Path) -> None:
     labels = "abcdefghijklmn" + 6 * "o"
     rows = [picture(make_picture(tmp_path / f"{i}.png", i, height=10 + i, width=40), label=label)
             for i, label in enumerate(labels)]

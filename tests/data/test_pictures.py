@@ -159,7 +159,7 @@ def test_texts_lie_beside_pictures_of_archives_too(tmp_path: Path) -> None:
         f"{tmp_path}/a.tar.gz!{name}" for name in names]
 
 
-def test_a_text_file_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
+def test_a_text_file_that_is_no_utf_8_is_reported(tmp_path: Path) -> None:
     (touch(tmp_path, "a.png") / "a.txt").write_bytes("10 \u00a3".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.txt: is not UTF-8 text \(invalid start byte\)"):
         found(str(tmp_path))
@@ -182,7 +182,7 @@ def test_a_folder_with_a_manifest_is_that(tmp_path: Path) -> None:
 # -- the split
 
 
-def test_whole_groups_are_judged_by(tmp_path: Path) -> None:
+def test_whole_groups_are_held_out(tmp_path: Path) -> None:
     """Lines of a receipt are found by the file's name."""
     rows = [f"img/{receipt:03d}_{line:02d}.png,line {line}" for receipt in range(60) for line in range(7)]
     name = csv_of(tmp_path, "image,text\n" + "\n".join(rows))
@@ -205,7 +205,7 @@ def test_where_some_groups_are_not_known_whole_files_are(tmp_path: Path) -> None
 
 
 def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
-    """Though the data name other rows to validate by."""
+    """Though the data name other rows to validate on."""
     rows = [f"{g}{i}.png,{g} {i},{g},{split}" for g, split in (("a", "train"), ("b", "train"), ("c", "validation"))
             for i in range(4)]
     splits = table.read(csv_of(tmp_path, "image,text,group,split\n" + "\n".join(rows)), held_out=["a"])
@@ -236,7 +236,7 @@ def test_official_parts_stay_what_they_are(tmp_path: Path) -> None:
     assert len(splits["train"]) + len(splits["validation"]) == 30 and splits["validation"]
 
 
-def test_texts_that_are_judged_by_can_be_left_out(tmp_path: Path) -> None:
+def test_texts_of_validation_can_be_left_out_of_training(tmp_path: Path) -> None:
     rows = [f"{i}.png,text {i % 10},{'test' if i > 90 else 'train'}" for i in range(100)]
     name = csv_of(tmp_path, "image,text,split\n" + "\n".join(rows))
     kept = table.read(name, shared_texts=False)

@@ -143,7 +143,7 @@ def test_classes_go_by_their_names_and_lists_by_their_parts(tmp_path: Path) -> N
     assert len(archives.members(path.with_name("test.tar"))) == 4
 
 
-def test_a_data_set_of_neither_is_told(tmp_path: Path) -> None:
+def test_a_data_set_of_neither_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "number": [1]}), folder / "train.parquet")

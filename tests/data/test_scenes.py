@@ -177,7 +177,7 @@ def test_small_is_smaller_than_large() -> None:
         assert max(areas["small"]) < 0.6 * min(areas["large"]), shape
 
 
-def test_the_shapes_are_told_by_how_much_they_fill() -> None:
+def test_the_shapes_differ_in_how_much_they_fill() -> None:
     """Of the square that holds them, upright, by geometry."""
     fills = {"circle": np.pi / 4, "square": 1, "triangle": 0.5}
     for shape, share in fills.items():
@@ -198,7 +198,7 @@ def test_as_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert images.decode(splits["test"][9].path).size == (SIDE, SIDE)
 
 
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="drawn with Pillow, which is not installed; install it: pip install pillow"):
         scenes.build(sizes=FEW)

@@ -96,7 +96,7 @@ def manifest(folder: Path, speakers: int, each: int) -> str:
 
 
 @pytest.mark.parametrize("speakers, each", [(40, 10), (4, 50), (2, 3)])
-def test_whole_speakers_are_judged_by(tmp_path: Path, speakers: int, each: int) -> None:
+def test_whole_speakers_are_held_out(tmp_path: Path, speakers: int, each: int) -> None:
     splits = recordings.read(manifest(tmp_path, speakers, each))
     people = {split: {row.speaker for row in rows} for split, rows in splits.items()}
     assert not people["train"] & people["validation"] and len(people["train"] | people["validation"]) == speakers
@@ -121,7 +121,7 @@ def test_where_some_speakers_are_not_known_whole_texts_are(tmp_path: Path) -> No
     assert len(splits["train"]) + len(splits["validation"]) == 400 and 20 <= len(splits["validation"]) <= 40
 
 
-def test_who_is_judged_by_never_changes(tmp_path: Path) -> None:
+def test_the_held_out_speakers_never_change(tmp_path: Path) -> None:
     """A run is judged by the same rows in any process, and by those that older runs were judged by."""
     splits = recordings.read(manifest(tmp_path, 40, 10))
     assert {row.speaker for row in splits["validation"]} == {"speaker 2", "speaker 15"}
@@ -139,7 +139,7 @@ def test_a_speaker_can_be_held_out(tmp_path: Path) -> None:
 
 
 def test_who_is_not_held_out_is_trained_on(tmp_path: Path) -> None:
-    """Though the data name other rows to validate by."""
+    """Though the data name other rows to validate on."""
     rows = [f"{s}{i}.wav,{s} {i},{s},{split}" for s, split in (("a", "train"), ("b", "train"), ("c", "validation"))
             for i in range(4)]
     splits = recordings.read(csv_of(tmp_path, "wav,text,speaker,split\n" + "\n".join(rows)), held_out=["a"])
@@ -153,7 +153,7 @@ def test_texts_of_the_test_part_are_left_out_of_training_too(tmp_path: Path) -> 
     assert [row.text for row in recordings.read(name)["train"]] == ["text 0", "text 2", "text 3", "text 4", "text 5"]
 
 
-def test_texts_that_are_judged_by_are_left_out_of_training(tmp_path: Path) -> None:
+def test_texts_of_validation_are_left_out_of_training(tmp_path: Path) -> None:
     rows = [f"{s}{i}.wav,{text},{s}" for s in "abcd" for i, text in enumerate(["Yes.", f"{s} 1", f"{s} 2", f"{s} 3"])]
     name = csv_of(tmp_path, "wav,text,speaker\n" + "\n".join(rows))
     splits = recordings.read(name, held_out=["b"])

@@ -119,7 +119,7 @@ def test_speech_without_texts_is_of_use_where_none_are_needed() -> None:
     assert problem(Utterance("x", ""), Fact("x", count=10, peak=1.0), Limits(labelled=False)) == ""
 
 
-def test_what_training_shares_with_what_is_judged_by(tmp_path: Path) -> None:
+def test_what_training_shares_with_validation_is_reported(tmp_path: Path) -> None:
     def row(number: int, text: str, speaker: str) -> Utterance:
         return utterance(make_sound(tmp_path / f"{number}.wav", 0.5, seed=number), text, speaker)
 

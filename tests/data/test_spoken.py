@@ -65,7 +65,7 @@ def test_each_sentence_can_be_heard() -> None:
 
 
 @pytest.mark.parametrize("name", ["spoken", "spoken-digits"])
-def test_nothing_judged_by_is_in_training(name: str) -> None:
+def test_nothing_of_validation_is_in_training(name: str) -> None:
     lines = spoken.script(name, spoken.SIZES[name])
     assert Counter(line.split for line in lines) == spoken.SIZES[name]
     assert len({recordings.normalised(line.text) for line in lines}) == len(lines), "each sentence once"
@@ -154,12 +154,12 @@ def test_what_is_said_lasts_as_long_at_16_khz() -> None:
     assert loudness[0] == pytest.approx(loudness[1] / 2**15, rel=0.05)
 
 
-def test_a_voice_that_does_not_exist_is_told() -> None:
+def test_a_voice_that_does_not_exist_is_reported() -> None:
     with pytest.raises(ValueError, match="espeak-ng has no voice 'xx'"):
         espeak.say("hello", Voice("xx"))
 
 
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spoken, "PACKAGES", ("espeakng_loader_not",))
     with pytest.raises(UserError, match="made with espeakng_loader_not, which is not installed; install it: pip"):
         spoken.build("spoken")

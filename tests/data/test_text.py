@@ -131,7 +131,7 @@ def test_a_mistake_is_one_clear_line(name: str, tmp_path: Path, monkeypatch: pyt
     assert line.startswith("--dataset") and name in line and "\n" not in line and "give a text file" in line
 
 
-def test_any_error_of_the_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_error_of_the_system_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -310,7 +310,7 @@ def test_without_tiktokens_files_it_says_what_to_do(no_network: None) -> None:
         open_tokenizer("gpt2", 0, [])
 
 
-def test_a_download_that_fails_is_told_too(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails_is_reported_too(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabularies, "unreachable", lambda url: "")
     with pytest.raises(UserError, match="cannot be fetched .*(Connection|Proxy)Error.*--tokenizer bpe"):
         open_tokenizer("gpt2", 0, [])

@@ -126,7 +126,7 @@ def test_the_facts_of_a_file(tmp_path: Path, rows: list[Picture]) -> None:
     assert high.digest != wide.digest, "the same values, another picture"
 
 
-def test_the_fingerprint_tells_which_picture_is_whose(rows: list[Picture]) -> None:
+def test_the_fingerprint_changes_when_two_files_are_exchanged(rows: list[Picture]) -> None:
     before = resize(paths_of(rows)).fingerprint()
     first, second = (Path(row.path).read_bytes() for row in rows[:2])
     Path(rows[0].path).write_bytes(second)
@@ -298,13 +298,13 @@ def test_a_run_that_goes_on_sees_what_it_would_have_seen(rows: list[Picture], wo
         assert torch.equal(a.pixels, b.pixels) and a[1:] == b[1:]
 
 
-def test_a_file_that_vanished_meanwhile_is_told(rows: list[Picture]) -> None:
+def test_a_file_that_vanished_meanwhile_is_reported(rows: list[Picture]) -> None:
     os.unlink(rows[2].path)
     with pytest.raises(UserError, match=r"2\.png there is no such file; it was all right when the data were checked"):
         Views(rows, SQUARE)[2]
 
 
-def test_a_full_disk_is_told(rows: list[Picture], monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
+def test_a_full_disk_is_reported(rows: list[Picture], monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 

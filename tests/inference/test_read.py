@@ -109,7 +109,7 @@ def test_a_beam_is_at_least_as_sure(read: Read, line: Path) -> None:
     assert many["confidence"] >= one["confidence"] - 1e-4 and many["text"] == TEXT
 
 
-def test_more_than_a_line_is_told(read: Read, tmp_path: Path) -> None:
+def test_more_than_a_line_is_reported(read: Read, tmp_path: Path) -> None:
     made_lines.drawn("tea\nMilk").save(tmp_path / "two.png")
     code, out, told = read(tmp_path / "two.png")
     assert code == 0 and len(out.splitlines()) == 1
@@ -123,12 +123,12 @@ def test_one_line_is_one_line(text: str) -> None:
     assert script.text_lines(np.full((32, 40), 7, np.uint8)) == 1
 
 
-def test_what_is_wider_than_trained_on_is_told(read: Read, tmp_path: Path) -> None:
+def test_what_is_wider_than_trained_on_is_reported(read: Read, tmp_path: Path) -> None:
     made_lines.drawn("Milk " * 12).save(tmp_path / "wide.png")
     assert "the model was trained on up to 200: cut it into shorter lines" in read(tmp_path / "wide.png")[2]
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_read(read: Read, line: Path) -> None:
+def test_what_cannot_be_read_is_reported_and_the_rest_read(read: Read, line: Path) -> None:
     os.mkfifo(line.parent / "pipe.png")
     (line.parent / "folder.png").mkdir()
     Image.linear_gradient("L").resize((9000, 32)).save(line.parent / "wide.png")

@@ -97,7 +97,7 @@ def test_answers_are_probabilities_of_what_is_proposed(see: Seen, tmp_path: Path
     assert len(lines) == 2 and lines[0].startswith("a red square\t")
 
 
-def test_the_caption_of_a_class_is_as_in_training_unless_told_otherwise(see: Seen, tmp_path: Path) -> None:
+def test_the_caption_of_a_class_is_as_in_training_unless_template_is_set(see: Seen, tmp_path: Path) -> None:
     path, labels = square(tmp_path / "a.png", "red"), ("--labels", "red,blue", "--json")
     cosines = [json.loads(see(path, *labels, *more)[1])["answers"][0]["cosine"]
                for more in ((), ("--template", "a {} square"), ("--template", "no {}"))]
@@ -119,7 +119,7 @@ def test_a_picture_may_come_from_standard_input(see: Seen, tmp_path: Path) -> No
     assert see("-", stdin=square(tmp_path / "a.png", "green").read_bytes())[1].startswith("green\t")
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_seen(see: Seen, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_reported_and_the_rest_is_seen(see: Seen, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     Image.new("1", (8000, 8000)).save(tmp_path / "huge.png")
     code, out, told = see(tmp_path / "bad.png", tmp_path / "huge.png", square(tmp_path / "good.png", "red"))

@@ -150,7 +150,7 @@ def test_a_moment_of_sound_is_nothing_said(run: RunDir, tmp_path: Path) -> None:
     assert json.loads(ran.stdout)["text"] == "" and json.loads(ran.stdout)["words"] == []
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_heard(run: RunDir, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_reported_and_the_rest_is_heard(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_text("no sound")
     (tmp_path / "zero.wav").symlink_to("/dev/zero")
     recording(tmp_path / "good.flac", "abc d")

@@ -136,7 +136,7 @@ def test_a_long_alignment_is_found_too() -> None:
 
 
 @pytest.mark.parametrize("T, V, seed", CASES)
-def test_what_comes_next_is_told_by_all_alignments_of_all_texts(T: int, V: int, seed: int) -> None:
+def test_prefix_scores_are_sums_over_all_alignments_of_all_texts(T: int, V: int, seed: int) -> None:
     """Beside a longer line; each text goes on in all ways, among them those for which no room is left."""
     log_probs = some_log_probs(T, V, seed)
     both = torch.stack([torch.cat([log_probs, torch.full((2, V), 3.0)]), some_log_probs(T + 2, V, 9)])
@@ -172,7 +172,7 @@ def test_a_text_that_has_ended_stays_as_it_is() -> None:
     assert not torch.equal(scores.following(torch.tensor([BLANK, 0]))[1], before[1])
 
 
-def test_lines_of_thousands_of_frames_are_told_too() -> None:
+def test_lines_of_thousands_of_frames_are_scored_too() -> None:
     """Where the probabilities of whole texts are far below the smallest number there is."""
     logits = 5 * torch.randn(1, 3000, 40)
     scores = ctc.PrefixScores(logits, torch.tensor([3000]), blank=BLANK)

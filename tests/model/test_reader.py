@@ -70,7 +70,7 @@ def test_light_and_contrast_change_little_and_what_is_written_much(encoder: Line
 
 
 @torch.no_grad()
-def test_each_place_is_told(encoder: LineEncoder) -> None:
+def test_states_of_equal_columns_differ(encoder: LineEncoder) -> None:
     """The same all along, but not the same states."""
     states, _ = encoder(pixels(1, 1, 32, 1).expand(1, 1, 32, 80), torch.tensor([80]))
     middle = states[0, 4:-4]
@@ -309,7 +309,7 @@ def test_a_head_that_was_not_trained_has_no_say(reader: Reader) -> None:
 
 
 @torch.no_grad()
-def test_what_the_head_counts_is_told_to_the_decoder(reader: Reader) -> None:
+def test_what_the_head_counts_reaches_the_decoder(reader: Reader) -> None:
     """And to whole units it is not rounded, in whatever precision the rest is."""
     seen = reader(pixels(3, 1, 32, 12), torch.tensor([12, 9, 11]))
     other = seen._replace(logits=10 * seen.logits.flip(2))

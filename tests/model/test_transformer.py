@@ -31,7 +31,7 @@ def test_attention_is_that_of_torch() -> None:
 
 
 @torch.no_grad()
-def test_what_attends_is_told_distances_alone() -> None:
+def test_attention_depends_on_distances_alone() -> None:
     """All places moved on by as many, nothing is changed; turned by no angle, it is."""
     attention, x, angles = Attention(24, 3, 0.0), torch.randn(2, 7, 24), line_angles(40, 8, torch.device("cpu"))
     assert torch.allclose(attention(x, None, angles[:7]), attention(x, None, angles[25:32]), atol=1e-5)

@@ -100,7 +100,7 @@ def test_where_something_is_matters(positions: str) -> None:
         assert not torch.allclose(states, moved, atol=1e-3), axis
 
 
-def test_angles_of_a_grid_tell_rows_and_columns_apart() -> None:
+def test_angles_of_a_grid_differ_by_row_and_column() -> None:
     angles = grid_angles(3, 5, 8, torch.device("cpu")).unflatten(0, (3, 5))
     assert torch.equal(angles[1, :, :2], angles[1, :1, :2].expand(5, 2)) and not torch.equal(angles[0], angles[1])
     assert torch.equal(angles[:, 3, 2:], angles[:1, 3, 2:].expand(3, 2)) and float(angles[2, 3, 0]) == 2
@@ -109,7 +109,7 @@ def test_angles_of_a_grid_tell_rows_and_columns_apart() -> None:
     assert torch.allclose(turned[0][0, 1] @ turned[1][1, 3], turned[0][1, 2] @ turned[1][2, 4], atol=1e-4)
 
 
-def test_what_counts_is_told_by_rows_and_columns() -> None:
+def test_valid_patches_are_those_within_rows_and_columns() -> None:
     assert within(torch.tensor([[1, 2], [2, 3]]), 2, 3).int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[1, 1, 1]] * 2]
 
 

@@ -1,4 +1,4 @@
-"""No progress, overfitting, slowness, an idle and a hot GPU: told once, with what to do, until it passes."""
+"""No progress, overfitting, slowness, an idle and a hot GPU: reported once, with what to do, until it passes."""
 
 import math
 from pathlib import Path
@@ -17,11 +17,11 @@ from toys import Regression, StopAt, new_run, train, with_callbacks
 OF_THE_MACHINE = {"slow", "gpu idle", "gpu hot"}  # the rest follows from the mathematics
 
 
-def told(path: Path) -> list[tuple[int, str]]:
+def reported(path: Path) -> list[tuple[int, str]]:
     return [(row["step"], row["kind"]) for row in Journal(path).rows()]
 
 
-def test_what_is_done_again_is_not_told_again(tmp_path: Path) -> None:
+def test_what_is_done_again_is_not_reported_again(tmp_path: Path) -> None:
     alerts = Alerts(tmp_path / "alerts.jsonl")
     for step, message in ((3, "one"), (3, "one"), (4, "one"), (3, "other")):
         alerts.report(step, "kind", message, rows=[[1]])
@@ -71,7 +71,7 @@ def test_the_last_steps_of_a_run_that_learned_are_no_standstill(tmp_path: Path) 
         draw = np.random.default_rng(seed)
         losses = [5 + 5 * math.exp(-step / 60) + 0.1 * draw.standard_normal() for step in range(1, 201)]
         after(tmp_path / "alerts.jsonl", losses, steps=200, every=1)
-    assert not told(tmp_path / "alerts.jsonl")
+    assert not reported(tmp_path / "alerts.jsonl")
 
 
 @pytest.mark.parametrize("course, expected", [
@@ -86,22 +86,22 @@ def test_no_progress(tmp_path: Path, course: str, expected: int, seed: int) -> N
     losses = [4 - 0.2 * line for line in range(10)]
     losses += [2 + slope * line + noise * draw.standard_normal() for line in range(30)]
     after(tmp_path / "alerts.jsonl", losses, steps=400)
-    found = told(tmp_path / "alerts.jsonl")
-    assert len(found) >= 1 if expected else not found  # noise may look like progress for a while, then it is told anew
+    found = reported(tmp_path / "alerts.jsonl")
+    assert len(found) >= 1 if expected else not found  # noise may look like progress for a while: then twice
     assert all(100 < step <= 320 for step, _ in found[:1]), "not long after two quarters of the run"
 
 
-def test_no_progress_is_told_again_after_progress(tmp_path: Path) -> None:
+def test_no_progress_is_reported_again_after_progress(tmp_path: Path) -> None:
     losses = [2.0] * 20 + [2 - 0.1 * line for line in range(15)] + [0.5] * 20
     after(tmp_path / "alerts.jsonl", losses, steps=400)
-    assert len(told(tmp_path / "alerts.jsonl")) == 2
+    assert len(reported(tmp_path / "alerts.jsonl")) == 2
 
 
 def test_a_short_run_s_quarter_is_too_few_lines_to_judge_by(tmp_path: Path) -> None:
     after(tmp_path / "alerts.jsonl", [2.0] * 11, steps=120)
-    assert not told(tmp_path / "alerts.jsonl")
+    assert not reported(tmp_path / "alerts.jsonl")
     after(tmp_path / "alerts.jsonl", [2.0] * 13, steps=130)
-    assert told(tmp_path / "alerts.jsonl") == [(130, "no progress")]
+    assert reported(tmp_path / "alerts.jsonl") == [(130, "no progress")]
 
 
 @pytest.mark.parametrize("evaluated, trained, expected", [
@@ -116,7 +116,7 @@ def test_overfitting(tmp_path: Path, evaluated: list[float], trained: list[float
     losses = [loss + way for loss in trained for way in (0.2, -0.2)]
     after(tmp_path / "alerts.jsonl", losses, steps=10**6,
           evaluations={2 * (i + 1): value for i, value in enumerate(evaluated)})
-    found = [row for row in told(tmp_path / "alerts.jsonl") if row[1] == "overfitting"]
+    found = [row for row in reported(tmp_path / "alerts.jsonl") if row[1] == "overfitting"]
     assert found == expected
 
 
@@ -134,7 +134,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, cut: int) -> None:
         for monitor in (whole, run):
             trainer: Any = SimpleNamespace(step=10 * i, steps=10**6)
             monitor.on_log(trainer, metrics)
-    assert told(tmp_path / "whole.jsonl") == told(tmp_path / "run.jsonl") == [(70, "overfitting")]
+    assert reported(tmp_path / "whole.jsonl") == reported(tmp_path / "run.jsonl") == [(70, "overfitting")]
     assert whole.state_dict() == run.state_dict()
 
 
@@ -143,7 +143,7 @@ def test_a_stage_without_one_training_loss_is_left_alone(tmp_path: Path) -> None
     for step in range(1, 50):
         trainer: Any = SimpleNamespace(step=step, steps=50)
         monitor.on_log(trainer, {"train/generator/loss": 1.0, "eval/loss": float(step)})
-    assert not told(tmp_path / "alerts.jsonl")
+    assert not reported(tmp_path / "alerts.jsonl")
 
 
 def test_alerts_of_the_mathematics_are_the_same_after_a_resume(tmp_path: Path) -> None:
@@ -154,7 +154,8 @@ def test_alerts_of_the_mathematics_are_the_same_after_a_resume(tmp_path: Path) -
     train(with_callbacks(Regression, StopAt(-1)), whole, **options)
     train(with_callbacks(Regression, StopAt(113)), run, **options)
     train(with_callbacks(Regression, StopAt(-1)), run, resume=True)
-    kinds = [[(step, kind) for step, kind in told(each.alerts) if kind not in OF_THE_MACHINE] for each in (whole, run)]
+    kinds = [[(step, kind) for step, kind in reported(each.alerts) if kind not in OF_THE_MACHINE]
+             for each in (whole, run)]
     assert kinds[0] == kinds[1] and "no progress" in {kind for _, kind in kinds[0]}
 
 
@@ -166,7 +167,7 @@ def paced(path: Path, rows: list[dict[str, float]]) -> list[tuple[int, str]]:
     for step, row in enumerate(rows, start=1):
         trainer: Any = SimpleNamespace(step=step, timings=row)
         monitor.on_log(trainer, {})
-    return told(path)
+    return reported(path)
 
 
 def seconds(values: list[float], waiting: float = 0.0) -> list[dict[str, float]]:

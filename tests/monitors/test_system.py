@@ -63,8 +63,8 @@ def trainer_on(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("error", [NotLoaded, NVMLError])
-def test_without_a_driver_it_is_told_once(tmp_path: Path, nvml: NVML, error: type[Exception],
-                                          caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_driver_it_is_reported_once(tmp_path: Path, nvml: NVML, error: type[Exception],
+                                              caplog: pytest.LogCaptureFixture) -> None:
     """The other figures are there all the same."""
     nvml.error = error
     with pytest.raises(NotMeasured):
@@ -93,8 +93,8 @@ def test_beside_a_gpu_its_figures_are_timings_and_on_a_cpu_nobody_asks(tmp_path:
     assert not any("gpu" in name for name in trainer.timings)
 
 
-def test_a_disk_without_room_for_a_snapshot_is_told_until_there_is(tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_for_a_snapshot_is_reported_until_there_is(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     monitor, alerts = System(tmp_path, tmp_path / "alerts.jsonl"), tmp_path / "alerts.jsonl"
     for step, (free, told) in enumerate(((10**9, 0), (50, 1), (40, 1), (10**9, 1), (50, 2))):
         monkeypatch.setattr(system.psutil, "disk_usage", lambda path: SimpleNamespace(free=free))

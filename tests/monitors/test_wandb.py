@@ -160,8 +160,8 @@ def test_texts_pictures_sounds_and_histograms_arrive(tmp_path: Path, server: Ser
 # -- where it cannot be sent --------------------------------------------------------------------------------------
 
 
-def test_offline_it_is_kept_and_the_command_that_is_told_sends_it(tmp_path: Path, offline: None, server: Server,
-                                                                  caplog: pytest.LogCaptureFixture) -> None:
+def test_offline_it_is_kept_and_the_command_in_the_log_sends_it(tmp_path: Path, offline: None, server: Server,
+                                                                caplog: pytest.LogCaptureFixture) -> None:
     run = new_run(tmp_path, Buffers)
     train(with_callbacks(Buffers, StopAt(5)), run, use_wandb=True)
     time.sleep(1.1)  # folders are named by the second

@@ -140,7 +140,7 @@ def test_on_a_terminal_a_prompt_is_asked_for(desk: Desk, finished: str) -> None:
 # -- evaluate.sh ----------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_tells_the_figures_of_the_journal(desk: Desk, finished: str) -> None:
+def test_an_evaluation_prints_the_figures_of_the_journal(desk: Desk, finished: str) -> None:
     rows = [json.loads(line) for line in (desk.results / "done" / "metrics.jsonl").read_text().splitlines()]
     best = min((row for row in rows if "eval/loss" in row), key=lambda row: row["eval/loss"])
     before = sorted(path for path in desk.folder.rglob("*"))

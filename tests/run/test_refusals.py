@@ -38,7 +38,7 @@ def refused(desk: Desk, *argv: str) -> list[str]:
     (["--epochs", "many"], ["--epochs: 'many' is not a whole number"]),
     (["--dropout", "0.95"], ["--dropout must be at least 0 and at most 0.9, is 0.95"]),
     (["--num_heads", "3"], ["--num_heads 3 does not divide --d_model 16"]),
-    (["--preset", "smal"], ["no preset 'smal'", "did you mean small?"]),
+    (["--preset", "smal"], ["'smal' is none of nano", "did you mean small?"]),
     (["--dataset", "nowhere.txt"], ["nowhere.txt", "no such file"]),
     (["--dataset", "empty.txt"], ["empty.txt"]),
     (["--dataset", "binary.txt"], ["binary.txt"]),
@@ -57,7 +57,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(texts: Desk, argv: list[str], 
     assert all(part in lines[0] for part in parts), lines
 
 
-def test_all_mistakes_are_told_at_once(texts: Desk) -> None:
+def test_all_mistakes_are_reported_at_once(texts: Desk) -> None:
     assert len(refused(texts, "--batch_sise", "8", "--epochs", "many", "--dropout", "2", "--preset", "smal")) == 4
 
 
@@ -119,7 +119,7 @@ def test_help_is_the_script_s_header_and_sets_nothing_up(desk: Desk, fresh: Path
     assert not (fresh / ".venv").exists()
 
 
-def test_a_mistake_is_told_before_anything_is_set_up(desk: Desk, fresh: Path) -> None:
+def test_a_mistake_is_reported_before_anything_is_set_up(desk: Desk, fresh: Path) -> None:
     ran = call(desk, fresh, "run_train_lm.sh", "--dataset", str(desk.corpus), "--batch_sise", "8")
     assert ran.returncode == 2 and "--batch_size?" in ran.stderr
     assert call(desk, fresh, "ps.sh").stdout.startswith("RUN ")

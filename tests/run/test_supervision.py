@@ -57,7 +57,7 @@ def test_a_supervised_run(desk: Desk) -> None:
     until(lambda: desk.run("watched")["state"] == "died", 5)  # its threads end later
 
 
-def test_a_start_that_fails_is_told_at_once(desk: Desk) -> None:
+def test_a_start_that_fails_is_reported_at_once(desk: Desk) -> None:
     """And not tried again and again: the text is too short, which shows itself when it is read."""
     (desk.folder / "short.txt").write_text("no\n")
     ran = desk.train("--dataset", str(desk.folder / "short.txt"), "--supervise", "--run_name", "short")

@@ -400,7 +400,7 @@ def test_update_ratio_is_that_of_the_weights_themselves(tmp_path: Path) -> None:
     assert row["updates/0"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_frozen_part_that_moves_and_a_dead_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_frozen_part_that_moves_and_a_dead_one_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     @dataclass
     class Meddle(Callback):
         """Freezes the first layer and moves it all the same; the last gets no gradient."""

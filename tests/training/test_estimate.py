@@ -291,8 +291,8 @@ def test_works_are_compared_by_computing() -> None:
 
 
 @pytest.mark.parametrize("told, reason", [("no compiler\nTraceback", "no compiler"), ("", "RuntimeError")])
-def test_a_trial_that_fails_is_told_and_the_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch, told: str,
-                                                                reason: str) -> None:
+def test_a_trial_that_fails_is_logged_and_the_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch, told: str,
+                                                                  reason: str) -> None:
     def fails(*given: Any) -> Any:
         raise RuntimeError(told)
 
@@ -325,7 +325,7 @@ def test_a_longer_plan_has_a_longer_estimate(tmp_path: Path) -> None:
     assert then - fixed == pytest.approx(2 * (before - fixed), rel=0.2)
 
 
-def test_a_run_keeps_its_estimate_and_tells_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_keeps_its_estimate_and_logs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, StopAt(5)), run)

@@ -70,7 +70,7 @@ def test_a_stop_while_a_batch_is_awaited_abandons_it(tmp_path: Path, monkeypatch
     assert (done is None) == stops
 
 
-def test_a_run_is_judged_by_it(tmp_path: Path) -> None:
+def test_a_judged_figure_can_be_the_best_metric(tmp_path: Path) -> None:
     run = new_run(tmp_path, Recall)
     trainer, ending = train(Recall, run, max_steps=40, lr=3e-3)
     found = {row["step"]: row["eval/recall"] for row in Journal(run.metrics).rows() if "eval/recall" in row}

@@ -27,7 +27,7 @@ def recorded(run: RunDir, change: Any = lambda row: None, *, stage: type[Buffers
         shutil.rmtree(path)
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line for line in caplog.messages if " as recorded before" in line]
 
 
@@ -36,19 +36,19 @@ def test_a_step_done_again_comes_out_as_recorded(tmp_path: Path, caplog: pytest.
     run = new_run(tmp_path, Buffers)
     recorded(run)
     train(with_callbacks(Buffers, StopAt(-1)), run, resume=True)
-    assert told(caplog) == ["step 5 came out as recorded before: bit for bit"]
+    assert logged(caplog) == ["step 5 came out as recorded before: bit for bit"]
 
 
 @pytest.mark.parametrize("factor, word", [(1 + 1e-12, "last bits"), (1.01, "more than rounding")])
-def test_a_step_that_comes_out_otherwise_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float,
-                                                 word: str) -> None:
+def test_a_step_that_comes_out_otherwise_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float,
+                                                     word: str) -> None:
     """With the figure, both values, and what the receipt knows; training goes on."""
     run = new_run(tmp_path, Buffers)
     recorded(run, lambda row: row.update({"train/loss": row["train/loss"] * factor}))
     row = next(row for row in Journal(run.metrics).rows() if row["step"] == 5)
     _, ending = train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, keep_last_n_snapshots=2)
     again = next(row for row in Journal(run.metrics).rows() if row["step"] == 5)
-    (line,) = told(caplog)
+    (line,) = logged(caplog)
     assert line.startswith(f"step 5 did not come out as recorded before: train/loss {row['train/loss']!r} then, "
                            f"{again['train/loss']!r} now. ")
     assert word in line and "keep_last_n_snapshots: 0 -> 2" in line and ending.state == "finished"
@@ -59,7 +59,7 @@ def test_lines_at_another_interval_are_not_compared(tmp_path: Path, caplog: pyte
     run = new_run(tmp_path, Buffers)
     recorded(run)
     train(with_callbacks(Buffers, StopAt(-1)), run, resume=True, log_interval=2)
-    assert told(caplog) == []
+    assert logged(caplog) == []
 
 
 # -- a stage that declares an operator without a deterministic form --------------------------------------------------
@@ -87,7 +87,7 @@ def test_a_step_done_again_is_reported_to_rounding(tmp_path: Path, caplog: pytes
     run = new_run(tmp_path, Buffers)
     recorded(run, lambda row: row.update({"train/loss": row["train/loss"] * factor}))
     train(with_callbacks(Declared, StopAt(-1)), run, resume=True)
-    assert told(caplog) == [f"step 5 came out as recorded before: to rounding ({WHY})"]
+    assert logged(caplog) == [f"step 5 came out as recorded before: to rounding ({WHY})"]
     assert f"  to_rounding: not recorded -> {WHY}" in caplog.messages
 
 
@@ -96,6 +96,6 @@ def test_more_than_rounding_is_a_warning_all_the_same(tmp_path: Path, caplog: py
     run = new_run(tmp_path, Buffers)
     recorded(run, lambda row: row.update({"train/loss": row["train/loss"] * 1.01}), stage=Declared)
     train(with_callbacks(Declared, StopAt(-1)), run, resume=True)
-    [line] = told(caplog)
+    [line] = logged(caplog)
     assert "did not come out as recorded before" in line and "more than rounding" in line
     assert f"{WHY}, and such differences grow with each step" in line

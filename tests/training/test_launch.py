@@ -114,7 +114,7 @@ def test_the_embedded_corpus_wins_over_a_folder_of_its_name(tmp_path: Path, text
     assert launch.decide(LanguageModel, ["--dataset", "pydocs", "--tokenizer", "bytes"]).cfg.dataset == "pydocs"
 
 
-def test_a_broken_config_is_told(tmp_path: Path, text: Path) -> None:
+def test_a_broken_config_is_reported(tmp_path: Path, text: Path) -> None:
     run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
     run.config_file.write_text("{")
     with pytest.raises(UserError, match="run_config.json cannot be read"):
@@ -317,7 +317,7 @@ def test_a_folder_that_is_taken_away_ends_its_run_with_a_line(tmp_path: Path, mo
         assert run.status().state != "failed", "what stands there by now may be somebody else's"
 
 
-def test_data_that_are_gone_are_told_before_the_start(tmp_path: Path, text: Path) -> None:
+def test_data_that_are_gone_are_reported_before_the_start(tmp_path: Path, text: Path) -> None:
     run = begun(tmp_path, "--dataset", "text.txt", *SMALL)
     text.unlink()
     with pytest.raises(UserError, match="there is no such file"):
@@ -385,7 +385,7 @@ def test_without_locks_the_process_itself_is_looked_for(tmp_path: Path, monkeypa
     assert run.holder() is None
 
 
-def test_another_run_on_the_same_device_is_told_of(tmp_path: Path) -> None:
+def test_another_run_on_the_same_device_is_reported(tmp_path: Path) -> None:
     mine, other = new_run(tmp_path, Regression), new_run(tmp_path, Regression)
     mine.write_status(replace(mine.status(), device="cpu"))
     with other.lock():

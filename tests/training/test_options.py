@@ -36,6 +36,6 @@ def test_a_long_run_keeps_its_defaults() -> None:
     assert cfg == Config(max_steps=1_000_000, epochs=100) and not lines
 
 
-def test_the_length_is_told_in_steps_and_in_epochs() -> None:
+def test_the_length_is_resolved_in_steps_and_in_epochs() -> None:
     configs = [resolve_length(Config(max_steps=steps), {"max_steps"}, 50)[0] for steps in (1, 50, 51, 150)]
     assert [(cfg.max_steps, cfg.epochs) for cfg in configs] == [(1, 1), (50, 1), (51, 2), (150, 3)]

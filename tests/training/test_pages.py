@@ -39,7 +39,7 @@ def test_explain_is_short_and_has_examples() -> None:
     assert len(told.splitlines()) < 25 and "./run/run_train_lm.sh --preset nano" in told and "\n## " not in told
 
 
-def test_info_tells_the_figures_of_these_options(tmp_path: Path) -> None:
+def test_info_prints_the_figures_of_these_options(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(400)))
     printed = ran("--info", "--preset", "nano", "--tokenizer", "bytes", "--dataset", str(tmp_path / "text.txt"),
                   "--max_seq_len", "32", "--batch_size", "4", "--max_steps", "50")

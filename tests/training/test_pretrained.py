@@ -409,7 +409,7 @@ class WithTest(Regression):
         return "train", "validation", "test"
 
 
-def test_a_finished_run_tells_the_test_score_of_its_best_weights(tmp_path: Path, caplog: Any) -> None:
+def test_a_finished_run_logs_the_test_score_of_its_best_weights(tmp_path: Path, caplog: Any) -> None:
     """The last ones are not: they are spoilt after the best evaluation."""
     @torch.no_grad()
     def spoil(trainer: Trainer) -> None:

@@ -61,7 +61,7 @@ def outcome(run: RunDir) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stop", [-1, STEP, 7])
-def test_it_ends_as_if_it_had_been_told_from_the_start(tmp_path: Path, stop: int) -> None:
+def test_it_ends_as_if_it_had_the_skip_list_from_the_start(tmp_path: Path, stop: int) -> None:
     """Also when it was stopped meanwhile, and with workers that have read ahead."""
     run, told = new_run(tmp_path, Poisoned), new_run(tmp_path, Poisoned)
     stage = with_callbacks(Poisoned, StopAt(stop))

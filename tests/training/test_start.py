@@ -108,7 +108,7 @@ def sitting_with_other_shape(run: RunDir, first: RunDir) -> None:
         trainer.fit(snapshot)
 
 
-def test_a_finished_run_is_extended_and_tells_its_end(tmp_path: Path, text: Path) -> None:
+def test_a_finished_run_is_extended_and_runs_its_command_at_each_end(tmp_path: Path, text: Path) -> None:
     """The learning rate follows the longer plan; the command that was asked for runs at each end."""
     often = ["--log_interval", "1", "--warmup_steps", "0"]
     start = ["--dataset", "text.txt", *unless_typed(LITTLE, often), *often, "--result_dir", "runs", "--run_name",

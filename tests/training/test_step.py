@@ -22,7 +22,7 @@ from stoker.training.core.phases import Group, Phase
 from stoker.training.core.step import GradientSum, Step
 from stoker.training.core.totals import Totals
 from stoker.training.trainer import Trainer
-from toys import GAN, Toy, TwoTerms, assert_same, new_run, planned, step_of, train, with_callbacks
+from toys import GAN, Toy, TwoTerms, assert_same, new_run, planned, recording_in, step_of, train, with_callbacks
 
 CPU = torch.device("cpu")
 
@@ -108,8 +108,7 @@ def test_terms_with_counts_of_their_own_are_exact_under_accumulation(tmp_path: P
     stage = TwoTerms(Toy.Config(), tmp_path)
     step = Step(stage, stage.model(), Options(lr=1e-2, warmup_steps=0, lr_schedule="constant", gradient_clip=0.0,
                                       precision="fp32"), 10,
-                CPU, lambda *args: None, lambda name, value, part="": figures.add(
-                    name, value if isinstance(value, Ratio) else Ratio(value, 1), part))
+                CPU, lambda *args: None, recording_in(figures))
     step.run(3, [{"x": part} for part in rows.chunk(parts)])
     model = stage.model()
     made = model(rows)
@@ -149,8 +148,7 @@ def test_a_term_is_weighed_also_alone_and_the_weighed_loss_is_logged(tmp_path: P
     figures, rows = Totals(), torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     stage = kind(Toy.Config(max_steps=20, batch_size=3, precision="fp32"), tmp_path)
     step = Step(stage, stage.model(), Options(gradient_clip=0.0, precision="fp32"), 10, CPU, lambda *args: None,
-                lambda name, ratio, part="": figures.add(
-                    name, ratio if isinstance(ratio, Ratio) else Ratio(ratio, 1), part))
+                recording_in(figures))
     model = stage.model()
 
     def expected(x: Tensor) -> Tensor:

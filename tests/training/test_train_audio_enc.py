@@ -206,7 +206,7 @@ def test_compiled_batches_are_all_of_one_length(tmp_path: Path) -> None:
     assert len(lengths) == 1 and lengths.pop() >= max(len(rows[item].waveform) for item in range(3 * len(rows)))
 
 
-def test_rows_without_an_alignment_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_without_an_alignment_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset = str(made_speech.write(tmp_path / "quick", 60, seconds=0.07))
     with pytest.raises(UserError, match="not alignable"):
         prepared(tmp_path, dataset=dataset, downsample_time=8, head_frames=1)
@@ -219,7 +219,7 @@ def test_rows_without_an_alignment_are_left_out_and_told(tmp_path: Path, caplog:
     assert "recordings have more labels than frames at 25 a second" in caplog.text
 
 
-def test_what_is_judged_by_is_never_left_out_since_it_is_quick(tmp_path: Path) -> None:
+def test_validation_rows_are_never_left_out_for_being_quick(tmp_path: Path) -> None:
     """Its errors count, its loss, which is infinite, does not."""
     made_speech.write(tmp_path, 40)
     quick = made_speech.texts(3, seed=5)
@@ -245,7 +245,7 @@ def test_the_frames_that_are_counted_on_are_those_of_the_model(tmp_path: Path) -
             assert stage._frames(samples) == frames
 
 
-def test_extra_data_are_trained_on_but_for_what_is_judged_by(tmp_path: Path) -> None:
+def test_extra_data_are_trained_on_but_for_texts_of_validation(tmp_path: Path) -> None:
     extra = made_speech.write(tmp_path / "extra", 60, seed=1)
     header, *rows = extra.read_text().splitlines()
     extra.write_text("\n".join([header, *(f"{row}'s brother" for row in rows)]))
@@ -259,7 +259,7 @@ def test_extra_data_are_trained_on_but_for_what_is_judged_by(tmp_path: Path) -> 
     assert judged not in {each.text for each in both.utterances["train"]}
 
 
-def test_who_is_judged_by_is_not_heard_in_extra_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_speakers_of_validation_are_not_in_extra_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     extra = made_speech.write(tmp_path / "extra", 60, seed=1)
     heard = {each.speaker for each in recordings.read(str(extra))["train"]}
@@ -284,7 +284,7 @@ def test_of_extra_data_the_training_part_alone_is_trained_on(tmp_path: Path) -> 
     assert [each.text for each in stage.utterances["train"]] == [*made_speech.texts(40)[:30], "bag"]
 
 
-def test_extra_data_that_are_of_no_use_are_told_by_their_option(tmp_path: Path) -> None:
+def test_extra_data_that_are_of_no_use_are_reported_with_their_option(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("audio_path,transcription\n")
     with pytest.raises(UserError, match="^--extra_dataset .*empty.csv: names no sound files"):
         prepared(tmp_path, extra_dataset=str(tmp_path / "empty.csv"))
@@ -331,7 +331,7 @@ def test_it_is_compiled_only_where_that_was_asked_for() -> None:
      "download --dataset librispeech-100 fetches it"),
     (["--labels", "words"], "--labels: 'words' is none of chars, bpe"), (["--speed", "0.9"], "--speed must be"),
 ])
-def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -> None:
+def test_a_mistake_is_reported_before_anything_is_read(argv: list[str], part: str) -> None:
     with pytest.raises(UserError) as told:
         config.parse(Config, AudioEncoder.presets, argv, lambda cfg: AudioEncoder.check(cfg, resumed=False))
     assert any(part in problem for problem in told.value.problems), told.value.problems
@@ -350,7 +350,7 @@ def test_samples_show_what_was_said_and_heard(tmp_path: Path) -> None:
     assert isinstance(sound, Sound) and len(sound.samples) == len(first.waveform) and sound.rate == 16000
 
 
-def test_only_blanks_for_long_are_told_once_until_something_is_heard(tmp_path: Path) -> None:
+def test_only_blanks_for_long_are_reported_once_until_something_is_heard(tmp_path: Path) -> None:
     alert, trainer = Blanks(tmp_path / "alerts.jsonl"), SimpleNamespace(step=0, steps=3000)
 
     def told(shares: list[float]) -> int:

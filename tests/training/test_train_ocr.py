@@ -173,7 +173,7 @@ def test_batches_are_of_like_width(tmp_path: Path) -> None:
     assert order.by_epoch, "each epoch shows a line otherwise"
 
 
-def test_what_is_judged_by_is_as_it_is(tmp_path: Path) -> None:
+def test_validation_lines_are_not_augmented(tmp_path: Path) -> None:
     stage = prepared(tmp_path)
     for split, changes in (("validation", False), ("train", True)):
         rows = stage.dataset(split)
@@ -224,7 +224,7 @@ def test_lines_that_could_come_too_narrow_are_not_trained_on(tmp_path: Path) -> 
     assert len(prepared(tmp_path, dataset=str(tmp_path / "lines.csv"), max_samples=7).dataset("train")) == 7
 
 
-def test_what_is_judged_by_but_cannot_be_aligned_has_errors_and_no_ctc_loss(tmp_path: Path) -> None:
+def test_validation_rows_that_cannot_be_aligned_have_errors_and_no_ctc_loss(tmp_path: Path) -> None:
     stage = prepared(tmp_path)
     rows = views(stage)[:1]
     narrow = rows[0]._replace(pixels=rows[0].pixels[:, :, :5])
@@ -233,7 +233,7 @@ def test_what_is_judged_by_but_cannot_be_aligned_has_errors_and_no_ctc_loss(tmp_
     assert loss[0] == pytest.approx(0.7 * written[0])
 
 
-def test_mistakes_are_told_before_anything_is_started() -> None:
+def test_mistakes_are_reported_before_anything_is_started() -> None:
     with pytest.raises(UserError) as told:
         config.parse(OCR.Config, OCR.presets, ["--image_height", "30", "--d_model", "30"])
     text = str(told.value)
@@ -252,7 +252,7 @@ def test_labels_are_no_texts(tmp_path: Path) -> None:
     assert sum(map(len, stage.pictures.values())) == 11, "one has no text"
 
 
-def test_characters_that_are_not_among_the_labels_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_characters_that_are_no_labels_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = prepared(tmp_path)
     first.begin()
     made_lines.write(tmp_path / "other", lines=20)

@@ -158,7 +158,7 @@ def test_the_caption_of_a_class_is_that_of_most_of_its_pictures() -> None:
     assert register.caption_of() == {"cat": "cats", "dog": "a dog"}
 
 
-def test_a_caption_is_read_up_to_its_limit_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_caption_is_read_up_to_its_limit_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = captioned(tmp_path / "data")
     data.write_text(re.sub(r"caption (\d)", r"caption \1 " + "and so on " * 9, data.read_text()))
     with caplog.at_level("INFO"):
@@ -186,7 +186,7 @@ def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFix
     (["--loss", "hinge"], "--loss: 'hinge' is none of"),
     (["--flip", "2"], "--flip must be"),
 ])
-def test_a_mistake_is_told_before_anything_is_read(argv: list[str], part: str) -> None:
+def test_a_mistake_is_reported_before_anything_is_read(argv: list[str], part: str) -> None:
     with pytest.raises(UserError) as caught:
         config.parse(Config, Vision.presets, argv, lambda cfg: Vision.check(cfg, resumed=False))
     assert any(part in problem for problem in caught.value.problems), caught.value.problems
@@ -241,7 +241,7 @@ def test_the_loss_of_an_evaluation_does_not_depend_on_the_order_of_the_data(tmp_
     assert stage.judge(gathered)["loss"].total > 1
 
 
-def test_a_run_learns_and_is_judged_by_accuracy(tmp_path: Path) -> None:
+def test_a_run_learns_and_its_best_is_by_accuracy(tmp_path: Path) -> None:
     run = new_run(tmp_path, Vision)
     trainer, ending = train(Vision, run, **SMALL | dict(
         dataset=str(made_pictures.write(tmp_path / "data", 200)), max_steps=60, grad_accum_steps=1, lr=5e-3,

@@ -160,7 +160,7 @@ def test_clocks_and_memory_are_not_in_the_metrics(tmp_path: Path) -> None:
     assert [row["step"] for row in Journal(run.timings).rows()] == [row["step"] for row in Journal(run.metrics).rows()]
 
 
-def test_gradients_are_clipped_and_their_norm_told_as_it_was(tmp_path: Path) -> None:
+def test_gradients_are_clipped_and_their_norm_logged_as_it_was(tmp_path: Path) -> None:
     """With plain gradient descent an update would be exactly lr * clip long; AdamW's first moment shows the same."""
     run = new_run(tmp_path, Regression)
     trainer, _ = train(Regression, run, gradient_clip=1e-3, max_steps=1)

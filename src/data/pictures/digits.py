@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BUILDER = 1  # raise it when other pictures, or other texts, come out
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHEETS = (0, 130, 256, 386, 516, 646, 776, 905, 1029, 1157, 1287, 1415, 1545, 1667)  # their first rows
-JUDGED = 3  # of them, the last ones: 382 digits
+VALIDATION = 3  # of them, the last ones: 382 digits
 LEVELS = 16  # of grey, as they are counted
 ARCHIVE = "digits.tar"
 TABLE = Path(__file__).with_name("digits.csv.gz")  # a row: 64 counts, 0 to LEVELS, then the digit
@@ -53,7 +53,7 @@ def _make(folder: Path) -> None:
     sheet = -1
     for number, digit in enumerate(written.tolist()):
         sheet += number in SHEETS
-        split = "train" if sheet < len(SHEETS) - JUDGED else "validation"
+        split = "train" if sheet < len(SHEETS) - VALIDATION else "validation"
         rows.append(f"{ARCHIVE}!{number:04d}.png,a handwritten {WORDS[digit]},{digit},sheet {sheet},{split}")
     files.write(folder / ARCHIVE, lambda file: archives.write(file, _pictures(images)))
     files.write(folder / "manifest.csv", "\n".join(rows) + "\n")

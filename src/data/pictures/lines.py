@@ -69,15 +69,15 @@ def build(*, sizes: Mapping[str, int] | None = None, seed: int = 0, workers: int
 
 
 def script(sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
-    """What is drawn in which face. No text comes twice, in whatever case; what is judged by is drawn up first."""
+    """What is drawn in which face. No text comes twice, in whatever case; validation and test get theirs first."""
     documents = pydocs.build().split(pydocs.SEPARATOR)
     random.Random(f"lines {seed}").shuffle(documents)
     held_back = round(TOLD_APART * len(documents))
-    told, found = set[str](), list[Line]()
+    seen, found = set[str](), list[Line]()
     for number, split in enumerate(("test", "validation", "train")):
         rest = documents[number * held_back:][:held_back if split in HELD_OUT else None]
         texts = (text for text in writing.texts(writing.Words(rest), f"{split} {seed}")
-                 if text.casefold() not in told and not told.add(text.casefold()))  # type: ignore[func-returns-value]
+                 if text.casefold() not in seen and not seen.add(text.casefold()))  # type: ignore[func-returns-value]
         draw = random.Random(f"faces {split} {seed}")
         found += [Line(split, text, _face(split, text, draw)) for text in itertools.islice(texts, sizes[split])]
     return found[::-1]  # to train on first

@@ -3,7 +3,7 @@
 A caption says all that tells one scene from another: how many shapes of what size, colour and form, and where; where
 exactly, how they are turned, and what is behind them, it leaves out. So no two captions fit the same picture: the left
 and the upper of two groups is said first, and two groups are never alike. Some colours of some forms are never in
-training: what is judged by shows nothing but scenes with them.
+training: the validation and the test set show nothing but scenes with them.
 
 The same seed gives the same bytes, with the same Pillow.
 """
@@ -132,14 +132,14 @@ def build(*, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Path:
 
 
 def script(sizes: Mapping[str, int], seed: int = 0) -> list[tuple[str, Scene]]:
-    """(split, scene) of each picture. What is judged by is shown by several pictures for each caption."""
+    """(split, scene) of each picture. In validation and test there are several pictures for each caption."""
     draw = random.Random(f"scenes {seed}")
     kinds = _by_kind(False)
     found = [("train", draw.choice(draw.choice(kinds))) for _ in range(sizes["train"])]
-    told: list[Scene] = []
+    before: list[Scene] = []
     for split, count in CAPTIONS.items():
-        chosen = _judged(min(count, sizes[split]), draw, told)
-        told += chosen
+        chosen = _held_out(min(count, sizes[split]), draw, before)
+        before += chosen
         found += [(split, scene) for scene, _ in zip(itertools.cycle(chosen), range(sizes[split]))]
     return found
 
@@ -152,17 +152,18 @@ def _by_kind(held_out: bool) -> list[list[Scene]]:
             pairs, pairs]
 
 
-def _judged(count: int, draw: random.Random, told: list[Scene]) -> list[Scene]:
-    """Scenes that differ from each other and from those `told`; a part of them in one thing only from one before."""
-    kinds, chosen = _by_kind(True), dict.fromkeys(told)
-    while len(chosen) < len(told) + round((1 - ALIKE) * count):
+def _held_out(count: int, draw: random.Random, before: list[Scene]) -> list[Scene]:
+    """Scenes that differ from each other and from those `before`; a part of them differs from an earlier one in one
+    thing only."""
+    kinds, chosen = _by_kind(True), dict.fromkeys(before)
+    while len(chosen) < len(before) + round((1 - ALIKE) * count):
         chosen[draw.choice(draw.choice(kinds))] = None
-    alone = list(chosen)[len(told):]
-    while len(chosen) < len(told) + count:
+    alone = list(chosen)[len(before):]
+    while len(chosen) < len(before) + count:
         near = [scene for scene in draw.choice(alone).near() if scene.held_out and scene not in chosen]
         if near:
             chosen[draw.choice(near)] = None
-    return list(chosen)[len(told):]
+    return list(chosen)[len(before):]
 
 
 # -- drawing --------------------------------------------------------------------------------------------------------

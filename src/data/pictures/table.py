@@ -7,7 +7,7 @@ What a stage does with it:
     splits, resized, report = picture_check.checked(splits, frames, keep=cfg.cache_images, limits=Limits(...))
     rows = Views(splits["train"], frame, resized=resized["train"], augmentation=..., seed=...)  # a torch data set
 
-Texts are kept as they stand. Standard library only, so that a mistake in `--dataset` is told at once.
+Texts are kept as they stand. Standard library only, so that a mistake in `--dataset` is reported at once.
 """
 
 import json
@@ -60,11 +60,11 @@ def read(name: str, *, template: str = "{}", group_by: str = "", held_out: Colle
     """The pictures of "train" and "validation", and of "test" where the data name one.
 
     Splits that the data name are kept; what they do not name is split off the training data, about `share` of it:
-    whole groups where they are known, else whole files. `held_out` names the groups to validate by instead. `group_by`
+    whole groups where they are known, else whole files. `held_out` names the groups to validate on instead. `group_by`
     is a regular expression: what it, or the first group in it, matches in a path is the picture's group, as in
     `([^/]*)_[^/]*$`: all before the last underscore of a file's name. Where there is only a label, the text is
     `template` with it in place of {}; with an empty one there is none. Unless `shared_texts`, training leaves out the
-    texts that are judged by.
+    texts of the validation or test set.
     Raises UserError where nothing is left.
     """
     if problems := check(name, group_by=group_by):

@@ -18,7 +18,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 LONGEST = 600.0  # seconds of a recording to train on, 38 MB as samples; models are given 20 s by default
 RATES = 1_000, 384_000  # Hz: with fewer nothing can be understood, and no recorder makes more
 CHANNELS = 64  # of a microphone array
-INAUDIBLE = 0.05  # seconds that may be missing: encoders pad, and do not all tell by how much
+INAUDIBLE = 0.05  # seconds that may be missing: encoders pad, and not all write by how much
 AT_ONCE = 2**16  # samples, of all channels together, that are read and resampled at once
 UNKNOWN = 2**62  # frames: with so many, a header says that it does not know them (libsndfile: 2**63 - 1)
 

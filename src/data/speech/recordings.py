@@ -8,7 +8,7 @@ What a stage does with it:
     order = LengthOrder(...)                       # data.loader: batches of like length, for Stage.order
 
 Texts are labels: `normalised` (lower case, no punctuation) unless the caller wants them as they stand. Standard
-library only, so that a mistake in `--dataset` is told at once.
+library only, so that a mistake in `--dataset` is reported at once.
 """
 
 import logging
@@ -58,9 +58,9 @@ def read(name: str, *, held_out: Collection[str] = (), shared_texts: bool = Fals
     """The utterances of "train" and "validation", and of "test" where the data name one.
 
     Splits that the data name are kept; what they do not name is split off the training data: whole speakers where
-    they are known, else whole texts, about 5 %. `held_out` names the speakers to validate by instead. A text that is
-    judged by is left out of the training data unless `shared_texts`: for digits and commands, of which there are few.
-    Raises UserError where nothing is left.
+    they are known, else whole texts, about 5 %. `held_out` names the speakers to validate on instead. A text of the
+    validation or test set is left out of the training data unless `shared_texts`: for digits and commands, of which
+    there are few. Raises UserError where nothing is left.
     """
     if problems := check(name):
         raise UserError(*problems)

@@ -25,7 +25,7 @@ UNKNOWN = 2**31  # and more: a program that wrote to a pipe did not know the len
 
 
 def missing(descriptor: int) -> str:
-    """What is missing at the end of an open file, in words; '' where that cannot be told from its beginning and end."""
+    """What is missing at the end of an open file, in words; '' where its beginning and end do not show it."""
     size, head = os.fstat(descriptor).st_size, os.pread(descriptor, 28, 0)
     if head[:4] == b"OggS":
         return "" if _ends_as_ogg(os.pread(descriptor, OGG_PAGE, max(0, size - OGG_PAGE))) else "its end is missing"
@@ -48,8 +48,8 @@ def _ends_as_ogg(tail: bytes) -> bool:
 
 
 def knows_frames(descriptor: int) -> bool:
-    """Whether the number of frames that libsndfile tells is what the file says: of an MP3 file without a table in its
-    first frame it is a guess."""
+    """Whether the file states the number of frames that libsndfile reports: for an MP3 file without a table in its
+    first frame, libsndfile guesses it."""
     head = os.pread(descriptor, ID3, 0)
     tag = 0
     if head[:3] == b"ID3" and len(head) == ID3:  # its size has seven bits to a byte

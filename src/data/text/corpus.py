@@ -38,9 +38,9 @@ class Corpus:
     test: list[str] = field(default_factory=list)  # of data that come with one
 
     def leaked(self) -> int:
-        """How many documents to judge by occur in training as well: none, or the split is wrong."""
-        judged = {each.strip() for each in self.valid + self.test}
-        return len({text for each in self.train if (text := each.strip()) in judged})
+        """How many documents of the validation and test sets occur in training as well: none, or the split is wrong."""
+        held_out = {each.strip() for each in self.valid + self.test}
+        return len({text for each in self.train if (text := each.strip()) in held_out})
 
 
 class NotText(Exception):

@@ -34,7 +34,7 @@ from stoker.training.core.step import losses
 log = logging.getLogger(__name__)
 
 LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
-MUCH = 1 / 3  # share of a run's time: evaluations that take more are reported
+MUCH = 1 / 3  # of a run's time: if evaluations take more, their share is reported
 NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
 BUSY = 1.3  # times: measurements that scatter more are not trusted
 FEWEST, MOST = 3, 7  # rounds of measurements
@@ -118,7 +118,8 @@ class Estimate:
                 + ", ".join(f"{name} {number}" for name, number in memory.items()))
 
     def of_evaluations(self, length: Length) -> str:
-        """`, of which evaluations take 62% (...)`, and how to make that less; '' where it is not much."""
+        """The share of the evaluations and how to reduce it, `, of which evaluations take 62% (...)`; '' where it is
+        small."""
         share = length.evaluations * self.evaluation_seconds(length) / self.seconds(length)
         others = ", --eval_max_rows or --no_samples" if self.shown_seconds else " or --eval_max_rows"
         return (f", of which evaluations take {share:.0%} (less with a larger --eval_interval{others})" if share > MUCH

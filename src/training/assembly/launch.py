@@ -3,7 +3,7 @@
     0    finished, stopped early, or stopped by request
     1    failed after the start: the run stays, with its log
     2    a user's mistake: nothing is started, nothing is left behind
-    75   stopped and can go on (EX_TEMPFAIL)
+    75   stopped and can be resumed (EX_TEMPFAIL)
 
 Nothing here imports torch until the run is about to begin, so mistakes are reported at once.
 """
@@ -83,7 +83,7 @@ def _main(stage: type[Stage], argv: list[str]) -> int:
 
 
 def decide(stage: type[Stage], argv: Sequence[str]) -> Job:
-    """A new run, or the one that goes on. Raises UserError with every mistake that can be seen before the start."""
+    """A new run, or the one to resume. Raises UserError with every mistake that can be seen before the start."""
     parsed: Parsed[Any] = pages.parse(stage, argv, lambda cfg: _problems(stage, cfg))
     cfg: Options = parsed.config
     cfg = replace(cfg, callback=plugins.absolute(cfg.callback), working_folder=cfg.working_folder or here())
@@ -106,7 +106,7 @@ def _named_run(cfg: Options) -> RunDir | None:
 
 
 def _problems(stage: type[Stage], cfg: Options) -> list[str]:
-    """Mistakes in what the options point at. A run that goes on has its own data."""
+    """Mistakes in what the options point at. A resumed run has its own data."""
     sources = [f"--{name}" for name in ("resume", "init_from") if getattr(cfg, name)]
     if len(sources) > 1:
         return [f"{' and '.join(sources)}: --resume (--checkpoint_file) resumes a run, --init_from starts a new "
@@ -238,14 +238,14 @@ def _written_config(run: RunDir) -> dict[str, Any]:
     try:
         return dict(records.load(run.config_file))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"run {run.name} cannot go on: {run.config_file} cannot be read ({error})") from error
+        raise UserError(f"run {run.name} cannot be resumed: {run.config_file} cannot be read ({error})") from error
 
 
 def _options_typed_now(stage: type[Stage], parsed: Parsed[Any], run: RunDir, status: Status,
                        before: Any) -> dict[str, Any]:
     """The options typed now that replace the run's own. Those that would make it another run may only be repeated,
     as they were typed at its start or as its config has them. An option that names the source of a part may name
-    another place, where the same content is. Raises UserError for any other value."""
+    another place with the same content. Raises UserError for any other value."""
     asked = {name: getattr(parsed.config, name) for name in parsed.typed}
     changed = {name: value for name, value in asked.items() if config.fields(stage.Config)[name][1].may_change}
     refused = [name for name, value in asked.items()
@@ -253,7 +253,7 @@ def _options_typed_now(stage: type[Stage], parsed: Parsed[Any], run: RunDir, sta
     if refused:
         sources = pretrained.source_options(stage(before, run.path))
         moved = [name for name in refused if name in sources and getattr(before, name) and asked[name]
-                 and (sources[name].is_judge or sources[name].train != "whole")]  # else the source is not read
+                 and (sources[name].is_judge or sources[name].train != "whole")]  # else the weights are in the snapshot
         changed |= {name: asked[name] for name in moved}
         refused = [name for name in refused if name not in moved]
     if refused:
@@ -268,7 +268,7 @@ def _result_dir(cfg: Options) -> Path:
 
 
 def _confirm(job: Job) -> None:
-    """Ask on a terminal whether this run is to go on. Raises UserError where there is none to ask on."""
+    """Ask on a terminal whether to resume this run. Raises UserError where there is none to ask on."""
     run = RunDir(job.snapshot.parents[1]) if job.snapshot else job.run
     assert run
     status = run.status()

@@ -1,4 +1,4 @@
-"""What a run was made by, what differs when it goes on, and which of that cannot be right."""
+"""What a run was made by, what differs when it is resumed, and which of that cannot be right."""
 
 import hashlib
 import platform

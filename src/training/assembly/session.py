@@ -181,7 +181,7 @@ class Session:
                 if run.path != self.run.path and run.status().device == device and (holder := run.holder())]
 
     def _where_to_go_on(self, kept: Snapshots) -> Path | None:
-        """The snapshot to go on from, its receipt in the log; None for a new run and one that had not begun."""
+        """The snapshot to resume from, its receipt in the log; None for a new run and one that had not begun."""
         if self.job.run is None:
             return None
         snapshot = self.job.snapshot or kept.newest_good()
@@ -196,7 +196,7 @@ class Session:
         return snapshot
 
     def _estimate(self, plan: Plan, *, begins: bool) -> tuple[Plan, Estimate | None]:
-        """What the run will take, and whether it is compiled; a run that goes on keeps to what was found then."""
+        """What the run will take, and whether it is compiled; a resumed run keeps to what was found then."""
         if begins:
             self.pulse.enter(ESTIMATING)
             started = self.run.status().started or time.time()
@@ -235,7 +235,7 @@ def _check_room(kept: Snapshots, snapshot: Path | None, expected: Estimate | Non
 
 
 def _begun_with(weights: Pretrained | None, snapshot: Path | None) -> dict[str, str]:
-    """The weights that a run begins with, or began with; they need not be there any more when it goes on."""
+    """The weights that a run begins with, or began with; a resumed run no longer needs their files."""
     if weights:
         return weights.identity
     return dict(manifest.read(snapshot)["made_by"].get("begun_with", {})) if snapshot else {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Begin(Callback):
-    """From here on nothing can be refused any more: the config is kept as it was settled, the stage's own files are
+    """From here on nothing can be refused any more: the resolved config is written, the stage's own files are
     there, and result/<stage>_<dataset> points at the run if it is the newest."""
 
     order = SHAPE

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is evaluated and handed out in their place."""
+"""An exponential moving average (EMA) of the weights, which is evaluated and exported in their place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the methods of a stage return, checked: each mistake is one line with the stage, the method, and the value.
+"""Checks what the methods of a stage return. A mistake is one line with the stage, the method and the value.
 
 The trial before a run, the first step of each phase and every evaluation check it. Later steps only compare the names
 of the terms, which takes no time.
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from stoker.training.core.stage import Stage
 
 LONGEST = 60  # characters of a value that a message shows
-FEW = 8  # samples in a batch that is looked at before a run
+FEW = 8  # samples in each batch that is checked before a run
 A_FIGURE = "a figure is a Ratio(total, count) of two numbers, or of two tensors with an entry for each sample"
 
 
 def check_start(stage: "Stage", order: "Order", steps: int, examples: Iterable[tuple[Batch, Sequence[range]]]) -> None:
     """Raises UserError where `size`, `counts` or `weights` of a stage are wrong for a few training batches, in a run of
-    `steps` steps. `examples`: batches, and the steps in which such rows may be trained on."""
+    `steps` steps. `examples`: batches, each with the spans of steps that may train on such rows."""
     counts: dict[str, list[Any]] = {}
     for batch, spans in examples:
         checked_size(f"stage {stage.name}", stage.size(batch))
@@ -32,29 +32,34 @@ def check_start(stage: "Stage", order: "Order", steps: int, examples: Iterable[t
                 counts.setdefault(phase.name, []).append(stage.counts(batch, phase.name))
     for phase in stage.phases():
         found = counts.get(phase.name, [])
-        check_counts(stage, phase.name, found, may_be_empty=True)
-        if found and not _counts_anything(found):  # rare things are in few batches: the first step decides
+        check_counts(stage, phase.name, found)
+        if found and not _counts_anything(found):  # what is rare may be missing in a few samples, not in a whole step
             dataset = stage.dataset("train")
             first = [stage.collate([dataset[item] for item in part]) for part in order.items(phase.first)]
-            check_counts(stage, phase.name, [stage.counts(batch, phase.name) for batch in first])
-    check_weights(stage, {term for found in counts.values() for each in found for term in each}, steps)
+            of_step = [stage.counts(batch, phase.name) for batch in first]
+            check_counts(stage, phase.name, of_step)
+            if not _counts_anything(of_step):
+                _refuse(stage, [f"counts() returned 0 for every term ({', '.join(_terms_of(of_step))}) in all "
+                                "micro-batches of a step, so there is nothing to divide the loss by: return the number "
+                                "that each sum is over, such as the number of samples"], phase.name)
+    check_weights(stage, _terms_of(each for found in counts.values() for each in found), steps)
 
 
 def checked_batch(who: str, batch: Any) -> Batch:
-    """The same batch. Raises UserError where it is no dict, or empty; `who` has collated it."""
+    """The same batch. Raises UserError where it is no dict, or empty. `who`: the stage or evaluation that collated it,
+    for the message."""
     if isinstance(batch, Mapping) and batch:
         return batch  # type: ignore[return-value]
     raise UserError(f'{who}: collate() returned {_shown(batch)}: return a dict, such as {{"x": torch.stack(samples)}}')
 
 
 def rows(stage: "Stage", batch: Batch, method: str) -> int:
-    """The length of the first value of a batch, by which the default of `method` counts. Raises UserError where it has
+    """The length of the first value of a batch, which the default of `method` returns. Raises UserError where it has
     none."""
+    name, value = next(iter(checked_batch(f"stage {stage.name}", batch).items()))
     try:
-        name, value = next(iter(batch.items()))
         return len(value)
-    except (AttributeError, StopIteration, TypeError) as error:
-        checked_batch(f"stage {stage.name}", batch)
+    except TypeError as error:
         raise UserError(f"stage {stage.name}: {method}() counts the rows of the first value of a batch, but {name} is "
                         f"{_shown(value)}: declare {method}(), or put a value with rows first") from error
 
@@ -69,26 +74,23 @@ def check_loss(stage: "Stage", phase: str, loss: Any, counts: Any) -> None:
         problems.append(f'loss() returned a Loss with the terms {_shown(loss.terms)}: return Loss({{"loss": total}})')
     else:
         problems += [*_terms(loss), *_figures(loss)]
-        if not problems:
-            problems += _differences(loss, counts)
+        if not problems and (loss.terms.keys() - counts.keys()
+                             or any(counts[term] for term in counts.keys() - loss.terms.keys())):
+            problems.append(f"loss() returned the terms {', '.join(loss.terms)}, but counts() returned "
+                            f"{', '.join(counts)}: return the same names, since each sum is divided by its count")
     _refuse(stage, problems, phase)
 
 
-def check_counts(stage: "Stage", phase: str, counts: Sequence[Any], *, may_be_empty: bool = False) -> None:
-    """Raises UserError where one of the `counts` of micro-batches is no whole number, or all of them are 0 unless they
-    `may_be_empty`. Waits for the device."""
-    problems = [problem for each in counts for problem in _names(each)] or [
+def check_counts(stage: "Stage", phase: str, counts: Sequence[Any]) -> None:
+    """Raises UserError where one of the `counts` of micro-batches is no whole number. Waits for the device."""
+    _refuse(stage, [problem for each in counts for problem in _names(each)] or [
         f"counts() returned {_shown(count)} for the term {term}: a count is a whole number, 0 or more"
-        for each in counts for term, count in each.items() if not _is_count(count)]
-    if counts and not problems and not may_be_empty and not _counts_anything(counts):
-        terms = ", ".join(dict.fromkeys(term for each in counts for term in each))
-        problems.append(f"counts() returned 0 for every term ({terms}) in all micro-batches of a step, so there is "
-                        "nothing to divide the loss by: return what each sum is over, such as the number of samples")
-    _refuse(stage, problems, phase)
+        for each in counts for term, count in each.items() if not _is_count(count)], phase)
 
 
 def check_weights(stage: "Stage", terms: Collection[str], steps: int) -> None:
-    """Raises UserError where `weights` names none of the `terms` of the loss in any phase, or has no number for it."""
+    """Raises UserError where `weights` has a name that is none of `terms`, those of the loss in all phases, or has no
+    finite number for it."""
     problems = list[str]()
     for moment in [Moment(phase.name, step, steps) for phase in stage.phases() for step in (0, steps)]:
         weights = stage.weights(moment)
@@ -98,15 +100,16 @@ def check_weights(stage: "Stage", terms: Collection[str], steps: int) -> None:
         for term, weight in weights.items():
             if term not in terms:
                 problems.append(f"weights() has {term!r}, which is no term of the loss; the terms are "
-                                f"{', '.join(sorted(terms))}. Correct the name; a term that only some batches have is "
-                                "in the counts() of all, with 0 where there is nothing")
+                                f"{', '.join(sorted(terms))}. Correct the name; if only some batches have this term, "
+                                "counts() must return 0 for it in the others")
             elif not (isinstance(weight, Real) and math.isfinite(weight)):
                 problems.append(f"weights() has {_shown(weight)} for the term {term}: a weight is a number")
     _refuse(stage, problems)
 
 
 def checked_size(who: str, size: Any) -> Mapping[str, int]:
-    """The same `size`. Raises UserError where it has no numbers by unit; `who`: whose it is."""
+    """The same `size`. Raises UserError where it has no numbers by unit. `who`: the stage or evaluation that returned
+    it, for the message."""
     if isinstance(size, Mapping) and size and all(isinstance(amount, Real) for amount in size.values()):
         return size
     raise UserError(f'{who}: size() returned {_shown(size)}: return numbers by unit, such as '
@@ -116,15 +119,12 @@ def checked_size(who: str, size: Any) -> Mapping[str, int]:
 def check_scores(evaluation: str, method: str, figures: Any, *, plain: bool = False) -> None:
     """Raises UserError where an evaluation's `score` or `judge` did not return figures by name. `plain`: a figure may
     be a number."""
-    problems = []
     if not isinstance(figures, Mapping):
-        problems.append(f"{method}() returned {_shown(figures)}: return a dict of figures, such as "
-                        '{"mae": Ratio(total, count)}')
-    else:
-        problems += [f"{method}() returned {_shown(value)} for {name}: {A_FIGURE}" for name, value in figures.items()
-                     if not (_is_ratio(value) or plain and _is_number(value))]
-    if problems:
-        raise UserError(*(f"evaluation {evaluation}: {problem}" for problem in problems))
+        raise UserError(f"evaluation {evaluation}: {method}() returned {_shown(figures)}: return a dict of figures, "
+                        'such as {"mae": Ratio(total, count)}')
+    if problems := [f"evaluation {evaluation}: {method}() returned {_shown(value)} for {name}: {A_FIGURE}"
+                    for name, value in figures.items() if not (_is_ratio(value) or plain and _is_number(value))]:
+        raise UserError(*problems)
 
 
 def check_gathered(evaluation: str, gathered: Any) -> None:
@@ -135,6 +135,11 @@ def check_gathered(evaluation: str, gathered: Any) -> None:
                                                 for value in gathered.values()):
         raise UserError(f"evaluation {evaluation}: gather() returned {_shown(gathered)}: return a dict of tensors with "
                         "a row for each sample")
+
+
+def _terms_of(counts: Iterable[Mapping[str, Any]]) -> dict[str, None]:
+    """Their names, each once, in their order."""
+    return dict.fromkeys(term for each in counts for term in each)
 
 
 def _counts_anything(counts: Sequence[Mapping[str, Any]]) -> bool:
@@ -166,16 +171,10 @@ def _figures(loss: Loss) -> Iterator[str]:
         if not _is_ratio(value):
             yield f"loss() returned {_shown(value)} for the figure {name}: {A_FIGURE}"
         elif name in loss.terms.keys() | total:
-            yield f"loss() returned a figure {name}, which is the name of a term or of the whole loss: choose another"
+            yield f"loss() returned a figure {name}, the name of a term or of the whole loss: choose another name"
     if unknown := loss.samples.keys() - loss.terms.keys():
         yield (f"loss() returned samples of {min(unknown)}, which is no term of the loss; the terms are "
                f"{', '.join(loss.terms)}")
-
-
-def _differences(loss: Loss, counts: Mapping[str, Any]) -> Iterator[str]:
-    if loss.terms.keys() - counts.keys() or any(counts[term] for term in counts.keys() - loss.terms.keys()):
-        yield (f"loss() returned the terms {', '.join(loss.terms)} and counts() those of {', '.join(counts)}: return "
-               "the same names, since each sum is divided by its count")
 
 
 def _is_count(count: Any) -> bool:

@@ -158,8 +158,8 @@ class Evaluations:
         return done
 
     def _check_best(self, scores: Scores, split: str) -> None:
-        """Raises UserError where the best metric was not computed. Other splits than that of validation may have
-        nothing that it counts."""
+        """Raises UserError where the best metric was not computed. On other splits than validation its counts may
+        all be 0."""
         best = self.stage.best[0]
         if evaluations.of(best) != scores.name or scores.problem or best in scores.metrics:
             return
@@ -167,8 +167,9 @@ class Evaluations:
             raise UserError(f"stage {self.stage.name} names {best} as its best metric, but evaluation {scores.name} "
                             f"computes {', '.join(scores.metrics) or 'nothing'}")
         if split == "validation":
-            raise UserError(f"the best metric, {best}, cannot be computed: {_nothing_counted(scores.uncounted)} in the "
-                            "validation rows; return what each is over, or validate on rows that have it")
+            raise UserError(f"the best metric, {best}, cannot be computed: {_nothing_counted(scores.uncounted)} of the "
+                            "validation set; return the number that each total is over, or validate on rows that have "
+                            "such")
 
 
 def merged(done: Sequence[Scores]) -> dict[str, float]:
@@ -214,7 +215,7 @@ def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object], evaluation: Evaluation) -> Scores | None:
-    scored, judged, size, terms = _Figures(), _Figures(), Counter[str](), dict[str, None]()
+    scored, whole, size, terms = _Figures(), _Figures(), Counter[str](), dict[str, None]()
     gathered, collate, phase = defaultdict[str, list[Tensor]](list), evaluation.collate, stage.phases()[-1].name
     rows = stretches(dataset)[0][:cfg.batch_size]
     workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, collate, rows)
@@ -237,15 +238,15 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
         finally:
             close(batches)
         if gathered:
-            whole = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
-            contract.check_scores(evaluation.name, "judge", whole, plain=True)
-            judged.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in whole.items()})
-    uncounted = [*scored.sums.uncounted(), *judged.sums.uncounted()]
+            found = evaluation.judge({name: torch.cat(parts) for name, parts in gathered.items()})
+            contract.check_scores(evaluation.name, "judge", found, plain=True)
+            whole.add({name: value if isinstance(value, Ratio) else Ratio(value, 1) for name, value in found.items()})
+    uncounted = [*scored.sums.uncounted(), *whole.sums.uncounted()]
     if uncounted:
-        log.warning("evaluation %s: %s, so it has no such figure", evaluation.name, _nothing_counted(uncounted))
+        log.warning("evaluation %s: %s, so it is left out", evaluation.name, _nothing_counted(uncounted))
     follow = _following(stage, cfg, evaluation, list(terms), uncounted)
-    metrics = scored.means(evaluation.name) | judged.means(evaluation.name)
-    rates = scored.by_sample(evaluation.name, len(dataset)) | judged.by_sample(evaluation.name, len(dataset))
+    metrics = scored.means(evaluation.name) | whole.means(evaluation.name)
+    rates = scored.by_sample(evaluation.name, len(dataset)) | whole.by_sample(evaluation.name, len(dataset))
     return Scores(evaluation.name, metrics | follow(metrics), dict(size) or {"samples": len(dataset)}, rates, follow,
                   uncounted=uncounted)
 
@@ -283,23 +284,23 @@ class _Figures:
         return found
 
 
-def _following(stage: Stage, cfg: Options, evaluation: Evaluation, every: Sequence[str],
+def _following(stage: Stage, cfg: Options, evaluation: Evaluation, terms: Sequence[str],
                uncounted: Sequence[str]) -> Callable[[Mapping[str, float]], dict[str, float]]:
     """A function that computes more metrics from the means of an evaluation: those of `Stage.derive`, and the loss
     where it has several terms, with their weights at the end of the run. A "loss" that the stage itself scores is kept.
 
-    `every`: the terms of the loss; those that are `uncounted` add nothing.
+    `terms`: those of the loss; a term that is `uncounted` adds nothing.
     """
     phase, steps, prefix = stage.phases()[-1].name, cfg.max_steps or 1, f"{evaluation.name}/"
-    weights = stage.weights(Moment(phase, steps, steps)) if every else {}
-    several = len(every) > 1 or any(weights.get(term, 1.0) != 1.0 for term in every)
-    terms = {prefix + term: term for term in every if term not in uncounted}
+    weights = stage.weights(Moment(phase, steps, steps)) if terms else {}
+    several = len(terms) > 1 or any(weights.get(term, 1.0) != 1.0 for term in terms)
+    counted = {prefix + term: term for term in terms if term not in uncounted}
 
     def follow(means: Mapping[str, float]) -> dict[str, float]:
         weighed = {}
-        own = f"{prefix}loss" in means.keys() - terms.keys()
-        if several and terms and terms.keys() <= means.keys() and not own:
-            weighed = {f"{prefix}loss": sum(weights.get(term, 1.0) * means[name] for name, term in terms.items())}
+        own = f"{prefix}loss" in means.keys() - counted.keys()
+        if several and counted and counted.keys() <= means.keys() and not own:
+            weighed = {f"{prefix}loss": sum(weights.get(term, 1.0) * means[name] for name, term in counted.items())}
         return weighed | stage.derive({**means, **weighed})
 
     return follow

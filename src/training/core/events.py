@@ -32,7 +32,7 @@ class Events:
 
     def check_states(self) -> None:
         """Raises UserError where no snapshot can hold the state of a callback that changes the training. Called before
-        `on_start`: a callback that has no state yet is checked when the first snapshot is made."""
+        `on_start`; a callback without a state until then is checked at the first snapshot."""
         for callback in self.callbacks:
             if not callback.is_monitor:
                 try:

@@ -156,7 +156,7 @@ def _step_read(path: Path, version: tuple[int, ...]) -> int:
 
 def found(folder: Path) -> list[Path]:
     """Everything in a folder that is called a snapshot, oldest first, before these what has no manifest that can be
-    read; whether they are whole, `verify` tells."""
+    read; `verify` checks whether they are whole."""
     return sorted(folder.glob("snapshot_*"), key=step_of)
 
 
@@ -174,8 +174,8 @@ def newest_good(folder: Path, before: float = math.inf) -> Path | None:
             return path
         except Damaged as damage:
             log.error("snapshot %s is damaged and not used: %s", path.name, damage)
-            told = f"{path.name}: {damage}"
+            last = f"{path.name}: {damage}"
     if paths:
-        raise UserError(f"none of the {len(paths)} snapshots in {folder} is whole, so the run cannot go on ({told}); "
-                        "restore one from a copy, or start a new run")
+        raise UserError(f"none of the {len(paths)} snapshots in {folder} is whole, so the run cannot be resumed "
+                        f"({last}); restore one from a copy, or start a new run")
     return None

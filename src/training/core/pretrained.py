@@ -362,7 +362,8 @@ def _is_within(part: Part, weights: Pretrained) -> bool:
 
 
 def source_options(stage: Stage) -> dict[str, Part]:
-    """option -> the part whose source it names. Found by trial: what `parts` declares with another value of it."""
+    """option -> the part whose source it names. Found by trial: with another value of the option, `parts` declares a
+    part with that source."""
     found: dict[str, Part] = {}
     for name, (_, spec, _) in config.fields(type(stage.cfg)).items():
         if spec.path is not None:
@@ -448,9 +449,9 @@ def copy_sources(stage: Stage, folder: Path) -> None:
 
 
 def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, renamed: bool, download: bool) -> Pretrained:
-    """The source that a part had in training, by its SHA-256: looked for where the user names it now if it is
-    `renamed`, else where it was, in the copy beside the weights, and there. Raises UserError where none of these has
-    that content."""
+    """Find the source that a part had in training, by its SHA-256. If the user names another one now (`renamed`), only
+    that is read; else first the old place, then the copy beside the weights, then the one named. Raises UserError where
+    none of these has that content."""
     copy = beside(weights, part.name)
     download = download and copy is None
     places = [place for place in (known["path"], str(copy or ""), part.source) if place]

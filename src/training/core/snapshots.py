@@ -211,8 +211,8 @@ def read_plain(path: Path) -> Any:
 
 
 def unsavable(value: Any, where: str = "") -> str:
-    """What in a value no snapshot can hold, such as "['x'][0] is <function ...>"; '' where all of it can be saved and
-    read again. Copies no tensors."""
+    """The first thing in a value that no snapshot can hold, such as "['x'][0] is <function ...>"; '' where all of it
+    can be saved and read again. Copies no tensors."""
     if value is None or type(value) in (bool, int, float, str, bytes, Tensor, nn.Parameter):
         return ""
     if type(value) not in (dict, list, tuple):

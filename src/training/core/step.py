@@ -42,7 +42,7 @@ class Step:
         self.updated = False  # whether a phase of the current step has changed weights
         self.lr = cfg.lr
         self._skipped = ""
-        self._checked: set[str] = set()  # phases of which a step was made: what the stage returned for it was checked
+        self._checked: set[str] = set()  # phases that have made a step: what the stage returns for them was checked
 
     def run(self, step: int, batches: Sequence[Batch]) -> None:
         """Do step number `step`, counted from 0. Raises what a forward or backward pass raises."""
@@ -76,7 +76,7 @@ class Step:
         parameters = optim.parameters(optimizer)
         counts = [self.stage.counts(batch, name) for batch in batches]
         if name not in self._checked:
-            contract.check_counts(self.stage, name, counts, may_be_empty=True)
+            contract.check_counts(self.stage, name, counts)
         division = Division(counts, self.stage.weights(Moment(name, step, self.steps)), scale)
         if division.is_empty:
             self.skip("counts() is 0 for every term of the loss")
@@ -133,7 +133,7 @@ class Step:
             self.record("train/" + self._named("loss", phase), weighed, term)
 
     def _train_only(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Compute no gradients for the other trainable parameters: the phase in hand does not train them."""
+        """Compute no gradients for the other trainable parameters: the current phase does not train them."""
         if len(self.phases) > 1:
             wanted = {id(parameter) for parameter in parameters}
             for parameter in self.trainable:
@@ -141,8 +141,8 @@ class Step:
 
     def _apply(self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter],
                loss: Tensor, division: "Division") -> None:
-        """Clip and update. The device drops an update that is not finite, so the host need not wait; also one for which
-        nothing was counted, where counts are tensors."""
+        """Clip and update. The device itself drops an update that is not finite or, where counts are tensors, one for
+        which nothing was counted. So the host need not wait."""
         name, max_norm = phase.name, self.cfg.gradient_clip if phase.clip is None else phase.clip
         norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
         norm = torch.linalg.vector_norm(norms)

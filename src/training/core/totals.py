@@ -11,7 +11,8 @@ from stoker.training.core.figures import Ratio
 
 
 class Totals:
-    """name -> part -> sum of totals, sum of counts. Most figures have one part, called ""."""
+    """name -> part -> [sum of totals, sum of counts]. Most figures have one part, ""; the loss has one for each of its
+    terms where it has several."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, list[Any]]] = {}
@@ -23,13 +24,13 @@ class Totals:
         parts[part] = [total + _sum(ratio.total), count + _sum(ratio.count)]
 
     def means(self) -> dict[str, float]:
-        """The ratios as floats, added up where a figure has several parts; NaN where nothing was counted. All tensors
-        of a device come to the host together: one wait."""
+        """The ratios as floats; a figure of several parts is the sum of their ratios. NaN where nothing was counted.
+        All tensors of a device come to the host together: one wait."""
         values = _on_host([value for parts in self._sums.values() for pair in parts.values() for value in pair])
         pairs = zip(values[::2], values[1::2])
         found = {name: [total / count for total, count in islice(pairs, len(parts)) if count]
                  for name, parts in self._sums.items()}
-        return {name: sum(means[1:], means[0]) if means else math.nan for name, means in found.items()}
+        return {name: sum(means) if means else math.nan for name, means in found.items()}
 
     def uncounted(self) -> list[str]:
         """The names of the figures of which nothing was counted."""
