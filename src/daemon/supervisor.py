@@ -91,6 +91,7 @@ class Supervisor:
                 silent = silent + watched if sign == before and not process.is_paused(child.pid) else 0.0
                 if not stall and (stall := self._stall(silent)):
                     _kill(child.pid, self.waits.stacks)
+        self._look_for_run()  # one that died at once may have made its run after the last look
         return child.returncode, stall
 
     def _look_for_run(self) -> None:
