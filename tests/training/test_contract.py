@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from stoker.training.core.evaluation import Evaluations, evaluate
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.outside import module_from
 from stoker.training.core.phases import Group, Phase
-from stoker.training.core.snapshots import Snapshots, unsavable
+from stoker.training.core.snapshots import Snapshots, pack, unsavable
 from stoker.training.core.totals import Totals
 from stoker.training.trainer import Trainer
 from toys import (
@@ -432,6 +433,9 @@ class Holding(Callback):
     def state_dict(self) -> dict[str, Any]:
         return self.state
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
 
 WHY = r"callback Holding: state_dict\(\)\['seen'\] is <kept>, which no snapshot can hold"
 
@@ -453,6 +457,36 @@ def test_one_that_comes_later_is_found_before_the_first_step(tmp_path: Path) -> 
 
     with pytest.raises(UserError, match=WHY):
         train(with_callbacks(Regression, Holding(ACT, late=True), Trained()), new_run(tmp_path, Regression))
+
+
+def test_a_state_that_cannot_be_loaded_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+    class Counting(Callback):
+        order = ACT
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": 1}
+
+    with pytest.raises(UserError, match=r"callback Counting has state_dict\(\) but no load_state_dict\(\)"):
+        train(with_callbacks(Regression, Counting()), new_run(tmp_path, Regression))
+
+
+def test_numbers_of_numpy_do_not_spoil_a_snapshot(tmp_path: Path) -> None:
+    """Neither those that a callback records nor those of a stage, between two log lines."""
+    class Recording(Callback):
+        order = ACT
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            trainer.record("mine", Ratio(np.float64(trainer.step), np.int64(2)))
+
+    kind, run = with_callbacks(Regression, Recording(), StopAt(5)), new_run(tmp_path, Regression)
+    train(kind, run, log_interval=4, max_steps=8)
+    train(with_callbacks(Regression, Recording()), run, resume=True)
+    assert [row["mine"] for row in Journal(run.metrics).rows()] == [1 / 2, (2 + 3 + 4) / 6, (5 + 6 + 7 + 8) / 8]
+
+
+def test_a_state_that_could_not_be_read_again_is_not_saved() -> None:
+    with pytest.raises(UserError, match=r"no snapshot can be made: the trainer's state\['optimizer'\]\['lr'\] is"):
+        pack("snapshot", 1, {"w": torch.ones(1)}, {"optimizer": {"lr": np.float64(1.0)}})
 
 
 def test_a_monitor_whose_state_cannot_be_saved_is_switched_off(tmp_path: Path,

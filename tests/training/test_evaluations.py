@@ -250,6 +250,20 @@ def test_what_cannot_be_is_refused_before_anything_starts(tmp_path: Path, names:
     assert not Snapshots(run.snapshots, {}).found()
 
 
+@pytest.mark.parametrize("best, every, why", [
+    (("eval/loss", "down"), 1, 'the second is "min" or "max"'), (("eval/loss", "min"), 0, "every is 0 and interval 0"),
+    (("eval/loss", "min"), -2, "every must be at least 1")])
+def test_how_the_best_is_chosen_and_how_often_is_checked(tmp_path: Path, best: tuple[str, str], every: int,
+                                                         why: str) -> None:
+    class Chosen(Regression):
+        def evaluations(self) -> list[Evaluation]:
+            return [replace(each, every=every) for each in super().evaluations()]
+
+    Chosen.best = best
+    with pytest.raises(UserError, match=why):
+        train(Chosen, new_run(tmp_path, Chosen))
+
+
 def test_a_best_metric_that_is_not_computed_is_an_error(tmp_path: Path) -> None:
     run = new_run(tmp_path, Regression)
     with pytest.raises(UserError, match="names eval/los as its best metric, but evaluation eval computes eval/loss"):

@@ -128,6 +128,26 @@ def test_a_finished_run_is_extended_and_runs_its_command_at_each_end(tmp_path: P
     assert json.loads(run.config_file.read_text())["extend_steps"] == 0
 
 
+def test_what_fails_before_a_resumed_run_trains_leaves_its_state(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run stays finished where its stage raises while it prepares the data."""
+    class Broken(Regression):
+        def prepare(self) -> None:
+            raise ValueError("the data are damaged")
+
+    run = new_run(tmp_path, Regression)
+    train(Regression, run, **QUICK)
+    before = replace(run.status(), state="finished", reason="all steps done")
+    run.write_status(before)
+    job = Job(Broken, Parsed(Broken.Config(**QUICK), frozenset(QUICK), ""), run)
+    monkeypatch.setattr(launch, "_faults", lambda descriptor: nullcontext())
+    monkeypatch.setattr(launch.logs, "to_file", lambda path, background: None)
+    with Signals() as signals, run.lock():
+        assert launch._locked(job, run, signals, False, None, None) == launch.FAILED
+    after = run.status()
+    assert replace(after, heartbeat=before.heartbeat, awake=before.awake) == before
+
+
 @pytest.mark.parametrize("error", [UserError, RuntimeError])
 def test_what_fails_in_training_leaves_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception],
                                                caplog: pytest.LogCaptureFixture) -> None:

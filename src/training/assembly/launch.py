@@ -416,6 +416,9 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
         if isinstance(error, UserError):  # its message says everything
             return _end(run, "failed", "; ".join(error.problems), FAILED)
         log.exception("the run failed")
+        if job.run and not begun.is_set():  # as it was: nothing of it has changed
+            run.write_status(before)
+            return FAILED
         return _end(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
     halted = ending.state == "halted"
     return _end(run, "stopped" if halted else ending.state, ending.reason, RESUMABLE if halted else FINISHED)

@@ -79,10 +79,15 @@ def declared(stage: "Stage") -> tuple[Evaluation, ...]:
     """The evaluations of a stage. Raises UserError where a name is not allowed, or none computes the best metric."""
     found = tuple(stage.evaluations())
     names, reserved = [each.name for each in found], {*RESERVED, *(phase.name for phase in stage.phases())}
-    for name in names:
+    for name, each in zip(names, found):
+        if each.every < 1 or each.interval < 0:
+            raise UserError(f"evaluation {name} of stage {stage.name}: every is {each.every} and interval "
+                            f"{each.interval}; every must be at least 1, interval at least 0")
         if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in reserved or names.count(name) > 1:
             raise UserError(f"evaluation {name!r} of stage {stage.name}: a name has lower case letters, digits and _, "
                             f"occurs once, and is none of {', '.join(sorted(reserved))}")
+    if stage.best[1] not in ("min", "max"):
+        raise UserError(f"stage {stage.name} names {stage.best} as its best metric: the second is \"min\" or \"max\"")
     if of(stage.best[0]) not in names:
         raise UserError(f"stage {stage.name} names {stage.best[0]} as its best metric, but evaluates "
                         f"{', '.join(names) or 'nothing'}")

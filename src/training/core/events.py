@@ -31,10 +31,15 @@ class Events:
             self._guarded(callback, lambda: getattr(callback, event)(trainer, *args), guarded)
 
     def check_states(self) -> None:
-        """Raises UserError where no snapshot can hold the state of a callback that changes the training. Called before
-        `on_start`; a callback without a state until then is checked at the first snapshot."""
+        """Raises UserError where no snapshot can hold the state of a callback that changes the training, or a callback
+        cannot load its state. Called before `on_start`; a callback without a state until then is checked at the first
+        snapshot."""
         for callback in self.callbacks:
             if not callback.is_monitor:
+                kind = type(callback)
+                if kind.state_dict is not Callback.state_dict and kind.load_state_dict is Callback.load_state_dict:
+                    raise UserError(f"callback {callback.key} has state_dict() but no load_state_dict(), so no run "
+                                    "with it could be resumed: add it")
                 try:
                     _state(callback)
                 except UserError:

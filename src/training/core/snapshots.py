@@ -58,7 +58,11 @@ class Packed:
 
 
 def pack(name: str, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Packed:
-    """Copy aside what a snapshot is to hold: what becomes of the tensors afterwards does not matter."""
+    """Copy aside what a snapshot is to hold: what becomes of the tensors afterwards does not matter. Raises UserError
+    where the state could not be read again."""
+    if found := unsavable(state, "the trainer's state"):
+        raise UserError(f"no snapshot can be made: {found}, which cannot be read again; a stage, a callback or an "
+                        "optimizer must keep plain values and tensors")
     tensors, aliases = _without_aliases(weights)
     rest = io.BytesIO()
     torch.save(state, rest)

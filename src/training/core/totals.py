@@ -69,7 +69,9 @@ def _on_host(values: list[Any]) -> list[float]:
 
 def _sum(value: Any) -> Any:
     value = _detached(value)
-    return value.sum() if isinstance(value, Tensor) and value.dim() else value
+    if isinstance(value, Tensor):
+        return value.sum() if value.dim() else value
+    return value.item() if hasattr(value, "item") else value  # of numpy, which no snapshot can hold
 
 
 def _detached(value: Any) -> Any:
