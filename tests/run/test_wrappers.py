@@ -1,7 +1,6 @@
 """A run's life as its user leads it: start, look, stop, go on, kill, with the scripts of run/ and real processes.
 
-Starts are dear (each loads torch), so one run lives through several tests: the fixtures are its stations, each
-takes it on from the one before, and the tests at a station stand below it.
+A start takes seconds, since it loads torch, so one run goes through many stations.
 """
 
 import json
@@ -11,8 +10,6 @@ import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from desk import ENDLESS, ROOT, TINY, Desk, living, until
 
@@ -43,35 +40,53 @@ def went_on_from(desk: Desk, name: str) -> int:
     return int(found.group(1))
 
 
+# -- one run, from its start to its last stop -----------------------------------------------------------------------
+
+
+def test_the_life_of_a_run(desk: Desk) -> None:
+    """One test, since its parts follow each other: tests that run side by side may come in another order."""
+    running = begun(desk, desk.train(*ENDLESS, "--run_name", "life"))
+    for look in (the_pid_printed_is_the_trainer_s, it_has_left_the_terminal, a_hang_up_does_not_end_it,
+                 it_is_seen_from_another_folder, its_log_is_found,
+                 a_second_trainer_is_refused_and_the_first_unharmed):
+        look(desk, running)
+
+    kill_saves_and_stops(desk, stop_by_kill(desk, running))
+    for try_ in (without_a_terminal_going_on_wants_a_yes, what_would_be_another_run_is_refused,
+                 stopping_what_does_not_run_says_so):
+        try_(desk)
+
+    again, step = resume(desk)
+    it_goes_on_where_it_was(desk, again, step)
+    kill_9(desk, again)
+    kill_9_is_seen(desk, again)
+    it_goes_on_from_its_last_snapshot_and_stops_by_pid(desk)
+
+
 # -- it runs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def running(desk: Desk) -> Begun:
-    return begun(desk, desk.train(*ENDLESS, "--run_name", "life"))
-
-
-def test_the_pid_printed_is_the_trainer_s(desk: Desk, running: Begun) -> None:
+def the_pid_printed_is_the_trainer_s(desk: Desk, running: Begun) -> None:
     command = Path(f"/proc/{running.pid}/cmdline").read_text().split("\0")
     assert command[2].endswith("src/training/train_lm.py") and str(desk.corpus) in command
     for line in ("./run/logs.sh life -f", "./run/ps.sh", "./run/stop.sh life", "./run/board.sh life", "Epoch 1/"):
         assert line in running.printed
 
 
-def test_it_has_left_the_terminal(running: Begun) -> None:
+def it_has_left_the_terminal(desk: Desk, running: Begun) -> None:
     assert os.getsid(running.pid) == running.pid
     files = [os.readlink(f"/proc/{running.pid}/fd/{number}") for number in (0, 1, 2)]
     assert files[0] == "/dev/null" and "/logs/train_" in files[1] and files[1] == files[2]
 
 
-def test_a_hang_up_does_not_end_it(desk: Desk, running: Begun) -> None:
+def a_hang_up_does_not_end_it(desk: Desk, running: Begun) -> None:
     os.kill(running.pid, signal.SIGHUP)
     before = desk.run("life")["step"]
     until(lambda: desk.run("life")["step"] > before)
     assert living(running.pid)
 
 
-def test_it_is_seen_from_another_folder(desk: Desk, running: Begun) -> None:
+def it_is_seen_from_another_folder(desk: Desk, running: Begun) -> None:
     listed = desk.call("ps.sh", "life", "--json", cwd=Path("/")).stdout
     assert listed.count("\n") == 1
     row = json.loads(listed)
@@ -81,13 +96,13 @@ def test_it_is_seen_from_another_folder(desk: Desk, running: Begun) -> None:
     assert re.search(rf"^life +training +{running.pid} +\d+/1000000 ", page, re.MULTILINE)
 
 
-def test_its_log_is_found(desk: Desk, running: Begun) -> None:
+def its_log_is_found(desk: Desk, running: Begun) -> None:
     shown = desk.call("logs.sh", "life", cwd=Path("/")).stdout
     assert "Device: cpu" in shown and "Step 5/1000000" in shown
     assert all(STAMP.match(line) for line in shown.splitlines())
 
 
-def test_a_second_trainer_is_refused_and_the_first_unharmed(desk: Desk, running: Begun) -> None:
+def a_second_trainer_is_refused_and_the_first_unharmed(desk: Desk, running: Begun) -> None:
     second = desk.train(*ENDLESS, "--run_name", "life", "--yes")
     assert second.returncode == 2
     assert second.stderr == (f"run_train_lm.sh: run life is being trained already, by process {running.pid}; "
@@ -101,8 +116,7 @@ def test_a_second_trainer_is_refused_and_the_first_unharmed(desk: Desk, running:
 # -- it is stopped by kill ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def stopped(desk: Desk, running: Begun) -> str:
+def stop_by_kill(desk: Desk, running: Begun) -> str:
     """What `logs.sh -f` showed until then, which ends with the run."""
     with subprocess.Popen([str(ROOT / "run" / "logs.sh"), "life", "-f"], env=desk.env, text=True,
                           stdout=subprocess.PIPE) as following:
@@ -113,7 +127,7 @@ def stopped(desk: Desk, running: Begun) -> str:
     return shown
 
 
-def test_kill_saves_and_stops(desk: Desk, stopped: str) -> None:
+def kill_saves_and_stops(desk: Desk, stopped: str) -> None:
     row = desk.run("life")
     assert (row["state"], row["reason"], row["pid"]) == ("stopped", "SIGTERM received", None)
     saved = [path.name for path in (desk.results / "life" / "snapshots").iterdir()]
@@ -122,20 +136,20 @@ def test_kill_saves_and_stops(desk: Desk, stopped: str) -> None:
     assert stopped.endswith("Resume: ./run/resume.sh life\n")
 
 
-def test_without_a_terminal_going_on_wants_a_yes(desk: Desk, stopped: str) -> None:
+def without_a_terminal_going_on_wants_a_yes(desk: Desk) -> None:
     for ran in (desk.call("resume.sh", "life"), desk.train("--resume", "life")):
         assert ran.returncode == 2
         assert "without a terminal to ask on, add --yes" in ran.stderr and ran.stderr.count("\n") == 1
     assert desk.run("life")["state"] == "stopped"
 
 
-def test_what_would_be_another_run_is_refused(desk: Desk, stopped: str) -> None:
+def what_would_be_another_run_is_refused(desk: Desk) -> None:
     ran = desk.call("resume.sh", "life", "--yes", "--lr", "1e-3", "--batch_size", "8")
     assert ran.returncode == 2 and ran.stderr.count("\n") == 2
     assert "--lr 0.001 differs from the 0.0003" in ran.stderr and "--batch_size 8 differs from the 4" in ran.stderr
 
 
-def test_stopping_what_does_not_run_says_so(desk: Desk, stopped: str) -> None:
+def stopping_what_does_not_run_says_so(desk: Desk) -> None:
     ran = desk.call("stop.sh", "life")
     assert (ran.returncode, ran.stdout) == (0, "life is not running: stopped\n")
 
@@ -143,15 +157,13 @@ def test_stopping_what_does_not_run_says_so(desk: Desk, stopped: str) -> None:
 # -- it goes on, and is killed --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def going_on(desk: Desk, stopped: str) -> tuple[Begun, int]:
+def resume(desk: Desk) -> tuple[Begun, int]:
     """The run again, and the step at which it was stopped."""
     step = desk.run("life")["step"]
     return begun(desk, desk.call("resume.sh", "life", "--yes", cwd=Path("/"))), step
 
 
-def test_it_goes_on_where_it_was(desk: Desk, going_on: tuple[Begun, int]) -> None:
-    again, step = going_on
+def it_goes_on_where_it_was(desk: Desk, again: Begun, step: int) -> None:
     assert went_on_from(desk, "life") == step
     until(lambda: desk.run("life")["step"] > step + 10)
     steps = desk.steps("life")
@@ -161,18 +173,17 @@ def test_it_goes_on_where_it_was(desk: Desk, going_on: tuple[Begun, int]) -> Non
     assert len(list((desk.results / "life" / "logs").glob("train_*.log"))) == 2
 
 
-@pytest.fixture(scope="module")
-def killed(desk: Desk, going_on: tuple[Begun, int]) -> None:
-    os.kill(going_on[0].pid, signal.SIGKILL)
-    until(lambda: not living(going_on[0].pid) and desk.run("life")["state"] != "training")  # its threads end later
+def kill_9(desk: Desk, again: Begun) -> None:
+    os.kill(again.pid, signal.SIGKILL)
+    until(lambda: not living(again.pid) and desk.run("life")["state"] != "training")  # its threads end later
 
 
-def test_kill_9_is_seen(desk: Desk, killed: None, going_on: tuple[Begun, int]) -> None:
+def kill_9_is_seen(desk: Desk, again: Begun) -> None:
     row = desk.run("life")
-    assert (row["state"], row["pid"], row["speed"]) == ("died", going_on[0].pid, "")
+    assert (row["state"], row["pid"], row["speed"]) == ("died", again.pid, "")
 
 
-def test_it_goes_on_from_its_last_snapshot_and_stops_by_pid(desk: Desk, killed: None) -> None:
+def it_goes_on_from_its_last_snapshot_and_stops_by_pid(desk: Desk) -> None:
     reached = desk.run("life")["step"]
     again = begun(desk, desk.call("resume.sh", "life", "--yes"))
     assert 0 < went_on_from(desk, "life") <= reached
