@@ -173,6 +173,15 @@ def test_a_rare_thing_may_be_missing_in_the_batches_of_the_trial(tmp_path: Path)
     assert sizes[:2] == [8, 10]
 
 
+def test_a_run_in_which_no_phase_makes_an_update_is_refused(tmp_path: Path) -> None:
+    late = with_methods(phases=lambda self: (Phase("late", first=9), Phase("later", first=20)))
+    stage = late(Toy.Config(max_steps=9, precision="fp32"), tmp_path)
+    with pytest.raises(UserError, match=r"no phase makes an update in the 9 steps of the run \(late at step 9"):
+        estimate.measure(planned(stage))
+    some = with_methods(phases=lambda self: (Phase("late", first=8), Phase("later", first=20)))
+    estimate.measure(planned(some(Toy.Config(max_steps=9, precision="fp32"), tmp_path)))
+
+
 # -- in the steps ---------------------------------------------------------------------------------------------------
 
 

@@ -22,8 +22,13 @@ A_FIGURE = "a figure is a Ratio(total, count) of two numbers, or of two tensors 
 
 
 def check_start(stage: "Stage", order: "Order", steps: int, examples: Iterable[tuple[Batch, Sequence[range]]]) -> None:
-    """Raises UserError where `size`, `counts` or `weights` of a stage are wrong for a few training batches, in a run of
-    `steps` steps. `examples`: batches, each with the spans of steps that may train on such rows."""
+    """Raises UserError where no phase of a stage makes an update in a run of `steps` steps, or where its `size`,
+    `counts` or `weights` are wrong for a few training batches. `examples`: batches, each with the spans of steps that
+    may train on such rows."""
+    if not any(phase.updates(steps) for phase in stage.phases()):
+        begin = ", ".join(f"{phase.name} at step {phase.first}" for phase in stage.phases())
+        _refuse(stage, [f"no phase makes an update in the {steps} steps of the run ({begin}): train longer, or let one "
+                        "begin earlier"])
     counts: dict[str, list[Any]] = {}
     for batch, spans in examples:
         checked_size(f"stage {stage.name}", stage.size(batch))
