@@ -186,6 +186,8 @@ def _delete(which: str, sure: bool) -> int:
 
 def _not_deletable(run: RunDir, named: list[Path]) -> str:
     """Why a run must not be deleted, or ''. `named`: the folders that were meant by its name."""
+    if registry.snapshot(str(named[0])) or registry.as_guides_say(str(named[0])) != str(named[0]):
+        return f"{named[0]} is not the folder of a run: delete.sh deletes whole runs, such as {run.path}"
     links = [path for path in named if path.is_symlink() and os.path.realpath(path) == str(run.path)]
     if elsewhere := [link for link in links if link.parent.resolve() != run.path.parent]:
         return f"{elsewhere[0]} is a link to {run.path}, which is elsewhere: name that folder if you mean it"

@@ -261,6 +261,17 @@ def test_a_link_to_elsewhere_is_not_followed(make: Make, call: Call, results: Pa
     assert not run.path.exists()
 
 
+def test_by_the_name_of_a_part_no_run_is_deleted(make: Make, call: Call) -> None:
+    run = make("kept")
+    snapshot = run.snapshots / "snapshot_step_00000001"
+    snapshot.mkdir()
+    (snapshot / "manifest.json").write_text("{}")
+    for part in (snapshot, run.path.parent / "step_1.pt", run.path.parent / "thinker_best.pt", run.path.parent):
+        code, _, said = call("delete", str(part), "--yes")
+        assert code == 2 and f"nothing was deleted: {part} is not the folder of a run: delete.sh deletes whole" in said
+    assert run.status_file.exists()
+
+
 def test_by_our_own_link_the_newest_is_deleted(make: Make, call: Call) -> None:
     run = make("lm_corpus_20240101-000000", "project/result")
     run.announce("lm", "corpus")

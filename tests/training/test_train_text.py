@@ -125,6 +125,7 @@ def test_padding_adds_nothing_to_the_loss(tmp_path: Path) -> None:
                 torch.cat([p.grad.flatten() for p in model.parameters()]))  # type: ignore[union-attr]
 
     (together, count, grad), (alone, same, other) = losses(rows), losses(*([row] for row in rows))
+    assert stage.size(stage.collate(rows))["tok"] == count
     assert count == same == sum(len(row) - 1 for row in rows) and together == pytest.approx(alone, rel=1e-5)
     torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
 

@@ -181,7 +181,7 @@ class LanguageModelling(Tokenized[C]):
         return {"text": self.corpus_fingerprint, **super().made_from()}
 
     def size(self, batch: Batch) -> dict[str, int]:
-        return {"samples": len(batch["tokens"]), "tok": batch["tokens"].numel()}
+        return {"samples": len(batch["tokens"]), "tok": int(LanguageModelling.counts(self, batch, "")["loss"])}
 
     # -- model --------------------------------------------------------------------------------------------------
 
