@@ -16,6 +16,7 @@ def answer(name: str, program: Callable[[Sequence[str]], int], *argv: str, stdin
     streams = [io.TextIOWrapper(io.BytesIO(content), write_through=True) for content in (stdin, b"", b"")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, *argv])
+        patch.setenv("STOKER_SCRIPT", name)  # as the script sets it; run/test.sh sets its own
         for variable, value in env.items():
             patch.setenv(variable, value)
         for standard, stream in zip(("stdin", "stdout", "stderr"), streams):

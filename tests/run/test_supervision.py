@@ -37,8 +37,8 @@ def test_a_supervised_run(desk: Desk) -> None:
     family = until(lambda: len(found := process.family(first)) == 3 and found)
     os.kill(first, signal.SIGKILL)
     until(lambda: not any(living(pid) for pid in family), 5)
-    second = until(lambda: (row := desk.run("watched"))["state"] == "training" and row["pid"])
-    assert second != first and desk.run("watched")["last_death"].endswith("SIGKILL, by whom is not known")
+    second = until(lambda: (row := desk.run("watched"))["state"] == "training" and row["pid"] != first and row["pid"])
+    assert desk.run("watched")["last_death"].endswith("SIGKILL, by whom is not known")
     assert re.search(rf"process {first} died at step \d+ \(training\): SIGKILL", desk.call("logs.sh", "watched").stdout)
 
     family = process.family(second)

@@ -256,6 +256,9 @@ def test_the_state_of_an_absent_monitor_is_dropped_and_of_an_acting_one_refused(
     class Acts(Counts):
         order = ACT
 
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise AssertionError("it is missing")
+
     run = new_run(tmp_path, Regression)
     train(with_callbacks(Regression, StopAt(4), Counts()), run)
     train(with_callbacks(Regression, StopAt(5)), run, resume=True)
