@@ -1,20 +1,17 @@
 """The mixture of experts against transformers' Qwen3-MoE and a loop that computes token by token."""
 
 import copy
-import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from exported import of_transformers
 from stoker.config import UserError
 from stoker.model.experts import Experts, MixtureOfExperts
-from stoker.model.qwen3 import qwen3_config, qwen3_weights
 from stoker.model.thinker import Thinker
 from stoker.training.core.blocks import checkpoint_blocks
 from stoker.training.core.sums import Statistics, Summed
@@ -40,19 +37,6 @@ def mixture(*, unused: bool = False) -> MixtureOfExperts:
         made.router.weight.data[-1] = 0
         made.router.weight.data[:-1].abs_()
     return made
-
-
-def of_transformers(model: Thinker, folder: Path) -> Any:
-    safetensors.torch.save_file(qwen3_weights(model), folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(qwen3_config(model, V - 1)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of transformers' own making
-        from transformers import AutoModelForCausalLM
-
-        reference, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not found["unexpected_keys"] and not found["missing_keys"] and not found["mismatched_keys"]
-    assert type(reference).__name__ == "Qwen3MoeForCausalLM"
-    return reference
 
 
 # -- the output -----------------------------------------------------------------------------------------------------

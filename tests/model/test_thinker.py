@@ -1,19 +1,17 @@
 """The thinker against transformers' Qwen3, and the properties of a causal language model."""
 
-import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from exported import of_transformers
 from stoker.config import UserError
 from stoker.model.decoding import Sampling, generate
-from stoker.model.qwen3 import qwen3_config, qwen3_weights
+from stoker.model.qwen3 import qwen3_weights
 from stoker.model.thinker import Thinker
 from stoker.training.core import adapters
 from stoker.training.core.parts import Lora
@@ -29,19 +27,6 @@ def thinker(**more: Any) -> Thinker:
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return model
-
-
-def of_transformers(model: Thinker, folder: Path) -> Any:
-    """The folder that is exported, as transformers loads it."""
-    safetensors.torch.save_file(qwen3_weights(model), folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(qwen3_config(model, V - 1)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of transformers' own making
-        from transformers import AutoModelForCausalLM
-
-        reference, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not found["unexpected_keys"] and not found["missing_keys"] and not found["mismatched_keys"]
-    return reference.eval()
 
 
 def tokens_of(rows: int, length: int = T) -> Tensor:
