@@ -21,7 +21,7 @@ import rig  # noqa: I001  finds the packages of src/
 import torch
 
 from stoker import wheels
-from stoker.model.cross_entropy import CHUNK_NUMBERS
+from stoker.model.cross_entropy import CHUNK_BYTES
 
 wheels.torchaudio()  # before transformers imports them as they are
 wheels.torchvision()
@@ -38,7 +38,7 @@ def products(d: int, heads: int, layers: int, d_ff: int, length: int) -> list[ri
         for inner, outer in ((d, 3 * d), (d, d), (d, d_ff), (d_ff, d)):
             made += rig.of_layer(tokens, inner, outer)
         made += rig.of_attention(BATCH * heads, length, d // heads)
-    chunk, weight = CHUNK_NUMBERS // rig.VOCABULARY, torch.randn(d, rig.VOCABULARY)
+    chunk, weight = CHUNK_BYTES // 4 // rig.VOCABULARY, torch.randn(d, rig.VOCABULARY)
     for rows in [chunk] * (tokens // chunk) + [tokens % chunk]:
         hidden, logits = torch.randn(rows, d), torch.randn(rows, rig.VOCABULARY)
         made += [(hidden, weight), (logits, weight.T), (hidden.T, logits)]

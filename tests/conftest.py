@@ -48,11 +48,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_runs() -> Iterator[None]:
-    """A run in this process times its steps once before it begins and draws no page of plots when it has finished: both
-    take longer than training a toy. The tests of the estimate and of the page put back what they test."""
+    """A run in this process tries no bf16, times its steps once before it begins and draws no page of plots when it has
+    finished: all of these take longer than training a toy. The tests of them put back what they test."""
     from stoker.training.assembly import estimate, session
+    from stoker.training.core import device
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "multiplies_bf16", lambda device: False)
         patch.setattr(session, "_draw", lambda run: None)
         patch.setattr(estimate, "FEWEST", 1)
         patch.setattr(estimate, "MOST", 1)

@@ -1,6 +1,7 @@
 """Cross-entropy of a linear head that never holds the logits of a whole batch.
 
-Axes: N positions, D width, V vocabulary, C positions of a chunk.
+Axes: N positions, D width, V vocabulary, C positions of a chunk, R positions of a
+block.
 """
 
 from typing import Any
@@ -9,16 +10,18 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # a target at which nothing is predicted, as in torch's own cross_entropy
-CHUNK_NUMBERS = 2**25  # logits held at a time: 128 MiB in fp32; with a quarter of it a step takes a tenth more
+CHUNK_BYTES = 2**27  # logits held at a time; with a quarter of it a step takes a tenth more
+IN_CACHE = 2**20  # numbers that a CPU works on at a time, so that they stay in its cache
+ALIGNED = 64  # numbers: a product whose rows begin at no multiple of this takes half as long again on a CPU
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over positions of -log softmax(hidden @ weight.T)[target], and its summands, which have no gradient.
 
     hidden (N, D), weight (V, D), targets (N,) of int64 -> scalar and (N,) in fp32; a position whose target is IGNORED
-    adds 0. The logits are made C positions at a
-    time, and the gradients with them, so the backward pass has nothing to recompute and memory does not grow with
-    N x V. Under autocast the products are in its type, the softmax in fp32.
+    adds 0. The logits are made C positions at a time, and the gradients with them, so the backward pass, which can be
+    called once, has nothing to recompute and memory does not grow with N x V. Under autocast the products are in its
+    type, the softmax in fp32.
     """
     kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
@@ -41,38 +44,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_each: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None
+        """In place: torch refuses a second call, since the tensors that were saved have changed."""
+        grads = ctx.saved_tensors
+        if grad_loss.device.type != "cpu" or grad_loss != 1:  # a GPU multiplies sooner than it could be asked
+            grads = [grad.mul_(grad_loss) for grad in grads]
+        return *grads, None, None, None
 
 
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
              wants_grad: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Loss, that of each position, and the gradients for an upstream gradient of 1 (None where they are not wanted)."""
-    working = weight.to(kind)
-    loss = torch.zeros((), dtype=torch.promote_types(weight.dtype, torch.float32), device=hidden.device)
-    each = loss.new_empty(len(hidden))
-    grad_hidden = torch.empty_like(hidden) if wants_grad else None
-    grad_weight = torch.zeros_like(weight) if wants_grad else None
-    size = max(1, CHUNK_NUMBERS // len(weight))
-    for start in range(0, len(hidden), size):
-        rows, target = hidden[start:start + size].to(kind), targets[start:start + size, None]
-        ignored, target = target < 0, target.clamp(min=0)  # (C, 1)
-        logits = (rows @ working.T).to(loss.dtype)  # (C, V)
-        largest, right = logits.amax(1, keepdim=True), logits.gather(1, target)
-        error = logits.sub_(largest).exp_()  # from here on all in the memory of the logits
-        normalizer = error.sum(1, keepdim=True)
-        own = (normalizer.log() + largest - right).masked_fill(ignored, 0)  # (C, 1)
-        loss += own.sum()
-        each[start:start + size] = own[:, 0]
+    working, V = weight.to(kind), len(weight)
+    each = hidden.new_empty(len(hidden), dtype=torch.promote_types(weight.dtype, torch.float32))
+    grad_hidden, grad_weight = (torch.zeros_like(tensor) if wants_grad else None for tensor in (hidden, weight))
+    padded = -(-V // ALIGNED) * ALIGNED
+    on_cpu = hidden.device.type == "cpu"
+    for chunk in _slices(len(hidden), CHUNK_BYTES // (padded * kind.itemsize)):
+        rows = hidden[chunk].to(kind)
+        logits = rows.new_empty(len(rows), padded)[:, :V]  # (C, V)
+        torch.mm(rows, working.T, out=logits)
+        target, loss = targets[chunk, None], each[chunk, None]  # (C, 1)
+        for block in _slices(len(rows), IN_CACHE // V if on_cpu else len(rows)):
+            loss[block] = _softmax(logits[block], target[block], each.dtype, wants_grad)
         if grad_hidden is None or grad_weight is None:
             continue
-        error.div_(normalizer.masked_fill(ignored, torch.inf))  # softmax; 0 where the position is ignored
+        grad_hidden[chunk] = logits @ working
+        for part in _slices(V, IN_CACHE // weight.shape[1] if on_cpu else V):
+            grad_weight[part] += logits[:, part].T @ rows
+    return each.sum(), each, grad_hidden, grad_weight
+
+
+def _slices(length: int, most: int) -> list[slice]:
+    """Consecutive slices of at most so many numbers, at least one."""
+    return [slice(start, start + max(1, most)) for start in range(0, length, max(1, most))]
+
+
+def _softmax(logits: Tensor, target: Tensor, exact: torch.dtype, wants_grad: bool) -> Tensor:
+    """logits (R, V), target (R, 1) -> cross-entropy (R, 1), computed in `exact`. With `wants_grad` the logits are
+    replaced by its gradient."""
+    ignored, target, numbers = target < 0, target.clamp(min=0), logits.to(exact)
+    largest, right = numbers.amax(1, keepdim=True), numbers.gather(1, target)
+    probabilities = torch.softmax(numbers, 1)
+    # the largest probability is 1 / sum(exp(logits - largest))
+    loss = (largest - right - probabilities.amax(1, keepdim=True).log()).masked_fill(ignored, 0)
+    if wants_grad:
         # not scatter_add_: that has no fixed order on a GPU
-        error.scatter_(1, target, error.gather(1, target) - (~ignored).to(error.dtype))
-        error = error.to(kind)
-        grad_hidden[start:start + size] = error @ working
-        if kind == weight.dtype:
-            grad_weight.addmm_(error.T, rows)  # without a second V x D
-        else:
-            grad_weight += (error.T @ rows).to(weight.dtype)
-    return loss, each, grad_hidden, grad_weight
+        probabilities.scatter_(1, target, probabilities.gather(1, target) - 1)
+        torch.mul(probabilities, ~ignored, out=logits)
+    return loss

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stoker.config import UserError
+from stoker.model.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class MixtureOfExperts(nn.Module):
         self.gate = nn.Parameter(torch.empty(E, inner, d_model))
         self.up = nn.Parameter(torch.empty(E, inner, d_model))
         self.down = nn.Parameter(torch.empty(E, d_model, inner))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("load", torch.full((E,), experts.per_token / E))
         self.sums: dict[str, Tensor] = {}
         self.balance: Tensor | None = None

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.attention import attention
 from stoker.model.cross_entropy import linear_cross_entropy
+from stoker.model.dropout import Dropout
 from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
 
 INIT_STD = 0.02
@@ -25,7 +27,7 @@ class GPT(nn.Module):
         self.max_seq_len = max_seq_len
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.position_embedding = nn.Embedding(max_seq_len, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
         self.apply(_init)
@@ -87,7 +89,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, D = x.shape
@@ -96,8 +98,7 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)  # each (B, H, S, D/H)
         S = k.shape[2]
         mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if 1 < T < S else None
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S,
-                                           dropout_p=self.dropout.p if self.training else 0.0)
+        y = attention(q, k, self.dropout.vectors(v), mask, causal=T == S)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
 
 
@@ -108,7 +109,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(d_model, d_ff)
         self.down = nn.Linear(d_ff, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.down(F.gelu(self.up(x), approximate="tanh")))  # type: ignore[no-any-return]

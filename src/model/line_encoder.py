@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.dropout import Dropout
 from stoker.model.transformer import Block, halved, init_blocks, init_linear, line_angles, sines, valid_places
 
 STRIDES = (2, 2), (2, 2), (2, 1), (2, 1)  # of rows, of columns
@@ -28,7 +29,7 @@ class LineEncoder(nn.Module):
         super().__init__()
         self.image_height, self.num_heads = image_height, num_heads
         self.stem = LineStem(image_height, stem_width, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
         init_blocks(self.blocks)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stoker.model.cross_entropy import linear_cross_entropy
 from stoker.model.ctc import PrefixScores
+from stoker.model.dropout import Dropout
 from stoker.model.gpt import Attention as CausalAttention
 from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
 from stoker.model.line_encoder import LineEncoder
@@ -60,7 +61,7 @@ class TextDecoder(nn.Module):
                  dropout: float = 0.0):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(DecoderBlock(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
         init_blocks(self.blocks)

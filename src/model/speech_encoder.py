@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.dropout import Dropout
 from stoker.model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel
 from stoker.model.transformer import MLP, Attention, halved, init_blocks, init_linear, line_angles, valid_places
 
@@ -29,7 +30,7 @@ class SpeechEncoder(nn.Module):
         widths = [num_mels, *[d_model] * int(math.log2(downsample_time))]
         self.convolutions = nn.ModuleList(nn.Conv1d(before, after, KERNEL, stride=2, padding=KERNEL // 2)
                                           for before, after in zip(widths, widths[1:]))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
         init_blocks(self.blocks)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stoker.model.dropout import Dropout
 from stoker.model.transformer import AttentionPool, Block, init_blocks, init_linear, line_angles
 
 
@@ -19,7 +20,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.token_embedding = nn.Embedding(vocab_size, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
         self.pool = AttentionPool(d_model, num_heads)

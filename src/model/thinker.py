@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stoker.config import UserError
+from stoker.model.attention import attention
 from stoker.model.cross_entropy import linear_cross_entropy
+from stoker.model.dropout import Dropout
 from stoker.model.experts import Experts, MixtureOfExperts
 from stoker.model.kv_cache import KVCache, LayerCache, uncompiled
 
@@ -42,7 +44,7 @@ class Thinker(nn.Module):
             raise UserError(f"{num_heads} heads of size {self.head_dim} with {num_kv_heads} heads of keys and values: "
                             "the former must be a multiple of the latter, and their size even")
         self.token_embedding = nn.Embedding(vocab_size, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(Attention(d_model, num_heads, num_kv_heads, self.head_dim, norm_eps, dropout),
                   MixtureOfExperts(d_model, experts, dropout) if experts else MLP(d_model, d_ff, dropout),
@@ -145,7 +147,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, norm_eps)
         self.k_norm = RMSNorm(head_dim, norm_eps)
         self.out = nn.Linear(num_heads * head_dim, d_model, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], cache: LayerCache | None,
                 borders: "Borders | None") -> Tensor:
@@ -166,7 +168,7 @@ class MLP(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=False)
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))  # type: ignore[no-any-return]
@@ -198,7 +200,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y = F.scaled_dot_product_attention(grouped, k, v)
         return y.unflatten(2, (-1, 1)).flatten(1, 2)  # type: ignore[no-any-return]
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if T < S else None
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S, enable_gqa=True)
+    return attention(q, k, v, mask, causal=T == S)
 
 
 class Borders:

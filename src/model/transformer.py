@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.attention import attention
+from stoker.model.dropout import Dropout
+
 SLOWEST = 10000.0  # how much slower the last pair of numbers turns than the first, along a text or a sound
 
 
@@ -36,7 +39,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor | None, angles: Tensor | None) -> Tensor:
         B, T, D = x.shape
@@ -44,7 +47,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotated(q, angles), rotated(k, angles)
         mask = None if valid is None else valid[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout.p if self.training else 0.0)
+        y = attention(q, k, self.dropout.vectors(v), mask)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
 
 
@@ -57,7 +60,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(d_model, d_model)
         self.kv = nn.Linear(d_model, 2 * d_model)
         self.out = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Of what is looked at, once for all that will look: (B, S, D) -> (B, H, S, C) each."""
@@ -67,7 +70,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None) -> Tensor:
         q = self.query(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, C)
         mask = None if valid is None else valid[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, keys, values, mask, dropout_p=self.dropout.p if self.training else 0.0)
+        y = attention(q, keys, self.dropout.vectors(values), mask)
         return self.dropout(self.out(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
 
@@ -76,7 +79,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(d_model, d_ff)
         self.down = nn.Linear(d_ff, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.down(F.gelu(self.up(x))))  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.dropout import Dropout
 from stoker.model.transformer import Block, init_blocks, init_linear, line_angles
 
 STEMS, POSITIONS = ("patch", "conv"), ("learned", "rotary")
@@ -28,7 +29,7 @@ class VisionEncoder(nn.Module):
         self.stem = PatchStem(patch_size, d_model) if stem == "patch" else ConvStem(patch_size, d_model)
         self.positions = (nn.Parameter(0.02 * torch.randn((image_size // patch_size)**2, d_model))
                           if positions == "learned" else None)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
         init_blocks(self.blocks)

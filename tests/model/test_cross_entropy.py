@@ -20,7 +20,7 @@ def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[tor
 
 @pytest.mark.parametrize("n", [1, 16, 37])
 def test_loss_and_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_NUMBERS", 16 * 50)  # 16 rows to a chunk
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 16 * 64 * 8)  # 16 rows to a chunk
     hidden, weight, targets = inputs(n, 8, 50, torch.float64)
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     expected_grads = torch.autograd.grad(3 * expected, (hidden, weight))
@@ -71,7 +71,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_logits_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_NUMBERS", 2**14)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 2**14 * 4)
     hidden, weight, targets = inputs(4096, 4, 512, torch.float32)
     with Largest() as largest:
         linear_cross_entropy(hidden, weight, targets)[0].backward()
@@ -84,7 +84,7 @@ class Products(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.addmm_.default)
         return func(*args, **(kwargs or {}))
 
 

@@ -13,18 +13,21 @@ from torch import nn
 from stoker.daemon.journal import Journal
 from stoker.daemon.table import duration, size
 from stoker.monitors.speed import Speed
-from stoker.training.assembly import estimate
+from stoker.training.assembly import decide, estimate
 from stoker.training.assembly import session as sessions
 from stoker.training.assembly.estimate import Estimate, Took
 from stoker.training.assembly.length import Length
 from stoker.training.core import blocks
+from stoker.training.core import device as devices
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.media import Media
+from stoker.training.core.plan import resolve
 from toys import Regression, StopAt, Toy, new_run, planned, session, train, with_callbacks
 
 CPU = torch.device("cpu")
 SIMPLE = Estimate("cpu", parameters=1000, sample_seconds=2.0, scored_seconds={"eval": 0.5}, update_seconds=0.1,
                   sample_flops=6e9, peak_flops=10e9, kept_bytes=100, kept_bytes_per_sample=10)
+MULTIPLIES = devices.multiplies_bf16
 ROUNDS = {name: getattr(estimate, name) for name in ("FEWEST", "MOST")}  # as long as no test runs
 
 
@@ -99,9 +102,11 @@ def rated(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(estimate, name, lambda *given: 1.0)
 
 
-def paced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock, **options: Any) -> Paced:
-    monkeypatch.setattr(estimate, "time", clock)
-    stage = type("Paced", (Paced,), {"clock": clock})
+def paced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock, kind: type[Paced] = Paced,
+          **options: Any) -> Paced:
+    for module in (estimate, decide):
+        monkeypatch.setattr(module, "time", clock)
+    stage = type("Paced", (kind,), {"clock": clock})
     return stage(stage.Config(**{"batch_size": 4, "precision": "fp32"} | options), tmp_path)
 
 
@@ -202,8 +207,8 @@ def test_of_a_gpu_the_clock_on_the_wall_counts(monkeypatch: pytest.MonkeyPatch) 
     clock, waited = Clock(3.0), list[str]()
     monkeypatch.setattr(estimate, "time", clock)
     monkeypatch.setattr(estimate.devices, "wait", lambda device: waited.append(device.type))
-    assert estimate._timed(lambda: clock.work(1.0), torch.device("cuda")) == (3.0, 3.0)
-    assert estimate._timed(lambda: clock.work(1.0), CPU) == (3.0, 1.0) and waited == ["cuda", "cuda", "cpu", "cpu"]
+    assert estimate.timed(lambda: clock.work(1.0), torch.device("cuda")) == (3.0, 3.0)
+    assert estimate.timed(lambda: clock.work(1.0), CPU) == (3.0, 1.0) and waited == ["cuda", "cuda", "cpu", "cpu"]
 
 
 def test_a_busy_machine_is_reported_and_the_estimate_is_for_an_idle_one(tmp_path: Path, rated: None,
@@ -215,7 +220,7 @@ def test_a_busy_machine_is_reported_and_the_estimate_is_for_an_idle_one(tmp_path
     for slowed in (1.0, 2.5):
         clock = Clock(slowed)
         stage = paced(monkeypatch, tmp_path, clock, max_steps=20, eval_interval=5, snapshot_interval=5, rows=80)
-        _, found, length, lines = estimate.expect(planned(stage), started=1e9 - 50)
+        _, found, length, lines = decide.expect(planned(stage), started=1e9 - 50)
         told.append((lines, found.describe(length, 4).split(";")[0]))
         assert found.start_seconds == pytest.approx(50 + clock.wall)
         assert found.seconds(length) - found.start_seconds - length.snapshots * found.saved_seconds == pytest.approx(
@@ -224,6 +229,44 @@ def test_a_busy_machine_is_reported_and_the_estimate_is_for_an_idle_one(tmp_path
         "Not compiled: on a busy machine a trial shows nothing; add --compile to compile nevertheless",
         "The machine is busy: measurements scatter by a factor of 2.5; the estimate is for an idle machine"]
     assert told[0][1].endswith(" for 20 steps") and told[1][1].endswith(" for 20 steps on an idle machine")
+
+
+class InHalf(Paced):
+    """Takes another time in bf16, and notes in which precision it computed."""
+
+    bf16_speedup = 2.0
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        model.times_as_fast = self.bf16_speedup if torch.is_autocast_enabled("cpu") else 1
+        return super().loss(model, batch, moment)
+
+
+@pytest.mark.parametrize("speedup, steps, precision", [(2.0, 20, "bf16"), (1.19, 20, "fp32"), (1.21, 20, "bf16"),
+                                                       (2.0, 1, "fp32")])
+def test_auto_is_bf16_on_a_cpu_where_a_trial_shows_that_it_pays(tmp_path: Path, rated: None, speedup: float, steps: int,
+                                                               precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InHalf, "bf16_speedup", speedup)
+    stage = paced(monkeypatch, tmp_path, Clock(), InHalf, max_steps=steps, compile=False)
+    plan = replace(planned(stage), may_be_bf16=True)
+    after, found, _, lines = decide.expect(plan, started=1e9)
+    assert after.cfg.precision == stage.cfg.precision == precision and not after.may_be_bf16
+    assert lines == ([] if steps == 1 else [f"Precision {precision}: bf16 was {speedup:.2f} times as fast in a trial"])
+    assert found.sample_seconds == pytest.approx(2.0 / (speedup if precision == "bf16" else 1))
+
+
+def test_only_a_cpu_that_multiplies_bf16_tries_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags, cpu = tmp_path / "cpuinfo", torch.device("cpu")
+    monkeypatch.undo()  # of what spares other tests the trial
+    for line, has in (("flags\t\t: fpu avx512_bf16 avx512f", True), ("flags\t\t: fpu amx_bf16", True),
+                      ("Features\t: fp asimd bf16 sve", True), ("flags\t\t: fpu avx512f svebf16x", False)):
+        flags.write_text(f"processor\t: 0\n{line}\nbogomips\t: 6000\n")
+        assert MULTIPLIES(cpu, flags) is has and not MULTIPLIES(torch.device("cuda"), flags)
+    assert not MULTIPLIES(cpu, tmp_path / "none")
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda device: True)
+    for asked, amp, tries in (("auto", True, True), ("auto", False, False), ("fp32", True, False),
+                              ("bf16", True, False)):
+        setup = resolve(Regression, Regression.Config(precision=asked, amp=amp), tmp_path)
+        assert setup.may_be_bf16 is tries and setup.cfg.precision == ("bf16" if asked == "bf16" else "fp32")
 
 
 def test_measuring_leaves_the_run_as_it_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,10 +289,10 @@ def test_measuring_leaves_the_run_as_it_would_be(tmp_path: Path, monkeypatch: py
 def test_a_run_is_compiled_where_it_pays(monkeypatch: pytest.MonkeyPatch, asked: bool | None, seconds: float,
                                          speedup: float, compiles: bool) -> None:
     monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
-    monkeypatch.setattr(estimate, "try_compiled", lambda found, *given: replace(
+    monkeypatch.setattr(decide, "try_compiled", lambda found, *given: replace(
         found, compile_seconds=30.0, compiled_speedup=speedup))
     cfg = Regression.Config(compile=asked)
-    decided, found, _ = estimate.decide_compile(SIMPLE, planned(Regression(cfg, Path())), seconds)
+    decided, found, _ = decide.decide_compile(SIMPLE, planned(Regression(cfg, Path())), seconds)
     assert decided is compiles
     assert found.sample_seconds == pytest.approx(2.0 / speedup if compiles else 2.0)
 
@@ -260,12 +303,12 @@ def test_on_a_busy_machine_a_run_is_compiled_only_where_that_was_asked_for(monke
     """Seventeen times as fast, a trial said, while another program came to its end."""
     tried = []
     monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
-    monkeypatch.setattr(estimate, "try_compiled", lambda found, *given: tried.append(found) or replace(
+    monkeypatch.setattr(decide, "try_compiled", lambda found, *given: tried.append(found) or replace(
         found, compile_seconds=30.0, compiled_speedup=17.34, scatter=max(before, then)))
     found = replace(SIMPLE, scatter=before)
     for asked in (None, True):
         cfg = Regression.Config(compile=asked)
-        decided, result, line = estimate.decide_compile(found, planned(Regression(cfg, Path())), 10_000.0)
+        decided, result, line = decide.decide_compile(found, planned(Regression(cfg, Path())), 10_000.0)
         assert decided is bool(asked) and line.startswith("Compiled: " if asked else "Not compiled: ")
         assert result.busy and result.sample_seconds == pytest.approx(2.0 / 17.34 if asked else 2.0)
     assert len(tried) == 1 + (then > 1), "no trial where it would show nothing"
@@ -280,7 +323,7 @@ def test_a_trial_of_compiling_takes_both_in_turn(tmp_path: Path, monkeypatch: py
         model, "times_as_fast", 1.5 if cfg.compile else 1))
     monkeypatch.setattr(stage, "loss", lambda model, *given: (
         order.append(model.times_as_fast > 1), loss(model, *given))[1])
-    tried = estimate.try_compiled(replace(SIMPLE, tried_size=4), planned(stage))
+    tried = decide.try_compiled(replace(SIMPLE, tried_size=4), planned(stage))
     assert tried.compiled_speedup == pytest.approx(1.5) and tried.busy is (clock.slowed > 1)
     assert order == [False, True] * (len(order) // 2) and len(order) >= 2 + 2 * estimate.FEWEST
 
@@ -297,9 +340,9 @@ def test_a_trial_that_fails_is_logged_and_the_run_is_not_compiled(monkeypatch: p
         raise RuntimeError(told)
 
     monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
-    monkeypatch.setattr(estimate, "try_compiled", fails)
+    monkeypatch.setattr(decide, "try_compiled", fails)
     cfg = Regression.Config(compile=True)
-    decided, found, line = estimate.decide_compile(SIMPLE, planned(Regression(cfg, Path())), 1000.0)
+    decided, found, line = decide.decide_compile(SIMPLE, planned(Regression(cfg, Path())), 1000.0)
     assert decided is False and found == SIMPLE and line == f"Not compiled: a trial failed ({reason})"
 
 

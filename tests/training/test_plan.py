@@ -19,7 +19,7 @@ from stoker.config import Parsed, UserError
 from stoker.daemon.rundir import RunDir
 from stoker.data.loader import Order
 from stoker.inference import replay
-from stoker.training.assembly import estimate, eval_only, pages
+from stoker.training.assembly import decide, estimate, eval_only, pages
 from stoker.training.assembly import session as sitting
 from stoker.training.assembly.job import Job
 from stoker.training.core import device as devices
@@ -172,10 +172,10 @@ def test_during_a_trial_of_compiling_the_stage_has_the_options_asked_for(tmp_pat
         return replace(found, compile_seconds=0.0, compiled_speedup=2.0, scatter=1.0)
 
     monkeypatch.setattr(estimate, "BUSY", math.inf)
-    monkeypatch.setattr(estimate, "LONG", 0.0)
+    monkeypatch.setattr(decide, "LONG", 0.0)
     monkeypatch.setattr(estimate.blocks, "compiler_problem", lambda device: "")
-    monkeypatch.setattr(estimate, "try_compiled", tried)
-    after, *_ = estimate.expect(plan, started=0.0)
+    monkeypatch.setattr(decide, "try_compiled", tried)
+    after, *_ = decide.expect(plan, started=0.0)
     assert seen == [asked] and after.cfg.compile is True is stage.cfg.compile and plan.cfg.compile is asked
 
 

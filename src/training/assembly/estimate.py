@@ -33,9 +33,7 @@ from stoker.training.core.step import losses
 
 log = logging.getLogger(__name__)
 
-LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
 MUCH = 1 / 3  # of a run's time: if evaluations take more, their share is reported
-NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
 BUSY = 1.3  # times: measurements that scatter more are not trusted
 FEWEST, MOST = 3, 7  # rounds of measurements
 ROUNDS_SECONDS = 3.0  # after which there are no further rounds
@@ -135,31 +133,14 @@ def read(path: Path) -> Estimate | None:
         return None
 
 
-def expect(plan: Plan, started: float) -> tuple[Plan, Estimate, Length, list[str]]:
-    """What a run will take. Returns the plan, which says whether the run is compiled, and lines for the log: why it
-    is compiled or not, if that was tried, and whether the machine is too busy to trust the measurements.
-
-    `started`: when the program started (`time.time()`)."""
-    log.info("Estimating time and memory, on a few batches and a copy of the model")
-    length, found = Length.of(plan), measure(plan)
-    compiled, found, line = decide_compile(found, plan, found.seconds(length))
-    lines = [line] if line else []
-    if found.busy:
-        lines.append(f"The machine is busy: measurements scatter by a factor of {found.scatter:.1f}; the estimate is "
-                     "for an idle machine")
-    return plan.with_compile(compiled), replace(found, start_seconds=time.time() - started), length, lines
-
-
 def measure(plan: Plan) -> Estimate:
     """Forward and backward passes of rows of the training set on a copy of the model; nothing of the run is touched.
 
     The copy is not compiled: `try_compiled` finds what that would change.
     """
     cfg, device = plan.cfg, plan.device
-    with rng.preserved(), _room_for_two(device):
-        trial = _Trial(plan)
-        contract.check_start(plan.stage, plan.order, plan.steps, trial.batches(min(contract.FEW, cfg.batch_size)))
-        size = trial.settle_size()
+    with rng.preserved(), room_for_two(device):
+        trial, size = begin_trial(plan)
         reading, counts = in_turn({"read": lambda: trial.batches(size)}, device), trial.counts(size)
         rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
         busy = rounds.scatter > BUSY
@@ -179,8 +160,15 @@ def measure(plan: Plan) -> Estimate:
             frozen_bytes=trial.frozen_bytes, scatter=rounds.scatter)
 
 
+def begin_trial(plan: Plan) -> "tuple[Trial, int]":
+    """A trial of the plan, after checks of what its stage returns, and how many samples make a batch worth timing."""
+    trial = Trial(plan)
+    contract.check_start(plan.stage, plan.order, plan.steps, trial.batches(min(contract.FEW, plan.cfg.batch_size)))
+    return trial, trial.settle_size()
+
+
 @contextmanager
-def _room_for_two(device: torch.device) -> Iterator[None]:
+def room_for_two(device: torch.device) -> Iterator[None]:
     """Raises UserError where the memory does not suffice for the smallest trial."""
     try:
         yield
@@ -192,47 +180,6 @@ def _room_for_two(device: torch.device) -> Iterator[None]:
                         f"({str(error).splitlines()[0]})") from error
 
 
-def decide_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, Estimate, str]:
-    """Whether the run is compiled: as asked, or where a trial that can be trusted shows that it pays; and a line about
-    it."""
-    asked = plan.cfg.compile
-    if asked is False or (asked is None and seconds < LONG):
-        return False, found, ""
-    if asked is None and found.busy:
-        return False, found, ("Not compiled: on a busy machine a trial shows nothing; add --compile to compile "
-                              "nevertheless")
-    if why := blocks.compiler_problem(plan.device):
-        return False, found, f"Not compiled: {why}"
-    log.info("Trying torch.compile, which may take minutes")
-    try:
-        tried = try_compiled(found, plan)
-    except RuntimeError as error:  # the compiler's, or not enough memory for two of the model
-        return False, found, f"Not compiled: a trial failed ({blocks.first_line(error)})"
-    measured = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
-    pays = tried.compiled_speedup > NOTICEABLE and (
-        seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
-    if asked is None and tried.busy:
-        return False, replace(found, scatter=tried.scatter), (
-            f"Not compiled: {measured}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; add "
-            "--compile to compile nevertheless")
-    if asked is None and not pays:
-        return False, found, f"Not compiled: {measured}"
-    return True, replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {measured}"
-
-
-def try_compiled(estimate: Estimate, plan: Plan) -> Estimate:
-    """The estimate with the time that compiling takes and the speed that it gains, from steps of a plain and of a
-    compiled model in turn."""
-    with rng.preserved():
-        plain, compiled = _Trial(plan), _Trial(plan, compiled=True)
-        batches = plain.batches(estimate.tried_size)
-        first = [_timed(partial(trial.step, batches), plan.device).wall for trial in (plain, compiled)][1]
-        rounds = in_turn({"plain": partial(plain.step, batches), "compiled": partial(compiled.step, batches)},
-                         plan.device)
-    return replace(estimate, compile_seconds=max(0.0, first - rounds.seconds("compiled", busy=False)),
-                   compiled_speedup=rounds.ratio("plain", "compiled"), scatter=max(estimate.scatter, rounds.scatter))
-
-
 @lru_cache
 def peak_flops(device: torch.device, precision: str) -> float:
     """Floating-point operations a second of a matrix product that is big enough to take a while: the best of a few."""
@@ -240,7 +187,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
     while seconds < BIG_ENOUGH_SECONDS and size < 16384:
         size *= 2
         a = torch.randn(size, size, device=device).to(devices.DTYPES[precision])
-        seconds = min(_timed(lambda: a @ a, device).computing for _ in range(4))
+        seconds = min(timed(lambda: a @ a, device).computing for _ in range(4))
     return 2 * size**3 / seconds
 
 
@@ -280,18 +227,19 @@ class Rounds:
         return statistics.median(a.computing / b.computing for a, b in zip(self.took[work], self.took[other]))
 
 
-def in_turn(works: dict[str, Callable[[], Any]], device: torch.device) -> Rounds:
-    """Do all works in turn, several times, so that what slows the machine down for a while slows down all of them."""
+def in_turn(works: dict[str, Callable[[], Any]], device: torch.device, most: int = 0) -> Rounds:
+    """Do all works in turn, several times (at most `most`, by default MOST), so that what slows the machine down for a
+    while slows down all of them."""
     took: dict[str, list[Took]] = {name: [] for name in works}
     rounds, end = 0, time.perf_counter() + ROUNDS_SECONDS
-    while rounds < FEWEST or (rounds < MOST and time.perf_counter() < end):
+    while rounds < FEWEST or (rounds < (most or MOST) and time.perf_counter() < end):
         rounds += 1
         for name, work in works.items():
-            took[name].append(_timed(work, device))
+            took[name].append(timed(work, device))
     return Rounds(took)
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> Took:
+def timed(work: Callable[[], Any], device: torch.device) -> Took:
     devices.wait(device)
     wall, computing = time.perf_counter(), time.thread_time()
     work()
@@ -308,7 +256,7 @@ class _Example(NamedTuple):
     steps: Sequence[range]
 
 
-class _Trial:
+class Trial:
     """A model of its own, and batches of training rows to try it on."""
 
     def __init__(self, plan: Plan, *, compiled: bool = False):
@@ -350,18 +298,19 @@ class _Trial:
                 alike = stretches(rows.dataset)[0]
                 count = min(each.batch_size or size, len(alike))
                 chosen = [alike[number * len(alike) // count] for number in range(count)]
-                took = _timed(lambda: self._score(each, each.collate([rows.dataset[row] for row in chosen])),
+                took = timed(lambda: self._score(each, each.collate([rows.dataset[row] for row in chosen])),
                               self.device)
                 found[each.name] = (took.computing if busy else took.wall) / count
         return found
 
-    def step(self, batches: Sequence[_Example]) -> None:
+    def step(self, batches: Sequence[_Example], precision: str = "") -> None:
         for example in batches:
-            self._passes(example)
+            self._passes(example, precision)
 
-    def _passes(self, example: _Example) -> None:
+    def _passes(self, example: _Example, precision: str = "") -> None:
         self.model.zero_grad(set_to_none=True)
-        for loss in losses(self.stage, self.model, example.batch, self.device, self.cfg.precision, example.steps):
+        for loss in losses(self.stage, self.model, example.batch, self.device, precision or self.cfg.precision,
+                           example.steps):
             loss.total.backward()
 
     def settle_size(self) -> int:
@@ -383,7 +332,7 @@ class _Trial:
     def _try(self, size: int) -> float:
         """Seconds of a batch of so many samples, the mean of all lengths."""
         batches = self.batches(size)
-        return min(_timed(lambda: self.step(batches), self.device).computing for _ in range(2)) / len(batches)
+        return min(timed(lambda: self.step(batches), self.device).computing for _ in range(2)) / len(batches)
 
     def _score(self, evaluation: Evaluation, batch: Batch) -> None:
         with self._evaluating():
@@ -394,7 +343,7 @@ class _Trial:
         monitor that shows them reports the error, and is switched off."""
         with self._evaluating():
             try:
-                return _timed(lambda: self.stage.samples(self.model), self.device)
+                return timed(lambda: self.stage.samples(self.model), self.device)
             except Exception as error:
                 log.warning("the estimate leaves out the samples, which cannot be made: %s: %s", type(error).__name__,
                             error)
@@ -457,7 +406,7 @@ def _update_seconds(device: torch.device) -> float:
         torch.nn.utils.clip_grad_norm_([weight], 1.0)
         optimizer.step()
 
-    return statistics.median(_timed(update, device).computing for _ in range(FEWEST)) / SCRATCH
+    return statistics.median(timed(update, device).computing for _ in range(FEWEST)) / SCRATCH
 
 
 @lru_cache
@@ -471,4 +420,4 @@ def _saved_seconds() -> float:
             for _ in range(2):
                 hashlib.sha256(content).digest()
 
-    return _timed(save, host).computing / SCRATCH
+    return timed(save, host).computing / SCRATCH

@@ -101,7 +101,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     """Size, memory and time of the model that these options make, measured here on its own data."""
     if importlib.util.find_spec("torch") is None:
         return "They are measured once torch is installed; any script of run/ that trains installs it."
-    from stoker.training.assembly import estimate
+    from stoker.training.assembly.decide import expect
     from stoker.training.core import device as devices
     from stoker.training.core.plan import resolve
 
@@ -109,7 +109,7 @@ def figures(stage: type[Stage], of: tuple[Parsed[Any], list[str]]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         setup = resolve(stage, parsed.config, Path(folder))
         setup.prepare(download=False)
-        plan, found, length, lines = estimate.expect(setup.plan(parsed.typed), started)
+        plan, found, length, lines = expect(setup.plan(parsed.typed), started)
     inexact = devices.to_rounding(plan.device, stage.nondeterministic)
     return "\n".join([*notes, *plan.notes, *lines, *table(plan.cfg, found, length),
                       f"{'a resume is':16s} " + (f"to rounding: {inexact}" if inexact else "bit for bit")])

@@ -33,7 +33,7 @@ from stoker.monitors.system import System
 from stoker.monitors.tensorboard import TensorBoard
 from stoker.monitors.wandb import WandB
 from stoker.monitors.weights import Weights
-from stoker.training.assembly import estimate, plugins, receipt
+from stoker.training.assembly import decide, estimate, plugins, receipt
 from stoker.training.assembly.estimate import Estimate
 from stoker.training.assembly.export import export_models
 from stoker.training.assembly.job import Job
@@ -200,7 +200,7 @@ class Session:
         if begins:
             self.pulse.enter(ESTIMATING)
             started = self.run.status().started or time.time()
-            plan, expected, length, lines = estimate.expect(plan, started)
+            plan, expected, length, lines = decide.expect(plan, started)
             for line in [*lines, expected.describe(length, plan.cfg.batch_size)]:
                 log.info("%s", line)
             files.write_json(self.run.estimate, asdict(expected))

@@ -3,8 +3,10 @@
 import ctypes
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,11 +101,21 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """What `auto` means: bf16 on a GPU that computes in it, fp16 on one that does not, fp32 elsewhere (a CPU gains
-    nothing from fewer bits)."""
+    """What `auto` means: bf16 on a GPU that computes in it, fp16 on one that does not, fp32 elsewhere. On a CPU that
+    multiplies bf16 a run decides by a trial of its model: assembly/precision.py."""
     if precision != "auto" or device.type != "cuda":
         return "fp32" if precision == "auto" else precision
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def multiplies_bf16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the device is a CPU with instructions that multiply bf16: AVX-512 or AMX of x86, or those of Arm."""
+    try:
+        flags = cpuinfo.read_text()
+    except OSError:  # not Linux
+        return False
+    return device.type == "cpu" and bool(
+        re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", flags, re.M))
 
 
 def loader_workers(device: torch.device, asked: int | None) -> int:

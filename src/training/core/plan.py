@@ -8,7 +8,7 @@ The config of a plan never changes. What is decided later, such as whether the m
 """
 
 from collections.abc import Collection, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ class Setup:
     stage: Stage
     cfg: Options  # with the precision and the number of threads in use, not "auto" or 0
     device: torch.device
+    may_be_bf16: bool = False  # whether --precision auto leaves the precision to a trial of the model; fp32 until then
 
     def __post_init__(self) -> None:
         self.stage.cfg = self.cfg
@@ -55,22 +56,28 @@ class Setup:
         cfg, notes = resolve_length(self.cfg, typed, order.steps_per_epoch)
         known = replace(self, cfg=cfg)  # sets stage.cfg first: what the stage evaluates may depend on the length
         evaluations = Evaluations(known.stage, cfg, order.steps_per_epoch)
-        return Plan(known.stage, cfg, self.device, order, evaluations, rows, tuple(notes))
+        return Plan(known.stage, cfg, self.device, self.may_be_bf16, order=order, evaluations=evaluations, rows=rows,
+                    notes=tuple(notes))
 
 
 @dataclass(frozen=True)
 class Plan(Setup):
     """How a stage is trained. `cfg` has the number of steps, and the intervals that depend on it."""
 
-    order: Order  # which rows make up each step
-    evaluations: Evaluations
-    rows: int | None  # number of training rows; None for a stream
-    notes: tuple[str, ...]  # lines for the log: intervals that a short run changed, lengths that look like a mistake
+    order: Order = field(kw_only=True)  # which rows make up each step
+    evaluations: Evaluations = field(kw_only=True)
+    rows: int | None = field(kw_only=True)  # number of training rows; None for a stream
+    # lines for the log: intervals that a short run changed, lengths that look like a mistake
+    notes: tuple[str, ...] = field(kw_only=True)
 
     @property
     def steps(self) -> int:
         assert self.cfg.max_steps is not None
         return self.cfg.max_steps
+
+    def with_precision(self, precision: str) -> "Plan":
+        """This plan in another precision, which is then decided."""
+        return replace(self, cfg=replace(self.cfg, precision=precision), may_be_bf16=False)
 
     def with_compile(self, compile: bool) -> "Plan":
         """This plan with compilation on or off."""
@@ -87,9 +94,11 @@ def resolve(kind: type[Stage], cfg: Options, folder: Path) -> Setup:
     devices.configure(cfg.threads)
     device = devices.choose(cfg.device)
     devices.permit(device, kind.nondeterministic)
-    precision = devices.resolve_precision(device, cfg.precision if cfg.amp else "fp32")
+    asked = cfg.precision if cfg.amp else "fp32"
+    precision = devices.resolve_precision(device, asked)
     cfg = replace(cfg, precision=precision, threads=devices.threads(), **OF_ONE_START)
-    return Setup(kind(cfg, folder), cfg, device)
+    return Setup(kind(cfg, folder), cfg, device,
+                 asked == "auto" and precision == "fp32" and devices.multiplies_bf16(device))
 
 
 def _rows(stage: Stage) -> int | None:
