@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "run/python"))
 
 from stoker import sharing
 
-STAGES = ("lm", "audio_enc", "vision", "ocr")
+STAGES = ("lm", "text", "audio_enc", "vision", "ocr")
 LIBGOMP = "GOMP_SPINCOUNT=300000"  # what it takes by itself
 SETTLE = 5.0  # seconds that are not counted: a program takes a few until it knows whether it is alone
 SLOWDOWN, SHARE = 2.2, 0.99  # at most, beside one other program; at least, of libgomp's speed alone
@@ -119,7 +119,7 @@ def _steps_a_second(trainer: Any, seconds: float) -> float:
     return steps / (time.perf_counter() - start)
 
 
-def rig_stage(stage: str) -> tuple[type, dict[str, str]]:
+def rig_stage(stage: str, preset: str = "nano") -> tuple[type, dict[str, str]]:
     """A stage, and the options that give it data."""
     import rig
 
@@ -127,11 +127,15 @@ def rig_stage(stage: str) -> tuple[type, dict[str, str]]:
     from stoker.data.speech import spoken
     from stoker.training.train_audio_enc import AudioEncoder
     from stoker.training.train_ocr import OCR
+    from stoker.training.train_text import Thinker
     from stoker.training.train_vision import Vision
 
-    if stage == "lm":
-        return type("Nano", (rig.Random,), {"vocabulary": rig.Random.presets["nano"]["vocab_size"]}), {}
-    kind: type = {"audio_enc": AudioEncoder, "vision": Vision, "ocr": OCR}[stage]
+    kind: type
+    if stage in ("lm", "text"):
+        kind = rig.Random if stage == "lm" else type("RandomText", (rig.RandomTokens, Thinker), {})
+        size = kind.presets[preset].get("vocab_size", kind.Config.vocab_size if stage == "text" else rig.VOCABULARY)
+        return type("Text", (kind,), {"vocabulary": size}), {}
+    kind = {"audio_enc": AudioEncoder, "vision": Vision, "ocr": OCR}[stage]
     build: dict[str, Callable[[], Path]] = {"audio_enc": lambda: spoken.build("spoken-digits"), "vision": scenes.build,
                                             "ocr": lambda: lines.build(sizes=LINES)}
     data = build[stage]()

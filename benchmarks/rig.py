@@ -40,10 +40,11 @@ from stoker.training.trainer import Trainer
 VOCABULARY = 50257
 
 
-class Random(LanguageModel):
-    """The language model, fed with random tokens, by default of the gpt2 vocabulary."""
+class RandomTokens:
+    """Feeds a language model with random tokens, by default of the gpt2 vocabulary."""
 
     vocabulary = VOCABULARY
+    cfg: Any
 
     def prepare(self) -> None:
         torch.manual_seed(0)
@@ -63,6 +64,10 @@ class Random(LanguageModel):
 
     def begin(self) -> None:
         """There is no tokenizer to keep."""
+
+
+class Random(RandomTokens, LanguageModel):
+    """The language model, fed with random tokens."""
 
 
 class Unestimated(Session):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.convolution import Conv2d
 from stoker.model.dropout import Dropout
 from stoker.model.transformer import Block, halved, init_blocks, init_linear, line_angles, sines, valid_places
 
@@ -66,7 +67,7 @@ class LineStem(nn.Module):
     def __init__(self, image_height: int, width: int, d_model: int):
         super().__init__()
         widths = [1, width, 2 * width, 3 * width, 4 * width]
-        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, stride, padding=1)
+        self.convolutions = nn.ModuleList(Conv2d(before, after, 3, stride, padding=1)
                                           for before, after, stride in zip(widths, widths[1:], STRIDES))
         self.linear = nn.Linear(widths[-1] * image_height // ROWS, d_model)
         for convolution in self.convolutions:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.convolution import Conv2d
 from stoker.model.dropout import Dropout
 from stoker.model.transformer import Block, init_blocks, init_linear, line_angles
 
@@ -96,7 +97,7 @@ class ConvStem(nn.Module):
         super().__init__()
         halvings = int(math.log2(patch_size))
         widths = [3, *(max(16, d_model >> (halvings - 1 - i)) for i in range(halvings))]
-        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, stride=2, padding=1)
+        self.convolutions = nn.ModuleList(Conv2d(before, after, 3, stride=2, padding=1)
                                           for before, after in zip(widths, widths[1:]))
         self.linear = nn.Linear(widths[-1], d_model)
         for convolution in self.convolutions:

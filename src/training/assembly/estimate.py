@@ -5,7 +5,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -227,7 +227,7 @@ class Rounds:
         return statistics.median(a.computing / b.computing for a, b in zip(self.took[work], self.took[other]))
 
 
-def in_turn(works: dict[str, Callable[[], Any]], device: torch.device, most: int = 0) -> Rounds:
+def in_turn(works: Mapping[str, Callable[[], Any]], device: torch.device, most: int = 0) -> Rounds:
     """Do all works in turn, several times (at most `most`, by default MOST), so that what slows the machine down for a
     while slows down all of them."""
     took: dict[str, list[Took]] = {name: [] for name in works}
