@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import gpu_determinism
 import gpu_safety
 import gpu_speed
 import rig
@@ -25,17 +26,17 @@ from stoker import files
 from stoker.daemon import machine
 
 SECTIONS = [
-    Section("The machine", gpu_speed.the_machine, 25),
-    Section("A plain loop", gpu_speed.plain, 70),
-    Section("Training the language model", partial(gpu_speed.training, rig.Random), 85),
-    Section("Training the thinker", partial(gpu_speed.training, rig.RandomThinker), 85),
+    Section("The machine", gpu_speed.the_machine, 20),
+    Section("A plain loop", gpu_speed.plain, 65),
+    Section("Training the language model", partial(gpu_speed.training, rig.Random), 80),
+    Section("Training the thinker", partial(gpu_speed.training, rig.RandomThinker), 60),
     Section("Monitors", gpu_speed.monitors, 35),
-    Section("Snapshots", gpu_speed.snapshots, 25),
-    Section("Killed and resumed", gpu_safety.resuming, 70),
-    Section("Determinism", gpu_safety.operators, 30),
+    Section("Snapshots", gpu_speed.snapshots, 50),
+    Section("Killed and resumed", gpu_safety.resuming, 100),
+    Section("Determinism", gpu_determinism.operators, 25),
     Section("Out of memory", gpu_safety.memory, 15),
-    Section("NaN", gpu_safety.not_a_number, 25),
-    Section("Alerts of the GPU", gpu_safety.alerts, 15),
+    Section("NaN", gpu_safety.not_a_number, 20),
+    Section("Alerts of the GPU", gpu_safety.alerts, 10),
 ]
 
 

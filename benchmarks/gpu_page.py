@@ -32,7 +32,7 @@ POLL = 0.1  # seconds
 CUDA_STARTED, TOO_LONG = 70, 71  # exit codes of a section: CUDA runs in the process that it was forked from; killed
 
 
-class Failed(Exception):
+class Failed(RuntimeError):
     """What was measured is not what it should be."""
 
 
@@ -180,8 +180,8 @@ def _in_child(section: Section, asked: Asked, output: Path, log: Path) -> None:
     os.setsid()  # a group that can be ended as a whole
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with open(log, "a") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())  # what the product prints, and its progress bars
-        os.dup2(file.fileno(), sys.stderr.fileno())
+        os.dup2(file.fileno(), 1)  # what the product prints, and its progress bars
+        os.dup2(file.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.info("---- %s", section.title)
     if asked.device_name == "cpu":

@@ -1,4 +1,4 @@
-"""The sections of gpu.py on safety: kill and resume, determinism, memory, NaN, and the GPU's alerts."""
+"""The sections of gpu.py on safety: kill and resume, memory, NaN, and the GPU's alerts."""
 
 import os
 import resource
@@ -6,7 +6,7 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,13 @@ import rig
 import safetensors.torch
 import torch
 from gpu_page import FORK, NOT_ON_A_CPU, Asked, Failed
+from gpu_speed import clear
 from torch import Tensor
 
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.monitors import system
 from stoker.training.assembly import session
-from stoker.training.core import device as devices
 from stoker.training.core import incident
 from stoker.training.core.callback import ACT, Callback
 from stoker.training.core.ending import Ending
@@ -46,6 +46,7 @@ class Training:
     folder: Path
     stage: str
     options: list[str]
+    killed: bool = False
 
     @property
     def run(self) -> RunDir:
@@ -70,14 +71,12 @@ class Training:
             runpy.run_path(script, run_name="__main__")
 
     def kill_at(self, step: int) -> int:
-        """Kill it once it has logged this step; the last step that it had logged then."""
-        while (last := self._last()) < step:
-            if self.process.exitcode is not None:
-                raise Failed(f"{self.stage}: the training ended at step {last}, with {self.process.exitcode}")
+        """Kill it once it has logged this step, unless it has ended before; the last step that it had logged."""
+        while (last := self._last()) < step and self.process.exitcode is None:
             time.sleep(0.02)
-        assert self.process.pid
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
+        self.killed = self.process.exitcode == -signal.SIGKILL
         return last
 
     def _last(self) -> int:
@@ -104,195 +103,33 @@ def resuming(asked: Asked) -> Iterator[str]:
         pairs[name] = [Training(folder / side, name.split()[0], [*machine, how, *less]) for side in ("alone", "killed")]
         for training in pairs[name]:
             training.start()
-    last = {name: killed.kill_at(KILLED_AT) for name, (_, killed) in pairs.items()}
-    for _, killed in pairs.values():
+    steps, wrong = dict[str, int](), list[str]()
+    for name, (_, killed) in pairs.items():
+        steps[name] = killed.kill_at(KILLED_AT)
         killed.start()
-    different = list[str]()
     for name, (alone, killed) in pairs.items():
-        for training in (alone, killed):
-            training.process.join()
-        if not (kill_matrix.finished(alone.folder) and kill_matrix.finished(killed.folder)):
-            raise Failed(f"{name}: a training did not finish")
-        left_alone, resumed = (kill_matrix.outcome(training.run.path) for training in (alone, killed))
-        found = list(kill_matrix.differences(left_alone, resumed, ""))
-        verdict = (f"{len(found)} DIFFERENCES" if found else
-                   "the same bits in all that kill_matrix.py compares")
+        found = _compared(alone, killed)
         yield (f"{name:12s} {kill_matrix.STEPS} steps on {killed.run.status().device}, killed (SIGKILL) when it had "
-               f"logged step {last[name]}, resumed: {verdict}")
-        yield from (f"    {line}" for line in found[:5])
-        different += [name] if found else []
-    if different:
-        raise Failed(f"not the same bits after a resume: {', '.join(different)}")
-
-
-# -- determinism ----------------------------------------------------------------------------------------------------
-
-Operator = Callable[[torch.device], tuple[Tensor, ...]]  # computes with new random numbers, the same each time
-
-
-def _draw(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(*shape, device=device, requires_grad=True)
-
-
-def _index(device: torch.device, high: int, *shape: int) -> Tensor:
-    return torch.randint(high, shape, device=device)
-
-
-def _backward(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return output, *torch.autograd.grad(output.float().square().sum(), inputs)
-
-
-def _attention(device: torch.device) -> tuple[Tensor, ...]:
-    kind = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    q, k, v = (_draw(device, 2, heads, 128, 32) for heads in (8, 2, 2))
-    y = torch.nn.functional.scaled_dot_product_attention(q.to(kind), k.to(kind), v.to(kind), is_causal=True,
-                                                         enable_gqa=True)
-    return _backward(y, q, k, v)
-
-
-def _embedding(device: torch.device) -> tuple[Tensor, ...]:
-    table = _draw(device, 50, 32)
-    return _backward(torch.nn.functional.embedding(_index(device, 50, 4096), table), table)
-
-
-def _convolution(device: torch.device) -> tuple[Tensor, ...]:
-    x, weight = _draw(device, 8, 16, 32, 32), _draw(device, 32, 16, 3, 3)
-    return _backward(torch.nn.functional.conv2d(x, weight, stride=2, padding=1), x, weight)
-
-
-def _norm(device: torch.device) -> tuple[Tensor, ...]:
-    x, weight, bias = _draw(device, 4096, 64), _draw(device, 64), _draw(device, 64)
-    return _backward(torch.nn.functional.layer_norm(x, (64,), weight, bias), x, weight, bias)
-
-
-def _index_select(device: torch.device) -> tuple[Tensor, ...]:
-    x = _draw(device, 100, 32)
-    return _backward(x.index_select(0, _index(device, 100, 4096)), x)
-
-
-def _gather(device: torch.device) -> tuple[Tensor, ...]:
-    x = _draw(device, 64, 100)
-    return _backward(x.gather(1, _index(device, 100, 64, 1000)), x)
-
-
-def _scatter_add(device: torch.device) -> tuple[Tensor, ...]:
-    sums, index = torch.zeros(10, device=device), _index(device, 10, 10_000)
-    return (sums.scatter_add_(0, index, torch.randn(10_000, device=device)),)
-
-
-def _index_add(device: torch.device) -> tuple[Tensor, ...]:
-    sums, index = torch.zeros(10, device=device), _index(device, 10, 10_000)
-    return (sums.index_add_(0, index, torch.randn(10_000, device=device)),)
-
-
-def _cumsum(device: torch.device) -> tuple[Tensor, ...]:
-    x = _draw(device, 4, 10_000)
-    return _backward(x.cumsum(1), x)
-
-
-def _interpolate(device: torch.device) -> tuple[Tensor, ...]:
-    x = _draw(device, 2, 3, 32, 32)
-    return _backward(torch.nn.functional.interpolate(x, scale_factor=1.7, mode="bilinear"), x)
-
-
-def _grid_sample(device: torch.device) -> tuple[Tensor, ...]:
-    x, grid = _draw(device, 2, 3, 32, 32), torch.rand(2, 48, 48, 2, device=device) * 2 - 1
-    return _backward(torch.nn.functional.grid_sample(x, grid, align_corners=False), x)
-
-
-def _ctc(device: torch.device) -> tuple[Tensor, ...]:
-    x, lengths = _draw(device, 50, 4, 20), torch.full((4,), 50)
-    loss = torch.nn.functional.ctc_loss(x.log_softmax(2), _index(device, 19, 4, 10) + 1, lengths, torch.full((4,), 10))
-    return _backward(loss, x)
-
-
-def _max_unpool(device: torch.device) -> tuple[Tensor, ...]:
-    values, places = torch.nn.functional.max_pool1d(torch.randn(1, 8, 100, device=device), 2, return_indices=True)
-    return (torch.nn.functional.max_unpool1d(values, places, [2]),)
-
-
-OPERATORS: dict[str, Operator] = {
-    "attention (grouped heads)": _attention, "embedding": _embedding, "conv2d": _convolution, "layer_norm": _norm,
-    "index_select": _index_select, "gather": _gather, "scatter_add_": _scatter_add, "index_add_": _index_add,
-    "cumsum": _cumsum, "interpolate (bilinear)": _interpolate, "grid_sample": _grid_sample, "ctc_loss": _ctc,
-    "max_unpool1d": _max_unpool}
-TRIES = 5  # for the same bits
-REFUSED = "does not have a deterministic implementation"
-
-
-def operators(asked: Asked) -> Iterator[str]:
-    """Which operators have a deterministic form; whether each gives the same bits every time; and the same of whole
-    steps of the stages, which must not use any that has none."""
-    devices.configure(0)
-    found: dict[str, list[str]] = {}
-    for name, operator in OPERATORS.items():
-        found.setdefault(_tried(operator, asked.device), []).append(name)
-    yield from (f"{what}: {', '.join(names)}" for what, names in found.items())
-    wrong = [what for what in found if what.startswith("DIFFERENT BITS with")]
-    for name, (kind, options) in _stages(asked).items():
-        once, again = (_bits_of_steps(asked, kind, options) for _ in range(2))
-        same = not list(kill_matrix.differences(once, again, ""))
-        yield (f"{name}: three steps twice with deterministic algorithms only: "
-               f"{'the same' if same else 'DIFFERENT'} bits")
-        wrong += [] if same else [name]
+               f"logged step {steps[name]}, resumed: " + (found[0] if found else
+                                                          "the same bits in all that kill_matrix.py compares"))
+        wrong += [name] if found else []
     if wrong:
-        raise Failed("; ".join(wrong))
+        raise Failed(f"not as left alone: {', '.join(wrong)}")
 
 
-def _tried(operator: Operator, device: torch.device) -> str:
-    strict = torch.are_deterministic_algorithms_enabled()
-    try:
-        return _repeated(operator, device, "deterministic form")
-    except RuntimeError as error:
-        if REFUSED not in str(error):
-            raise
-    torch.use_deterministic_algorithms(False)
-    try:
-        return f"no deterministic form, so torch refuses; {_repeated(operator, device, 'usual one')}"
-    finally:
-        torch.use_deterministic_algorithms(strict)
-
-
-def _repeated(operator: Operator, device: torch.device, form: str) -> str:
-    results = []
-    for _ in range(TRIES):
-        torch.manual_seed(0)
-        results.append([tensor.detach().cpu() for tensor in operator(device)])
-    same = all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
-    return f"{'the same bits' if same else 'DIFFERENT BITS'} with the {form} in {TRIES} tries"
-
-
-def _stages(asked: Asked) -> dict[str, tuple[type[Any], dict[str, Any]]]:
-    """The stages, with the options that give them data; with --quick, those that need none."""
-    sizes = asked.options()
-    text = {"lm": (asked.kind(rig.Random), sizes), "text": (asked.kind(rig.RandomThinker), sizes),
-            "text with experts": (asked.kind(rig.RandomThinker), {**sizes, "use_moe": True})}
-    if asked.quick:
-        return text
-    from stoker.data.pictures import scenes
-    from stoker.data.speech import spoken
-    from stoker.training.train_audio_enc import AudioEncoder
-    from stoker.training.train_vision import Vision
-
-    few = {"train": 64, "validation": 16, "test": 16}
-    sound, pictures = spoken.build("spoken-digits", sizes=few), scenes.build(sizes=few)
-    return text | {"audio_enc": (AudioEncoder, {"dataset": str(sound)}), "vision": (Vision, {"dataset": str(pictures)})}
-
-
-def _bits_of_steps(asked: Asked, kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
-    shared = {"device": str(asked.device), "batch_size": 8, "num_workers": 0, "dropout": 0.1}
-    with rig.trainer("nano", kind, **options | shared) as trainer:
-        rig.open_up(trainer, monitors=False)
-        for _ in range(3):
-            trainer._train_step()
-        return _bits(trainer)
-
-
-def _bits(trainer: Trainer) -> dict[str, Any]:
-    """Weights and optimizer, on the host."""
-    states = [state for optimizer in trainer.optimizers.values() for state in optimizer.state.values()]
-    return {"weights": {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()},
-            "optimizers": [{key: value.cpu() for key, value in state.items()} for state in states]}
+def _compared(alone: Training, killed: Training) -> list[str]:
+    """What differs, once both have ended."""
+    if not killed.killed:
+        return ["it had ended before it could be killed"]
+    for side, training in (("alone", alone), ("resumed", killed)):
+        training.process.join()
+        if not kill_matrix.finished(training.folder):
+            return [f"the training {side} ended with {training.process.exitcode}"]
+    if "Resuming from" not in killed.run.latest_log.read_text():
+        return ["it began anew instead of resuming"]
+    left_alone, resumed = (kill_matrix.outcome(training.run.path) for training in (alone, killed))
+    found = list(kill_matrix.differences(left_alone, resumed, ""))
+    return [f"{len(found)} DIFFERENCES: {'; '.join(found[:3])}"] if found else []
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
@@ -305,6 +142,7 @@ def memory(asked: Asked) -> Iterator[str]:
     """A step that does not fit is done again in smaller micro-batches, and has the same gradients, to rounding."""
     options = asked.options() | {"num_workers": 0}
     if asked.on_gpu:
+        options |= {"batch_size": 32}  # so that activations take more than what cannot be made smaller
         whole, _, room = _first_step(asked, options)
         parts, micro, _ = _first_step(asked, options, room)
     else:  # first the small one: malloc keeps what the large one has freed
@@ -323,6 +161,7 @@ def memory(asked: Asked) -> Iterator[str]:
 def _first_step(asked: Asked, options: dict[str, Any], room: float = 0) -> tuple[Tensor, int, float]:
     """The gradient of the first step, the size of its micro-batches where that was reduced, and three quarters of the
     bytes that it took on a GPU beside those that were taken before. `room`: as many bytes as it may take, if not 0."""
+    clear(asked)
     with rig.trainer(asked.presets[-1], asked.kind(rig.Random), **options) as trainer:
         rig.open_up(trainer, monitors=False)
         before = torch.cuda.memory_allocated(asked.device) if asked.on_gpu else 0

@@ -18,6 +18,7 @@ from stoker.training.assembly.estimate import CPU_ATTENTION
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 import gpu
+import gpu_determinism
 import gpu_page
 import gpu_safety
 import gpu_speed
@@ -106,6 +107,18 @@ def test_a_section_that_fails_loses_no_other(tmp_path: Path) -> None:
         assert time.monotonic() < until, "what a section started ends with it"
 
 
+@forks
+@pytest.mark.parametrize("sections, code", [([fine, wrong], 1), ([fine], 0)])
+def test_the_exit_code_says_that_a_section_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: list[Any],
+                                                  code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "SECTIONS", [Section(measure.__name__, measure, 30) for measure in sections])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--output", str(tmp_path / "page.md")])
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # main sets it
+    assert gpu.main() == code
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "1 of 2 sections failed: wrong" if code else "all 1 sections done", str(tmp_path / "page.md")]
+
+
 def test_where_cuda_was_started_too_early_a_section_gets_a_new_process(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = []
@@ -190,6 +203,29 @@ def test_wrong_results_are_no_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert problem == (f"nano {way}: grad_norm 0.25 instead of 1" if fails else "")
     if not fails:
         assert f"  {way}: grad_norm 0.25 instead of 1" in lines
+
+
+def test_operators_without_a_deterministic_form_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def differs(device: torch.device) -> tuple[torch.Tensor, ...]:
+        return (torch.tensor([time.perf_counter_ns()]),)
+
+    def failing(*given: Any) -> dict[str, Any]:
+        raise RuntimeError("grid_sampler_2d_backward does not have a deterministic implementation, but you set it")
+
+    asked = Asked("cpu", True, tmp_path)
+    monkeypatch.setattr(gpu_determinism, "OPERATORS", {"clock": differs, "cat": lambda device: (torch.zeros(2),),
+                                                       "unpool": gpu_determinism._max_unpool})
+    monkeypatch.setattr(gpu_determinism, "_bits_of_steps", failing)
+    lines, problem = [], ""
+    try:
+        lines += gpu_determinism.operators(asked)
+    except Failed as error:
+        problem = str(error)
+    assert problem == "DIFFERENT BITS with the deterministic form in 5 tries; lm; text; text with experts"
+    refused = gpu_determinism._twice(asked, rig.Random, {})
+    assert refused == "REFUSED: grid_sampler_2d_backward has no deterministic form"
+    assert gpu_determinism._tried(gpu_determinism._max_unpool, torch.device("cpu")) == (
+        "no deterministic form, so torch refuses; the same bits with the usual one in 5 tries")
 
 
 def test_the_alerts_of_a_gpu_fire_on_injected_readings() -> None:
