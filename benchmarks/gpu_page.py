@@ -191,7 +191,8 @@ def _in_child(section: Section, asked: Asked, output: Path, log: Path) -> None:
             for line in section.measure(asked):
                 lines.write(f"{line}\n")
     except Exception as error:  # the other sections are measured all the same
-        traceback.print_exc()
+        with open(log, "a") as file:
+            traceback.print_exc(file=file)
         first = next(iter(str(error).splitlines()), "")
         (asked.folder / "reason").write_text(first if isinstance(error, Failed) else f"{type(error).__name__}: {first}")
         raise SystemExit(1) from error

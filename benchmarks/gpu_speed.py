@@ -61,6 +61,8 @@ def the_machine(asked: Asked) -> Iterator[str]:
     device, precision = asked.device, devices.resolve_precision(asked.device, "auto")
     yield f"- {devices.describe(device)}, beside it {machine.processor()}; precision {precision}"
     yield f"- torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
+    if not asked.on_gpu:
+        yield "- models are tiny, and times a few milliseconds: this page shows only that the script works"
     if asked.on_gpu:
         found = torch.cuda.get_device_properties(device)
         yield (f"- {found.total_memory / 2**30:.1f} GiB, {found.multi_processor_count} multiprocessors, compute "
