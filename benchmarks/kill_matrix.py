@@ -1,6 +1,7 @@
 """Kill a training at any instant, over and over, and compare it with one that was left alone: bit for bit.
 
     python benchmarks/kill_matrix.py [--stage lm] [--kills 200] [--seed 0] [--jobs 1] [--folder FOLDER]
+                                     [--machine "--device cpu --threads 1 --no_compile"]
 
 A small language model, or a small thinker with experts (--stage text), by the real script, with all that has a state:
 dropout, accumulation, loader workers, early stopping, the spike monitor, an average of the weights, samples. It is
@@ -47,8 +48,9 @@ OPTIONS = (
     "--tokenizer bytes --d_model 32 --num_heads 2 --num_layers 2 --d_ff 64 --max_seq_len 32 --dropout 0.1 --lr 3e-3 "
     f"--batch_size 4 --grad_accum_steps 2 --num_workers 2 --max_steps {STEPS} --snapshot_interval {SNAPSHOTS} "
     "--snapshot_minutes 0 --keep_last_n_snapshots 2 --log_interval 2 --eval_interval 7 --ema_decay 0.9 "
-    "--early_stopping --early_stop_patience 50 --early_stop_overfit_patience 50 --device cpu --threads 1 --no_compile"
+    "--early_stopping --early_stop_patience 50 --early_stop_overfit_patience 50"
 ).split()
+MACHINE = "--device cpu --threads 1 --no_compile"
 ANY_TIME = "any time"
 SELDOM = ("birth of the run", "token cache", "save at step 0", "hand-out of models", "end", "tidying")  # within reach
 CLOCKS = ("speed/", "system/")  # what clocks and the machine gave: it is there, with whatever value
@@ -88,8 +90,8 @@ class Kills:
 class Course:
     """A training left alone, and the same one killed and resumed; what has been done stands in its folder."""
 
-    def __init__(self, folder: Path, text: Path, seed: int, stage: str):
-        self.folder, self.text, self.seed, self.stage = folder, text, seed, stage
+    def __init__(self, folder: Path, text: Path, seed: int, stage: str, machine: str):
+        self.folder, self.text, self.seed, self.stage, self.machine = folder, text, seed, stage, machine
         self.alone, self.killed, self.notes = folder / "alone", folder / "killed", folder / "sittings.json"
         noted = json.loads(self.notes.read_text()) if self.notes.exists() else []
         self.sittings = [Sitting(**sitting) for sitting in noted]
@@ -135,7 +137,7 @@ class Course:
         points = json.dumps({"folder": str(side), "trace": str(trace), "targets": targets})
         options = ["--resume", "run"] if (side / "run").exists() else [
             "--dataset", str(self.text), "--result_dir", ".", "--run_name", "run", "--seed", str(self.seed), *OPTIONS,
-            *OF_STAGE[self.stage]]
+            *OF_STAGE[self.stage], *self.machine.split()]
         began, killed = time.monotonic(), False
         with open(log, "wb") as out:
             process = subprocess.Popen(
@@ -234,7 +236,7 @@ def outcome(run: Path) -> dict[str, Any]:
     """All that the mathematics gave."""
     return {
         "snapshots": {path.name: {"weights": safetensors.torch.load_file(path / "model.safetensors"),
-                                  "state": torch.load(path / "state.pt", weights_only=True)}
+                                  "state": torch.load(path / "state.pt", map_location="cpu", weights_only=True)}
                       for path in sorted((run / "snapshots").iterdir()) if not path.name.startswith(".")},
         "models": {str(path.relative_to(run)): _content(path, run)
                    for path in sorted((run / "models").rglob("*")) if path.is_file()},
@@ -291,18 +293,18 @@ def write_text(path: Path) -> None:
     path.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(300)))
 
 
-def measure(folder: Path, seed: int, kills: int, jobs: int, stage: str) -> list[Course]:
+def measure(folder: Path, seed: int, kills: int, jobs: int, stage: str, machine: str = MACHINE) -> list[Course]:
     """Courses one after the other, `jobs` at a time, until there were so many kills; the one that stands in the folder
     already go on first."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "text.txt")
     known = [int(path.name.removeprefix("course_")) for path in folder.glob("course_*")]
-    left = Kills(kills - sum(len(_course(folder, seed, number, stage).kills) for number in known))
+    left = Kills(kills - sum(len(_course(folder, seed, number, stage, machine).kills) for number in known))
     numbers, courses = itertools.count(), list[Course]()
 
     def work() -> None:
         for number in numbers:
-            course = _course(folder, seed, number, stage)
+            course = _course(folder, seed, number, stage, machine)
             if not course.folder.exists() and left.left <= 0:
                 return
             courses.append(course)
@@ -314,8 +316,8 @@ def measure(folder: Path, seed: int, kills: int, jobs: int, stage: str) -> list[
     return sorted(courses, key=lambda course: course.seed)
 
 
-def _course(folder: Path, seed: int, number: int, stage: str) -> Course:
-    return Course(folder / f"course_{number:02d}", folder / "text.txt", 1000 * seed + number, stage)
+def _course(folder: Path, seed: int, number: int, stage: str, machine: str) -> Course:
+    return Course(folder / f"course_{number:02d}", folder / "text.txt", 1000 * seed + number, stage, machine)
 
 
 def table(courses: list[Course]) -> Iterator[str]:
@@ -344,11 +346,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--folder", type=Path, help="keep everything here; a measurement that was interrupted goes on")
+    parser.add_argument("--machine", default=MACHINE, help="how the trainings run (default: %(default)s)")
     args = parser.parse_args()
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each start after a kill
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)) / f"{args.stage}_seed_{args.seed}"
-        courses = measure(folder.resolve(), args.seed, args.kills, args.jobs, args.stage)
+        courses = measure(folder.resolve(), args.seed, args.kills, args.jobs, args.stage, args.machine)
         print("\n".join(table(courses)))
         different = 0
         for course in courses:

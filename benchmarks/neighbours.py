@@ -127,15 +127,13 @@ def rig_stage(stage: str, preset: str = "nano") -> tuple[type, dict[str, str]]:
     from stoker.data.speech import spoken
     from stoker.training.train_audio_enc import AudioEncoder
     from stoker.training.train_ocr import OCR
-    from stoker.training.train_text import Thinker
     from stoker.training.train_vision import Vision
 
-    kind: type
     if stage in ("lm", "text"):
-        kind = rig.Random if stage == "lm" else type("RandomText", (rig.RandomTokens, Thinker), {})
-        size = kind.presets[preset].get("vocab_size", kind.Config.vocab_size if stage == "text" else rig.VOCABULARY)
-        return type("Text", (kind,), {"vocabulary": size}), {}
-    kind = {"audio_enc": AudioEncoder, "vision": Vision, "ocr": OCR}[stage]
+        base: Any = rig.Random if stage == "lm" else rig.RandomThinker
+        size = base.presets[preset].get("vocab_size", base.vocabulary)
+        return type("Text", (base,), {"vocabulary": size}), {}
+    kind: type = {"audio_enc": AudioEncoder, "vision": Vision, "ocr": OCR}[stage]
     build: dict[str, Callable[[], Path]] = {"audio_enc": lambda: spoken.build("spoken-digits"), "vision": scenes.build,
                                             "ocr": lambda: lines.build(sizes=LINES)}
     data = build[stage]()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from stoker.config import Parsed
 from stoker.daemon import rundir
 from stoker.daemon.rundir import Status
+from stoker.data.workers import close
 from stoker.model.transformer import Attention
 from stoker.training.assembly.job import Job
 from stoker.training.assembly.session import Session
@@ -34,17 +35,18 @@ from stoker.training.core.figures import Batch
 from stoker.training.core.plan import Plan
 from stoker.training.core.signals import Signals
 from stoker.training.core.stage import Stage
+from stoker.training.stages.text import LanguageModelling
 from stoker.training.train_lm import LanguageModel
+from stoker.training.train_text import Thinker
 from stoker.training.trainer import Trainer
 
 VOCABULARY = 50257
 
 
-class RandomTokens:
-    """Feeds a language model with random tokens, by default of the gpt2 vocabulary."""
+class RandomTokens(LanguageModelling[Any]):
+    """A stage of text that is fed with random tokens."""
 
-    vocabulary = VOCABULARY
-    cfg: Any
+    vocabulary: int
 
     def prepare(self) -> None:
         torch.manual_seed(0)
@@ -67,7 +69,15 @@ class RandomTokens:
 
 
 class Random(RandomTokens, LanguageModel):
-    """The language model, fed with random tokens."""
+    """The language model, by default with the gpt2 vocabulary."""
+
+    vocabulary = VOCABULARY
+
+
+class RandomThinker(RandomTokens, Thinker):
+    """The thinker, with as many tokens as its presets have."""
+
+    vocabulary = Thinker.Config.vocab_size
 
 
 class Unestimated(Session):
@@ -78,16 +88,28 @@ class Unestimated(Session):
 
 
 @contextmanager
-def trainer(preset: str, kind: type[Stage] = Random, **options: Any) -> Iterator[Trainer]:
-    """A trainer with every callback that a run has by default, in a run's directory of its own."""
+def session(preset: str, kind: type[Stage], form: type[Unestimated] = Unestimated,
+            **options: Any) -> Iterator[Unestimated]:
+    """A session in a run's directory of its own."""
     values = dict(kind.presets[preset]) | {"dropout": 0.0, "compile": False, "max_steps": 100_000} | options
     with TemporaryDirectory() as folder:
         os.environ["STOKER_HOME"] = folder  # the runs of a benchmark are nobody's
         run = rundir.create(Path(folder), "bench", Status(kind.name, f"train_{kind.name}.py", "bench", preset))
         job = Job(kind, Parsed(kind.Config(**values), frozenset(values), preset))
         with run.lock():
-            made, _ = Unestimated(job, run, Signals(), threading.Event()).prepare()
+            yield form(job, run, Signals(), threading.Event())
+
+
+@contextmanager
+def trainer(preset: str, kind: type[Stage] = Random, **options: Any) -> Iterator[Trainer]:
+    """A trainer with every callback that a run has by default."""
+    with session(preset, kind, **options) as opened:
+        made, _ = opened.prepare()
+        try:
             yield made
+        finally:
+            made.saver.close()
+            close(made._batches)
 
 
 def open_up(trainer: Trainer, *, monitors: bool = True) -> None:

@@ -36,7 +36,7 @@ if ((${#arguments[@]} == 0)); then
   "${VENV}/bin/ruff" check --quiet src tests benchmarks
   "${VENV}/bin/python" -m mypy -p stoker
   "${VENV}/bin/python" -m mypy benchmarks
-  "${VENV}/bin/shellcheck" --external-sources run/*.sh .ci/run
+  "${VENV}/bin/shellcheck" --external-sources run/*.sh benchmarks/*.sh .ci/run
   printf 'lint, types and shell are clean\n'
 fi
 exec "${VENV}/bin/python" -m pytest "${all[@]}" "${arguments[@]}"

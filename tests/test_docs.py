@@ -49,7 +49,7 @@ def commands() -> list[str]:
         text = path.read_text()
         for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
             found += [line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip()]
-        found += re.findall(r"`(\./run/[^`]+|(?:\.venv/bin/)?python (?:src|benchmarks)[^`]+)`", text)
+        found += re.findall(r"`(\./(?:run|benchmarks)/[^`]+|(?:\.venv/bin/)?python (?:src|benchmarks)[^`]+)`", text)
         found += [_script_of(words) for words in re.findall(r"`stoker ([^`]+)`", text)]
     return found
 
