@@ -9,4 +9,4 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.contiguous(memory_format=torch.channels_last)
-        return self._conv_forward(x.contiguous(memory_format=torch.channels_last), weight, self.bias)
+        return self._conv_forward(x.contiguous(memory_format=torch.channels_last), weight, self.bias)  # type: ignore[no-any-return]
