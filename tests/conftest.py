@@ -45,7 +45,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     look through all that torch and the tests consist of, now or ever."""
     if getattr(session.config.option, "dist", "no") != "no":
         return (yield)  # the process that only hands tests to others
-    wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load
+    wheels.torchaudio()  # before transformers imports them as they are, which fails where no compiled part can load
     wheels.torchvision()
     gc.disable()
     with open(__file__) as own:
