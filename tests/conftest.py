@@ -17,7 +17,9 @@ from stoker import wheels
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads sleep soon
-sys.dont_write_bytecode = False  # or each of several processes compiles all tests, which takes as long as 200 of them
+# Else each process compiles all that it imports: one of tests all tests, which takes as long as to run 200 of them.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # a shell without job control lets what it starts in the background ignore Ctrl-C, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
