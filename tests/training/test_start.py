@@ -52,8 +52,9 @@ sys.meta_path.insert(0, Late)
 def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
     """It is answered, and obeyed when the import is over: within, it could abort the process."""
     (tmp_path / "sitecustomize.py").write_text(LATE)
-    process = subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), "--dataset", "text.txt",
-                                *SMALL, "--result_dir", "runs", "--run_name", "early"], stderr=subprocess.DEVNULL,
+    command = [sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), "--dataset", "text.txt", *SMALL,
+               "--result_dir", "runs", "--run_name", "early"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL,
                                env=os.environ | {"PYTHONPATH": f"{tmp_path}:{PROJECT / 'run/python'}"})
     run = RunDir(tmp_path / "runs/early")
     while not (tmp_path / "importing").exists():
