@@ -78,9 +78,9 @@ class Desk:
     def train_here(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """What the script calls with --foreground, in this process, which has torch already."""
         usual = ["--dataset", str(self.corpus), "--result_dir", str(self.results), *TINY]
-        return self.resume_here(*unless_typed(usual, argv), *argv)
+        return self.start_here(*unless_typed(usual, argv), *argv)
 
-    def resume_here(self, *argv: str) -> subprocess.CompletedProcess[str]:
+    def start_here(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return trained("lm", *argv, "--yes", env={"STOKER_HOME": self.env["STOKER_HOME"]})
 
     def begun(self, ran: subprocess.CompletedProcess[str]) -> int:
