@@ -39,6 +39,7 @@ os.environ |= {"STOKER_HOME": f"{_shared.name}/home", "STOKER_RESULTS": f"{_shar
 
 def pytest_unconfigure() -> None:
     _shared.cleanup()
+    gc.freeze()  # Python's own end would look for garbage once more
 
 
 @pytest.hookimpl(wrapper=True)

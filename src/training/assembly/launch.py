@@ -427,8 +427,6 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
 
 def _train(job: Job, run: RunDir, signals: Signals, begun: threading.Event) -> Ending:
     with signals.held(), command.importing():
-        import torch._dynamo  # noqa: F401  # else the first optimizer imports it
-
         from stoker.training.assembly.session import Session  # torch and all: takes seconds
 
     if job.forks:
