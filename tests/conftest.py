@@ -1,10 +1,13 @@
 """What all tests share: caches and runs of their own."""
 
+import fcntl
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,9 @@ from stoker import wheels
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads sleep soon
-wheels.torchaudio()  # before transformers imports them as they are, and fails where their compiled parts cannot load
-wheels.torchvision()
+# Else each process compiles all that it imports: one of tests all tests, which takes as long as to run 200 of them.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # a shell without job control lets what it starts in the background ignore Ctrl-C, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +39,27 @@ os.environ |= {"STOKER_HOME": f"{_shared.name}/home", "STOKER_RESULTS": f"{_shar
 
 def pytest_unconfigure() -> None:
     _shared.cleanup()
+    gc.freeze()  # Python's own end would look for garbage once more
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """One process compiles the tests, then the others collect what it has compiled. The garbage collector is not to
+    look through all that torch and the tests consist of, now or ever."""
+    if getattr(session.config.option, "dist", "no") != "no":
+        return (yield)  # the process that only hands tests to others
+    wheels.torchaudio()  # before transformers imports them as they are, which fails where no compiled part can load
+    wheels.torchvision()
+    gc.disable()
+    with open(__file__) as own:
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(own, fcntl.LOCK_SH)
+        result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 @pytest.fixture(autouse=True)

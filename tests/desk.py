@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from in_process import trained
 from stoker.daemon import registry
 from stoker.daemon.table import row
 
@@ -73,6 +74,14 @@ class Desk:
     def train(self, *argv: str) -> subprocess.CompletedProcess[str]:
         usual = ["--dataset", str(self.corpus), "--result_dir", str(self.results), *TINY]
         return self.call("run_train_lm.sh", *unless_typed(usual, argv), *argv)
+
+    def train_here(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """What the script calls with --foreground, in this process, which has torch already."""
+        usual = ["--dataset", str(self.corpus), "--result_dir", str(self.results), *TINY]
+        return self.start_here(*unless_typed(usual, argv), *argv)
+
+    def start_here(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        return trained("lm", *argv, "--yes", env={"STOKER_HOME": self.env["STOKER_HOME"]})
 
     def begun(self, ran: subprocess.CompletedProcess[str]) -> int:
         """The PID that a script printed which has started a run."""

@@ -1,5 +1,6 @@
 """The start and the end that all programs share."""
 
+import gc
 import os
 import sys
 
@@ -18,3 +19,18 @@ def test_what_is_still_buffered_at_the_end_finds_no_room(monkeypatch: pytest.Mon
         assert command.answered(lambda words: print("a line") or 0) == command.FAILED  # type: ignore[func-returns-value]
     said = "program.py: stopped, since nothing more can be written: No space left on device\n"
     assert capsys.readouterr().err == said
+
+
+def collected(thing: object) -> bool:
+    """Whether the garbage collector looks at it."""
+    return any(found is thing for found in gc.get_objects())
+
+
+def test_the_collector_passes_over_what_was_imported_and_all_that_is_there_at_the_end() -> None:
+    early, late = [0], list[int]()
+    with command.importing():
+        assert not gc.isenabled()
+    assert gc.isenabled() and not collected(early)
+    later = [late]
+    assert collected(later)
+    assert command.answered(lambda words: 7) == 7 and not collected(later)

@@ -1,8 +1,9 @@
-"""Trains a toy in several processes that decide together: `python together.py FOLDER RANK SIZE`, from a test.
+"""Trains a toy in several processes that decide together; each calls `main`, with FOLDER RANK SIZE SCENARIO...
 
 Each scenario is one run a process, in FOLDER/<scenario>/<rank>. What each process did is written to FOLDER/<rank>.json.
 """
 
+import gc
 import json
 import math
 import random
@@ -28,7 +29,7 @@ from stoker.training.core.exchange import Together
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.snapshots import Snapshots
 from stoker.training.trainer import Trainer
-from toys import Regression, Toy, new_run, session
+from toys import WITHOUT_MONITORS, Regression, Toy, new_run, session
 
 DECIDED = ("on_step_end", "on_eval_start", "on_eval_end", "on_log", "on_stop")
 REQUESTS = ("eval", "log", "save", "finished", "stopped", "halted", "back")
@@ -221,7 +222,7 @@ def sit(folder: Path, name: str, rank: int, last: bool, exchange: Together) -> d
     """One sitting, and a second one after a step that failed."""
     journal, sittings, write = Journal(), [], files.write
     stage, callbacks, options = scenario(name, rank, last)
-    options = {"rows": 100, "nan_recoveries": 3} | options
+    options = {"rows": 100, "nan_recoveries": 3} | WITHOUT_MONITORS | options
     where = folder / name / str(rank)
     where.mkdir(parents=True)
     run = new_run(where, stage)
@@ -259,7 +260,4 @@ def main() -> None:
         found[name] = sit(folder, name, rank, rank == size - 1, exchange)
         (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    gc.freeze()  # Python's own end would look for garbage among all of torch

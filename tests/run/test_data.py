@@ -1,5 +1,6 @@
 """./run/data.sh: what is wrong with data is found, named and told by the exit code."""
 
+import subprocess
 from pathlib import Path
 
 import pyarrow
@@ -8,7 +9,15 @@ import pytest
 
 import made_pictures
 from desk import Desk
+from in_process import answer
 from sounds import make_sound
+from stoker.data import __main__ as program
+
+
+def data(desk: Desk, *argv: str) -> subprocess.CompletedProcess[str]:
+    """What the script calls, in this process."""
+    ran = answer("data.sh", program._main, *argv, env={"STOKER_HOME": desk.env["STOKER_HOME"]})
+    return subprocess.CompletedProcess(argv, ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
 @pytest.fixture
@@ -21,7 +30,7 @@ def recordings(desk: Desk) -> Path:
 
 
 def test_check_and_mel_lengths(desk: Desk, recordings: Path) -> None:
-    ran = desk.call("data.sh", "check", str(recordings / "a.csv"), "--downsample_time", "2")
+    ran = data(desk, "check", str(recordings / "a.csv"), "--downsample_time", "2")
     assert ran.returncode == 0, ran.stderr
     first, second, refused, shared, lengths, ctc = ran.stdout.splitlines()
     assert first == "train: 38 of 38 rows, 0.02 h" and second.startswith("validation: 2 of 2 rows")
@@ -31,7 +40,7 @@ def test_check_and_mel_lengths(desk: Desk, recordings: Path) -> None:
     ran = desk.call("data.sh", "check", "a.csv", "--max_mel_length", "200", cwd=recordings)
     assert ran.returncode == 1 and f"\t{recordings}/3.wav\tunreadable: cannot be read as sound" in ran.stdout
     assert ran.stdout.count("too long: ") == 9, ran.stdout
-    ran = desk.call("data.sh", "mel_lengths", "--csv", str(recordings / "a.csv"), "--talker")
+    ran = data(desk, "mel_lengths", "--csv", str(recordings / "a.csv"), "--talker")
     assert ran.returncode == 1 and "39 recordings, 0.02 h\nlengths in frames of 1/12.5 s: 50 % 19" in ran.stdout
     assert ran.stdout.splitlines()[-1].startswith(f"{recordings}/3.wav cannot be read as sound")
 
@@ -41,10 +50,10 @@ def test_a_download_of_pictures_is_data_again(desk: Desk, tmp_path: Path) -> Non
         rows = [{"image": {"bytes": made_pictures.make_picture(tmp_path / "x.png", i).read_bytes(), "path": None},
                  "text": f"{split} {i}"} for i in range(first, first + 5)]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
-    ran = desk.call("data.sh", "download", "--repository", str(tmp_path), "--out", str(desk.folder / "fetched"),
-                    "--max_samples", "4")
+    ran = data(desk, "download", "--repository", str(tmp_path), "--out", str(desk.folder / "fetched"), "--max_samples",
+               "4")
     assert (ran.returncode, ran.stdout) == (0, f"{desk.folder}/fetched/manifest.csv\n"), ran.stderr
-    ran = desk.call("data.sh", "check", "fetched", "--max_text_length", "11")
+    ran = data(desk, "check", str(desk.folder / "fetched"), "--max_text_length", "11")
     assert ran.returncode == 1, ran.stderr
     assert ran.stdout.startswith("train: 4 of 4 rows, 4 different texts\nvalidation: 0 of 4 rows")
     assert ran.stdout.count("long text: 12 characters, --max_text_length is 11") == 4

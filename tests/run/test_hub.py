@@ -81,13 +81,11 @@ def documentation(desk: Desk) -> Iterator[None]:
 
 def test_what_nobody_named_is_replaced_aloud(desk: Desk, documentation: None) -> None:
     options = [word for word in SHORT if word not in ("--tokenizer", "bytes")]
-    ran = desk.call("run_train_lm.sh", "--result_dir", str(desk.results), "--vocab_size", "300", "--run_name", "alone",
-                    *options)
-    desk.begun(ran)
+    ran = desk.start_here("--result_dir", str(desk.results), "--vocab_size", "300", "--run_name", "alone", *options)
     lines = [line for line in log_of(desk, "alone").splitlines() if "NO WIKITEXT" in line]
-    assert len(lines) == 1 and "pydocs, with --tokenizer bpe" in lines[0] and lines[0] in ran.stdout
-    assert "Gathering the documentation" not in ran.stdout, "which takes half a minute"
-    ended(desk, "alone")
+    assert len(lines) == 1 and "pydocs, with --tokenizer bpe" in lines[0] and lines[0] in ran.stderr
+    assert "Gathering the documentation" not in ran.stderr, "which takes half a minute"
+    assert ran.returncode == 0, ran.stderr
     used = json.loads((desk.results / "alone" / "run_config.json").read_text())
     assert (used["dataset"], used["tokenizer"]) == ("pydocs", "bpe")
 
@@ -103,9 +101,9 @@ def test_wikitext_is_fetched_once(desk: Desk, copy: Path, monkeypatch: pytest.Mo
     assert "HTTP" not in log
     assert "none of the documents of validation and test (9) occurs in training" in log
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    desk.begun(desk.call("run_train_lm.sh", "--dataset", "wikitext-103", "--result_dir", str(desk.results),
-                         "--run_name", "second", *SHORT))
-    ended(desk, "second")
+    second = desk.start_here("--dataset", "wikitext-103", "--result_dir", str(desk.results), "--run_name", "second",
+                              *SHORT)
+    assert second.returncode == 0, second.stderr
     assert "Downloading" not in log_of(desk, "second")
     rows = [(desk.results / name / "metrics.jsonl").read_text() for name in ("first", "second")]
     assert rows[0] == rows[1], "the same data"

@@ -33,7 +33,7 @@ def generate_here(desk: Desk, *argv: str, stdin: bytes = b"") -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def finished(desk: Desk) -> str:
-    ran = desk.train(*SHORT, "--run_name", "done", "--foreground")
+    ran = desk.train_here(*SHORT, "--run_name", "done")
     assert ran.returncode == 0, ran.stderr
     return ran.stderr
 
@@ -70,7 +70,7 @@ def test_it_is_the_text_of_transformers(desk: Desk, finished: str) -> None:
 
 def test_the_prompt_may_come_from_standard_input_and_be_longer_than_the_context(desk: Desk, finished: str) -> None:
     long = "Größe 東京 🚀 " * 20
-    ran = generate(desk, "done", "-", "--max_new_tokens", "30", "--num_samples", "2", stdin=f"{long}\n".encode())
+    ran = generate_here(desk, "done", "-", "--max_new_tokens", "30", "--num_samples", "2", stdin=f"{long}\n".encode())
     assert ran.returncode == 0, ran.stderr
     first, second = ran.stdout.decode(errors="strict").split("<|endoftext|>\n")
     assert first.startswith(long) and second.startswith(long) and first != second
@@ -79,9 +79,10 @@ def test_the_prompt_may_come_from_standard_input_and_be_longer_than_the_context(
 
 
 def test_whoever_reads_may_stop_reading(desk: Desk, finished: str) -> None:
-    piped = f"set -o pipefail; {ROOT}/run/generate.sh done x --max_new_tokens 5000 | head -c 10 >/dev/null"
-    ran = subprocess.run(["bash", "-c", piped], env=desk.env, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0 and ran.stderr.count("\n") == 1
+    piped = (f"set -o pipefail; printf 'by a pipe' | {ROOT}/run/generate.sh done - --max_new_tokens 5000 | "
+             "head -c 10")
+    ran = subprocess.run(["bash", "-c", piped], env=desk.env, capture_output=True, timeout=120)
+    assert (ran.returncode, ran.stdout[:9], ran.stderr.count(b"\n")) == (0, b"by a pipe", 1), ran
 
 
 def test_ctrl_c_ends_it_quietly(desk: Desk, finished: str) -> None:
@@ -156,13 +157,12 @@ def test_an_evaluation_prints_the_figures_of_the_journal(desk: Desk, finished: s
 def test_an_evaluation_on_another_text(desk: Desk, finished: str) -> None:
     other = desk.folder / "other.txt"
     other.write_text("".join(f"{i} squared is {i * i}\n" for i in range(300)))
-    there = desk.call("evaluate.sh", "done", "--", "--dataset", str(other))
     with pytest.MonkeyPatch.context() as here:
         here.setenv("STOKER_HOME", desk.env["STOKER_HOME"])
-        direct = eval_only.report(launch.decide(LanguageModel, ["--eval_only", "--init_from", "done", "--dataset",
-                                                                str(other), "--batch_size", "4", "--threads", "1"]))
-    assert there.returncode == 0, there.stderr
-    assert there.stdout == f"{direct}\n" and there.stdout.startswith("Validation: loss=")
+        there, direct = (eval_only.report(launch.decide(LanguageModel, ["--eval_only", *of, "--dataset", str(other)]))
+                         for of in (["--resume", "done"],  # as evaluate.sh says it
+                                    ["--init_from", "done", "--batch_size", "4", "--threads", "1"]))
+    assert there == direct and there.startswith("Validation: loss=")
 
 
 @pytest.mark.parametrize("argv, part", [
@@ -194,10 +194,11 @@ def test_the_step_of_an_incident_is_done_again(desk: Desk, finished: str) -> Non
     batch = {"tokens": torch.arange(8)[None], "targets": torch.arange(8)[None]}
     kept_as = Incident(3, "non-finite", "output of blocks.0.mlp.up", "nan", [[4]], [4])
     incident.write(run / "incidents", kept_as, model, [batch])
-    ran = desk.call("replay.sh", "done")
+    ran = answer("replay.sh", replay._main, "done", env={"STOKER_HOME": desk.env["STOKER_HOME"]})
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "Again  NaN or Inf, first in output of blocks.0.mlp.up: the same" in ran.stdout
+    assert b"Again  NaN or Inf, first in output of blocks.0.mlp.up: the same" in ran.stdout
     shutil.copy(kept, path / "model.safetensors")
     ran = answer("replay.sh", replay._main, str(path))
     assert ran.returncode == 1 and b"Again  finite" in ran.stdout
-    assert answer("replay.sh", replay._main, str(run / "models")).returncode == 2
+    refused = desk.call("replay.sh", str(run / "models"))
+    assert refused.returncode == 2 and refused.stderr.startswith("replay.sh: ") and refused.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The real scripts on runs that something has befallen: damage, code in a snapshot, other options, another text."""
+"""Resumes of runs that something has befallen: damage, code in a snapshot, other options, another text."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ NEWEST = "snapshots/snapshot_step_00000001"
 @pytest.fixture(scope="module")
 def stopped(desk: Desk) -> Path:
     """A run that was stopped after its first step, with snapshots of steps 0 and 1."""
-    ran = desk.train("--run_name", "stopped", "--max_steps", "20", "--max_minutes", "0.00001", "--foreground")
+    ran = desk.train_here("--run_name", "stopped", "--max_steps", "20", "--max_minutes", "0.00001")
     assert ran.returncode == 0, ran.stderr
     return desk.results / "stopped"
 
@@ -70,7 +70,7 @@ def edit(run: Path) -> None:
 def test_a_damaged_snapshot_is_named_and_the_run_goes_on(desk: Desk, run: Path) -> None:
     (run / NEWEST / "state.pt").unlink()
     os.mkfifo(run / NEWEST / "state.pt")
-    ran = desk.call("run_train_lm.sh", "--resume", str(run), "--yes", "--max_minutes", "0", "--foreground")
+    ran = desk.start_here("--resume", str(run), "--max_minutes", "0")
     assert ran.returncode == 0, ran.stderr
     assert "snapshot_step_00000001 is damaged and not used: state.pt is something else than a file" in ran.stderr
     assert "step 1 came out as recorded before: bit for bit" in ran.stderr
@@ -85,13 +85,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", [
-    "code", pytest.param("damaged", marks=pytest.mark.slow), pytest.param("shape", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", REFUSALS)
 def test_what_cannot_go_on_is_refused_and_left_as_it_is(desk: Desk, run: Path, what: str) -> None:
     befall, why = REFUSALS[what]
     befall(run)
     before = everything(run)
-    ran = desk.call("resume.sh", str(run), "--yes")
+    ran = desk.start_here("--resume", str(run))
     told = [line for line in ran.stderr.splitlines() if not line.startswith("[")]
     assert ran.returncode == 2 and len(told) == 1 and why in told[0], ran.stderr
     assert "Traceback" not in ran.stderr and everything(run) == before and not list(run.rglob("ran"))
@@ -101,7 +100,7 @@ def test_an_older_snapshot_is_continued_in_a_folder_of_its_own(desk: Desk, run: 
     """All options are those of its run; what is refused leaves no folder; the run stays as it is, to the byte."""
     before, older = everything(run), run / "snapshots" / "snapshot_step_0.pt"
     config = json.loads((run / "run_config.json").read_text())
-    ran = desk.call("run_train_lm.sh", "--checkpoint_file", str(older), "--yes", "--foreground", "--max_minutes", "0")
+    ran = desk.start_here("--checkpoint_file", str(older), "--max_minutes", "0")
     assert ran.returncode == 0 and "This run continues from" in ran.stderr, ran.stderr
     new = run.with_name(f"{run.name}_from_step_00000000")
     status, written = (json.loads((new / name).read_text()) for name in ("status.json", "run_config.json"))
@@ -112,7 +111,7 @@ def test_an_older_snapshot_is_continued_in_a_folder_of_its_own(desk: Desk, run: 
     assert ps["state"] == "finished" and everything(run) == before
 
     edit(run)
-    ran = desk.call("run_train_lm.sh", "--checkpoint_file", str(older), "--yes", "--foreground", "--run_name", "no")
+    ran = desk.start_here("--checkpoint_file", str(older), "--run_name", "no")
     assert ran.returncode == 2 and "made with (d_model 16 -> 32)" in ran.stderr, ran.stderr
     assert not (desk.results / "no").exists()
 

@@ -16,6 +16,14 @@ def finished(desk: Desk) -> str:
     return (desk.results / "seen" / "logs" / "latest.log").read_text()
 
 
+def test_it_came_to_its_end_and_is_not_resumed(desk: Desk, finished: str) -> None:
+    row = desk.run("seen")
+    assert (row["step"], row["of"]) == (30, 30)
+    assert "Training completed" in finished and "Best model saved" in finished
+    again = desk.call("resume.sh", "seen", "--yes")
+    assert again.returncode == 2 and "run seen is finished" in again.stderr
+
+
 def test_its_page_of_plots_is_drawn_by_itself(desk: Desk, finished: str) -> None:
     page = desk.results / "seen" / "plots.png"
     assert f"Plots: {page}\n" in finished

@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from desk import ENDLESS, ROOT, TINY, Desk, living, until
+from desk import ENDLESS, ROOT, Desk, living, until
 
 STAMP = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ")
 
@@ -197,51 +197,46 @@ def it_goes_on_from_its_last_snapshot_and_stops_by_pid(desk: Desk) -> None:
 # -- other endings --------------------------------------------------------------------------------------------------
 
 
-def test_a_paused_run_is_seen_and_stopped_by_the_beginning_of_its_name(desk: Desk) -> None:
+def test_a_paused_run_is_stopped_by_the_beginning_of_its_name_and_deleted_when_one_is_sure(desk: Desk) -> None:
     run = begun(desk, desk.train(*ENDLESS))
     assert run.name.startswith("lm_corpus_2") and (desk.results / "lm_corpus").resolve().name == run.name
+    assert desk.call("delete.sh", run.name, "--yes").returncode == 2, "it is running"
     os.kill(run.pid, signal.SIGSTOP)
     until(lambda: desk.run(run.name)["state"] == "paused")
     ran = desk.call("stop.sh", "lm_cor")
     assert ran.returncode == 0 and f"{run.name}: stopped at step" in ran.stdout, ran.stderr
     assert desk.run(run.name)["state"] == "stopped"
+    unsure = desk.call("delete.sh", run.name)
+    assert unsure.returncode == 2 and "add --yes" in unsure.stderr and desk.run(run.name)["state"] == "stopped"
+    assert desk.call("delete.sh", str(run.pid), "--yes").returncode == 0
+    assert not (desk.results / run.name).exists() and run.name not in [row["run"] for row in desk.runs()]
+    assert all(link.exists() for link in desk.results.iterdir() if link.is_symlink())
 
 
-def test_a_run_comes_to_its_end(desk: Desk) -> None:
-    ran = desk.train("--max_steps", "20", "--run_name", "short")
-    assert ran.returncode == 0, ran.stderr
-    row = until(lambda: (row := desk.run("short"))["state"] == "finished" and row["pid"] is None and row)
-    assert (row["step"], row["of"]) == (20, 20)
-    assert "Training completed" in log_of(desk, "short") and "Best model saved" in log_of(desk, "short")
-    again = desk.call("resume.sh", "short", "--yes")
-    assert again.returncode == 2 and "run short is finished" in again.stderr
+TAKES_AWAY = """
+from dataclasses import dataclass
+
+from stoker.training.core.callback import Callback
+
+
+@dataclass
+class TakesAway(Callback):
+    def on_step_end(self, trainer):
+        kept = trainer.snapshots.folder
+        if list(kept.glob("snapshot_step_*100")):
+            kept.rename(kept.with_name("away"))
+"""
 
 
 def test_a_crash_is_a_failed_run_with_its_log(desk: Desk) -> None:
     """Its snapshots' folder is taken away while it trains: the next snapshot cannot be written."""
-    command = [str(ROOT / "run" / "run_train_lm.sh"), "--dataset", str(desk.corpus), "--result_dir", str(desk.results),
-               *TINY, "--max_steps", "1000000", "--snapshot_interval", "100", "--run_name", "crash", "--foreground"]
-    with subprocess.Popen(command, env=desk.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.STDOUT) as trainer:
-        desk.started.append(trainer.pid)
-        until(lambda: list((desk.results / "crash" / "snapshots").glob("snapshot_step_*100")))
-        os.rename(desk.results / "crash" / "snapshots", desk.results / "crash" / "away")
-        shown = trainer.communicate(timeout=60)[0]
-    assert trainer.returncode == 1
+    (desk.folder / "taking.py").write_text(TAKES_AWAY)
+    ran = desk.train_here("--max_steps", "1000000", "--snapshot_interval", "100", "--run_name", "crash", "--callback",
+                          f"{desk.folder}/taking.py:TakesAway")
+    assert ran.returncode == 1
     row = desk.run("crash")
     assert row["state"] == "failed" and "FileNotFoundError" in row["reason"]
     log = log_of(desk, "crash")
     assert "ERROR: Traceback" in log and log.splitlines()[-2].endswith(row["reason"])
     assert all(STAMP.match(line) for line in log.splitlines())
-    assert "ERROR: Traceback" in shown, "in the foreground it is told there too"
-
-
-def test_a_run_is_deleted_when_it_is_not_running_and_one_is_sure(desk: Desk) -> None:
-    pid = desk.begun(desk.train("--run_name", "mine", *ENDLESS))
-    assert desk.call("delete.sh", "mine", "--yes").returncode == 2
-    desk.call("stop.sh", "mine")
-    unsure = desk.call("delete.sh", "mine")
-    assert unsure.returncode == 2 and "add --yes" in unsure.stderr and desk.run("mine")["state"] == "stopped"
-    assert desk.call("delete.sh", str(pid), "--yes").returncode == 0
-    assert not (desk.results / "mine").exists() and "mine" not in [row["run"] for row in desk.runs()]
-    assert all(link.exists() for link in desk.results.iterdir() if link.is_symlink())
+    assert "ERROR: Traceback" in ran.stderr, "in the foreground it is told there too"

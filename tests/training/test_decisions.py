@@ -20,6 +20,15 @@ SCENARIOS = ["nothing", "signal", "signal while logging", "signal while evaluati
              "memory in evaluation", "memory in one evaluation", "NaN in the weights", "disk", "file"]
 RANDOM = [f"random {seed}" for seed in range(12)]
 SIZE = 2
+PROGRAM = """
+from stoker.command import importing
+
+with importing():
+    import torch._dynamo
+    import together
+
+together.main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("together")
     path = os.pathsep.join([str(PROJECT / "run/python"), str(PROJECT / "tests")])
     environment = os.environ | {"PYTHONPATH": path, "STOKER_HOME": str(folder / "home"), "GLOO_SOCKET_IFNAME": "lo"}
-    program = [sys.executable, str(PROJECT / "tests/together.py"), str(folder)]
+    program = [sys.executable, "-c", PROGRAM, str(folder)]
     processes = [subprocess.Popen([*program, str(rank), str(SIZE), *SCENARIOS, *RANDOM], env=environment, text=True,
                                   stderr=subprocess.PIPE) for rank in range(SIZE)]
     try:

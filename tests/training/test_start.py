@@ -1,4 +1,4 @@
-"""Starts as real processes: a stop while torch is imported, a refused resume, the end of a finished run."""
+"""Whole starts: a stop while torch is imported, a refused resume, the end of a finished run."""
 
 import json
 import logging
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from desk import SMALL, TINY, unless_typed
+from in_process import trained
 from stoker.config import Parsed, UserError
 from stoker.daemon import logs
 from stoker.daemon.journal import Journal
@@ -28,11 +29,6 @@ from stoker.training.trainer import Trainer
 from toys import QUICK, Regression, new_run, session, train, with_callbacks
 
 LITTLE = [*SMALL, *unless_typed(TINY, SMALL)]
-
-
-def script(*argv: str, stderr: int = subprocess.DEVNULL, path: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), *argv], text=True,
-                            stderr=stderr, env=os.environ | {"PYTHONPATH": f"{path}:{PROJECT / 'run/python'}"})
 
 
 LATE = """
@@ -56,7 +52,10 @@ sys.meta_path.insert(0, Late)
 def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
     """It is answered, and obeyed when the import is over: within, it could abort the process."""
     (tmp_path / "sitecustomize.py").write_text(LATE)
-    process = script("--dataset", "text.txt", *SMALL, "--result_dir", "runs", "--run_name", "early", path=str(tmp_path))
+    command = [sys.executable, "-P", str(PROJECT / "src/training/train_lm.py"), "--dataset", "text.txt", *SMALL,
+               "--result_dir", "runs", "--run_name", "early"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL,
+                               env=os.environ | {"PYTHONPATH": f"{tmp_path}:{PROJECT / 'run/python'}"})
     run = RunDir(tmp_path / "runs/early")
     while not (tmp_path / "importing").exists():
         time.sleep(0.01)
@@ -71,21 +70,16 @@ def test_a_stop_while_torch_is_imported(tmp_path: Path, text: Path) -> None:
 
 
 def test_a_refused_resume_leaves_no_trace(tmp_path: Path, text: Path) -> None:
-    long = ["--max_steps", "100000"]
-    process = script("--dataset", "text.txt", *unless_typed(LITTLE, long), *long, "--result_dir", "runs", "--run_name",
-                     "mine")
+    stopped = trained("lm", "--dataset", "text.txt", *LITTLE, "--max_minutes", "0.00001", "--result_dir", "runs",
+                      "--run_name", "mine")
+    assert stopped.returncode == 0, stopped.stderr
     run = RunDir(tmp_path / "runs/mine")
-    while not (run.path.exists() and run.status().step):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
     before = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
+    assert before[0].state == "stopped"
     text.write_text("two three four\n" * 100 + text.read_text())
-    again = script("--resume", str(run.path), "--yes", stderr=subprocess.PIPE)
-    told = again.communicate(timeout=30)[1]
-    assert again.returncode == 2 and told.count("the data are not those of the interrupted run") == 1
-    assert "Traceback" not in told and "ERROR" not in told
+    again = trained("lm", "--resume", str(run.path), "--yes")
+    assert again.returncode == 2 and again.stderr.count("the data are not those of the interrupted run") == 1
+    assert "Traceback" not in again.stderr and "ERROR" not in again.stderr
     after = run.status(), sorted(path.name for path in (run.path / "logs").iterdir()), run.latest_log.resolve()
     statuses = [replace(status, heartbeat=0, awake=0) for status, *_ in (before, after)]
     assert statuses[0] == statuses[1] and after[1:] == before[1:]
@@ -114,12 +108,12 @@ def test_a_finished_run_is_extended_and_runs_its_command_at_each_end(tmp_path: P
     start = ["--dataset", "text.txt", *unless_typed(LITTLE, often), *often, "--result_dir", "runs", "--run_name",
              "mine", "--on_end", 'echo "$STOKER_STATE: $STOKER_REASON" >> ends; false']
     run = RunDir(tmp_path / "runs/mine")
-    assert script(*start).wait(200) == 0 and run.state() == "finished"
+    assert trained("lm", *start).returncode == 0 and run.state() == "finished"
     assert (tmp_path / "ends").read_text() == "finished: all steps done\n"
     assert "--on_end" in run.latest_log.read_text() and "exit code 1" in run.latest_log.read_text()
     assert "Trained for " in run.latest_log.read_text() and "; the estimate was " in run.latest_log.read_text()
-    assert script("--resume", "runs/mine", "--yes").wait(60) == 2
-    assert script("--resume", "runs/mine", "--yes", "--extend_steps", "6").wait(200) == 0
+    assert trained("lm", "--resume", "runs/mine", "--yes").returncode == 2
+    assert trained("lm", "--resume", "runs/mine", "--yes", "--extend_steps", "6").returncode == 0
     rates = {row["step"]: row["lr"] for row in Journal(run.metrics).rows()}
     assert sorted(rates) == list(range(1, 16)) and run.status().of == 15
     assert rates[9] == pytest.approx(3e-4 * optim.rate(8, 9, warmup=0, min_ratio=0.1, schedule="cosine"))

@@ -49,7 +49,7 @@ FINISHED, FAILED, REFUSED, RESUMABLE = 0, 1, 2, 75
 def main(stage: type[Stage]) -> None:
     """Run a stage's script; does not return."""
     code = command.answered(lambda words: _main(stage, [*words]))
-    for number in STOPS:  # all is done but Python's own end, which may take a second
+    for number in STOPS:  # all is done but Python's own end, which may take a while
         signal.signal(number, lambda *_: os._exit(code))
     sys.exit(code)
 
@@ -359,7 +359,8 @@ def _evaluate(job: Job) -> int:
     """Print the figures of weights; nothing is written."""
     logs.to_console()
     _require_torch()
-    from stoker.training.assembly.eval_only import report  # torch and all: takes seconds
+    with command.importing():
+        from stoker.training.assembly.eval_only import report  # torch and all: takes seconds
 
     try:
         print(report(job), flush=True)
@@ -425,7 +426,7 @@ def _locked(job: Job, run: RunDir, signals: Signals, background: bool, superviso
 
 
 def _train(job: Job, run: RunDir, signals: Signals, begun: threading.Event) -> Ending:
-    with signals.held():
+    with signals.held(), command.importing():
         from stoker.training.assembly.session import Session  # torch and all: takes seconds
 
     if job.forks:

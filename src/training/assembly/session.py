@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401  # which torch's optimizers and determinism import, but not in launch's `importing`
+
 from stoker import config, files
 from stoker.config import Damaged, Parsed, UserError
 from stoker.daemon import machine, registry
