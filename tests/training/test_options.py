@@ -24,6 +24,12 @@ def test_defaults_are_cut_so_that_each_fires_twenty_times() -> None:
     assert len(lines) == 1 and "log_interval 20" in lines[0] and "warmup_steps 40" in lines[0]
 
 
+def test_monitors_of_weights_fire_every_five_steps_at_most() -> None:
+    cfg, _ = fit_to_length(Config(), set(), steps=40, steps_per_epoch=40)
+    assert (cfg.log_interval, cfg.snapshot_interval, cfg.eval_interval) == (2, 2, 2)
+    assert cfg.sanity_check_interval == cfg.gradient_monitor_interval == cfg.weight_monitor_interval == 5
+
+
 def test_what_was_typed_is_kept() -> None:
     typed: dict[str, Any] = {"log_interval": 300, "snapshot_interval": 0, "eval_interval": 0, "warmup_steps": 400}
     cfg, lines = fit_to_length(Config(**typed), typed, steps=400, steps_per_epoch=200)

@@ -225,9 +225,11 @@ def device_problems(name: str) -> list[str]:
 # What the options of one start are in the config of a run.
 OF_ONE_START: dict[str, Any] = {"resume": "", "yes": False, "extend_steps": 0}
 
-# Cut so that what they time fires FIRINGS times a run, unless they were typed.
-INTERVALS = ("log_interval", "snapshot_interval", "sanity_check_interval", "gradient_monitor_interval",
-             "weight_monitor_interval")
+# Reduced so that what they time fires FIRINGS times a run, unless they were typed. Monitors that read all weights take
+# up to a tenth of a small model's step, so they do not fire more often than every MONITORED steps.
+INTERVALS = ("log_interval", "snapshot_interval")
+MONITORS = ("sanity_check_interval", "gradient_monitor_interval", "weight_monitor_interval")
+MONITORED = 5
 
 
 def run_length(cfg: Options, typed: Collection[str], steps_per_epoch: int) -> int:
@@ -245,9 +247,10 @@ def fit_to_length(cfg: T, typed: Collection[str], steps: int, steps_per_epoch: i
     cuts: dict[str, Any] = {}
     lines: list[str] = []
     longest = max(1, steps // FIRINGS)
-    for name in INTERVALS:
-        if name not in typed and getattr(cfg, name) > longest:
-            cuts[name] = longest
+    for name in (*INTERVALS, *MONITORS):
+        most = max(MONITORED, longest) if name in MONITORS else longest
+        if name not in typed and getattr(cfg, name) > most:
+            cuts[name] = most
     if "eval_interval" not in typed and steps_per_epoch > longest:
         cuts["eval_interval"] = longest
     if "warmup_steps" not in typed and cfg.warmup_steps > steps // 10:
