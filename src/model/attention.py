@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FEW = 2**15  # attention weights: the flash kernel computes fewer sooner
 BLOCK = 256  # queries whose weights are held at a time, so that memory grows linearly with T
 
 
@@ -22,8 +23,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, ca
     `mask`, of bool, broadcasts to (B, H, T, S) and is true where a query attends; in training it is (B, 1, 1, S). With
     `causal`, for which T = S, no query attends to a later position.
     """
-    fast = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] > 1 and not torch.compiler.is_compiling()
-    if fast and (mask is None or mask.shape[1:3] == (1, 1)):
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q[..., 0].numel() * k.shape[2] >= FEW
+    if slow and not torch.compiler.is_compiling() and (mask is None or mask.shape[1:3] == (1, 1)):
         return _Attention.apply(q, k, v, mask, causal)  # type: ignore[no-any-return, no-untyped-call]
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
 
