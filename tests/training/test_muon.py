@@ -11,7 +11,7 @@ from stoker.model.experts import Experts, MixtureOfExperts
 from stoker.training.core import optim
 from stoker.training.core.muon import Muon, orthogonal
 from stoker.training.core.options import Options
-from stoker.training.core.phases import Group, Phase
+from stoker.training.core.phases import Phase
 from toys import Regression, StopAt, assert_same, new_run, train, with_callbacks
 
 
@@ -92,25 +92,23 @@ def test_it_takes_the_matrices_of_the_blocks(tmp_path: Path) -> None:
     assert len(optim.parameters(optimizer)) == len(list(model.parameters()))
 
 
-def test_matrices_have_a_learning_rate_and_a_precision_of_their_own() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_matrices_are_orthogonalized_in_bf16_where_the_run_is(precision: str) -> None:
     model = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "block": nn.Linear(4, 4)})
-    for more, factor, bf16 in (({}, 1.0, False), ({"muon_lr": 0.05, "precision": "bf16"}, 5.0, True)):
-        cfg = Options(optimizer="muon", lr=0.01, **more)
-        first, *others = optim.build(Phase(groups=(Group(lr_factor=2),)), model, cfg, [model["block"]]).param_groups
-        assert first["params"] == [model["block"].weight] and first["bf16"] == bf16
-        assert first["lr_factor"] == pytest.approx(2 * factor)
-        assert [(group["lr_factor"], group["bf16"]) for group in others] == [(2, False), (2, False)]
+    groups = optim.build(Phase(), model, Options(optimizer="muon", precision=precision), [model["block"]]).param_groups
+    assert [(group["matrix"], group["bf16"]) for group in groups] == [(True, precision == "bf16"), (False, False),
+                                                                      (False, False)]
 
 
 def test_the_experts_of_a_mixture_are_matrices_too() -> None:
     """Each is updated as if it were a matrix by itself."""
-    mixture = MixtureOfExperts(8, Experts(3, 1, 16))
+    mixture = MixtureOfExperts(8, Experts(24, 1, 16))
     for parameter in mixture.parameters():
         nn.init.normal_(parameter)
     one = nn.Parameter(mixture.down[1].detach().clone())
     optimizer = optim.build(Phase(), mixture, Options(optimizer="muon"), [mixture])
     alone = Muon([{"params": [one], "matrix": True, "weight_decay": 0.1}], Options.lr, (0.9, 0.95))
-    mixture.down.grad = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
+    mixture.down.grad = torch.randn(24, 8, 16, generator=torch.Generator().manual_seed(0))
     one.grad = mixture.down.grad[1].clone()
     optimizer.step()
     alone.step()

@@ -17,19 +17,18 @@ from stoker.training.core.phases import Phase
 def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
     """The optimizer of a phase. It has separate parameter groups for matrices and for vectors (biases, norms), since
     weight decay applies to matrices only, unless the phase's group sets its own. Muon updates the matrices within
-    `blocks` only, by a learning rate of their own where --muon_lr gives one; embeddings and heads, whose rows belong to
-    separate tokens or classes, are updated by AdamW."""
+    `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are updated by AdamW."""
     make, groups = phase.optimizer or cfg.optimizer, []
     hidden = set(map(id, _matrices(blocks))) if make == "muon" else set[int]()
     of_muon = {"matrix": True, "bf16": cfg.precision == "bf16"}
     for group, named in phase.parameters(model):
         matrices = [p for p in named.values() if p.dim() >= 2]
-        for parameters, decay, share, more in (
-                ([p for p in matrices if id(p) in hidden], cfg.weight_decay, (cfg.muon_lr or cfg.lr) / cfg.lr, of_muon),
-                ([p for p in matrices if id(p) not in hidden], cfg.weight_decay, 1.0, {}),
-                ([p for p in named.values() if p.dim() < 2], 0.0, 1.0, {})):
+        for parameters, decay, more in (
+                ([p for p in matrices if id(p) in hidden], cfg.weight_decay, of_muon),
+                ([p for p in matrices if id(p) not in hidden], cfg.weight_decay, {}),
+                ([p for p in named.values() if p.dim() < 2], 0.0, {})):
             if parameters:
-                groups.append({"params": parameters, "lr_factor": group.lr_factor * share, **more,
+                groups.append({"params": parameters, "lr_factor": group.lr_factor, **more,
                                "weight_decay": decay if group.weight_decay is None else group.weight_decay})
     if isinstance(make, str):
         if make not in OPTIMIZERS:

@@ -41,7 +41,6 @@ class Optimization:
     min_lr_ratio: float = opt(0.1, "learning rate at the end of the run, as a share of the peak", ge=0, le=1)
     optimizer: str = opt("adamw", "adamw, or muon (Muon for the matrices of the blocks, AdamW for all other weights)",
                          choices=("adamw", "muon"))
-    muon_lr: float = opt(0.0, "peak learning rate of the matrices that Muon updates (0: as --lr)", ge=0, le=0.1)
     weight_decay: float = opt(0.1, "weight decay (not applied to biases and norms)", ge=0, lt=1)
     gradient_clip: float = opt(1.0, "clip the gradients to this norm (0: do not clip)", ge=0,
                                aliases=("max_grad_norm",))
