@@ -50,7 +50,8 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
-        grads, before = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        before = [self.state[p]["momentum"] for p in parameters]
         momenta = torch._foreach_lerp(before, grads, 1 - MOMENTUM)
         directions = orthogonal(torch._foreach_lerp(grads, momenta, MOMENTUM), bf16=group["bf16"])
         for parameter, momentum, direction in zip(parameters, momenta, directions):
