@@ -39,6 +39,7 @@ class MixtureOfExperts(nn.Module):
     """
 
     load: Tensor
+    stacked = ("gate", "up", "down")  # of each expert a matrix, for Muon
 
     def __init__(self, d_model: int, experts: Experts, dropout: float = 0.0):
         super().__init__()

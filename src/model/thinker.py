@@ -31,12 +31,13 @@ class Thinker(nn.Module):
     `head_dim` is `d_model // num_heads` unless given. With `tied` the head is the token embedding. With `experts` each
     block has a mixture of experts in place of a feed-forward network of size `d_ff`. Dropout acts on the embeddings and
     on what each half of a block adds; not on the attention weights, since torch's flash attention for CPUs has none.
+    With `zero_init` each half of a block adds 0 at first: the network begins as its embedding and its head alone.
     Raises UserError where the sizes do not go together.
     """
 
     def __init__(self, vocab_size: int, *, d_model: int, num_heads: int, num_kv_heads: int, num_layers: int, d_ff: int,
                  max_seq_len: int, head_dim: int | None = None, rope_theta: float = 10000.0, norm_eps: float = 1e-6,
-                 tied: bool = False, dropout: float = 0.0, experts: Experts | None = None):
+                 tied: bool = False, dropout: float = 0.0, experts: Experts | None = None, zero_init: bool = False):
         super().__init__()
         self.max_seq_len, self.d_ff, self.rope_theta, self.experts = max_seq_len, d_ff, rope_theta, experts
         self.head_dim = head_dim or d_model // num_heads
@@ -55,7 +56,8 @@ class Thinker(nn.Module):
         for name, weight in self.named_parameters():
             if weight.dim() > 1:  # each block adds to the residual twice
                 adds = name.endswith(("attention.out.weight", "mlp.down.weight", "mlp.down"))
-                nn.init.normal_(weight, std=INIT_STD / math.sqrt(2 * num_layers) if adds else INIT_STD)
+                reduced = 0.0 if zero_init else INIT_STD / math.sqrt(2 * num_layers)
+                nn.init.normal_(weight, std=reduced if adds else INIT_STD)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """(B, T) of int64 -> (B, T, D), the states from which the head predicts.

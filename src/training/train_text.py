@@ -15,6 +15,7 @@ from stoker.config import opt
 from stoker.data.text import chat
 from stoker.training.core.figures import Batch, Loss, Moment
 from stoker.training.core.options import Options
+from stoker.training.core.phases import Group, Phase
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 from stoker.training.stages.text import LanguageModelling, Text, tokenizer_option
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 EXPERTS = ("num_experts", "experts_per_token", "expert_d_ff")
 SHAPE = ("d_model", "num_heads", "num_kv_heads", "use_gqa", "head_dim", "num_layers", "d_ff", "max_seq_len",
          "rope_theta", "norm_eps", "tie_embeddings", "vocabulary_rows", "use_moe", *EXPERTS)
+
+LEARNS_FAST = {"optimizer": "muon", "lr": 5e-3, "embedding_lr_factor": 2.0, "zero_init": True}  # see docs/log.md
 
 
 @dataclass
@@ -56,6 +59,9 @@ class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=102
     rope_theta: float = opt(10000.0, "base of the rotary positions: how slowly the slowest of them turns", gt=1)
     norm_eps: float = opt(1e-6, "what the norms add to the mean square, against divisions by 0", gt=0)
     tie_embeddings: bool = opt(False, "use the token embedding as the head too")
+    zero_init: bool = opt(False, "begin with blocks that add 0: their last matrices start at 0, not at random")
+    embedding_lr_factor: float = opt(1.0, "learning rate of the token embedding and the head, as a multiple of --lr",
+                                     gt=0, le=100)
     vocabulary_rows: int = opt(0, "rows of the token embedding, where a model from elsewhere has more of them than its "
                                "tokenizer has tokens (0: as many)", ge=0)
 
@@ -101,8 +107,8 @@ class Thinker(LanguageModelling[Config]):
     model_types = ("qwen3", "qwen3_moe")
     presets = {
         "nano": preset(128, 4, 4, max_seq_len=128, dropout=0.0, tie_embeddings=True, tokenizer="bpe", vocab_size=4096,
-                       lr=3e-3, epochs=2),
-        "tiny": preset(256, 4, 4, tokenizer="bpe"),
+                       epochs=2, **LEARNS_FAST),
+        "tiny": preset(256, 4, 4, tokenizer="bpe", **LEARNS_FAST),
         "small": preset(512, 8, 8, num_kv_heads=4, max_seq_len=1024, tokenizer="bpe", tie_embeddings=True),
         "medium": preset(768, 12, 12, num_kv_heads=4, max_seq_len=1024, tokenizer="bpe", tie_embeddings=True),
     }
@@ -142,7 +148,14 @@ class Thinker(LanguageModelling[Config]):
         return Network(max(self.tokenizer.vocab_size, cfg.vocabulary_rows), **sizes_of(cfg),
                        num_kv_heads=cfg.num_kv_heads if cfg.use_gqa else cfg.num_heads, head_dim=cfg.head_dim or None,
                        max_seq_len=cfg.max_seq_len, rope_theta=cfg.rope_theta, norm_eps=cfg.norm_eps,
-                       tied=cfg.tie_embeddings, experts=experts if cfg.use_moe else None)
+                       tied=cfg.tie_embeddings, experts=experts if cfg.use_moe else None, zero_init=cfg.zero_init)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase, in which the embedding and the head may have a learning rate of their own."""
+        factor = self.cfg.embedding_lr_factor
+        if factor == 1:
+            return super().phases()
+        return (Phase(groups=(Group("token_embedding.*", factor), Group("head", factor), Group())),)
 
     # -- mixture of experts -------------------------------------------------------------------------------------
 

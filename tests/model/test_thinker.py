@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from exported import of_transformers
 from stoker.config import UserError
 from stoker.model.decoding import Sampling, generate
+from stoker.model.experts import Experts
 from stoker.model.qwen3 import qwen3_weights
 from stoker.model.thinker import Thinker
 from stoker.training.core import adapters
@@ -115,6 +116,24 @@ def test_blocks_add_to_the_residual_less_the_more_there_are() -> None:
         else:
             adds = name.endswith(("out.weight", "down.weight"))
             assert float(weight.detach().std()) == pytest.approx(0.005 if adds else 0.02, rel=0.1), name
+
+
+@pytest.mark.parametrize("experts", [None, Experts(4, 2, 16)])
+def test_with_zero_init_it_begins_as_its_embedding_and_its_head(experts: Experts | None) -> None:
+    """All other weights are those of a network without it, and the zeros learn from the first step on."""
+    torch.manual_seed(3)
+    usual = Thinker(V, **SHAPE, experts=experts)
+    torch.manual_seed(3)
+    model, tokens = Thinker(V, **SHAPE, experts=experts, zero_init=True), tokens_of(2)
+    hidden = model.token_embedding(tokens)
+    expected = hidden / hidden.square().mean(-1, keepdim=True).add(1e-6).sqrt() @ model.head_weight.T
+    torch.testing.assert_close(model(tokens), expected)
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, usual.state_dict()[name])}
+    down = "down" if experts else "down.weight"
+    assert changed == {f"blocks.{i}.{name}" for i in range(len(model.blocks))
+                       for name in ("attention.out.weight", f"mlp.{down}")}
+    model(tokens, tokens).backward()
+    assert all(weight.grad.count_nonzero() for name, weight in model.named_parameters() if name in changed)
 
 
 def test_the_guides_tiny_has_its_size() -> None:

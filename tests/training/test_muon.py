@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from stoker.model.experts import Experts, MixtureOfExperts
 from stoker.training.core import optim
 from stoker.training.core.muon import Muon, orthogonal
 from stoker.training.core.options import Options
@@ -22,7 +23,20 @@ def test_singular_values_are_lifted_towards_one(shape: tuple[int, int]) -> None:
     values = values / matrix.double().norm()
     for _ in range(5):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    torch.testing.assert_close(orthogonal(matrix).double(), u @ values.diag() @ v, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(orthogonal([matrix])[0].double(), u @ values.diag() @ v, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 0.05)])
+def test_a_batch_of_matrices_is_as_each_alone(bf16: bool, tolerance: float) -> None:
+    """Tall, wide, stacked, some a thousand times as large as others. In bf16 to its rounding, which is not 0."""
+    shapes = [(6, 9), (9, 6), (9, 6), (4, 4), (3, 6, 9), (2, 2, 9, 6)]
+    made = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(*shape, generator=made) * 10.0 ** (number % 4) for number, shape in enumerate(shapes)]
+    for matrix, found in zip(matrices, orthogonal(matrices, bf16=bf16)):
+        alone = [orthogonal([each])[0] for each in matrix.reshape(-1, *matrix.shape[-2:])]
+        assert found.shape == matrix.shape and found.dtype == torch.float32
+        torch.testing.assert_close(found, torch.stack(alone).reshape(matrix.shape), rtol=0, atol=tolerance)
+        assert torch.equal(found, found.bfloat16().float()) == bf16
 
 
 def pair() -> tuple[nn.Parameter, nn.Parameter]:
@@ -76,6 +90,40 @@ def test_it_takes_the_matrices_of_the_blocks(tmp_path: Path) -> None:
     matrices = [p for group in optimizer.param_groups if group["matrix"] for p in group["params"]]
     assert [id(p) for p in matrices] == [id(model["block"].weight)]
     assert len(optim.parameters(optimizer)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_matrices_are_orthogonalized_in_bf16_where_the_run_is(precision: str) -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "block": nn.Linear(4, 4)})
+    groups = optim.build(Phase(), model, Options(optimizer="muon", precision=precision), [model["block"]]).param_groups
+    assert [(group["matrix"], group["bf16"]) for group in groups] == [(True, precision == "bf16"), (False, False),
+                                                                      (False, False)]
+
+
+def test_the_experts_of_a_mixture_are_matrices_too() -> None:
+    """Each is updated as if it were a matrix by itself."""
+    mixture = MixtureOfExperts(8, Experts(24, 1, 16))
+    for parameter in mixture.parameters():
+        nn.init.normal_(parameter)
+    one = nn.Parameter(mixture.down[1].detach().clone())
+    optimizer = optim.build(Phase(), mixture, Options(optimizer="muon"), [mixture])
+    alone = Muon([{"params": [one], "matrix": True, "weight_decay": 0.1}], Options.lr, (0.9, 0.95))
+    mixture.down.grad = torch.randn(24, 8, 16, generator=torch.Generator().manual_seed(0))
+    one.grad = mixture.down.grad[1].clone()
+    optimizer.step()
+    alone.step()
+    torch.testing.assert_close(mixture.down[1], one)
+
+
+def test_a_state_from_before_precision_was_noted_can_be_loaded() -> None:
+    ours, theirs = pair()
+    state = Muon([{"params": [ours], "matrix": True}], 0.02, (0.9, 0.95)).state_dict()
+    del state["param_groups"][0]["bf16"]
+    optimizer = Muon([{"params": [theirs], "matrix": True}], 0.02, (0.9, 0.95))
+    optimizer.load_state_dict(state)
+    theirs.grad = torch.ones_like(theirs)
+    optimizer.step()
+    assert not torch.equal(ours, theirs)
 
 
 def test_a_run_resumes_bit_for_bit(tmp_path: Path) -> None:

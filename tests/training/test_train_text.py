@@ -22,8 +22,8 @@ from stoker.monitors.experts import ExpertLoad
 from stoker.training.core import pretrained
 from stoker.training.core.snapshots import Snapshots
 from stoker.training.core.stage import discover
-from stoker.training.core.step import losses
-from stoker.training.train_text import Config, Thinker
+from stoker.training.core.step import Step, losses
+from stoker.training.train_text import LEARNS_FAST, Config, Thinker
 from test_config import THINKER, written
 from test_stages import DATA, OPTIONS, stage_with, text_of
 from toys import StopAt, assert_same, new_run, train
@@ -61,6 +61,27 @@ def test_the_guides_tiny_has_the_guides_size(tmp_path: Path) -> None:
     stage.tokenizer = open_tokenizer("bytes", 0, [])
     stage.tokenizer.vocab_size = 32000
     assert sum(p.numel() for p in stage.model().parameters()) == pytest.approx(20.3e6, abs=0.05e6)
+
+
+def test_nano_and_tiny_begin_with_blocks_that_add_nothing(tmp_path: Path) -> None:
+    for preset in ("nano", "tiny"):
+        stage = prepared(tmp_path, **{name: Thinker.presets[preset][name] for name in LEARNS_FAST})
+        assert not any(block.attention.out.weight.any() for block in stage.model().blocks)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embedding_and_the_head_learn_at_a_multiple_of_the_rate(tied: bool, tmp_path: Path) -> None:
+    """AdamW's first update moves each number by the learning rate, whatever its gradient."""
+    stage = prepared(tmp_path, embedding_lr_factor=3.0, tie_embeddings=tied, lr=1e-3, weight_decay=0.0, warmup_steps=0,
+                     precision="fp32", optimizer="adamw", zero_init=False)
+    model = stage.model()
+    assert all(block.attention.out.weight.count_nonzero() for block in model.blocks)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    step = Step(stage, model, stage.cfg, 9, torch.device("cpu"), lambda *a: None, lambda *a: None)
+    step.run(0, [stage.collate([stage.dataset("train")[0]])])
+    for name, weight in model.state_dict().items():
+        moved = 3e-3 if name in ("token_embedding.weight", "head") else 1e-3
+        assert float((weight - before[name]).abs().max()) == pytest.approx(moved, rel=0.02), name
 
 
 # -- special tokens -------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ rate serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2).
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ RMS = 0.2  # of an update of AdamW, usually
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `matrix` hold matrices, the others are updated by fused AdamW.
+    """Groups with `matrix` hold matrices, or stacks of them (..., M, N), which with `bf16` are orthogonalized in bf16.
+    The others are updated by fused AdamW.
 
     `found_inf`, a float scalar on the device, is 1 where the next update is to change nothing (`optim.update`).
     """
@@ -27,32 +30,38 @@ class Muon(torch.optim.Optimizer):
     found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]):
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": 0.0, "matrix": False})
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": 0.0, "matrix": False,
+                                  "bf16": False})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a snapshot from before there was `bf16`."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("bf16", False)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if group["matrix"]:
-                for parameter in parameters:
-                    self._matrix(parameter, group)
-            elif parameters:
-                self._others(parameters, group)
+            if parameters:
+                (self._matrices if group["matrix"] else self._others)(parameters, group)
 
-    def _matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, grad = self.state[parameter], parameter.grad
-        assert grad is not None
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp(grad, 1 - MOMENTUM)
-        direction = orthogonal(grad.lerp(momentum, MOMENTUM))
-        size = RMS * math.sqrt(max(parameter.shape)) * group["lr"]
-        changed = parameter * (1 - group["lr"] * group["weight_decay"]) - size * direction
-        if self.found_inf is not None:
-            momentum = torch.where(self.found_inf > 0, state["momentum"], momentum)
-            changed = torch.where(self.found_inf > 0, parameter, changed)
-        state["momentum"] = momentum
-        parameter.copy_(changed)
+    def _matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
+        grads = [p.grad for p in parameters if p.grad is not None]
+        before = [self.state[p]["momentum"] for p in parameters]
+        momenta = torch._foreach_lerp(before, grads, 1 - MOMENTUM)
+        directions = orthogonal(torch._foreach_lerp(grads, momenta, MOMENTUM), bf16=group["bf16"])
+        for parameter, momentum, direction in zip(parameters, momenta, directions):
+            size = RMS * math.sqrt(max(parameter.shape[-2:])) * group["lr"]
+            changed = parameter * (1 - group["lr"] * group["weight_decay"]) - size * direction
+            if self.found_inf is not None:
+                momentum = torch.where(self.found_inf > 0, self.state[parameter]["momentum"], momentum)
+                changed = torch.where(self.found_inf > 0, parameter, changed)
+            self.state[parameter]["momentum"] = momentum
+            parameter.copy_(changed)
 
     def _others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -67,18 +76,40 @@ class Muon(torch.optim.Optimizer):
               weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """(M, N) -> (M, N), nearly U V^T of its singular value decomposition: singular values between about 0.7 and 1.2.
+def orthogonal(matrices: Sequence[Tensor], *, bf16: bool = False) -> list[Tensor]:
+    """For each matrix (..., M, N) nearly U V^T of its singular value decomposition: singular values between about 0.7
+    and 1.2.
 
-    In bf16 on a GPU, in fp32 on a CPU, where many have no fast bf16.
+    Matrices of one shape, or of its transpose, are computed in one batch. In bf16 on a GPU, and elsewhere with `bf16`;
+    else in fp32, since many CPUs have no fast bf16.
     """
-    x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    alike = defaultdict[tuple[int, ...], list[int]](list)
+    for number, matrix in enumerate(matrices):
+        alike[tuple(sorted(matrix.shape[-2:]))].append(number)
+    results = list(matrices)
+    for shape, numbers in alike.items():
+        stacks = [_wide(matrices[number]).reshape(-1, *shape) for number in numbers]
+        whole = torch.cat(stacks)
+        made = _iterated(whole.bfloat16() if bf16 or whole.is_cuda else whole.float())
+        for number, part in zip(numbers, made.split([len(stack) for stack in stacks])):
+            matrix = matrices[number]
+            results[number] = (part.mT if _is_tall(matrix) else part).reshape(matrix.shape).to(matrix.dtype)
+    return results
+
+
+def _iterated(x: Tensor) -> Tensor:
+    """Newton-Schulz iterations of (B, M, N), M <= N, each divided by its norm first: no singular value is above 1."""
     a, b, c = NEWTON_SCHULZ
-    tall = len(x) > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + EPSILON)
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + EPSILON)
     for _ in range(ITERATIONS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    result: Tensor = (x.T if tall else x).to(matrix.dtype)
-    return result
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[-2] > matrix.shape[-1]
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix.mT if _is_tall(matrix) else matrix

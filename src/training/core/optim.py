@@ -1,7 +1,7 @@
 """Optimizers and the learning rate."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,11 +19,12 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
     weight decay applies to matrices only, unless the phase's group sets its own. Muon updates the matrices within
     `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are updated by AdamW."""
     make, groups = phase.optimizer or cfg.optimizer, []
-    hidden = {id(p) for block in blocks for p in block.parameters() if p.dim() == 2} if make == "muon" else set()
+    hidden = set(map(id, _matrices(blocks))) if make == "muon" else set[int]()
+    of_muon = {"matrix": True, "bf16": cfg.precision == "bf16"}
     for group, named in phase.parameters(model):
         matrices = [p for p in named.values() if p.dim() >= 2]
         for parameters, decay, more in (
-                ([p for p in matrices if id(p) in hidden], cfg.weight_decay, {"matrix": True}),
+                ([p for p in matrices if id(p) in hidden], cfg.weight_decay, of_muon),
                 ([p for p in matrices if id(p) not in hidden], cfg.weight_decay, {}),
                 ([p for p in named.values() if p.dim() < 2], 0.0, {})):
             if parameters:
@@ -34,6 +35,14 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
             raise UserError(f"phase {phase.name}: no optimizer is called {make}; there are {', '.join(OPTIMIZERS)}")
         make = OPTIMIZERS[make]
     return make(groups, cfg.lr, phase.betas)
+
+
+def _matrices(blocks: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """The matrices of modules, and the stacks of matrices that a module declares by name in `stacked`."""
+    for module in (module for block in blocks for module in block.modules()):
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 2 or name in getattr(module, "stacked", ()):
+                yield parameter
 
 
 def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
