@@ -13,14 +13,14 @@ from stoker.model.transformer import AttentionPool, init_linear
 from stoker.model.vision_encoder import VisionEncoder
 
 LARGEST_SCALE = 100.0  # as CLIP's: a larger one makes training unstable
-FIRST = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # scale and bias, as CLIP's and SigLIP's
+CLIP, SIGLIP = (1 / 0.07, 0.0), (10.0, -10.0)  # scale and bias at first
 
 
 class DualEncoder(nn.Module):
     """A vision encoder and a text tower whose vectors are compared by their angle, times a learned scale.
 
-    `loss` says how: "softmax" (CLIP: Radford et al. 2021, arXiv:2103.00020) or "sigmoid" (SigLIP: Zhai et al. 2023,
-    arXiv:2303.15343), which has a learned bias too.
+    `loss` says how: "sigmoid" (SigLIP: Zhai et al. 2023, arXiv:2303.15343), which has a learned bias too, or another
+    one, as "softmax" (CLIP: Radford et al. 2021, arXiv:2103.00020).
     """
 
     def __init__(self, vision: VisionEncoder, text: nn.Module, embed_dim: int, loss: str):
@@ -31,13 +31,15 @@ class DualEncoder(nn.Module):
         self.head = nn.Linear(d_model, embed_dim)
         self.pool.apply(init_linear)
         init_linear(self.head)
-        scale, bias = FIRST[loss]
+        scale, bias = SIGLIP if loss == "sigmoid" else CLIP
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
 
-    def pictures(self, pixels: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32."""
-        return F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
+    def pictures(self, pixels: Tensor, sizes: Tensor | None = None, mirrored: bool = False) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32. With `mirrored`, for pictures without sizes, the direction
+        of the mean of what each picture and its mirror image give."""
+        seen = F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
+        return F.normalize(seen + self.pictures(pixels.flip(3)), dim=1) if mirrored else seen
 
     def captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) of int64, how many of each count (B,) -> (B, E) of length 1, in fp32."""

@@ -171,7 +171,7 @@ def test_a_caption_is_read_up_to_its_limit_and_counted(tmp_path: Path, caplog: p
 @pytest.mark.parametrize("accum, part", [(1, "micro-batch of 8"), (4, "The 4 micro-batches of a step are not")])
 def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFixture, accum: int, part: str) -> None:
     with caplog.at_level("INFO"):
-        prepared(tmp_path, grad_accum_steps=accum)
+        prepared(tmp_path, grad_accum_steps=accum, loss="softmax")
     assert part in caplog.text and not Vision.divisible
 
 
@@ -233,7 +233,7 @@ def test_figures_are_of_the_whole_set_whatever_the_batches(tmp_path: Path, loss:
 
 def test_the_loss_of_an_evaluation_does_not_depend_on_the_order_of_the_data(tmp_path: Path) -> None:
     """Pictures of one class, one after another, would have nothing to be told from."""
-    stage = prepared(tmp_path, batch_size=4, grad_accum_steps=1)
+    stage = prepared(tmp_path, batch_size=4, grad_accum_steps=1, loss="softmax")
     seen = torch.nn.functional.normalize(torch.randn(400, 16), dim=1)
     numbers = torch.stack([torch.arange(400), torch.arange(400) // 100, torch.full((400,), -1)], 1)
     gathered = {"seen": seen, "read": seen[numbers[:, 1]], "numbers": numbers,

@@ -18,7 +18,8 @@ RMS = 0.2  # of an update of AdamW, usually
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `matrix` hold matrices, the others are updated by fused AdamW.
+    """Groups with `matrix` hold matrices, or weights of convolutions, whose rows are their first dimension; the others
+    are updated by fused AdamW.
 
     `found_inf`, a float scalar on the device, is 1 where the next update is to change nothing (`optim.update`).
     """
@@ -45,8 +46,8 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp(grad, 1 - MOMENTUM)
-        direction = orthogonal(grad.lerp(momentum, MOMENTUM))
-        size = RMS * math.sqrt(max(parameter.shape)) * group["lr"]
+        direction = orthogonal(grad.lerp(momentum, MOMENTUM).flatten(1)).view_as(parameter)
+        size = RMS * math.sqrt(max(len(parameter), parameter[0].numel())) * group["lr"]
         changed = parameter * (1 - group["lr"] * group["weight_decay"]) - size * direction
         if self.found_inf is not None:
             momentum = torch.where(self.found_inf > 0, state["momentum"], momentum)

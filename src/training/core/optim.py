@@ -16,10 +16,11 @@ from stoker.training.core.phases import Phase
 
 def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
     """The optimizer of a phase. It has separate parameter groups for matrices and for vectors (biases, norms), since
-    weight decay applies to matrices only, unless the phase's group sets its own. Muon updates the matrices within
-    `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are updated by AdamW."""
+    weight decay applies to matrices only, unless the phase's group sets its own. Muon updates the matrices and the
+    convolutions within `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are
+    updated by AdamW."""
     make, groups = phase.optimizer or cfg.optimizer, []
-    hidden = {id(p) for block in blocks for p in block.parameters() if p.dim() == 2} if make == "muon" else set()
+    hidden = _hidden(blocks) if make == "muon" else set()
     for group, named in phase.parameters(model):
         matrices = [p for p in named.values() if p.dim() >= 2]
         for parameters, decay, more in (
@@ -34,6 +35,14 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
             raise UserError(f"phase {phase.name}: no optimizer is called {make}; there are {', '.join(OPTIMIZERS)}")
         make = OPTIMIZERS[make]
     return make(groups, cfg.lr, phase.betas)
+
+
+def _hidden(blocks: Iterable[nn.Module]) -> set[int]:
+    """The ids of the weights that Muon updates. A convolution is a matrix with a row for each channel it computes; not
+    one of several groups, whose channels share nothing."""
+    modules = [module for block in blocks for module in block.modules()]
+    convolutions = [module.weight for module in modules if isinstance(module, nn.Conv2d) and module.groups == 1]
+    return {id(p) for p in (*convolutions, *(p for each in modules for p in each.parameters() if p.dim() == 2))}
 
 
 def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
