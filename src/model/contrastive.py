@@ -27,7 +27,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         d_model = vision.final_norm.normalized_shape[0]
         self.vision, self.text = vision, text
-        self.pool = AttentionPool(d_model, vision.num_heads)
+        self.pool = MeanPool() if vision.backbone == "conv" else AttentionPool(d_model, vision.num_heads)
         self.head = nn.Linear(d_model, embed_dim)
         self.pool.apply(init_linear)
         init_linear(self.head)
@@ -46,9 +46,16 @@ class DualEncoder(nn.Module):
         return F.normalize(self.text(tokens, lengths).float(), dim=1)
 
     def attention(self, pixels: Tensor) -> Tensor:
-        """Where the pool looks: (B, 3, H, W) -> (B, h, w), the mean of its heads; of a picture they add up to 1."""
-        weights: Tensor = self.pool.weights(*self.vision(pixels)).mean(1)
-        return weights.unflatten(1, (pixels.shape[2] // self.vision.patch_size, -1))  # type: ignore[no-any-return]
+        """Where the picture's vector comes from: (B, 3, H, W) -> (B, h, w), which add up to 1 in each picture. How much
+        the pool reads from each place, as a mean of its heads; of a mean, how far each place points to the vector."""
+        states, valid = self.vision(pixels)
+        if isinstance(self.pool, MeanPool):
+            each = self.head(states).float()  # (B, P, E)
+            toward = torch.einsum("bpe,be->bp", each, each.mean(1)).clamp(min=0)
+            weights = toward / toward.sum(1, keepdim=True)
+        else:
+            weights = self.pool.weights(states, valid).mean(1)
+        return weights.unflatten(1, (pixels.shape[2] // self.vision.patch_size, -1))
 
     def terms(self) -> Tensor:
         """(2,): the scale and the bias, 0 where there is none."""
@@ -65,6 +72,15 @@ class DualEncoder(nn.Module):
         """(N, C) -> of each caption for each picture: that it is the one of the C, or, by the sigmoid loss, that it
         holds."""
         return logits.softmax(1) if self.bias is None else logits.sigmoid()
+
+
+class MeanPool(nn.Module):
+    """The mean of the places that count. Convolutions learn sooner by it than by a query that must itself be learned.
+    """
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, P, D), 0 where `valid` (B, P) says that a place does not count -> (B, D)."""
+        return x.mean(1) if valid is None else x.sum(1) / valid.sum(1, keepdim=True)
 
 
 def logits(pictures: Tensor, captions: Tensor, terms: Tensor) -> Tensor:

@@ -108,8 +108,10 @@ class Whitening(nn.Module):
         side, count = self.weight.shape[2], 0
         total = self.weight.new_zeros(3 * side**2, dtype=torch.float64)
         products = total.new_zeros(len(total), len(total))
+        first = -(self.stride // 2) % self.stride  # of the patches that no edge cuts
         for picture in pictures:
-            patches = F.unfold(scaled(picture[None]).double(), side, stride=self.stride)[0]  # (3 side^2, patches)
+            inner = scaled(picture[None, :, first:, first:]).double()
+            patches = F.unfold(inner, side, stride=self.stride)[0]  # (3 side^2, patches)
             count, total, products = count + patches.shape[1], total + patches.sum(1), products + patches @ patches.T
         mean = total / count
         variances, directions = torch.linalg.eigh(products / count - mean.outer(mean))

@@ -25,7 +25,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, *, patch_size: int, d_model: int, num_heads: int, num_layers: int, d_ff: int, stem: str,
                  positions: str, image_size: int, dropout: float = 0.0, backbone: str = "vit"):
         super().__init__()
-        self.patch_size, self.num_heads = patch_size, num_heads
+        self.patch_size, self.num_heads, self.backbone = patch_size, num_heads, backbone
         self.stem: nn.Module = (ConvTrunk(patch_size, d_model) if backbone == "conv" else
                                 PatchStem(patch_size, d_model) if stem == "patch" else ConvStem(patch_size, d_model))
         self.positions = (nn.Parameter(0.02 * torch.randn((image_size // patch_size)**2, d_model))

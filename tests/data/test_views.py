@@ -253,7 +253,8 @@ def test_mirrored_in_every_second_epoch_or_as_evenly_as_can_be(rows: list[Pictur
         for seed in seeds:
             views = Views(rows, SQUARE, augmentation=Augmentation(flip=share), seed=seed)
             for row in range(5):
-                mirrored = [torch.equal(views[row + 5 * epoch].pixels, still[row].pixels.flip(-1)) for epoch in range(20)]
+                mirrored = [torch.equal(views[row + 5 * epoch].pixels, still[row].pixels.flip(-1))
+                            for epoch in range(20)]
                 counts = np.convolve(mirrored, np.ones(10), "valid")
                 assert set(counts) == {10 * share}, "in any ten epochs in a row"
                 if share == 0.5:
