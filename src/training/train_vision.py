@@ -16,6 +16,7 @@ from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
+from stoker.training.core.phases import Group, Phase
 from stoker.training.core.pretrained import beside
 from stoker.training.core.stage import discover
 from stoker.training.stages.labelled import TOKENIZER, evenly, label_kind, vocabulary
@@ -46,6 +47,7 @@ LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # samples: pictures to compare, pictures 
 CHARACTERS = 60  # of a caption that is shown
 MOST_CLASSES = 40  # in a confusion matrix
 MOST_COMPARED = 1000  # classes with which --loss auto compares each picture
+FASTER = 3.0  # learning rate of the convolutional backbone's blocks, as a multiple of --lr
 WHITENED = 2000  # pictures from which the filters of the convolutional backbone are computed
 
 
@@ -127,8 +129,7 @@ class Contrast:
                     "are classes, else softmax", choices=LOSSES)
     label_smoothing: float = opt(0.2, "share of the target that --loss classes spreads evenly over all classes", ge=0,
                                  lt=1)
-    tta: bool = opt(False, "evaluate the mean of each picture and its mirror image (test-time augmentation)",
-                    may_change=True)
+    tta: bool = opt(False, "evaluate the mean of each picture and its mirror image (test-time augmentation)")
 
 
 @dataclass
@@ -305,6 +306,9 @@ class Vision(OfPictures[Config]):
         if self.cfg.backbone == "conv":
             pictures = (picture for batch in batches for picture in batch["pixels"])
             model.vision.stem.whitening.fit(itertools.islice(pictures, WHITENED))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(groups=(Group("vision.stem.blocks.*", lr_factor=FASTER), Group())),)
 
     def parts(self) -> Sequence[Part]:
         named = self.cfg.text_model
