@@ -161,9 +161,10 @@ class Vision(OfPictures[Config]):
     target = 0.70
     divisible = False  # a picture is compared with the others of its micro-batch
     presets = {
-        "nano": preset(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
+        "nano": preset(128, 4, 0, backbone="conv", text_layers=1, batch_size=64, optimizer="muon", lr=3e-3,
+                       lr_schedule="linear", min_lr_ratio=0.0, crop=0.2, max_steps=1000),
         "tiny": preset(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
-        "small": preset(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
+        "small": preset(384, 6, 4, backbone="conv", image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
                        text_layers=4, embed_dim=256, vocab_size=8192),
         "medium": preset(768, 12, 12, image_size=224, lr=5e-4, batch_size=256, text_d_model=512,
                         text_num_heads=8, text_layers=8, embed_dim=512, vocab_size=16384),
