@@ -55,7 +55,7 @@ class DualEncoder(nn.Module):
             weights = toward / toward.sum(1, keepdim=True)
         else:
             weights = self.pool.weights(states, valid).mean(1)
-        return weights.unflatten(1, (pixels.shape[2] // self.vision.patch_size, -1))
+        return weights.unflatten(1, (pixels.shape[2] // self.vision.patch_size, -1))  # type: ignore[no-any-return]
 
     def terms(self) -> Tensor:
         """(2,): the scale and the bias, 0 where there is none."""

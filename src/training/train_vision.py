@@ -97,7 +97,7 @@ class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512
     positions: str = opt("rotary", "position embeddings of the patches: rotary, for pictures of any size, or learned, "
                          "for those of --image_size", choices=POSITIONS)
 
-    def problems(self) -> list[str]:
+    def problems(self: Any) -> list[str]:  # num_layers is an option of the base class
         found = []
         if "conv" in (self.stem, self.backbone) and self.patch_size & (self.patch_size - 1):
             found.append(f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32"

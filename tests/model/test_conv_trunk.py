@@ -120,6 +120,13 @@ def test_a_state_for_each_patch(patch_size: int, places: int) -> None:
 
 
 @torch.no_grad()
+def test_a_new_convolution_passes_on_the_channels_that_there_are() -> None:
+    block, x = ConvTrunk(8, 32).blocks[1], torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(block.convolution1(x)[:, :8], x)
+    assert block.convolution1(x)[:, 8:].std() > 0.1
+
+
+@torch.no_grad()
 def test_places_keep_their_order() -> None:
     """What changes in one corner of a picture changes nothing far from it."""
     model, pixels = encoder(num_layers=0), natural(1, 64, 96)
@@ -172,6 +179,16 @@ def test_statistics_of_a_step_are_those_of_all_its_samples() -> None:
     statistics.apply(torch.zeros(()))
     torch.testing.assert_close(norm.mean, MOMENTUM * x.mean((0, 2, 3)))
     torch.testing.assert_close(norm.variance, 1 - MOMENTUM + MOMENTUM * x.var((0, 2, 3), correction=0))
+
+
+def test_a_module_that_is_called_twice_adds_both() -> None:
+    norm, x = BatchNorm(3), torch.randn(6, 3, 4, 4)
+    for part in x.split([4, 2]):
+        norm(part)
+    assert norm.sums["count"].tolist() == [6 * 16]
+    torch.testing.assert_close(norm.sums["squares"], x.square().sum((0, 2, 3)))
+    norm.eval()(x)
+    assert norm.sums["count"].tolist() == [6 * 16], "an evaluation counts nothing"
 
 
 def test_a_step_of_nan_leaves_the_statistics() -> None:

@@ -23,7 +23,7 @@ from stoker.data.pictures.views import Augmentation
 from stoker.model.conv_trunk import Whitening
 from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.job import Job
-from stoker.training.core import pretrained
+from stoker.training.core import optim, pretrained
 from stoker.training.core.evaluation import Evaluations, evaluate
 from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Text
@@ -385,6 +385,19 @@ def test_a_convolutional_run_resumed_is_uninterrupted(tmp_path: Path) -> None:
     assert_same(*weights)
     assert_same(*(torch.load(each / "state.pt", weights_only=True) for each in held))
     assert weights[0]["vision.stem.blocks.0.norm1.mean"].any() and weights[0]["vision.stem.whitening.weight"].any()
+
+
+def test_the_blocks_of_the_backbone_learn_three_times_as_fast(tmp_path: Path) -> None:
+    """By Muon their convolutions, and nothing else where there is no transformer."""
+    stage = prepared(tmp_path, **CONV)
+    model = stage.model()
+    optimizer = optim.build(stage.phases()[0], model, stage.cfg, stage.blocks(model))
+    optim.set_rate(optimizer, 0.01)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        group, fast = groups[id(parameter)], name.startswith("vision.stem.blocks.")
+        assert group["lr"] == pytest.approx(0.03 if fast else 0.01), name
+        assert bool(group.get("matrix")) == (fast and "convolution" in name), name
 
 
 def test_checkpointed_blocks_compute_the_same(tmp_path: Path) -> None:
