@@ -229,8 +229,8 @@ def test_with_the_mirror_image_it_is_the_mean_of_both(backbone: str) -> None:
 
 @torch.no_grad()
 def test_the_pool_is_the_mean_of_what_counts_and_shows_which_places_made_it() -> None:
-    model = DualEncoder(encoder(), nn.Identity(), 16, "softmax").eval()
-    pixels = natural(3, 32, 48)
+    model, pixels = DualEncoder(encoder(), nn.Identity(), 16, "softmax").eval(), natural(3, 32, 48)
+    model.head.bias.normal_()  # so that the mean's size matters
     states, valid = model.vision(pixels, sizes := torch.tensor([[32, 48], [8, 16], [24, 8]]))
     mean = torch.stack([row[here].mean(0) for row, here in zip(states, valid)])
     torch.testing.assert_close(model.pictures(pixels, sizes), F.normalize(model.head(mean), dim=1))
