@@ -43,7 +43,7 @@ DATA: dict[str, dict[str, Any]] = {
 STILL: dict[str, dict[str, Any]] = {"audio_enc": dict(speed=0.0, gain=0.0, noise=0.0, mask_bands=0, mask_time=0.0),
                                     "ocr": dict.fromkeys(("stretch", "slant", "shift", "weight", "contrast", "blur",
                                                           "noise", "invert"), 0.0),
-                                    "vision": dict(crop=0.0, flip=0.0, colour=0.0)}
+                                    "vision": dict(crop=0.0, flip=0.0, colour=0.0, label_smoothing=0.0)}
 OPTIONS: dict[str, Any] = dict(batch_size=2, grad_accum_steps=2, max_steps=12, log_interval=5, eval_interval=6,
                                max_samples=30, gradient_monitor_interval=3, weight_monitor_interval=3)
 

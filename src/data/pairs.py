@@ -35,6 +35,11 @@ class Register:
         counts = Counter((label, caption) for _, caption, label in self.rows["train"].tolist() if label != NO_CLASS)
         return {self.labels[label]: self.captions[caption] for (label, caption), _ in reversed(counts.most_common())}
 
+    def captions_are_classes(self) -> bool:
+        """Whether each row has a class, and each class one caption, which no other has."""
+        pairs = torch.cat(list(self.rows.values()))[:, 1:].unique(dim=0)
+        return len(pairs) == len(self.captions) == len(self.labels) and NO_CLASS not in pairs
+
 
 def registered(splits: Splits, resized: Mapping[str, Resized], *, longest: int) -> Register:
     """Of captions, the first `longest` characters count."""

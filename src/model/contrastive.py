@@ -13,39 +13,48 @@ from stoker.model.transformer import AttentionPool, init_linear
 from stoker.model.vision_encoder import VisionEncoder
 
 LARGEST_SCALE = 100.0  # as CLIP's: a larger one makes training unstable
-FIRST = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # scale and bias, as CLIP's and SigLIP's
+CLIP, SIGLIP = (1 / 0.07, 0.0), (10.0, -10.0)  # scale and bias at first
 
 
 class DualEncoder(nn.Module):
     """A vision encoder and a text tower whose vectors are compared by their angle, times a learned scale.
 
-    `loss` says how: "softmax" (CLIP: Radford et al. 2021, arXiv:2103.00020) or "sigmoid" (SigLIP: Zhai et al. 2023,
-    arXiv:2303.15343), which has a learned bias too.
+    `loss` says how: "sigmoid" (SigLIP: Zhai et al. 2023, arXiv:2303.15343), which has a learned bias too, or another
+    one, as "softmax" (CLIP: Radford et al. 2021, arXiv:2103.00020).
     """
 
     def __init__(self, vision: VisionEncoder, text: nn.Module, embed_dim: int, loss: str):
         super().__init__()
         d_model = vision.final_norm.normalized_shape[0]
         self.vision, self.text = vision, text
-        self.pool = AttentionPool(d_model, vision.num_heads)
+        self.pool = MeanPool() if vision.backbone == "conv" else AttentionPool(d_model, vision.num_heads)
         self.head = nn.Linear(d_model, embed_dim)
         self.pool.apply(init_linear)
         init_linear(self.head)
-        scale, bias = FIRST[loss]
+        scale, bias = SIGLIP if loss == "sigmoid" else CLIP
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
 
-    def pictures(self, pixels: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32."""
-        return F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
+    def pictures(self, pixels: Tensor, sizes: Tensor | None = None, mirrored: bool = False) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32. With `mirrored`, for pictures without sizes, the direction
+        of the mean of what each picture and its mirror image give."""
+        seen = F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
+        return F.normalize(seen + self.pictures(pixels.flip(3)), dim=1) if mirrored else seen
 
     def captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) of int64, how many of each count (B,) -> (B, E) of length 1, in fp32."""
         return F.normalize(self.text(tokens, lengths).float(), dim=1)
 
     def attention(self, pixels: Tensor) -> Tensor:
-        """Where the pool looks: (B, 3, H, W) -> (B, h, w), the mean of its heads; of a picture they add up to 1."""
-        weights: Tensor = self.pool.weights(*self.vision(pixels)).mean(1)
+        """Where the picture's vector comes from: (B, 3, H, W) -> (B, h, w), which add up to 1 in each picture. How much
+        the pool reads from each place, as a mean of its heads; of a mean, how far each place points to the vector."""
+        states, valid = self.vision(pixels)
+        if isinstance(self.pool, MeanPool):
+            each = self.head(states).float()  # (B, P, E)
+            toward = torch.einsum("bpe,be->bp", each, each.mean(1)).clamp(min=0)
+            weights = toward / toward.sum(1, keepdim=True)
+        else:
+            weights = self.pool.weights(states, valid).mean(1)
         return weights.unflatten(1, (pixels.shape[2] // self.vision.patch_size, -1))  # type: ignore[no-any-return]
 
     def terms(self) -> Tensor:
@@ -63,6 +72,15 @@ class DualEncoder(nn.Module):
         """(N, C) -> of each caption for each picture: that it is the one of the C, or, by the sigmoid loss, that it
         holds."""
         return logits.softmax(1) if self.bias is None else logits.sigmoid()
+
+
+class MeanPool(nn.Module):
+    """The mean of the places that count. Convolutions learn sooner by it than by a query that must itself be learned.
+    """
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, P, D), 0 where `valid` (B, P) says that a place does not count -> (B, D)."""
+        return x.mean(1) if valid is None else x.sum(1) / valid.sum(1, keepdim=True)
 
 
 def logits(pictures: Tensor, captions: Tensor, terms: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Vision encoder: patches or strided convolutions -> pre-norm transformer (ViT: Dosovitskiy et al. 2020,
-arXiv:2010.11929, its patches read by a pool in place of a class token).
+"""Vision encoder: patches, strided convolutions or a convolutional trunk -> pre-norm transformer (ViT: Dosovitskiy et
+al. 2020, arXiv:2010.11929, its patches read by a pool in place of a class token).
 
 Axes: B batch, H rows and W columns of pixels, h rows and w columns of patches, P patches (h * w, row by row), D width.
 What is beyond a picture's size never changes what is within it.
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoker.model.conv_trunk import ConvTrunk, scaled
 from stoker.model.convolution import Conv2d
 from stoker.model.dropout import Dropout
 from stoker.model.transformer import Block, init_blocks, init_linear, line_angles
@@ -24,10 +25,11 @@ class VisionEncoder(nn.Module):
     read too. Learned positions are those of one size, `image_size` pixels a side, rotary ones of any."""
 
     def __init__(self, *, patch_size: int, d_model: int, num_heads: int, num_layers: int, d_ff: int, stem: str,
-                 positions: str, image_size: int, dropout: float = 0.0):
+                 positions: str, image_size: int, dropout: float = 0.0, backbone: str = "vit"):
         super().__init__()
-        self.patch_size, self.num_heads = patch_size, num_heads
-        self.stem = PatchStem(patch_size, d_model) if stem == "patch" else ConvStem(patch_size, d_model)
+        self.patch_size, self.num_heads, self.backbone = patch_size, num_heads, backbone
+        self.stem: nn.Module = (ConvTrunk(patch_size, d_model) if backbone == "conv" else
+                                PatchStem(patch_size, d_model) if stem == "patch" else ConvStem(patch_size, d_model))
         self.positions = (nn.Parameter(0.02 * torch.randn((image_size // patch_size)**2, d_model))
                           if positions == "learned" else None)
         self.dropout = Dropout(dropout)
@@ -40,7 +42,11 @@ class VisionEncoder(nn.Module):
         which patches count (B, P), None where all do. Raises ValueError for a size that the patches do not divide."""
         if any(side % self.patch_size for side in pixels.shape[2:]):
             raise ValueError(f"{tuple(pixels.shape[2:])} pixels are not whole patches of {self.patch_size}")
-        x = self.stem(pixels.float() / 127.5 - 1)  # (B, D, h, w)
+        x = scaled(pixels)
+        if isinstance(self.stem, ConvTrunk):
+            x = self.stem(x, None if sizes is None else within(sizes, *pixels.shape[2:]))
+        else:
+            x = self.stem(x)  # (B, D, h, w)
         h, w = x.shape[2:]
         valid = None if sizes is None else within(sizes // self.patch_size, h, w).flatten(1)
         x, angles = x.flatten(2).transpose(1, 2), None

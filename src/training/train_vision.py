@@ -1,8 +1,9 @@
 """Vision encoder: trained on pictures and captions by a contrastive loss."""
 
+import itertools
 import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
+from stoker.training.core.phases import Group, Phase
 from stoker.training.core.pretrained import beside
 from stoker.training.core.stage import discover
 from stoker.training.stages.labelled import TOKENIZER, evenly, label_kind, vocabulary
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STEMS, POSITIONS, LOSSES = ("conv", "patch"), ("rotary", "learned"), ("softmax", "sigmoid")
-VISION = ("image_size", "patch_size", "stem", "positions")
+STEMS, POSITIONS, BACKBONES = ("conv", "patch"), ("rotary", "learned"), ("vit", "conv")
+LOSSES = ("auto", "softmax", "sigmoid", "classes")
+VISION = ("image_size", "patch_size", "backbone", "stem", "positions")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
 SHAPE = (*VISION, "d_model", "num_heads", "num_layers", "d_ff", "embed_dim", "loss")
 LANGUAGE_MODEL = "text.language_model"  # the part of the model that --text_model names
@@ -43,6 +46,9 @@ RECALL_AT = 1, 5, 10  # recall among so many nearest
 LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # samples: pictures to compare, pictures to show, captions of each
 CHARACTERS = 60  # of a caption that is shown
 MOST_CLASSES = 40  # in a confusion matrix
+MOST_COMPARED = 1000  # classes with which --loss auto compares each picture
+FASTER = 3.0  # learning rate of the convolutional backbone's blocks, as a multiple of --lr
+WHITENED = 2000  # pictures from which the filters of the convolutional backbone are computed
 
 
 @dataclass
@@ -71,26 +77,34 @@ class Augmentation:
     """Augmentation of the training pictures, different in each epoch (0: off)"""
 
     crop: float = opt(0.1, "cut away up to this share of the area", ge=0, lt=1)
-    flip: float = opt(0.0, "share of the pictures that are mirrored, left to right: not where captions say left or "
-                      "right, or pictures have text", ge=0, le=1)
+    flip: float = opt(0.0, "share of the epochs in which a picture is mirrored, left to right; 0.5: in every second "
+                      "one. Not where captions say left or right, or pictures have text", ge=0, le=1)
+    shift: float = opt(0.0, "move up or down and sideways by up to this share of the sides; what comes in is mirrored",
+                       ge=0, le=0.5)
     colour: float = opt(0.1, "brightness, contrast and saturation, more or less by up to this share", ge=0, le=1)
 
 
 @dataclass
-class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512, dropout=0.0, head_multiple=4):
+class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512, dropout=0.0, head_multiple=4,
+                   fewest_layers=0):
     """Model"""
 
     patch_size: int = opt(16, "side length of a patch, in pixels", ge=2)
-    stem: str = opt("conv", "how pixels become patches: conv (strided convolutions, which learn faster) or patch (a "
-                    "linear layer)", choices=STEMS)
+    backbone: str = opt("vit", "vit: a transformer; conv: convolutions, which learn photographs sooner, and then as "
+                        "many layers of a transformer as --num_layers says, 0 too", choices=BACKBONES)
+    stem: str = opt("conv", "how pixels become patches in front of --backbone vit: conv (strided convolutions, which "
+                    "learn faster) or patch (a linear layer)", choices=STEMS)
     positions: str = opt("rotary", "position embeddings of the patches: rotary, for pictures of any size, or learned, "
                          "for those of --image_size", choices=POSITIONS)
 
-    def problems(self) -> list[str]:
-        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
-            return [f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32; or take "
-                    "--stem patch"]
-        return []
+    def problems(self: Any) -> list[str]:  # num_layers is an option of the base class
+        found = []
+        if "conv" in (self.stem, self.backbone) and self.patch_size & (self.patch_size - 1):
+            found.append(f"--patch_size {self.patch_size}: strided convolutions make patches of 2, 4, 8, 16, 32"
+                         + ("; or take --stem patch" if self.backbone == "vit" else ""))
+        if not self.num_layers and self.backbone == "vit":
+            found.append("--num_layers 0: only --backbone conv sees without a transformer; take 1 or more")
+        return found
 
 
 @dataclass
@@ -109,9 +123,13 @@ class Contrast:
     """Contrastive loss"""
 
     embed_dim: int = opt(128, "size of the embeddings that are compared", ge=1)
-    loss: str = opt("softmax", "softmax: which caption of the batch belongs to a picture, and which picture to a "
-                    "caption (CLIP); sigmoid: whether picture and caption belong together, for each pair (SigLIP)",
-                    choices=LOSSES)
+    loss: str = opt("auto", "softmax: which caption of the batch belongs to a picture, and which picture to a "
+                    "caption (CLIP); sigmoid: whether picture and caption belong together, for each pair (SigLIP); "
+                    "classes: which of the captions of all classes belongs to a picture; auto: classes where captions "
+                    "are classes, else softmax", choices=LOSSES)
+    label_smoothing: float = opt(0.2, "share of the target that --loss classes spreads evenly over all classes", ge=0,
+                                 lt=1)
+    tta: bool = opt(False, "evaluate the mean of each picture and its mirror image (test-time augmentation)")
 
 
 @dataclass
@@ -137,14 +155,16 @@ class Vision(OfPictures[Config]):
     Augmentation = Augmentation
     content = "pictures", "text", "label"
     sizes = (*SHAPE, *TEXT)
+    former_sizes = {"backbone": "vit"}
     tokenizer_option = "tokenizer"
     best = "eval/acc", "max"
     target = 0.70
     divisible = False  # a picture is compared with the others of its micro-batch
     presets = {
-        "nano": preset(128, 4, 4, text_layers=1, batch_size=64, lr=1e-3, crop=0.2, max_steps=1500),
+        "nano": preset(128, 4, 0, backbone="conv", text_layers=1, batch_size=64, optimizer="muon", lr=3e-3,
+                       lr_schedule="linear", min_lr_ratio=0.0, crop=0.2, max_steps=1000),
         "tiny": preset(128, 2, 4, image_size=224, lr=1e-3, batch_size=64, epochs=15),
-        "small": preset(384, 6, 8, image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
+        "small": preset(384, 6, 4, backbone="conv", image_size=224, lr=5e-4, batch_size=256, text_d_model=256,
                        text_layers=4, embed_dim=256, vocab_size=8192),
         "medium": preset(768, 12, 12, image_size=224, lr=5e-4, batch_size=256, text_d_model=512,
                         text_num_heads=8, text_layers=8, embed_dim=512, vocab_size=16384),
@@ -167,7 +187,18 @@ class Vision(OfPictures[Config]):
         numbers = {split: rows[:, 1].unique().tolist() for split, rows in self.register.rows.items()}
         self._open_text([self.register.captions[number] for number in numbers["train"]])
         self.ids = self.captions(self.register.captions)
+        self.loss_name = self._choose_loss()
         self._report({split: len(each) for split, each in numbers.items()})
+
+    def _choose_loss(self) -> str:
+        """The loss that --loss says or, for "auto", that suits the captions. Raises UserError where --loss classes has
+        no classes."""
+        asked, classes = self.cfg.loss, self.register.captions_are_classes()
+        if asked == "classes" and not classes:
+            raise UserError(f"--loss classes: the captions of --dataset {self.cfg.dataset} are not classes, each of "
+                            "which has one caption; take --loss softmax")
+        few = len(self.register.captions) <= MOST_COMPARED
+        return asked if asked != "auto" else "classes" if classes and few else "softmax"
 
     def _open_text(self, captions: list[str]) -> None:
         """Open the tokenizer for captions: with --text_model, that of the language model."""
@@ -209,6 +240,9 @@ class Vision(OfPictures[Config]):
         if cut := sum(len(each.text) > cfg.max_text_length for rows in self.pictures.values() for each in rows):
             log.warning("%s captions are longer than %s characters: the rest of them is not read (--max_text_length)",
                         f"{cut:,}", f"{cfg.max_text_length:,}")
+        if self.loss_name == "classes":
+            log.info("Loss: which of the captions of all %s classes belongs to a picture", len(self.register.captions))
+            return
         log.info("Contrast: each picture and each caption with the others of its micro-batch of %s, but for those that "
                  "share a picture or a caption", f"{cfg.batch_size:,}")
         if cfg.grad_accum_steps > 1:
@@ -243,11 +277,15 @@ class Vision(OfPictures[Config]):
 
     def collate(self, samples: "list[Pair]") -> Batch:
         """pixels (B, 3, H, W) uint8; numbers (B, 3) of picture, caption and class; tokens and lengths of the U
-        different captions, and caption (B,), the index of each picture's own among these."""
+        different captions, with the loss by classes all there are, and caption (B,), the index of each picture's own
+        among these."""
         import torch
 
         numbers = torch.stack([pair.numbers for pair in samples])
-        different, caption = numbers[:, 1].unique(return_inverse=True)
+        if self.loss_name == "classes":
+            different, caption = torch.arange(len(self.ids)), numbers[:, 1]
+        else:
+            different, caption = numbers[:, 1].unique(return_inverse=True)
         return {"pixels": torch.stack([pair.pixels for pair in samples]), "numbers": numbers, "caption": caption,
                 **self.tokens([self.ids[number] for number in different.tolist()])}
 
@@ -263,6 +301,15 @@ class Vision(OfPictures[Config]):
         cfg = self.cfg
         vision = VisionEncoder(**sizes_of(cfg), **{name: getattr(cfg, name) for name in VISION})
         return DualEncoder(vision, self._text_tower(), cfg.embed_dim, cfg.loss)
+
+    def initialize(self, model: Any, batches: Iterable[Batch]) -> None:
+        """Whitens the first layer of the convolutional backbone."""
+        if self.cfg.backbone == "conv":
+            pictures = (picture for batch in batches for picture in batch["pixels"])
+            model.vision.stem.whitening.fit(itertools.islice(pictures, WHITENED))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(groups=(Group("vision.stem.blocks.*", lr_factor=FASTER), Group())),)
 
     def parts(self) -> Sequence[Part]:
         named = self.cfg.text_model
@@ -290,7 +337,7 @@ class Vision(OfPictures[Config]):
 
     def blocks(self, model: Any) -> list["nn.Module"]:
         """Those of the vision encoder alone: the length of captions differs from batch to batch."""
-        return list(model.vision.blocks)
+        return [*getattr(model.vision.stem, "blocks", ()), *model.vision.blocks]
 
     def counts(self, batch: Batch, phase: str) -> dict[str, int]:
         return {"loss": len(batch["pixels"])}
@@ -298,13 +345,24 @@ class Vision(OfPictures[Config]):
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
         from stoker.model.contrastive import LOSSES, alike, right_ones
 
-        logits, same = model.logits(*self._vectors(model, batch)), alike(*batch["numbers"].T[:2])
-        return Loss({"loss": LOSSES[self.cfg.loss](logits, same)}, {
-            "acc": Ratio(right_ones(logits, same), len(logits)), "scale": Ratio(model.terms()[0].detach(), 1)})
+        seen, read = self._vectors(model, batch)
+        if self.loss_name == "classes":
+            logits, own = model.logits(seen, read), batch["caption"]
+            total, right = self._class_loss(logits, own), (logits.argmax(1) == own).sum()
+        else:
+            logits, same = model.logits(seen, read[batch["caption"]]), alike(*batch["numbers"].T[:2])
+            total, right = LOSSES[self.loss_name](logits, same), right_ones(logits, same)
+        return Loss({"loss": total}, {"acc": Ratio(right, len(logits)), "scale": Ratio(model.terms()[0].detach(), 1)})
+
+    def _class_loss(self, logits: "Tensor", own: "Tensor", reduction: str = "sum") -> "Tensor":
+        from torch.nn import functional as F
+
+        return F.cross_entropy(logits, own, reduction=reduction, label_smoothing=self.cfg.label_smoothing)
 
     def _vectors(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
-        """The embeddings of pictures and of their captions, (B, E) each."""
-        return model.pictures(batch["pixels"]), model.captions(batch["tokens"], batch["lengths"])[batch["caption"]]
+        """The embeddings of the pictures (B, E) and of the batch's captions (U, E)."""
+        mirrored = self.cfg.tta and not model.training
+        return model.pictures(batch["pixels"], mirrored=mirrored), model.captions(batch["tokens"], batch["lengths"])
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -314,27 +372,38 @@ class Vision(OfPictures[Config]):
 
     def gather(self, model: Any, batch: Batch) -> "dict[str, Tensor]":
         seen, read = self._vectors(model, batch)
-        return {"seen": seen, "read": read, "numbers": batch["numbers"],
-                "terms": model.terms().expand(len(seen), 2)}
+        found = {"seen": seen, "read": read[batch["caption"]], "numbers": batch["numbers"],
+                 "terms": model.terms().expand(len(seen), 2)}
+        if self.loss_name == "classes":
+            found["loss"] = self._class_loss(model.logits(seen, read), batch["caption"], "none")
+        return found
 
     def judge(self, gathered: "Mapping[str, Tensor]") -> dict[str, Ratio]:
-        """The loss is computed in random batches of the training's batch size, so that it is comparable with the
-        training loss whatever the order of the rows."""
-        import torch
-
-        from stoker.model import contrastive, retrieval
+        from stoker.model import retrieval
 
         seen, read, numbers = (gathered[name] for name in ("seen", "read", "numbers"))
+        queries = retrieval.queries(seen, read, numbers, at=RECALL_AT, seed=self.cfg.seed)
+        return {"loss": self._loss_of_all(gathered), **{name: Sampled(retrieval.share(asked, right), 1, (right, asked))
+                                                        for name, (asked, right) in queries.items()}}
+
+    def _loss_of_all(self, gathered: "Mapping[str, Tensor]") -> Sampled:
+        """A contrastive loss is computed in random batches of the training's batch size, so that it is comparable with
+        the training loss whatever the order of the rows."""
+        import torch
+
+        from stoker.model import contrastive
+
+        seen, read, numbers = (gathered[name] for name in ("seen", "read", "numbers"))
+        ones = torch.ones(len(seen))
+        if "loss" in gathered:
+            return Sampled(float(gathered["loss"].sum()) / len(seen), 1, (gathered["loss"], ones))
         order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(self.cfg.seed))
-        total, by_pair, compute = torch.zeros(()), torch.empty(len(seen)), contrastive.LOSSES[self.cfg.loss]
+        total, by_pair, compute = torch.zeros(()), torch.empty(len(seen)), contrastive.LOSSES[self.loss_name]
         for rows in order.split(self.cfg.batch_size):
             logits = contrastive.logits(seen[rows], read[rows], gathered["terms"][0])
             same = contrastive.alike(*numbers[rows].T[:2])
             total, by_pair[rows] = total + compute(logits, same), compute(logits, same, reduction="none")
-        loss = Sampled(float(total) / len(seen), 1, (by_pair, torch.ones(len(seen))))
-        queries = retrieval.queries(seen, read, numbers, at=RECALL_AT, seed=self.cfg.seed)
-        return {"loss": loss, **{name: Sampled(retrieval.share(asked, right), 1, (right, asked))
-                                 for name, (asked, right) in queries.items()}}
+        return Sampled(float(total) / len(seen), 1, (by_pair, ones))
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """Pictures with the nearest captions, attention maps, and a confusion matrix where there are classes."""
@@ -364,7 +433,8 @@ class Vision(OfPictures[Config]):
         """For each picture, the number of its own caption, and the numbers of the captions nearest to it."""
         import torch
 
-        vectors = [self._vectors(model, batch) for batch in self.batches(looked_at, model)]
+        vectors = [(seen, read[batch["caption"]]) for batch in self.batches(looked_at, model)
+                   for seen, read in [self._vectors(model, batch)]]
         seen, read = (torch.cat(each) for each in zip(*vectors))
         own = [int(pair.numbers[1]) for pair in looked_at]
         captions = {number: place for place, number in enumerate(own)}

@@ -19,7 +19,7 @@ from stoker.data.loader import Order, training_batches
 from stoker.data.pictures import images
 from stoker.data.pictures.resized import Frame, resize
 from stoker.data.pictures.table import Picture
-from stoker.data.pictures.views import Augmentation, Views
+from stoker.data.pictures.views import Augmentation, Views, Visit
 from stoker.data.sources import archives
 
 SQUARE = Frame(16, 16)
@@ -190,7 +190,7 @@ def test_lines_are_as_wide_as_they_come(height: int, width: int, wide: int) -> N
     found = Frame(32)(marked(height, width))
     assert found.shape == (3, 32, wide)
     kept = Augmentation(crop=0.3).stored(Frame(32))(marked(height, width))
-    seen = Augmentation(crop=0.3)(kept, Frame(32), np.random.default_rng(0))
+    seen = Augmentation(crop=0.3)(kept, Frame(32), np.random.default_rng(0), Visit(0, 0.0))
     assert kept.shape[1] == 39 and seen.shape[1] == 32 and abs(seen.shape[2] - wide) <= 1
 
 
@@ -234,15 +234,45 @@ def test_nothing_is_changed_unless_asked(rows: list[Picture]) -> None:
 def changed(picture: Tensor, count: int = 60, **bounds: float) -> list[Tensor]:
     augmentation = Augmentation(**bounds)
     frame = Frame(picture.shape[1], picture.shape[2])
-    return [augmentation(picture, frame, np.random.default_rng(seed)) for seed in range(count)]
+    return [augmentation(picture, frame, np.random.default_rng(seed), Visit(0, seed / count)) for seed in range(count)]
 
 
 def test_mirrored_left_to_right_as_often_as_asked() -> None:
     picture = marked(8, 8)
     mirrored = [torch.equal(each, picture.flip(-1)) for each in changed(picture, flip=0.3)]
-    assert 8 < sum(mirrored) < 30
+    assert sum(mirrored) == 18
     assert all(torch.equal(each, picture) for each, other in zip(changed(picture, flip=0.3), mirrored) if not other)
     assert all(torch.equal(each, picture.flip(-1)) for each in changed(picture, flip=1))
+
+
+def test_mirrored_in_every_second_epoch_or_as_evenly_as_can_be(rows: list[Picture]) -> None:
+    """At first about half of the rows are; which epoch a row begins with is random, and follows from the seed."""
+    still = Views(rows, SQUARE)
+    for share, seeds in ((0.5, range(40)), (0.3, range(10))):
+        starts = []
+        for seed in seeds:
+            views = Views(rows, SQUARE, augmentation=Augmentation(flip=share), seed=seed)
+            for row in range(5):
+                mirrored = [torch.equal(views[row + 5 * epoch].pixels, still[row].pixels.flip(-1))
+                            for epoch in range(20)]
+                counts = np.convolve(mirrored, np.ones(10), "valid")
+                assert set(counts) == {10 * share}, "in any ten epochs in a row"
+                if share == 0.5:
+                    assert [a != b for a, b in zip(mirrored, mirrored[1:])] == [True] * 19
+                starts.append(mirrored[0])
+        assert 0.1 < np.mean(starts) < 0.9
+
+
+def test_moved_by_whole_pixels_and_mirrored_at_the_edges() -> None:
+    """Against torch's own reflection, and as far as asked in each direction."""
+    picture, seen = torch.from_numpy(pixels(1, 16, 24)).permute(2, 0, 1), set()
+    wide = torch.nn.functional.pad(picture.float(), (6, 6, 4, 4), mode="reflect").to(torch.uint8)
+    for each in changed(picture, count=200, shift=0.25):
+        found = [(down, right) for down in range(9) for right in range(13)
+                 if torch.equal(each, wide[:, down:down + 16, right:right + 24])]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert {down for down, _ in seen} == set(range(9)) and {right for _, right in seen} == set(range(13))
 
 
 def test_a_crop_is_a_part_of_the_picture() -> None:

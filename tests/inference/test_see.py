@@ -156,6 +156,17 @@ def untrained(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def test_with_tta_a_picture_and_its_mirror_image_are_seen_alike(see: Seen, untrained: Path, tmp_path: Path) -> None:
+    """By a model that has not learned to take them for the same."""
+    pixels = made_pictures.pixels(3, 16, 16)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[:, ::-1]).save(tmp_path / "b.png")
+    (plain, other), (both, again) = ([[answer["cosine"] for answer in json.loads(line)["answers"]] for line in see(
+        tmp_path / "a.png", tmp_path / "b.png", "--model", untrained, "--labels", "a,b,c", "--json", "--top_k", "3",
+        *more)[1].splitlines()] for more in ((), ("--tta",)))
+    assert both == again and plain != other and both not in (plain, other)
+
+
 def test_pictures_fit_as_in_training(untrained: Path, tmp_path: Path) -> None:
     viewer = Viewer(pretrained.find(str(untrained)), "cpu", {"a": "a", "b": "b"})
     wide = made_pictures.make_picture(tmp_path / "wide.png", height=10, width=40)

@@ -58,6 +58,27 @@ def test_a_matrix_is_updated_as_by_torchs_muon() -> None:
     torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=0, atol=0.02 * 5 * update)
 
 
+def test_a_convolution_is_updated_as_the_matrix_that_it_is() -> None:
+    """With a row for each channel that it computes; one of groups, and its bias, by AdamW."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Conv2d(4, 6, 3), nn.Conv2d(4, 4, 3, groups=4)])
+    flat = nn.ModuleList([nn.Linear(36, 6, bias=False)])
+    with torch.no_grad():
+        flat[0].weight.copy_(model[0].weight.flatten(1))
+    cfg = Options(optimizer="muon", lr=0.02, weight_decay=0.1)
+    ours, theirs = (optim.build(Phase(), each, cfg, each) for each in (model, flat))
+    optim.set_rate(ours, 0.02)
+    optim.set_rate(theirs, 0.02)
+    for i in range(3):
+        grads = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(i))
+        model[0].weight.grad, flat[0].weight.grad = grads.clone(), grads.flatten(1).clone()
+        ours.step()
+        theirs.step()
+    assert torch.equal(model[0].weight.flatten(1), flat[0].weight)
+    matrices = [p for group in ours.param_groups if group["matrix"] for p in group["params"]]
+    assert len(matrices) == 1 and matrices[0] is model[0].weight
+
+
 def test_the_rest_is_updated_as_by_torchs_adamw() -> None:
     ours, theirs = pair()
     a = Muon([{"params": [ours], "weight_decay": 0.1}], 0.02, (0.8, 0.9))

@@ -20,16 +20,18 @@ from stoker.config import Parsed, UserError
 from stoker.data.pairs import NO_CLASS, Register
 from stoker.data.pictures.resized import Frame, opened
 from stoker.data.pictures.views import Augmentation
+from stoker.model.conv_trunk import Whitening
 from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.job import Job
-from stoker.training.core import pretrained
+from stoker.training.core import optim, pretrained
 from stoker.training.core.evaluation import Evaluations, evaluate
+from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Text
 from stoker.training.core.stage import discover
 from stoker.training.core.step import losses
 from stoker.training.train_vision import LANGUAGE_MODEL, Config, Vision, caption_lines
-from test_stages import data_of
-from toys import new_run, session, train
+from test_stages import data_of, stage_with
+from toys import StopAt, assert_same, new_run, session, train
 
 SMALL: dict[str, Any] = dict(image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=1, d_ff=64, dropout=0.0,
                              text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=16, batch_size=8)
@@ -171,13 +173,15 @@ def test_a_caption_is_read_up_to_its_limit_and_counted(tmp_path: Path, caplog: p
 @pytest.mark.parametrize("accum, part", [(1, "micro-batch of 8"), (4, "The 4 micro-batches of a step are not")])
 def test_it_says_what_is_contrasted(tmp_path: Path, caplog: pytest.LogCaptureFixture, accum: int, part: str) -> None:
     with caplog.at_level("INFO"):
-        prepared(tmp_path, grad_accum_steps=accum)
+        prepared(tmp_path, grad_accum_steps=accum, loss="softmax")
     assert part in caplog.text and not Vision.divisible
 
 
 @pytest.mark.parametrize("argv, part", [
     (["--patch_size", "12", "--stem", "patch"], "--patch_size 12 does not divide --image_size 64"),
     (["--patch_size", "24"], "--patch_size 24: strided convolutions make patches of 2, 4, 8"),
+    (["--patch_size", "24", "--backbone", "conv", "--stem", "patch"], "--patch_size 24: strided convolutions make"),
+    (["--num_layers", "0"], "--num_layers 0: only --backbone conv sees without a transformer"),
     (["--num_heads", "3"], "--num_heads 3 does not divide --d_model 128"),
     (["--text_num_heads", "3"], "--text_num_heads 3 does not divide --text_d_model 128"),
     (["--template", "a photo"], "--template 'a photo' has no {} in it"),
@@ -233,7 +237,7 @@ def test_figures_are_of_the_whole_set_whatever_the_batches(tmp_path: Path, loss:
 
 def test_the_loss_of_an_evaluation_does_not_depend_on_the_order_of_the_data(tmp_path: Path) -> None:
     """Pictures of one class, one after another, would have nothing to be told from."""
-    stage = prepared(tmp_path, batch_size=4, grad_accum_steps=1)
+    stage = prepared(tmp_path, batch_size=4, grad_accum_steps=1, loss="softmax")
     seen = torch.nn.functional.normalize(torch.randn(400, 16), dim=1)
     numbers = torch.stack([torch.arange(400), torch.arange(400) // 100, torch.full((400,), -1)], 1)
     gathered = {"seen": seen, "read": seen[numbers[:, 1]], "numbers": numbers,
@@ -302,6 +306,131 @@ def test_a_language_model_that_is_none_is_refused_before_a_start(tmp_path: Path)
         launch.decide(Vision, ["--text_model", str(run.path)])
 
 
+# -- classes and convolutions ---------------------------------------------------------------------------------------
+
+CONV: dict[str, Any] = SMALL | dict(backbone="conv", num_layers=0, optimizer="muon", tta=True, flip=0.5, shift=0.2)
+
+
+def test_with_classes_a_picture_is_compared_with_the_captions_of_all(tmp_path: Path) -> None:
+    """Though two of four are in the batch; against the definition of label smoothing (Szegedy et al. 2016)."""
+    stage = prepared(tmp_path, label_smoothing=0.2)
+    rows = stage.dataset("train")
+    batch = stage.collate([rows[row] for row in range(len(rows)) if rows[row].numbers[2] in (0, 2)][:5])
+    captions = [stage.tokenizer.decode(ids[:n]) for ids, n in zip(batch["tokens"].tolist(), batch["lengths"])]
+    assert sorted(captions) == [f"a photo of {name}" for name in sorted(made_pictures.COLOURS)]
+    labels = [stage.register.labels[number] for number in batch["numbers"][:, 2]]
+    assert [captions[place] for place in batch["caption"]] == [f"a photo of {name}" for name in labels]
+    torch.manual_seed(0)
+    model = stage.model().eval()
+    found = stage.loss(model, batch, Moment("main"))
+    seen, read = model.pictures(batch["pixels"]), model.captions(batch["tokens"], batch["lengths"])
+    logs = (model.log_scale.exp() * seen @ read.T).detach().double().log_softmax(1)
+    own = [captions.index(f"a photo of {name}") for name in labels]
+    expected = -torch.stack([0.8 * logs[row, place] + 0.2 * logs[row].mean() for row, place in enumerate(own)]).sum()
+    assert found.terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert int(found.figures["acc"].total) == sum(int(logs[row].argmax()) == place for row, place in enumerate(own))
+
+
+def test_the_loss_is_by_classes_where_captions_are_classes(tmp_path: Path) -> None:
+    assert prepared(tmp_path).loss_name == "classes" and prepared(tmp_path, loss="softmax").loss_name == "softmax"
+    data = str(captioned(tmp_path / "captioned"))
+    assert prepared(tmp_path / "other", dataset=data).loss_name == "softmax"
+    with pytest.raises(UserError, match="--loss classes: the captions of --dataset .* are not classes"):
+        prepared(tmp_path / "other", dataset=data, loss="classes")
+
+
+def test_captions_are_classes_where_each_has_one_and_no_other_has_it() -> None:
+    def register(captions: int, labels: int, *rows: tuple[int, int]) -> bool:
+        numbers = torch.tensor([(number, *row) for number, row in enumerate(rows)])
+        return Register(["a"] * captions, ["b"] * labels, {"train": numbers, "validation": numbers[:1]}
+                        ).captions_are_classes()
+
+    assert register(2, 2, (0, 0), (1, 1), (0, 0))
+    assert not register(2, 2, (0, 0), (1, 1), (1, 0)), "a class with two captions"
+    assert not register(1, 2, (0, 0), (0, 1)), "a caption of two classes"
+    assert not register(2, 1, (0, 0), (1, NO_CLASS)), "a caption without a class"
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_with_classes_figures_are_of_the_whole_set_whatever_the_batches(tmp_path: Path, tta: bool) -> None:
+    """Against one batch of all; with the mirror images, against their mean."""
+    stage = prepared(tmp_path, **CONV | {"tta": tta, "label_smoothing": 0.1, "valid_share": 0.4})
+    torch.manual_seed(0)
+    model, rows = stage.model().eval(), stage.dataset("validation")
+    whole = stage.collate([rows[row] for row in range(len(rows))])
+    with torch.no_grad():
+        seen, read = model.pictures(whole["pixels"]), model.captions(whole["tokens"], whole["lengths"])
+        if tta:
+            seen = torch.nn.functional.normalize(seen + model.pictures(whole["pixels"].flip(3)), dim=1)
+        logits = model.logits(seen, read)
+        expected = torch.nn.functional.cross_entropy(logits, whole["caption"], label_smoothing=0.1)
+    for size in (1, 4):
+        stage.cfg = replace(stage.cfg, batch_size=size, precision="fp32")
+        done = evaluate(stage, model, rows, stage.cfg, torch.device("cpu"), lambda: False)
+        assert done and done.metrics["eval/loss"] == pytest.approx(float(expected), rel=1e-5)
+        assert done.metrics["eval/acc"] == pytest.approx(float((logits.argmax(1) == whole["caption"]).float().mean()))
+
+
+def test_a_convolutional_run_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    """Weights, filters, running statistics and the optimizer, with accumulation and blocks computed again."""
+    options = CONV | dict(dataset=str(made_pictures.write(tmp_path / "data")), grad_accum_steps=2, max_steps=6,
+                          batch_size=4, eval_interval=3, gradient_checkpointing=True, ema_decay=0.9)
+    runs = [new_run(tmp_path, Vision), new_run(tmp_path / "other", Vision)]
+    train(stage_with(Vision, StopAt(-1)), runs[0], **options)
+    trainer, _ = train(stage_with(Vision, StopAt(4)), runs[1], **options)
+    assert trainer.step == 4
+    train(stage_with(Vision, StopAt(-1)), runs[1], resume=True)
+    held = [max(run.snapshots.glob("snapshot_*")) for run in runs]
+    weights = [safetensors.torch.load_file(each / "model.safetensors") for each in held]
+    assert_same(*weights)
+    assert_same(*(torch.load(each / "state.pt", weights_only=True) for each in held))
+    assert weights[0]["vision.stem.blocks.0.norm1.mean"].any() and weights[0]["vision.stem.whitening.weight"].any()
+
+
+def test_the_blocks_of_the_backbone_learn_three_times_as_fast(tmp_path: Path) -> None:
+    """By Muon their convolutions, and nothing else where there is no transformer."""
+    stage = prepared(tmp_path, **CONV)
+    model = stage.model()
+    optimizer = optim.build(stage.phases()[0], model, stage.cfg, stage.blocks(model))
+    optim.set_rate(optimizer, 0.01)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        group, fast = groups[id(parameter)], name.startswith("vision.stem.blocks.")
+        assert group["lr"] == pytest.approx(0.03 if fast else 0.01), name
+        assert bool(group.get("matrix")) == (fast and "convolution" in name), name
+
+
+def test_checkpointed_blocks_compute_the_same(tmp_path: Path) -> None:
+    options = CONV | dict(dataset=str(made_pictures.write(tmp_path / "data")), max_steps=3)
+    ends = [train(Vision, new_run(tmp_path / str(on), Vision), **options | {"gradient_checkpointing": on})[0]
+            for on in (False, True)]
+    assert_same(*(end.model.state_dict() for end in ends))
+
+
+def test_a_new_convolutional_model_is_whitened_by_the_first_pictures(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, **CONV)
+    model, rows = stage.model(), stage.dataset("train")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batches = [stage.collate([rows[row] for row in range(start, start + 8)]) for start in (0, 8, 16)]
+    stage.initialize(model, iter(batches))
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"vision.stem.whitening.weight", "vision.stem.whitening.bias"}
+    expected = Whitening(1)
+    expected.fit(torch.cat([batch["pixels"] for batch in batches]))
+    assert torch.equal(model.vision.stem.whitening.weight, expected.weight)
+    plain = prepared(tmp_path / "vit")
+    plain.initialize(plain.model(), iter([]))
+
+
+def test_a_model_from_before_there_were_backbones_is_a_vit(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, loss="softmax")
+    stage.export(stage.model(), tmp_path)
+    options = config.to_json(stage.cfg)
+    del options["backbone"]
+    pretrained.note(tmp_path, stage.name, 3, options, {})
+    assert pretrained.opened(pretrained.find(str(tmp_path)), Vision, "cpu")[0].cfg.backbone == "vit"
+
+
 # -- what is seen ---------------------------------------------------------------------------------------------------
 
 
@@ -326,10 +455,10 @@ def test_below_a_picture_stands_what_is_right_and_what_is_not() -> None:
 # -- out, and in again ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenizer", ["bpe", "chars"])
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_a_model_folder_sees_what_the_run_saw(tmp_path: Path, tokenizer: str, loss: str) -> None:
-    stage = prepared(tmp_path, tokenizer=tokenizer, loss=loss, vocab_size=280)
+@pytest.mark.parametrize("tokenizer, loss, backbone", [
+    ("bpe", "softmax", "vit"), ("chars", "sigmoid", "vit"), ("bpe", "auto", "conv"), ("chars", "classes", "conv")])
+def test_a_model_folder_sees_what_the_run_saw(tmp_path: Path, tokenizer: str, loss: str, backbone: str) -> None:
+    stage = prepared(tmp_path, tokenizer=tokenizer, loss=loss, vocab_size=280, backbone=backbone)
     torch.manual_seed(0)
     model, folder = stage.model().eval(), tmp_path / "model"
     folder.mkdir()

@@ -24,7 +24,7 @@ class LineAugmentation:
     noise: float = 0.0  # grey levels, at most; half the rows stay as they are
     invert: float = 0.0  # share of the rows whose light and dark change places
 
-    def __call__(self, pixels: Tensor, frame: Frame, draw: np.random.Generator) -> Tensor:
+    def __call__(self, pixels: Tensor, frame: Frame, draw: np.random.Generator, visit: object = None) -> Tensor:
         """(1, height, W) uint8 -> (1, height, W') uint8. Draws the same numbers whatever is switched off."""
         stretch, slant, shift, zoom, weight, contrast, bright = draw.uniform(-1, 1, 7)
         blur, noise, invert = draw.uniform(0, 1, 3)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,11 +30,23 @@ class View(NamedTuple):
     epoch: int
 
 
-class Changes(Protocol):
-    """How a row is changed: a function of its pixels and of what is drawn. Made without arguments, it changes nothing.
-    """
+class Visit(NamedTuple):
+    """A row in an epoch; `chance`, from 0 to 1, is random, and the same in all epochs."""
 
-    def __call__(self, pixels: Tensor, frame: Frame, draw: np.random.Generator) -> Tensor:
+    epoch: int
+    chance: float
+
+    def due(self, share: float) -> bool:
+        """Whether the row has its turn in this epoch: in such a share of the epochs, as evenly spread as can be, so at
+        a half in every second one."""
+        return (self.chance + self.epoch * share) % 1 < share
+
+
+class Changes(Protocol):
+    """How a row is changed: a function of its pixels, of what is drawn, and of its visit. Made without arguments, it
+    changes nothing."""
+
+    def __call__(self, pixels: Tensor, frame: Frame, draw: np.random.Generator, visit: Visit) -> Tensor:
         """(channels, H, W) uint8, as `stored` has it -> the same, in the frame."""
 
     def stored(self, frame: Frame) -> Frame:
@@ -45,13 +58,14 @@ class Augmentation:
     """What is changed, within which bounds; 0: not."""
 
     crop: float = 0.0  # share of the area that is cut away, at most
-    flip: float = 0.0  # share of the rows that are mirrored, left to right
+    flip: float = 0.0  # share of the epochs in which a row is mirrored, left to right
+    shift: float = 0.0  # up or down and sideways, by up to this share of the sides; what comes in is mirrored
     colour: float = 0.0  # brightness, contrast and saturation: by up to this share, more or less
 
-    def __call__(self, pixels: Tensor, frame: Frame, draw: np.random.Generator) -> Tensor:
+    def __call__(self, pixels: Tensor, frame: Frame, draw: np.random.Generator, visit: Visit) -> Tensor:
         """(3, H, W) uint8, in the larger frame -> (3, height, width) uint8. Draws the same numbers whatever is switched
         off."""
-        area, ratio, top, left, flip, *colours = draw.uniform(0, 1, 8)
+        area, ratio, top, left, _, brightness, contrast, saturation, down, right = draw.uniform(0, 1, 10)
         wheels.torchvision()
         from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
@@ -61,11 +75,13 @@ class Augmentation:
                 box = _box(1 - self.crop * area, WIDEST ** (2 * ratio - 1), top, left, height, width)
                 size = [frame.height, frame.width or max(1, round(width * frame.height / height))]
                 pixels = functional.resized_crop(pixels, *box, size, antialias=True)
-            if flip < self.flip:
-                pixels = functional.horizontal_flip(pixels)
+            if self.shift:
+                pixels = _moved(pixels, self.shift * (2 * down - 1), self.shift * (2 * right - 1))
+            if visit.due(self.flip):
+                pixels = pixels.flip(-1)
             if self.colour:
                 changes = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
-                for change, amount in zip(changes, colours):
+                for change, amount in zip(changes, (brightness, contrast, saturation)):
                     pixels = change(pixels, 1 + self.colour * (2 * amount - 1))
         return pixels.contiguous()
 
@@ -81,6 +97,15 @@ def _box(area: float, ratio: float, top: float, left: float, height: int, width:
     return round(top * (height - part_height)), round(left * (width - part_width)), part_height, part_width
 
 
+def _moved(pixels: Tensor, down: float, right: float) -> Tensor:
+    """Moved by these shares of the sides, in whole pixels; beyond an edge the picture goes on as in a mirror."""
+    def places(size: int, share: float) -> Tensor:
+        beyond = (torch.arange(size) - round(share * size)).abs()
+        return size - 1 - (size - 1 - beyond).abs()
+
+    return pixels[:, places(pixels.shape[1], down)[:, None], places(pixels.shape[2], right)]
+
+
 class Views(Dataset[View]):
     """Item i is row i % len in epoch i // len, so that each epoch may see it otherwise: what is changed is a function
     of (seed, epoch, row). Asked for rows alone, it gives those of epoch 0.
@@ -94,6 +119,7 @@ class Views(Dataset[View]):
         self.pictures, self.frame, self.resized = list(pictures), frame, resized
         self.augmentation, self.seed = augmentation, seed
         self.changed = augmentation != augmentation.__class__()
+        self.chances = np.random.default_rng(seed).uniform(0, 1, len(self.pictures))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -108,7 +134,8 @@ class Views(Dataset[View]):
         epoch, row = divmod(index, len(self.pictures))
         pixels = self.pixels(row)
         if self.changed:
-            pixels = self.augmentation(pixels, self.frame, np.random.default_rng((self.seed, epoch, row)))
+            draw = np.random.default_rng((self.seed, epoch, row))
+            pixels = self.augmentation(pixels, self.frame, draw, Visit(epoch, float(self.chances[row])))
         return View(pixels, self.pictures[row].text, self.pictures[row].label, row, epoch)
 
     def pixels(self, row: int) -> Tensor:

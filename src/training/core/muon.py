@@ -20,8 +20,8 @@ RMS = 0.2  # of an update of AdamW, usually
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `matrix` hold matrices, or stacks of them (..., M, N), which with `bf16` are orthogonalized in bf16.
-    The others are updated by fused AdamW.
+    """Groups with `matrix` hold matrices, stacks of them (E, M, N), or weights of convolutions (C', C, H, W), which are
+    matrices with C' rows; with `bf16` they are orthogonalized in bf16. The others are updated by fused AdamW.
 
     `found_inf`, a float scalar on the device, is 1 where the next update is to change nothing (`optim.update`).
     """
@@ -53,10 +53,11 @@ class Muon(torch.optim.Optimizer):
         grads = [p.grad for p in parameters if p.grad is not None]
         before = [self.state[p]["momentum"] for p in parameters]
         momenta = torch._foreach_lerp(before, grads, 1 - MOMENTUM)
-        directions = orthogonal(torch._foreach_lerp(grads, momenta, MOMENTUM), bf16=group["bf16"])
+        directions = orthogonal([_rows(each) for each in torch._foreach_lerp(grads, momenta, MOMENTUM)],
+                                bf16=group["bf16"])
         for parameter, momentum, direction in zip(parameters, momenta, directions):
-            size = RMS * math.sqrt(max(parameter.shape[-2:])) * group["lr"]
-            changed = parameter * (1 - group["lr"] * group["weight_decay"]) - size * direction
+            size = RMS * math.sqrt(max(direction.shape[-2:])) * group["lr"]
+            changed = parameter * (1 - group["lr"] * group["weight_decay"]) - size * direction.view_as(parameter)
             if self.found_inf is not None:
                 momentum = torch.where(self.found_inf > 0, self.state[parameter]["momentum"], momentum)
                 changed = torch.where(self.found_inf > 0, parameter, changed)
@@ -105,6 +106,11 @@ def _iterated(x: Tensor) -> Tensor:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """A matrix, or a stack of them, as it is; the weight of a convolution as a matrix with a row for each channel."""
+    return weight.flatten(1) if weight.dim() == 4 else weight
 
 
 def _is_tall(matrix: Tensor) -> bool:

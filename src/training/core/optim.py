@@ -16,8 +16,9 @@ from stoker.training.core.phases import Phase
 
 def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
     """The optimizer of a phase. It has separate parameter groups for matrices and for vectors (biases, norms), since
-    weight decay applies to matrices only, unless the phase's group sets its own. Muon updates the matrices within
-    `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are updated by AdamW."""
+    weight decay applies to matrices only, unless the phase's group sets its own. Muon updates the matrices and the
+    convolutions within `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are
+    updated by AdamW."""
     make, groups = phase.optimizer or cfg.optimizer, []
     hidden = set(map(id, _matrices(blocks))) if make == "muon" else set[int]()
     of_muon = {"matrix": True, "bf16": cfg.precision == "bf16"}
@@ -38,10 +39,13 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
 
 
 def _matrices(blocks: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    """The matrices of modules, and the stacks of matrices that a module declares by name in `stacked`."""
+    """The matrices of modules, the stacks of matrices that a module declares by name in `stacked`, and the weights of
+    convolutions, which are matrices with a row for each channel they compute; not of grouped ones, whose channels share
+    nothing."""
     for module in (module for block in blocks for module in block.modules()):
+        whole = isinstance(module, nn.Conv2d) and module.groups == 1
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() == 2 or name in getattr(module, "stacked", ()):
+            if parameter.dim() == 2 or name in getattr(module, "stacked", ()) or (whole and name == "weight"):
                 yield parameter
 
 

@@ -39,7 +39,8 @@ class Optimization:
     warmup_steps: int = opt(1000, "steps of linear warm-up; unless you set it, at most a tenth of the run", ge=0,
                             aliases=("warmup",))
     min_lr_ratio: float = opt(0.1, "learning rate at the end of the run, as a share of the peak", ge=0, le=1)
-    optimizer: str = opt("adamw", "adamw, or muon (Muon for the matrices of the blocks, AdamW for all other weights)",
+    optimizer: str = opt("adamw", "adamw, or muon (Muon for the matrices and convolutions of the blocks, AdamW for all "
+                         "other weights)",
                          choices=("adamw", "muon"))
     weight_decay: float = opt(0.1, "weight decay (not applied to biases and norms)", ge=0, lt=1)
     gradient_clip: float = opt(1.0, "clip the gradients to this norm (0: do not clip)", ge=0,

@@ -1,6 +1,6 @@
 """Base classes of stages whose model reads or writes text: as tokens of a tokenizer, or as characters."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -61,6 +61,7 @@ class Labelled(Tokenized[C]):
 
     tokenizer_option = "labels"
     sizes: ClassVar[tuple[str, ...]]
+    former_sizes: ClassVar[Mapping[str, Any]] = {}  # values of those that models lack which are older than the option
     Augmentation: ClassVar[type]
 
     @classmethod
@@ -130,10 +131,11 @@ class Labelled(Tokenized[C]):
     @classmethod
     def options_from(cls, pretrained: "Pretrained") -> dict[str, Any]:
         """The sizes and the labels that the weights were trained with. Raises UserError."""
-        if not pretrained.options.keys() >= set(cls.sizes):
+        options = {**cls.former_sizes, **pretrained.options}
+        if not options.keys() >= set(cls.sizes):
             raise UserError(f"{pretrained} is of another program or version: this stage reads models "
                             f"of run_train_{cls.name}.sh")
-        sizes = {name: pretrained.options[name] for name in cls.sizes}
+        sizes = {name: options[name] for name in cls.sizes}
         return {**sizes, cls.tokenizer_option: tokenizer_of(pretrained)}
 
 

@@ -22,14 +22,15 @@ DIVIDED = {1: ": take a divisor", 2: " into even parts: take another", 4: " into
 class Transformer:
     """Base of a group of options. Each class keyword declares the option of that name, with this default.
 
-    Each head has a multiple of `head_multiple` channels: 2 for rotary positions in one dimension, 4 in two.
+    Each head has a multiple of `head_multiple` channels: 2 for rotary positions in one dimension, 4 in two. There are
+    at least `fewest_layers`.
     """
 
-    def __init_subclass__(cls, *, prefix: str = "", head_multiple: int = 2, **defaults: Any):
+    def __init_subclass__(cls, *, prefix: str = "", head_multiple: int = 2, fewest_layers: int = 1, **defaults: Any):
         super().__init_subclass__()
         if not defaults:  # a Config that inherits from several groups
             return
-        declared = _declared(prefix, head_multiple, defaults)
+        declared = _declared(prefix, head_multiple, fewest_layers, defaults)
         own = inspect.get_annotations(cls)
         cls.__annotations__ = {name: type(option.default) for name, option in declared.items()} | own
         for name, option in declared.items():
@@ -46,7 +47,7 @@ class Transformer:
         setattr(cls, "problems", problems)
 
 
-def _declared(prefix: str, head_multiple: int, defaults: dict[str, Any]) -> dict[str, Any]:
+def _declared(prefix: str, head_multiple: int, fewest_layers: int, defaults: dict[str, Any]) -> dict[str, Any]:
     """The declarations of options, by name. Options with a prefix have no aliases."""
     quotient = {1: "a whole number", 2: "an even number", 4: "a multiple of 4"}[head_multiple]
     known: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -54,7 +55,7 @@ def _declared(prefix: str, head_multiple: int, defaults: dict[str, Any]) -> dict
         "num_heads": ("num_heads", f"attention heads; hidden size / heads must be {quotient}",
                       dict(ge=1, le=32, aliases=("n_head", "n_heads"))),
         "num_layers": ("layers" if prefix else "num_layers", "layers",
-                       dict(ge=1, le=48, aliases=("n_layer", "n_layers"))),
+                       dict(ge=fewest_layers, le=48, aliases=("n_layer", "n_layers"))),
         "d_ff": ("d_ff", "feed-forward size of a layer", dict(ge=1, follows=(f"{prefix}d_model", 4))),
         "dropout": ("dropout", "share of activations dropped in training", dict(ge=0, le=0.9)),
     }
