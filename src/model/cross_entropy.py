@@ -56,7 +56,8 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
     """Loss, that of each position, and the gradients for an upstream gradient of 1 (None where they are not wanted)."""
     working, V = weight.to(kind), len(weight)
     each = hidden.new_empty(len(hidden), dtype=torch.promote_types(weight.dtype, torch.float32))
-    grad_hidden, grad_weight = (torch.zeros_like(tensor) if wants_grad else None for tensor in (hidden, weight))
+    new = torch.empty_like if len(hidden) else torch.zeros_like
+    grad_hidden, grad_weight = (new(tensor) if wants_grad else None for tensor in (hidden, weight))
     padded = -(-V // ALIGNED) * ALIGNED
     on_cpu = hidden.device.type == "cpu"
     for chunk in _slices(len(hidden), CHUNK_BYTES // (padded * kind.itemsize)):
@@ -70,7 +71,8 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
             continue
         grad_hidden[chunk] = logits @ working
         for part in _slices(V, IN_CACHE // weight.shape[1] if on_cpu else V):
-            grad_weight[part] += logits[:, part].T @ rows
+            add = Tensor.add_ if chunk.start else Tensor.copy_  # nothing is there yet
+            add(grad_weight[part], logits[:, part].T @ rows)
     return each.sum(), each, grad_hidden, grad_weight
 
 
