@@ -175,7 +175,7 @@ def _kill(group: int) -> None:
 
 
 def _in_child(section: Section, asked: Asked, output: Path, log: Path) -> None:
-    if torch.cuda._is_in_bad_fork():
+    if asked.device_name != "cpu" and torch.cuda._is_in_bad_fork():
         sys.exit(CUDA_STARTED)
     os.setsid()  # a group that can be ended as a whole
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -52,7 +52,7 @@ def test_a_run_of_a_stage_from_outside_lives_like_any_other(desk: Desk, own: Pat
     row = desk.run("mine")
     assert row["state"] in ("training", "evaluating") and row["pid"] == pid
     assert script(desk, "mine") == str(own / "my_stage.py")
-    assert "free\n" in desk.call("logs.sh", "mine").stdout
+    until(lambda: "free\n" in desk.call("logs.sh", "mine").stdout)  # the log line comes after the step
     assert desk.call("stop.sh", "mine", cwd=Path("/")).returncode == 0 and not living(pid)
     step = desk.run("mine")["step"]
     evaluated = desk.call("evaluate.sh", "mine", cwd=Path("/"))
