@@ -12,6 +12,7 @@ from torch import Tensor
 IGNORED = -100  # a target at which nothing is predicted, as in torch's own cross_entropy
 CHUNK_BYTES = 2**27  # logits held at a time; with a quarter of it a step takes a tenth more
 IN_CACHE = 2**20  # numbers that a CPU works on at a time, so that they stay in its cache
+ON_A_GPU = 2**25  # logits whose softmax a GPU computes at a time, in fp32: 128 MiB
 ALIGNED = 64  # numbers: a product whose rows begin at no multiple of this takes half as long again on a CPU
 
 
@@ -65,7 +66,7 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
         logits = rows.new_empty(len(rows), padded)[:, :V]  # (C, V)
         torch.mm(rows, working.T, out=logits)
         target, loss = targets[chunk, None], each[chunk, None]  # (C, 1)
-        for block in _slices(len(rows), IN_CACHE // V if on_cpu else len(rows)):
+        for block in _slices(len(rows), (IN_CACHE if on_cpu else ON_A_GPU) // V):
             loss[block] = _softmax(logits[block], target[block], each.dtype, wants_grad)
         if grad_hidden is None or grad_weight is None:
             continue

@@ -123,6 +123,18 @@ def test_operations_and_bytes_are_those_of_the_arithmetic(tmp_path: Path) -> Non
                                 "snapshot": 768}
 
 
+class Shared(Matrix):
+    """Computes ten rows more in each batch, whatever its size."""
+
+    def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
+        return Loss({"loss": model(torch.cat([batch["x"], torch.ones(10, self.cfg.width)])).sum()})
+
+
+def test_operations_of_a_whole_batch_are_shared_by_its_samples(tmp_path: Path) -> None:
+    found = measured(Shared, tmp_path, batch_size=5)
+    assert (found.tried_size, found.sample_flops) == (5, 2 * 2 * 8 * 8 * (5 + 10) / 5)
+
+
 def test_the_language_models_operations_are_the_usual_count(tmp_path: Path) -> None:
     """6 N + 12 L D T a token (Kaplan et al. 2020; the attention as in PaLM's appendix B), embeddings' look-up free."""
     from stoker.training.train_lm import LanguageModel

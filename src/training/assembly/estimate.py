@@ -154,7 +154,7 @@ def measure(plan: Plan) -> Estimate:
         return Estimate(
             devices.describe(device), trial.parameters, step,
             dict(zip(trial.shared, map(sum, zip(scored, late)))) | trial.others(size, busy),
-            _update_seconds(device) * trained, trial.flops(), peak_flops(device, cfg.precision), fixed, each, size,
+            _update_seconds(device) * trained, trial.flops(size), peak_flops(device, cfg.precision), fixed, each, size,
             waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
             saved_seconds=_saved_seconds() * trained, frozen=trial.frozen,
             frozen_bytes=trial.frozen_bytes, scatter=rounds.scatter)
@@ -356,14 +356,15 @@ class Trial:
             yield
         self.model.train()
 
-    def flops(self) -> float:
-        """Floating-point operations of a sample, those that checkpointing does a second time left out."""
+    def flops(self, size: int) -> float:
+        """Floating-point operations of a sample in batches of so many, those that checkpointing does a second time left
+        out. Some are done once for a batch, such as those of the captions of all classes."""
         self.model.eval()
-        batches = self.batches(1)
+        batches = self.batches(size)
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             self.step(batches)
         self.model.train()
-        return float(counter.get_total_flops() / len(batches))
+        return float(counter.get_total_flops() / sum(self.counts(size)))
 
     def kept(self) -> tuple[int, int]:
         """Bytes that autograd keeps from the forward to the backward pass: fixed, and for each sample."""
