@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_each: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """In place: torch refuses a second call, since the tensors that were saved have changed."""
+        """Multiplies in place, so it can be called once only."""
         grads = ctx.saved_tensors
         if grad_loss.device.type != "cpu" or grad_loss != 1:  # a GPU multiplies sooner than it could be asked
             grads = [grad.mul_(grad_loss) for grad in grads]
