@@ -259,8 +259,8 @@ def not_a_number(asked: Asked) -> Iterator[str]:
         kept = [incident.read(path) for path in folders]
         if [each.left_out for each in kept] != [[ROW]]:
             raise Failed(f"left out were {[each.left_out for each in kept]}, not row {ROW} alone")
-        with rig.session("nano", Poisoned, Unexported, **options, skip_rows=str(folders[0])) as told:
-            same = not list(kill_matrix.differences(_trained(told), bits, ""))
+        with rig.session("nano", Poisoned, Unexported, **options, skip_rows=str(folders[0])) as warned:
+            same = not list(kill_matrix.differences(_trained(warned), bits, ""))
         yield (f"row {ROW} makes the loss NaN: step {kept[0].step} failed (first in {kept[0].where}), the run went "
                f"back {len(tried.failures)} time, skipped the row and did all {STEPS} steps: "
                f"{'the same' if same else 'DIFFERENT'} bits as without the row from the start")
