@@ -10,8 +10,8 @@ from stoker.config import UserError
 from stoker.daemon.process import Process
 from stoker.daemon.rundir import MANIFEST, RunDir, Status
 
-# A dangling link, a folder of something else, a name that is no file's.
 GUIDES_NAME = re.compile(r"(?:\w+_)?(?:step_(\d+)|best)\.pt|\w+\.pt")
+# A dangling link, a folder of something else, a name that is no file's.
 NO_RUN = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 

@@ -43,11 +43,10 @@ def decide_precision(plan: Plan, length: Length) -> tuple[Plan, str]:
     if not plan.may_be_bf16:
         return plan, ""
     with rng.preserved(), estimate.room_for_two(plan.device):
-        trial, size = estimate.begin_trial(plan)
-        batches = trial.batches(size)
-        seconds = estimate.timed(partial(trial.step, batches), plan.device).computing / sum(trial.counts(size))
+        trial, size, seconds = estimate.begin_trial(plan)
         if seconds * length.samples < WORTH_A_TRIAL:
             return plan.with_precision("fp32"), ""
+        batches = trial.batches(size)
         works = {kind: partial(trial.step, batches, kind) for kind in ("fp32", "bf16")}
         rounds = estimate.in_turn(works, plan.device, estimate.FEWEST)
     speedup = rounds.ratio("fp32", "bf16")

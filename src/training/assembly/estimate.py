@@ -140,7 +140,7 @@ def measure(plan: Plan) -> Estimate:
     """
     cfg, device = plan.cfg, plan.device
     with rng.preserved(), room_for_two(device):
-        trial, size = begin_trial(plan)
+        trial, size, _ = begin_trial(plan)
         reading, counts = in_turn({"read": lambda: trial.batches(size)}, device), trial.counts(size)
         rounds, shown = in_turn(trial.works(size), device), trial.shown() if cfg.samples else Took(0.0, 0.0)
         busy = rounds.scatter > BUSY
@@ -160,11 +160,13 @@ def measure(plan: Plan) -> Estimate:
             frozen_bytes=trial.frozen_bytes, scatter=rounds.scatter)
 
 
-def begin_trial(plan: Plan) -> "tuple[Trial, int]":
-    """A trial of the plan, after checks of what its stage returns, and how many samples make a batch worth timing."""
+def begin_trial(plan: Plan) -> "tuple[Trial, int, float]":
+    """A trial of the plan, after checks of what its stage returns; how many samples make a batch worth timing, and how
+    many seconds of computing one of them took."""
     trial = Trial(plan)
     contract.check_start(plan.stage, plan.order, plan.steps, trial.batches(min(contract.FEW, plan.cfg.batch_size)))
-    return trial, trial.settle_size()
+    size, seconds = trial.settle_size()
+    return trial, size, seconds / statistics.mean(trial.counts(size))
 
 
 @contextmanager
@@ -313,8 +315,8 @@ class Trial:
                            example.steps):
             loss.total.backward()
 
-    def settle_size(self) -> int:
-        """Samples in a batch, up to the run's own, that takes long enough to be timed.
+    def settle_size(self) -> tuple[int, float]:
+        """Samples in a batch, up to the run's own, that takes long enough to be timed, and its seconds.
 
         Begins with two samples: batch norm cannot learn from one. Each size is tried twice, its first pass is slower.
         """
@@ -327,7 +329,7 @@ class Trial:
                 if not devices.is_out_of_memory(error):
                     raise
                 break
-        return size
+        return size, seconds
 
     def _try(self, size: int) -> float:
         """Seconds of a batch of so many samples, the mean of all lengths."""
