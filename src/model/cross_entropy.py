@@ -13,7 +13,7 @@ IGNORED = -100  # a target at which nothing is predicted, as in torch's own cros
 CHUNK_BYTES = 2**27  # logits held at a time; with a quarter of it a step takes a tenth more
 IN_CACHE = 2**20  # numbers that a CPU works on at a time, so that they stay in its cache
 ON_A_GPU = 2**25  # logits whose softmax a GPU computes at a time, in fp32: 128 MiB
-ALIGNED = 64  # numbers: a product whose rows begin at no multiple of this takes half as long again on a CPU
+ALIGNED = 64  # a product of rows that begin at no multiple of so many numbers takes half as long again on a CPU
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
     grad_hidden, grad_weight = (new(tensor) if wants_grad else None for tensor in (hidden, weight))
     padded = -(-V // ALIGNED) * ALIGNED
     on_cpu = hidden.device.type == "cpu"
-    for chunk in _slices(len(hidden), CHUNK_BYTES // (padded * kind.itemsize)):
+    for chunk in _equal_slices(len(hidden), CHUNK_BYTES // (padded * kind.itemsize)):
         rows = hidden[chunk].to(kind)
         logits = rows.new_empty(len(rows), padded)[:, :V]  # (C, V)
         torch.mm(rows, working.T, out=logits)
@@ -70,7 +70,9 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
             loss[block] = _softmax(logits[block], target[block], each.dtype, wants_grad)
         if grad_hidden is None or grad_weight is None:
             continue
-        grad_hidden[chunk] = logits @ working
+        counted = target >= 0
+        rows = rows * counted
+        grad_hidden[chunk] = (logits @ working) * counted
         for part in _slices(V, IN_CACHE // weight.shape[1] if on_cpu else V):
             add = Tensor.add_ if chunk.start else Tensor.copy_  # nothing is there yet
             add(grad_weight[part], logits[:, part].T @ rows)
@@ -82,9 +84,17 @@ def _slices(length: int, most: int) -> list[slice]:
     return [slice(start, start + max(1, most)) for start in range(0, length, max(1, most))]
 
 
+def _equal_slices(length: int, most: int) -> list[slice]:
+    """Slices of nearly equal lengths, multiples of ALIGNED where so many fit: on a CPU the products of 1,024 rows take
+    0.7 of the time a row that those of 1,334 rows take."""
+    most = most // ALIGNED * ALIGNED or max(1, most)
+    pieces = max(1, -(-length // most))
+    return _slices(length, min(most, -(-length // (pieces * ALIGNED)) * ALIGNED))
+
+
 def _softmax(logits: Tensor, target: Tensor, exact: torch.dtype, wants_grad: bool) -> Tensor:
-    """logits (R, V), target (R, 1) -> cross-entropy (R, 1), computed in `exact`. With `wants_grad` the logits are
-    replaced by its gradient."""
+    """logits (R, V), target (R, 1) -> cross-entropy (R, 1), computed in `exact`, 0 where the target is ignored. With
+    `wants_grad` the logits are replaced by its gradient, which is of no use where the target is ignored."""
     ignored, target, numbers = target < 0, target.clamp(min=0), logits.to(exact)
     largest, right = numbers.amax(1, keepdim=True), numbers.gather(1, target)
     probabilities = torch.softmax(numbers, 1)
@@ -93,5 +103,5 @@ def _softmax(logits: Tensor, target: Tensor, exact: torch.dtype, wants_grad: boo
     if wants_grad:
         # not scatter_add_: that has no fixed order on a GPU
         probabilities.scatter_(1, target, probabilities.gather(1, target) - 1)
-        torch.mul(probabilities, ~ignored, out=logits)
+        logits.copy_(probabilities)
     return loss
