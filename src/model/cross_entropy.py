@@ -66,12 +66,13 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
         logits = rows.new_empty(len(rows), padded)[:, :V]  # (C, V)
         torch.mm(rows, working.T, out=logits)
         target, loss = targets[chunk, None], each[chunk, None]  # (C, 1)
+        counted, target = target >= 0, target.clamp(min=0)
         for block in _slices(len(rows), (IN_CACHE if on_cpu else ON_A_GPU) // V):
             loss[block] = _softmax(logits[block], target[block], each.dtype, wants_grad)
+        loss.masked_fill_(~counted, 0)
         if grad_hidden is None or grad_weight is None:
             continue
-        counted = target >= 0
-        rows = rows * counted
+        rows = rows * counted  # instead of the logits, which are V / D times as many
         grad_hidden[chunk] = (logits @ working) * counted
         for part in _slices(V, IN_CACHE // weight.shape[1] if on_cpu else V):
             add = Tensor.add_ if chunk.start else Tensor.copy_  # nothing is there yet
@@ -93,13 +94,13 @@ def _equal_slices(length: int, most: int) -> list[slice]:
 
 
 def _softmax(logits: Tensor, target: Tensor, exact: torch.dtype, wants_grad: bool) -> Tensor:
-    """logits (R, V), target (R, 1) -> cross-entropy (R, 1), computed in `exact`, 0 where the target is ignored. With
-    `wants_grad` the logits are replaced by its gradient, which is of no use where the target is ignored."""
-    ignored, target, numbers = target < 0, target.clamp(min=0), logits.to(exact)
+    """logits (R, V), target (R, 1) -> cross-entropy (R, 1), computed in `exact`. With `wants_grad` the logits are
+    replaced by its gradient."""
+    numbers = logits.to(exact)
     largest, right = numbers.amax(1, keepdim=True), numbers.gather(1, target)
     probabilities = torch.softmax(numbers, 1)
     # the largest probability is 1 / sum(exp(logits - largest))
-    loss = (largest - right - probabilities.amax(1, keepdim=True).log()).masked_fill(ignored, 0)
+    loss = largest - right - probabilities.amax(1, keepdim=True).log()
     if wants_grad:
         # not scatter_add_: that has no fixed order on a GPU
         probabilities.scatter_(1, target, probabilities.gather(1, target) - 1)
