@@ -10,6 +10,7 @@
 #   --template TEXT  the caption of a class, whose name {} stands for (default: as in training)
 #   --captions FILE  captions to choose from instead, one a line
 #   --top_k N        answers to each picture, the likeliest first (default 1)
+#   --tta            see each picture and its mirror image, and answer by the mean of both; takes twice the time
 #   --json           a line of JSON for each picture: answers with probabilities and cosines
 #   --model RUN      a run (its name, the beginning of it, its PID or its folder, also while it trains), a snapshot or a
 #                    model folder (default: the newest finished run of run_train_vision.sh)

@@ -11,7 +11,7 @@ from stoker.daemon.process import Process
 from stoker.daemon.rundir import MANIFEST, RunDir, Status
 
 GUIDES_NAME = re.compile(r"(?:\w+_)?(?:step_(\d+)|best)\.pt|\w+\.pt")
-# A dangling link, a folder of something else, a name that is no file's.
+# A dangling link, a folder of something else, a name too long for a file.
 NO_RUN = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 

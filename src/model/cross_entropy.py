@@ -13,7 +13,7 @@ IGNORED = -100  # a target at which nothing is predicted, as in torch's own cros
 CHUNK_BYTES = 2**27  # logits held at a time; with a quarter of it a step takes a tenth more
 IN_CACHE = 2**20  # numbers that a CPU works on at a time, so that they stay in its cache
 ON_A_GPU = 2**25  # logits whose softmax a GPU computes at a time, in fp32: 128 MiB
-ALIGNED = 64  # a product of rows that begin at no multiple of so many numbers takes half as long again on a CPU
+ALIGNED = 64  # rows of a length that is no multiple of this make a product take half as long again on a CPU
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, kind: torch.dtype,
         loss.masked_fill_(~counted, 0)
         if grad_hidden is None or grad_weight is None:
             continue
-        rows = rows * counted  # instead of the logits, which are V / D times as many
+        rows = rows * counted  # D columns, not the V of the logits
         grad_hidden[chunk] = (logits @ working) * counted
         for part in _slices(V, IN_CACHE // weight.shape[1] if on_cpu else V):
             add = Tensor.add_ if chunk.start else Tensor.copy_  # nothing is there yet
@@ -86,8 +86,8 @@ def _slices(length: int, most: int) -> list[slice]:
 
 
 def _equal_slices(length: int, most: int) -> list[slice]:
-    """Slices of nearly equal lengths, multiples of ALIGNED where so many fit: on a CPU the products of 1,024 rows take
-    0.7 of the time a row that those of 1,334 rows take."""
+    """Slices of nearly equal lengths, which are multiples of ALIGNED if `most` is no smaller than that: on a CPU the
+    products of 1,024 rows take 0.7 of the time a row that those of 1,334 rows take."""
     most = most // ALIGNED * ALIGNED or max(1, most)
     pieces = max(1, -(-length // most))
     return _slices(length, min(most, -(-length // (pieces * ALIGNED)) * ALIGNED))

@@ -165,7 +165,7 @@ def begin_trial(plan: Plan) -> "tuple[Trial, int, float]":
     many seconds of computing one of them took."""
     trial = Trial(plan)
     contract.check_start(plan.stage, plan.order, plan.steps, trial.batches(min(contract.FEW, plan.cfg.batch_size)))
-    size, seconds = trial.settle_size()
+    size, seconds = trial.choose_size()
     return trial, size, seconds / statistics.mean(trial.counts(size))
 
 
@@ -315,7 +315,7 @@ class Trial:
                            example.steps):
             loss.total.backward()
 
-    def settle_size(self) -> tuple[int, float]:
+    def choose_size(self) -> tuple[int, float]:
         """Samples in a batch, up to the run's own, that takes long enough to be timed, and its seconds.
 
         Begins with two samples: batch norm cannot learn from one. Each size is tried twice, its first pass is slower.
