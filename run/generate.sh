@@ -16,9 +16,11 @@
 #   --seed N             the same seed makes the same text
 #   --no_echo            do not print the prompt before what follows it
 #   --device NAME        auto, cpu, cuda, cuda:N or mps (default auto)
+#   --precision NAME     fp16: a CPU holds the weights of linear layers in half precision, and makes text two to three
+#                        times as fast; fp32: as they are; auto: fp16 where the CPU can, else fp32 (default auto)
 #
-# Of a run, models/best is used, else models/final, else the newest whole snapshot; which, and the seed, is printed on
-# standard error. Standard output carries the text and nothing else.
+# Of a run, models/best is used, else models/final, else the newest whole snapshot. Standard error says which, the seed,
+# and whether weights are in fp16. Standard output carries the text and nothing else.
 
 # shellcheck source=run/lib.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib.sh" || exit

@@ -34,8 +34,7 @@ DATA: dict[str, dict[str, Any]] = {
     "ocr": dict(stem_width=4, d_model=32, num_heads=2, num_layers=2, decoder_layers=1, d_ff=64, dropout=0.1,
                 batch_width=400),
     "text": dict(tokenizer="bytes", d_model=32, num_heads=4, num_kv_heads=2, num_layers=2, d_ff=64, max_seq_len=32,
-                 dropout=0.1, optimizer="muon",
-                 embedding_lr_factor=2.0, zero_init=True),
+                 dropout=0.1, optimizer="muon", embedding_lr_factor=2.0, zero_init=True, shift_windows=True),
     "vision": dict(image_size=16, patch_size=8, d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.1, flip=0.5,
                    text_d_model=16, text_num_heads=2, text_layers=1, embed_dim=16),
 }

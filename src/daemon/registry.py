@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from stoker import files
@@ -141,12 +142,12 @@ def link_newest(folder: Path, stage: str, dataset: str) -> None:
         same[-1].announce(stage, dataset)
 
 
-def newest_finished(stage: str) -> RunDir:
-    """The run whose weights another begins with where none is named. Raises UserError if there is none."""
-    finished = [run for run in runs() if (status := run.status()).stage == stage and status.state == "finished"]
+def newest_finished(stages: Sequence[str]) -> RunDir:
+    """The newest finished run of one of these stages. Raises UserError if there is none."""
+    finished = [run for run in runs() if (status := run.status()).stage in stages and status.state == "finished"]
     if not finished:
-        raise UserError(f"there is no finished run of {stage} to take weights from; name a run, a snapshot or a model "
-                        f"folder; {files.hint('ps')} lists the runs")
+        raise UserError(f"there is no finished run of {' or '.join(stages)} to take weights from; name a run, a "
+                        f"snapshot or a model folder; {files.hint('ps')} lists the runs")
     return finished[-1]
 
 

@@ -10,11 +10,10 @@ from stoker import command, config
 from stoker.config import UserError, opt
 from stoker.files import hint
 from stoker.inference import trained
-from stoker.model.huggingface import model_type
 from stoker.training.core import pretrained
 from stoker.training.core.options import device_problems
 from stoker.training.core.pretrained import Pretrained
-from stoker.training.core.stage import Stage, discover
+from stoker.training.core.stage import Stage, discover, reader
 
 USAGE = """usage: generate.sh RUN ["PROMPT"] [OPTIONS]
 
@@ -36,6 +35,9 @@ class Config:
     seed: int | None = opt(None, "the same seed makes the same text (default: another each time)", ge=0, le=2**63 - 1)
     echo: bool = opt(True, "print the prompt before what follows it")
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = opt("auto", "fp16: a CPU holds the weights of linear layers in half precision, which makes "
+                         "text two to three times as fast; fp32: as they are; auto: fp16 where the CPU can, else fp32",
+                         choices=("auto", "fp32", "fp16"))
 
     def problems(self) -> list[str]:
         return device_problems(self.device)
@@ -82,21 +84,19 @@ def _read(prompt: str) -> str:
 
 
 def _kind(source: Pretrained) -> type[Stage]:
-    """The stage that weights are of; another program's are those of the stage that reads its kind of model."""
+    """The stage that reads the weights."""
     known = discover()
-    if not source.stage:
-        kinds = {kind: stage for stage in known.values() for kind in getattr(stage, "model_types", ())}
-        return kinds.get(model_type(source.folder), known["lm"])
-    if source.stage not in known:
+    if source.stage and source.stage not in known:
         raise UserError(f"{source} is of stage {source.stage}, which is not one of ours ({', '.join(known)}): generate "
                         "is for language models")
-    return known[source.stage]
+    return reader(source, ("lm", *known))
 
 
 def _generate(cfg: Config, run: str, prompt: str) -> None:
     trained.require_torch("generate")
     import torch
 
+    from stoker.model import half_weights
     from stoker.model.decoding import Decoder, Sampling, generate
     from stoker.training.core import device as devices
 
@@ -106,7 +106,12 @@ def _generate(cfg: Config, run: str, prompt: str) -> None:
     if not isinstance(model, Decoder):
         raise UserError(f"{source} is of stage {stage.name}: it makes no text")
     seed = random.SystemRandom().randrange(2**32) if cfg.seed is None else cfg.seed
-    trained.note(f"{source}; seed {seed}")
+    in_half = cfg.precision != "fp32" and half_weights.supported(device)
+    if cfg.precision == "fp16" and not in_half:
+        raise UserError(f"--precision fp16 is for CPUs of x86: on {device} leave it out")
+    if in_half:
+        half_weights.hold_in_half(model)
+    trained.note(f"{source}; seed {seed}" + in_half * "; weights in fp16")
 
     ids = stage.tokenizer.encode_batch([prompt])[0].tolist() or [stage.tokenizer.end_of_text]
     sampling = Sampling(0 if cfg.greedy else cfg.temperature, cfg.top_k, cfg.top_p)

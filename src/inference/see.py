@@ -37,8 +37,9 @@ class Config:
     template: str = opt("", "the caption of a class, whose name {} stands for (default: as in training)")
     captions: str = opt("", "captions to choose from instead: a file with one a line")
     top_k: int = opt(1, "answers to each picture, the likeliest first", ge=1)
-    tta: bool = opt(False, "see each picture and its mirror image, and answer by the mean of both: twice the time, and "
-                    "fewer mistakes where left and right are alike")
+    tta: bool = opt(False, "answer by the mean over six views of each picture: as it is, moved up and moved down a "
+                    "little, and the mirror images of these. Takes six times as long; fewer mistakes where left and "
+                    "right are alike")
     json: bool = opt(False, "a line of JSON for each picture: answers with probabilities and cosines")
     model: str = opt("newest", "a run of run_train_vision.sh, also one that still trains, a snapshot or a model "
                      "folder; newest: the newest finished run")
@@ -106,7 +107,7 @@ def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Se
     trained.require_torch("see")
     from stoker.training.core import device as devices
 
-    viewer = Viewer(source, devices.choose(cfg.device), proposed, mirrored=cfg.tta)
+    viewer = Viewer(source, devices.choose(cfg.device), proposed, tta=cfg.tta)
     trained.note(f"{source}; {trained.scored(source, ('acc', 'label_acc', 'text_recall_5'))}")
     return trained.answer(paths, viewer.read, images.ImageError, lambda pictures: viewer.see(pictures, cfg.top_k),
                           _lines_of, as_json=cfg.json, at_once=AT_ONCE)
@@ -117,16 +118,16 @@ def _lines_of(found: Mapping[str, Any]) -> list[str]:
 
 
 class Viewer:
-    """A trained model, and what may be seen: answer -> caption; with `mirrored`, by the mean of a picture and its
-    mirror image. Raises UserError where a caption says nothing to it."""
+    """A trained model, and what may be seen: answer -> caption; with `tta`, by the mean over six
+    views of a picture. Raises UserError where a caption says nothing to it."""
 
-    def __init__(self, source: Pretrained, device: Any, proposed: Mapping[str, str], mirrored: bool = False):
+    def __init__(self, source: Pretrained, device: Any, proposed: Mapping[str, str], tta: bool = False):
         import torch
 
         from stoker.data.pictures.resized import Frame
 
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
-        self.device, self.answers, self.mirrored = device, list(proposed), mirrored
+        self.device, self.answers, self.tta = device, list(proposed), tta
         self.frame = Frame(stage.cfg.image_size, stage.cfg.image_size, str(source.options.get("fit", "crop")))
         tokens = stage.captions(list(proposed.values()))
         if silent := [caption for caption, ids in zip(proposed.values(), tokens) if not len(ids)]:
@@ -146,7 +147,7 @@ class Viewer:
         if not pictures:
             return
         with torch.no_grad():
-            seen = self.model.pictures(torch.stack(list(pictures)).to(self.device), mirrored=self.mirrored)
+            seen = self.model.pictures(torch.stack(list(pictures)).to(self.device), tta=self.tta)
             logits = self.model.logits(seen, self.captions)
             probabilities, cosines = self.model.probabilities(logits).cpu(), (seen @ self.captions.T).cpu()
         for likely, near in zip(probabilities, cosines):

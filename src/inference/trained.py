@@ -38,7 +38,7 @@ def command(cls: type[C], usage: str, argv: Sequence[str], work: Callable[[C, li
 def found(named: str, stage: str, does: str) -> Pretrained:
     """The weights that --model names. Raises UserError where they are not of the stage, the one that `does` something:
     "hears"."""
-    source = pretrained.held(lambda: pretrained.find(named, stage))
+    source = pretrained.held(lambda: pretrained.find(named, (stage,)))
     if source.stage not in ("", stage):
         raise UserError(f"--model {named}: {source} is of stage {source.stage}, not of {stage}, which {does}")
     return source

@@ -4,6 +4,7 @@ Axes: B pairs of a picture and its caption, E width of what is compared, N pictu
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from stoker.model.transformer import AttentionPool, init_linear
 from stoker.model.vision_encoder import VisionEncoder
 
 LARGEST_SCALE = 100.0  # as CLIP's: a larger one makes training unstable
+MOVED = 32  # one part in so many of a picture's height is what its views are moved by
 CLIP, SIGLIP = (1 / 0.07, 0.0), (10.0, -10.0)  # scale and bias at first
 
 
@@ -35,11 +37,12 @@ class DualEncoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
 
-    def pictures(self, pixels: Tensor, sizes: Tensor | None = None, mirrored: bool = False) -> Tensor:
-        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32. With `mirrored`, for pictures without sizes, the direction
-        of the mean of what each picture and its mirror image give."""
-        seen = F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
-        return F.normalize(seen + self.pictures(pixels.flip(3)), dim=1) if mirrored else seen
+    def pictures(self, pixels: Tensor, sizes: Tensor | None = None, tta: bool = False) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32. With `tta`, for pictures without sizes, the direction of
+        the mean over the `views` of each picture."""
+        if tta:
+            return F.normalize(torch.stack([self.pictures(view) for view in views(pixels)]).sum(0), dim=1)
+        return F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
 
     def captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) of int64, how many of each count (B,) -> (B, E) of length 1, in fp32."""
@@ -72,6 +75,17 @@ class DualEncoder(nn.Module):
         """(N, C) -> of each caption for each picture: that it is the one of the C, or, by the sigmoid loss, that it
         holds."""
         return logits.softmax(1) if self.bias is None else logits.sigmoid()
+
+
+def views(pixels: Tensor) -> Iterator[Tensor]:
+    """(B, 3, H, W) six times: as they are, moved down, and moved up, by one part in `MOVED` of their height, with what
+    comes in mirrored at the edge; and the mirror images of these. A picture and its mirror image have the same views.
+    """
+    rows = max(1, pixels.shape[2] // MOVED)
+    higher = F.pad(pixels.float(), (0, 0, rows, rows), mode="reflect").to(pixels.dtype)
+    for moved in (pixels, higher[:, :, :-2 * rows], higher[:, :, 2 * rows:]):
+        yield moved
+        yield moved.flip(3)
 
 
 class MeanPool(nn.Module):

@@ -47,9 +47,15 @@ class GPT(nn.Module):
             x = uncompiled(block, x, cache.layers[i]) if cache else block(x)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D)."""
+        weight: Tensor = self.token_embedding.weight
+        return weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
-        return F.linear(hidden, self.token_embedding.weight)
+        return F.linear(hidden, self.head_weight)
 
     def new_cache(self, capacity: int) -> KVCache:
         return KVCache(len(self.blocks), capacity)

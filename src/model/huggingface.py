@@ -31,14 +31,6 @@ SUPPORTED = {
 }
 
 
-def model_type(folder: Path) -> str:
-    """What the config.json of a folder calls its kind of model ("gpt2", "qwen3"); "" where it does not say."""
-    try:
-        return str(json.loads((folder / "config.json").read_text())["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-
-
 # -- out ------------------------------------------------------------------------------------------------------------
 
 

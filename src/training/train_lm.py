@@ -10,6 +10,7 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 
 from stoker import files
 from stoker.config import opt
+from stoker.training.core.figures import Goal
 from stoker.training.core.options import Options
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 from stoker.training.stages.text import LanguageModelling, Text, tokenizer_option
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stoker.training.core.pretrained import Pretrained
 
 SHAPE = ("d_model", "num_heads", "num_layers", "d_ff", "max_seq_len")
+PERPLEXITIES = {"tiny": 100.0, "small": 60.0, "medium": 40.0}  # that models of these sizes are to reach on WikiText
 
 
 @dataclass
@@ -57,6 +59,12 @@ class LanguageModel(LanguageModelling[Config]):
 
         cfg = self.cfg
         return GPT(self.tokenizer.vocab_size, **sizes_of(cfg), max_seq_len=cfg.max_seq_len)
+
+    def goal(self) -> Goal | None:
+        for name, perplexity in PERPLEXITIES.items():
+            if all(getattr(self.cfg, option) == value for option, value in self.presets[name].items()):
+                return Goal("eval/ppl", perplexity, "WikiText")
+        return None
 
     # -- export and load ----------------------------------------------------------------------------------------
 

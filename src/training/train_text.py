@@ -13,7 +13,7 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 from stoker import files
 from stoker.config import opt
 from stoker.data.text import chat
-from stoker.training.core.figures import Batch, Loss, Moment
+from stoker.training.core.figures import Batch, Goal, Loss, Moment
 from stoker.training.core.options import Options
 from stoker.training.core.phases import Group, Phase
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
@@ -33,7 +33,8 @@ EXPERTS = ("num_experts", "experts_per_token", "expert_d_ff")
 SHAPE = ("d_model", "num_heads", "num_kv_heads", "use_gqa", "head_dim", "num_layers", "d_ff", "max_seq_len",
          "rope_theta", "norm_eps", "tie_embeddings", "vocabulary_rows", "use_moe", *EXPERTS)
 
-LEARNS_FAST = {"optimizer": "muon", "lr": 5e-3, "embedding_lr_factor": 2.0, "zero_init": True}  # see docs/log.md
+LEARNS_FAST = {"optimizer": "muon", "lr": 5e-3, "embedding_lr_factor": 2.0, "zero_init": True,
+               "shift_windows": True}  # see docs/log.md
 
 
 @dataclass
@@ -175,6 +176,9 @@ class Thinker(LanguageModelling[Config]):
         """Perplexity is of the cross-entropy alone."""
         alone = {name.replace("/ce", "/loss"): value for name, value in means.items() if name.endswith("/ce")}
         return super().derive({**means, **alone})
+
+    def goal(self) -> Goal:
+        return Goal("eval/ppl", 10.0)
 
     def callbacks(self) -> "list[Callback]":
         from stoker.daemon.rundir import RunDir

@@ -13,12 +13,12 @@ if __name__ == "__main__":  # run as a script: it lies within the package that i
 
 from stoker.config import UserError, opt, select
 from stoker.data.pictures import table
+from stoker.training.core.copied import beside
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
 from stoker.training.core.phases import Group, Phase
-from stoker.training.core.pretrained import beside
-from stoker.training.core.stage import discover
+from stoker.training.core.stage import reader
 from stoker.training.stages.labelled import TOKENIZER, evenly, label_kind, vocabulary
 from stoker.training.stages.pictures import OfPictures, Validation
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
@@ -42,12 +42,13 @@ VISION = ("image_size", "patch_size", "backbone", "stem", "positions")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
 SHAPE = (*VISION, "d_model", "num_heads", "num_layers", "d_ff", "embed_dim", "loss")
 LANGUAGE_MODEL = "text.language_model"  # the part of the model that --text_model names
+LANGUAGE_MODELS = ("lm", "text")  # stages that train one
 RECALL_AT = 1, 5, 10  # recall among so many nearest
 LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # samples: pictures to compare, pictures to show, captions of each
 CHARACTERS = 60  # of a caption that is shown
 MOST_CLASSES = 40  # in a confusion matrix
 MOST_COMPARED = 1000  # classes with which --loss auto compares each picture
-FASTER = 3.0  # learning rate of the convolutional backbone's blocks, as a multiple of --lr
+FASTER = 9.0  # learning rate of the convolutional backbone's blocks, as a multiple of --lr
 WHITENED = 2000  # pictures from which the filters of the convolutional backbone are computed
 
 
@@ -114,7 +115,7 @@ class Text(Transformer, prefix="text_", d_model=128, num_heads=4, num_layers=2):
     tokenizer: str = label_kind("bpe", "tokens of the captions")
     vocab_size: int = vocabulary(1024)
     text_model: str = opt("", "read captions with a trained, frozen language model instead of a text tower: a run of "
-                          "run_train_lm.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
+                          "run_train_lm.sh or run_train_text.sh, a snapshot, a model folder or hf://ORG/NAME", path=(),
                           aliases=("thinker_ckpt",))
 
 
@@ -129,7 +130,8 @@ class Contrast:
                     "are classes, else softmax", choices=LOSSES)
     label_smoothing: float = opt(0.2, "share of the target that --loss classes spreads evenly over all classes", ge=0,
                                  lt=1)
-    tta: bool = opt(False, "evaluate the mean of each picture and its mirror image (test-time augmentation)")
+    tta: bool = opt(False, "evaluate the mean over six views of each picture: as it is, moved up and moved down a "
+                    "little, and the mirror images of these (test-time augmentation)")
 
 
 @dataclass
@@ -313,7 +315,7 @@ class Vision(OfPictures[Config]):
 
     def parts(self) -> Sequence[Part]:
         named = self.cfg.text_model
-        return [Part(LANGUAGE_MODEL, named, stage="lm", train="frozen", export="beside")] if named else []
+        return [Part(LANGUAGE_MODEL, named, stages=LANGUAGE_MODELS, train="frozen", export="beside")] if named else []
 
     def _text_tower(self) -> "nn.Module":
         from stoker.model.text_tower import FrozenTextTower, TextTower
@@ -328,7 +330,7 @@ class Vision(OfPictures[Config]):
         """The language model's network without weights; `networks.build` loads them from the source."""
         import torch
 
-        kind: Any = discover()["lm"]
+        kind: Any = reader(source, LANGUAGE_MODELS)
         known = {field.name for field in fields(kind.Config)} & source.options.keys()
         language = kind(replace(kind.Config(), **{name: source.options[name] for name in known}), self.folder)
         language.tokenizer = self.tokenizer
@@ -361,8 +363,8 @@ class Vision(OfPictures[Config]):
 
     def _vectors(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
         """The embeddings of the pictures (B, E) and of the batch's captions (U, E)."""
-        mirrored = self.cfg.tta and not model.training
-        return model.pictures(batch["pixels"], mirrored=mirrored), model.captions(batch["tokens"], batch["lengths"])
+        tta = self.cfg.tta and not model.training
+        return model.pictures(batch["pixels"], tta=tta), model.captions(batch["tokens"], batch["lengths"])
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 

@@ -163,6 +163,31 @@ def test_windows_make_each_token_a_target_once(count: int, length: int) -> None:
     assert all(row[:-1].tolist() == (row[1:] - 1).tolist() for row in rows)
 
 
+@pytest.mark.parametrize("count, limit", [(101, 0), (107, 0), (107, 3), (11, 0)])
+def test_shifted_windows_cut_the_text_as_a_circle(count: int, limit: int) -> None:
+    """Each epoch after the first from a place of its own; without a seed there is one cut."""
+    stream = np.arange(count, dtype=np.uint16)
+    windows, plain = (Windows(stream, 10, max_samples=limit, seed=seed) for seed in (5, None))
+    rows, size = len(windows), 31 if limit else count
+    assert all(torch.equal(windows[row], plain[row]) for row in range(rows))
+    begins = []
+    for epoch in range(1, 40):
+        cut = [windows[epoch * rows + row] for row in range(rows)]
+        begins.append(int(cut[0][0]))
+        assert all(row.shape == (11,) and row.dtype == torch.int64 for row in cut)
+        expected = [(begins[-1] + place) % size for place in range(1, rows * 10 + 1)]
+        assert torch.cat([row[1:] for row in cut]).tolist() == expected and cut[0][1] == (cut[0][0] + 1) % size
+    assert len(set(begins)) > min(size, 39) / 2 and max(begins) < size
+    again, other = (Windows(stream, 10, max_samples=limit, seed=seed) for seed in (5, 6))
+    assert [int(again[epoch * rows][0]) for epoch in range(1, 40)] == begins
+    assert [int(other[epoch * rows][0]) for epoch in range(1, 40)] != begins
+    for absent in (rows, 2 * rows):
+        with pytest.raises(IndexError):
+            plain[absent]
+    with pytest.raises(IndexError):
+        windows[-1]
+
+
 def test_windows_are_loaded_in_batches() -> None:
     loader = torch.utils.data.DataLoader(Windows(np.arange(101, dtype=np.uint16), 10), batch_size=4)
     assert [batch.shape[0] for batch in loader] == [4, 4, 2]

@@ -1,5 +1,6 @@
 """The convolutional trunk: whitening by its definition, batch normalization against torch's, padding, accumulation."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -213,18 +214,22 @@ def test_places_that_do_not_count_are_in_no_statistics() -> None:
 
 @pytest.mark.parametrize("backbone", ["vit", "conv"])
 @torch.no_grad()
-def test_with_the_mirror_image_it_is_the_mean_of_both(backbone: str) -> None:
+def test_with_tta_it_is_the_mean_over_six_views(backbone: str) -> None:
+    """Against views made with NumPy. A picture and its mirror image have the same."""
     torch.manual_seed(0)
     vision = VisionEncoder(patch_size=8, d_model=32, num_heads=4, num_layers=1, d_ff=64, stem="conv",
                            positions="rotary", image_size=32, backbone=backbone)
     text = TextTower(50, d_model=24, num_heads=2, num_layers=1, d_ff=48, embed_dim=16)
-    model, pixels = DualEncoder(vision, text, 16, "softmax").eval(), natural(5, 32, 32)
-    plain, flipped = model.pictures(pixels), model.pictures(torch.from_numpy(pixels.numpy()[..., ::-1].copy()))
-    both = model.pictures(pixels, mirrored=True)
-    mean = (plain + flipped) / 2
-    torch.testing.assert_close(both, mean / mean.norm(dim=1, keepdim=True))
-    assert not torch.allclose(both, plain, atol=1e-4)
-    torch.testing.assert_close(model.pictures(pixels.flip(3), mirrored=True), both)
+    model, pixels = DualEncoder(vision, text, 16, "softmax").eval(), natural(5, 64, 32)
+    rows = pixels.numpy()
+    down = np.concatenate([rows[:, :, 2:0:-1], rows[:, :, :-2]], 2)  # by 64 / 32 rows
+    up = np.concatenate([rows[:, :, 2:], rows[:, :, -2:-4:-1]], 2)
+    seen = [model.pictures(torch.from_numpy(view.copy())) for each in (rows, down, up)
+            for view in (each, each[..., ::-1])]
+    mean = torch.stack(seen).mean(0)
+    torch.testing.assert_close(model.pictures(pixels, tta=True), mean / mean.norm(dim=1, keepdim=True))
+    assert not torch.allclose(mean, seen[0], atol=1e-4) and not torch.allclose(seen[0], seen[2], atol=1e-4)
+    torch.testing.assert_close(model.pictures(pixels.flip(3), tta=True), model.pictures(pixels, tta=True))
 
 
 @torch.no_grad()

@@ -9,11 +9,13 @@ import signal
 import subprocess
 
 import pytest
+import torch
 
 from desk import ENDLESS, ROOT, Desk, until
 from in_process import answer
 from stoker.inference import generate as script
 from stoker.inference import replay
+from stoker.model import half_weights
 from stoker.training.assembly import eval_only, launch
 from stoker.training.train_lm import LanguageModel
 
@@ -50,18 +52,31 @@ def test_a_finished_run_goes_on_with_a_text(desk: Desk, finished: str) -> None:
     assert ran.returncode == 0, ran.stderr
     text = ran.stdout.decode(errors="strict")
     assert text.startswith("abc") and text.endswith("\n") and len(text) > len("abc\n")
-    assert re.fullmatch(rf"{desk.results}/done/models/best, step \d+; seed 1\n", ran.stderr.decode())
+    note = "; weights in fp16" * half_weights.supported(torch.device("cpu"))
+    assert re.fullmatch(rf"{desk.results}/done/models/best, step \d+; seed 1{note}\n", ran.stderr.decode())
+    exact = generate_here(desk, "done", "abc", "--max_new_tokens", "40", "--seed", "1", "--precision", "fp32")
+    assert re.fullmatch(rf"{desk.results}/done/models/best, step \d+; seed 1\n", exact.stderr.decode())
     again = generate_here(desk, str(desk.results / "done" / "models" / "best"), "abc", "--no_echo", "--max_new_tokens",
                           "40", "--seed", "1")
     assert b"abc" + again.stdout == ran.stdout, "the same seed, from the model folder"
 
 
+def test_weights_in_fp16_are_for_cpus_that_have_them(desk: Desk, finished: str,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half_weights, "supported", lambda device: False)
+    refused = generate_here(desk, "done", "abc", "--precision", "fp16")
+    assert refused.returncode == 2 and not refused.stdout
+    assert refused.stderr.decode() == "generate.sh: --precision fp16 is for CPUs of x86: on cpu leave it out\n"
+    exact = generate_here(desk, "done", "abc", "--max_new_tokens", "3", "--seed", "1")
+    assert exact.returncode == 0 and exact.stderr.endswith(b"; seed 1\n")
+
+
 def test_it_is_the_text_of_transformers(desk: Desk, finished: str) -> None:
-    import torch
     from transformers import GPT2LMHeadModel
 
     prompt, folder = b"hgfedcb", desk.results / "done" / "models" / "best"
-    ran = generate_here(desk, "done", prompt.decode(), "--greedy", "--max_new_tokens", "9", "--no_echo")
+    ran = generate_here(desk, "done", prompt.decode(), "--greedy", "--max_new_tokens", "9", "--no_echo",
+                        "--precision", "fp32")
     made = GPT2LMHeadModel.from_pretrained(folder).generate(
         torch.tensor([list(prompt)]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=9,
         pad_token_id=256)[0, len(prompt):]

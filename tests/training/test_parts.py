@@ -421,7 +421,7 @@ def test_a_language_model_s_folder_is_read_by_its_stage(tmp_path: Path) -> None:
     pretrained.note(folder, "lm", 3, {"tokenizer": "bytes"}, {})
 
     class Reading(Composed):
-        how = {"train": "frozen", "stage": "lm", "dtype": "bf16"}
+        how = {"train": "frozen", "stages": ("lm",), "dtype": "bf16"}
 
         def model(self) -> nn.Module:
             model = super().model()
@@ -434,7 +434,7 @@ def test_a_language_model_s_folder_is_read_by_its_stage(tmp_path: Path) -> None:
     assert_same(model.thinker.state_dict(), {name: t.bfloat16() for name, t in gpt.state_dict().items()})
     assert model.head.weight.dtype == torch.float32
     with pytest.raises(UserError, match="is of stage lm, it takes weights of ocr"):
-        built(trained(train="frozen", stage="ocr"), folder)
+        built(trained(train="frozen", stages=("ocr",)), folder)
 
 
 class OnMeta(Composed):

@@ -15,7 +15,7 @@ from stoker.config import Parsed, UserError
 from stoker.daemon.rundir import RunDir
 from stoker.training.assembly import eval_only, fork
 from stoker.training.assembly.job import Job
-from stoker.training.core import pretrained
+from stoker.training.core import copied, pretrained
 from stoker.training.core.parts import Lora, Part
 from toys import StopAt, assert_same, new_run, session, train
 
@@ -23,7 +23,7 @@ STAGE = trained(train="frozen", export="beside")
 
 
 def copy_in(folder: Path) -> Path:
-    return folder / pretrained.BESIDE / "thinker"
+    return folder / copied.FOLDER / "thinker"
 
 
 def begun(folder: Path, source: Path | str, stage: type[Composed] = STAGE) -> RunDir:
@@ -139,7 +139,7 @@ def test_what_belongs_to_a_snapshot_goes_along(tmp_path: Path, source: Path) -> 
     other.remove()
     assert_same(resumed(stage, run).model.thinker.state_dict(), expected)
     found = pretrained.find(str(copy_in(run.path)))
-    assert found.is_snapshot and found.run is None and found.stage == ""
+    assert found.is_snapshot and found.run is None and found.stage == "composed"
 
 
 def test_a_part_that_is_trained_whole_has_no_copy_beside() -> None:

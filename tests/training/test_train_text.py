@@ -17,16 +17,15 @@ from stoker.daemon.journal import Journal
 from stoker.data.text import chat
 from stoker.data.text.tokenizers import open_tokenizer
 from stoker.data.text.tokens import Lines, tokenize
-from stoker.model.huggingface import model_type
 from stoker.monitors.experts import ExpertLoad
 from stoker.training.core import pretrained
 from stoker.training.core.snapshots import Snapshots
-from stoker.training.core.stage import discover
+from stoker.training.core.stage import discover, reader
 from stoker.training.core.step import Step, losses
 from stoker.training.train_text import LEARNS_FAST, Config, Thinker
 from test_config import THINKER, written
-from test_stages import DATA, OPTIONS, stage_with, text_of
-from toys import StopAt, assert_same, new_run, train
+from test_stages import DATA, OPTIONS, data_of, stage_with, text_of
+from toys import StopAt, assert_same, new_run, session, train
 
 LINES = ["one two three", "", "four five", "one two three", "six"] * 3 + [f"line {each} of many" for each in range(60)]
 
@@ -67,6 +66,20 @@ def test_nano_and_tiny_begin_with_blocks_that_add_nothing(tmp_path: Path) -> Non
     for preset in ("nano", "tiny"):
         stage = prepared(tmp_path, **{name: Thinker.presets[preset][name] for name in LEARNS_FAST})
         assert not any(block.attention.out.weight.any() for block in stage.model().blocks)
+
+
+def test_windows_are_shifted_from_the_second_epoch_on(tmp_path: Path) -> None:
+    for shifted in (True, False):
+        stage = prepared(tmp_path, shift_windows=shifted, batch_size=4)
+        order, rows = stage.order(), stage.dataset("train")
+        firsts = [{tuple(rows[item].tolist()) for step in range(order.steps_per_epoch)
+                   for part in order.items(epoch * order.steps_per_epoch + step) for item in part} for epoch in (0, 1)]
+        assert (firsts[0] == firsts[1]) is not shifted
+        assert stage.dataset("validation").seed is None
+    options: dict[str, Any] = dict(dataset="pydocs", tokenizer="bytes", shift_windows=True, pack=False)
+    with pytest.raises(UserError, match="--shift_windows shifts the windows that --no_pack does not cut"):
+        Thinker.resolve_defaults(Config(**options), {"shift_windows", "pack"})
+    Thinker.resolve_defaults(Config(**options), {"pack"})  # as presets have it
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -172,20 +185,26 @@ def test_documents_are_numbered_where_they_do_not_see_each_other(tmp_path: Path)
 # -- out and in -----------------------------------------------------------------------------------------------------
 
 
-def test_a_model_from_elsewhere_is_taken_up(tmp_path: Path) -> None:
-    """With its own tokenizer, of which the embedding has more rows than tokens, or none left for special ones."""
+def from_elsewhere(folder: Path, rows: int) -> Any:
+    """A Qwen3 of transformers, saved in the folder with a tokenizer for bytes."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
+    made = Qwen3ForCausalLM(Qwen3Config(vocab_size=rows, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                                        max_position_embeddings=64, tie_word_embeddings=False)).eval()
+    made.save_pretrained(folder)
+    open_tokenizer("bytes", 0, []).save(folder)
+    return made
+
+
+def test_a_model_from_elsewhere_is_taken_up(tmp_path: Path) -> None:
+    """With its own tokenizer, of which the embedding has more rows than tokens, or none left for special ones."""
     for rows in (257, 400):
         folder = tmp_path / str(rows)
-        made = Qwen3ForCausalLM(Qwen3Config(vocab_size=rows, hidden_size=32, intermediate_size=48,
-                                            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                                            head_dim=8, max_position_embeddings=64, tie_word_embeddings=False))
-        made.save_pretrained(folder)
-        open_tokenizer("bytes", 0, []).save(folder)
+        made = from_elsewhere(folder, rows)
         found = pretrained.find(str(folder))
-        assert model_type(folder) == "qwen3"
+        assert reader(found, ("lm", "text")) is Thinker
         text_of(tmp_path)
         options = OPTIONS | dict(Thinker.options_from(found), dataset=str(tmp_path / "text.txt"), dropout=0.0)
         stage = Thinker(Config(**options), tmp_path / "run")
@@ -195,6 +214,15 @@ def test_a_model_from_elsewhere_is_taken_up(tmp_path: Path) -> None:
         tokens = torch.randint(256, (2, 16))
         torch.testing.assert_close(model(tokens), made(tokens).logits, rtol=1e-4, atol=1e-4)
         assert stage.tokenizer.vocab_size == (257 if rows == 257 else 257 + 64)
+
+
+def test_a_model_from_elsewhere_reads_captions(tmp_path: Path) -> None:
+    made = from_elsewhere(tmp_path / "qwen3", 257)
+    options = data_of("vision", tmp_path) | {"text_model": str(tmp_path / "qwen3"), "max_steps": 1}
+    trainer, _ = train(discover()["vision"], new_run(tmp_path, discover()["vision"]), **options)
+    tokens = torch.randint(256, (2, 16))
+    torch.testing.assert_close(trainer.model.text.language_model.hidden(tokens), made.model(tokens).last_hidden_state,
+                               rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_exported_is_a_model_of_transformers(tmp_path: Path) -> None:
@@ -211,6 +239,25 @@ def test_what_is_exported_is_a_model_of_transformers(tmp_path: Path) -> None:
     assert tokens[0].tolist() == stage.tokenizer.encode_batch(["the fire burns"])[0].tolist()
     torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
     assert json.loads((folder / "config.json").read_text())["model_type"] in discover()["text"].model_types
+
+
+@pytest.mark.parametrize("name, value, data", [("text", 10.0, ""), ("lm", 100.0, "WikiText")])
+def test_a_finished_run_says_whether_its_perplexity_is_what_the_guides_promise(
+        name: str, value: float, data: str, tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+    caplog.set_level("INFO")
+    stage = discover()[name]
+    for preset in ("tiny", "small", "medium"):
+        goal = stage(stage.Config(**stage.presets[preset]), tmp_path).goal()
+        assert goal == ("eval/ppl", {"small": 60.0, "medium": 40.0}.get(preset, value) if data else value, data)
+    assert name == "text" or stage(stage.Config(**stage.presets["nano"]), tmp_path).goal() is None
+    monkeypatch.setattr(stage, "goal", lambda self: goal)
+    run, options = new_run(tmp_path, stage), data_of(name, tmp_path) | {"max_steps": 2, "eval_interval": 1}
+    with run.lock():
+        assert session(stage, run, **options).train().state == "finished"
+    best = min(row["eval/loss"] for row in Journal(run.metrics).rows() if "eval/loss" in row)
+    [line] = [message for message in caplog.messages if message.startswith("Target")]
+    assert line == (f"Target ppl below {goal.value:.1f}{data and ' on WikiText'}: not met on validation data of "
+                    f"{options['dataset']} (ppl={math.exp(best):.1f})")
 
 
 # -- mixture of experts ---------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from stoker.config import Parsed, UserError
 from stoker.data.pairs import NO_CLASS, Register
 from stoker.data.pictures.resized import Frame, opened
 from stoker.data.pictures.views import Augmentation
+from stoker.model.contrastive import views
 from stoker.model.conv_trunk import Whitening
 from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.job import Job
@@ -255,12 +256,12 @@ def test_a_run_learns_and_its_best_is_by_accuracy(tmp_path: Path) -> None:
     assert metrics["eval/label_acc"] == metrics["eval/acc"] and metrics["train/acc"] > 0.8
 
 
-@pytest.mark.parametrize("of", ["model folder", "snapshot"])
-def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path, of: str) -> None:
+@pytest.mark.parametrize("name, of", [("lm", "model folder"), ("lm", "snapshot"), ("text", "snapshot")])
+def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path, name: str, of: str) -> None:
     """A run goes on, and a model folder works, when the language model's own run is gone. No snapshot has its weights.
     Its tokenizer, which is trained, goes along."""
-    values = data_of("lm", tmp_path) | {"max_steps": 2, "tokenizer": "bpe", "vocab_size": 280}
-    lm = session(discover()["lm"], new_run(tmp_path, discover()["lm"]), **values)
+    values = data_of(name, tmp_path) | {"max_steps": 2, "tokenizer": "bpe", "vocab_size": 280 + 64 * (name == "text")}
+    lm = session(discover()[name], new_run(tmp_path, discover()[name]), **values)
     with lm.run.lock():
         assert lm.train().state == "finished"
     named = pretrained.of_run(lm.run) if of == "model folder" else pretrained.find(
@@ -271,10 +272,10 @@ def test_a_frozen_language_model_reads_the_captions_and_stays(tmp_path: Path, of
         assert sitting.train().state == "finished"
     held = safetensors.torch.load_file(max(run.snapshots.glob("snapshot_*")) / "model.safetensors")
     assert "text.head.weight" in held and not [name for name in held if "language_model" in name]
-    theirs = pretrained.opened(named, discover()["lm"], "cpu")[1].state_dict()
+    theirs = pretrained.opened(named, discover()[name], "cpu")[1].state_dict()
     lm.run.remove()
     stage, model = pretrained.opened(pretrained.of_run(run), Vision, "cpu")
-    assert all(torch.equal(weight, theirs[name]) for name, weight in model.text.language_model.state_dict().items())
+    assert all(torch.equal(weight, theirs[each]) for each, weight in model.text.language_model.state_dict().items())
     assert not (run.models / "best" / "model.safetensors").read_bytes().count(b"language_model")
     batch = stage.tokens(stage.captions(["caption 1", "caption 2"]))
     assert model.captions(batch["tokens"], batch["lengths"]).shape == (2, 16)
@@ -302,7 +303,7 @@ def test_a_language_model_that_is_none_is_refused_before_a_start(tmp_path: Path)
     sitting = session(Vision, run, **SMALL | dict(dataset=str(captioned(tmp_path / "pictures")), max_steps=1))
     with run.lock():
         sitting.train()
-    with pytest.raises(UserError, match="part text.language_model: .* is of stage vision, it takes weights of lm"):
+    with pytest.raises(UserError, match="text.language_model: .* is of stage vision, it takes weights of lm or text"):
         launch.decide(Vision, ["--text_model", str(run.path)])
 
 
@@ -353,7 +354,7 @@ def test_captions_are_classes_where_each_has_one_and_no_other_has_it() -> None:
 
 @pytest.mark.parametrize("tta", [False, True])
 def test_with_classes_figures_are_of_the_whole_set_whatever_the_batches(tmp_path: Path, tta: bool) -> None:
-    """Against one batch of all; with the mirror images, against their mean."""
+    """Against one batch of all; with test-time augmentation, against the mean over the views."""
     stage = prepared(tmp_path, **CONV | {"tta": tta, "label_smoothing": 0.1, "valid_share": 0.4})
     torch.manual_seed(0)
     model, rows = stage.model().eval(), stage.dataset("validation")
@@ -361,7 +362,7 @@ def test_with_classes_figures_are_of_the_whole_set_whatever_the_batches(tmp_path
     with torch.no_grad():
         seen, read = model.pictures(whole["pixels"]), model.captions(whole["tokens"], whole["lengths"])
         if tta:
-            seen = torch.nn.functional.normalize(seen + model.pictures(whole["pixels"].flip(3)), dim=1)
+            seen = torch.nn.functional.normalize(sum(map(model.pictures, views(whole["pixels"]))), dim=1)
         logits = model.logits(seen, read)
         expected = torch.nn.functional.cross_entropy(logits, whole["caption"], label_smoothing=0.1)
     for size in (1, 4):
@@ -387,7 +388,7 @@ def test_a_convolutional_run_resumed_is_uninterrupted(tmp_path: Path) -> None:
     assert weights[0]["vision.stem.blocks.0.norm1.mean"].any() and weights[0]["vision.stem.whitening.weight"].any()
 
 
-def test_the_blocks_of_the_backbone_learn_three_times_as_fast(tmp_path: Path) -> None:
+def test_the_blocks_of_the_backbone_learn_nine_times_as_fast(tmp_path: Path) -> None:
     """By Muon their convolutions, and nothing else where there is no transformer."""
     stage = prepared(tmp_path, **CONV)
     model = stage.model()
@@ -396,7 +397,7 @@ def test_the_blocks_of_the_backbone_learn_three_times_as_fast(tmp_path: Path) ->
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         group, fast = groups[id(parameter)], name.startswith("vision.stem.blocks.")
-        assert group["lr"] == pytest.approx(0.03 if fast else 0.01), name
+        assert group["lr"] == pytest.approx(0.09 if fast else 0.01), name
         assert bool(group.get("matrix")) == (fast and "convolution" in name), name
 
 

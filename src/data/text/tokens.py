@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,13 @@ class Windows(Dataset[torch.Tensor]):
 
     Neighbours share one token, so each token but the first is a target exactly once; only the last part that fills
     no window is left out.
+
+    With a `seed`, item i + epoch * len is window i of another cut in each epoch but the first: the text is a circle,
+    which is cut from a place that is drawn by (seed, epoch).
     """
 
-    def __init__(self, tokens: Numbers | np.ndarray, length: int, *, max_samples: int = 0, what: str = "text"):
+    def __init__(self, tokens: Numbers | np.ndarray, length: int, *, max_samples: int = 0, what: str = "text",
+                 seed: int | None = None):
         """`max_samples` keeps the first windows only, 0 keeps all. Raises UserError where none can be filled."""
         count = (len(tokens) - 1) // length
         if count < 1:
@@ -70,7 +75,7 @@ class Windows(Dataset[torch.Tensor]):
                 f"the {what} has {len(tokens):,} tokens, but one window of --max_seq_len {length} needs "
                 f"{length + 1:,}; give more text or a shorter --max_seq_len"
             )
-        self.tokens, self.length = tokens, length
+        self.tokens, self.length, self.seed = tokens, length, seed
         self.count = min(count, max_samples) if max_samples else count
         self.used = self.count * length + 1 if self.count == max_samples else len(tokens)  # tokens
 
@@ -78,15 +83,27 @@ class Windows(Dataset[torch.Tensor]):
         return self.count
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        if not 0 <= index < self.count:
+        epoch, row = divmod(index, self.count)
+        if epoch < 0 or epoch and self.seed is None:
             raise IndexError(f"window {index} of {self.count}")
-        start = index * self.length
-        return torch.from_numpy(np.array(self.tokens[start:start + self.length + 1], np.int64))
+        begin = _drawn(self.seed, epoch, self.used) if epoch and self.seed is not None else 0
+        start = (begin + row * self.length) % self.used
+        end = start + self.length + 1
+        window = np.array(self.tokens[start:min(end, self.used)], np.int64)
+        if end > self.used:
+            window = np.concatenate([window, self.tokens[:end - self.used]], dtype=np.int64)
+        return torch.from_numpy(window)
 
     def documents(self, end_of_text: int) -> list[str]:
         """The number of the document in which each window begins."""
         starts = np.arange(self.count) * self.length
         return [str(number) for number in np.searchsorted(_ends(self.tokens, end_of_text), starts)]
+
+
+@lru_cache(maxsize=2)
+def _drawn(seed: int, epoch: int, size: int) -> int:
+    """A place in a text of `size` tokens."""
+    return int(np.random.default_rng((seed, epoch)).integers(size))
 
 
 class Lines(Dataset[torch.Tensor]):

@@ -14,8 +14,8 @@ from stoker.daemon.rundir import RunDir
 from stoker.daemon.table import figure
 from stoker.monitors.console import title, words
 from stoker.training.callbacks.ema import EMA
+from stoker.training.core import copied, evaluations, manifest, networks, pretrained
 from stoker.training.core import device as devices
-from stoker.training.core import evaluations, manifest, networks, pretrained
 from stoker.training.core.media import Text
 from stoker.training.trainer import Trainer
 
@@ -65,15 +65,16 @@ def _best(trainer: Trainer) -> Path | None:
 
 def _report_target(trainer: Trainer) -> None:
     """Whether the best evaluation was what the stage is meant to reach, and on which data."""
-    if (target := trainer.stage.target) is None:
+    if (goal := trainer.stage.goal()) is None:
         return
     cfg: Any = trainer.cfg
-    name, mode = trainer.stage.best
-    met = trainer.best < target if mode == "min" else trainer.best > target
-    prefix = f"{evaluations.of(name)}/"
-    aim = words({name: target}, prefix).replace("=", " below " if mode == "min" else " above ")
-    log.info("Target %s: %s on validation data of %s (%s)", aim, "met" if met else "not met", cfg.dataset,
-             words({name: trainer.best}, prefix))
+    best, mode = trainer.stage.best
+    value = ({best: trainer.best} | trainer.stage.derive({best: trainer.best}))[goal.metric]
+    met = value < goal.value if mode == "min" else value > goal.value
+    prefix = f"{evaluations.of(best)}/"
+    aim = words({goal.metric: goal.value}, prefix).replace("=", " below " if mode == "min" else " above ")
+    log.info("Target %s%s: %s on validation data of %s (%s)", aim, goal.data and f" on {goal.data}",
+             "met" if met else "not met", cfg.dataset, words({goal.metric: value}, prefix))
 
 
 def _report_test_score(trainer: Trainer) -> None:
@@ -132,7 +133,7 @@ def _export(trainer: Trainer, run: RunDir, folder: Path, step: int) -> None:
     hidden.mkdir()
     with _averaged(trainer), networks.merged(trainer.stage, trainer.model):
         trainer.stage.export(trainer.model, hidden)
-    pretrained.copy_sources(trainer.stage, hidden)
+    copied.copy_sources(trainer.stage, hidden)
     scores = pretrained.scores(run, step)
     sources = {name: source.note for name, source in trainer.stage.sources.items()}
     pretrained.note(hidden, trainer.stage.name, step, config.to_json(trainer.cfg), scores, sources)

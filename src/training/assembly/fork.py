@@ -10,7 +10,7 @@ from stoker.config import UserError
 from stoker.daemon import rundir
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir, Status
-from stoker.training.core import manifest, pretrained
+from stoker.training.core import copied, manifest
 from stoker.training.core.options import OF_ONE_START
 
 LONGEST_NAME = 200  # bytes: file systems take 255, and names are made from it
@@ -52,7 +52,7 @@ def _fill(run: RunDir, snapshot: Path, step: int, cfg: Any) -> None:
         if path.name in own or path.name.startswith("."):
             continue
         if path.is_dir():
-            put: Any = files.link_or_copy if path.name == pretrained.BESIDE else shutil.copy2
+            put: Any = files.link_or_copy if path.name == copied.FOLDER else shutil.copy2
             shutil.copytree(path, run.path / path.name, dirs_exist_ok=True, copy_function=put)
         elif path.is_file():
             shutil.copy2(path, run.path / path.name)

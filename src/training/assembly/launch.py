@@ -301,7 +301,7 @@ def _evaluation(stage: type[Stage], parsed: Parsed[Any]) -> Job:
                 raise UserError(*problems)
         weights = pretrained.held(lambda: pretrained.find(str(snapshot)) if snapshot else pretrained.of_run(run))
     else:
-        weights = pretrained.held(lambda: pretrained.find(cfg.init_from, stage.name))
+        weights = pretrained.held(lambda: pretrained.find(cfg.init_from, (stage.name,)))
         known = pretrained.apply_options(stage, parsed, weights)
         cfg, notes = stage.resolve_defaults(known.config, known.typed)
     return Job(stage, pretrained.apply_options(stage, replace(parsed, config=cfg), weights), evaluated=weights,

@@ -67,7 +67,7 @@ def resolve_config(stage: type[Stage], parsed: Parsed[Any], *, download: bool = 
     These options count as typed, so a resumed run keeps them. Raises UserError where they contradict typed ones.
     """
     if named := parsed.config.init_from:
-        parsed = pretrained.apply_options(stage, parsed, pretrained.find(named, stage.name, download=download))
+        parsed = pretrained.apply_options(stage, parsed, pretrained.find(named, (stage.name,), download=download))
     computed = config.following(stage.Config, {name: getattr(parsed.config, name) for name in parsed.typed})
     cfg, notes = stage.resolve_defaults(parsed.config, parsed.typed)
     changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}

@@ -217,7 +217,7 @@ class Session:
 
     def _initial_weights(self, cfg: Options) -> Pretrained | None:
         """What a run takes its weights from when it begins."""
-        return pretrained.find(cfg.init_from, self.job.stage.name) if cfg.init_from else None
+        return pretrained.find(cfg.init_from, (self.job.stage.name,)) if cfg.init_from else None
 
 
 def _ledger(path: str) -> list[dict[str, Any]]:

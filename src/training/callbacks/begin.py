@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stoker import config, files
 from stoker.daemon.rundir import RunDir
-from stoker.training.core import pretrained
+from stoker.training.core import copied
 from stoker.training.core.callback import SHAPE, Callback
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Begin(Callback):
 
     def on_start(self, trainer: "Trainer") -> None:
         files.write_json(self.run.config_file, config.to_json(trainer.cfg))
-        pretrained.copy_sources(trainer.stage, self.run.path)
+        copied.copy_sources(trainer.stage, self.run.path)
         trainer.stage.begin()
         self.run.announce(trainer.stage.name, self.run.status().dataset)
         self.begun.set()

@@ -37,6 +37,14 @@ class Sampled(Ratio):
         return ratio
 
 
+class Goal(NamedTuple):
+    """What a stage is meant to reach: a value of its best metric, or of one that `Stage.derive` computes from that."""
+
+    metric: str
+    value: float
+    data: str = ""  # what the goal was stated for, where it was for certain data
+
+
 class Moment(NamedTuple):
     """Where training is when a loss is computed."""
 

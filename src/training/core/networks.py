@@ -16,7 +16,7 @@ from stoker.config import UserError
 from stoker.training.core import adapters, from_transformers, rng
 from stoker.training.core.device import DTYPES
 from stoker.training.core.parts import LEFT_OUT, Lora, Part, left_out
-from stoker.training.core.stage import Stage, discover
+from stoker.training.core.stage import Stage, reader
 
 if TYPE_CHECKING:
     from stoker.training.core.pretrained import Pretrained
@@ -105,8 +105,8 @@ def fill(network: nn.Module, source: "Pretrained", part: Part) -> None:
     """Load the weights of a part's source into the network, one tensor at a time. A network on the meta device gets its
     memory by that. Raises UserError where the weights do not fit, cannot be read or hold NaN."""
     where = f"part {part.name}: the weights {part.prefix and f'{part.prefix}* '}of {source.place}"
-    if part.stage and not source.is_snapshot and not part.prefix:
-        kind = discover()[part.stage]
+    if part.stages and not source.is_snapshot and not part.prefix:
+        kind = reader(source, part.stages)
         kind(kind.Config(), source.folder).load(network, source.folder)
     else:
         try:

@@ -40,8 +40,9 @@ class Part:
     prefix   load only the weights of the source whose names begin with it; it is cut off
     names    called as (name without the prefix, tensor) for each tensor of the source; returns its name and form in the
              submodule, or None to leave it out, such as `to_ours` of a table (`model/names.py`). None: names are equal
-    stage    the stage that has trained the source: "newest" is its newest run, its `options_from` reads the source's
-             options, and without `prefix` its `load` reads model folders. "": the names are those of the submodule
+    stages   the stages of which one has trained the source: "newest" is their newest run, `options_from` of that stage
+             reads the source's options, and without `prefix` its `load` reads model folders; `stage.reader` chooses the
+             stage for a folder of another program. None: the names are those of the submodule
     train    "whole"; "frozen": it gets no gradient and stays in evaluation mode; or `Lora`. Weights of a source that
              training does not change are in no snapshot: a resumed run reads them from the source again, and refuses
              one with other content
@@ -58,7 +59,7 @@ class Part:
     name: str
     source: str = ""
     prefix: str = ""
-    stage: str = ""
+    stages: tuple[str, ...] = ()
     train: Literal["whole", "frozen"] | Lora = "whole"
     dtype: str = ""
     export: Literal["copy", "reference", "beside"] = "copy"

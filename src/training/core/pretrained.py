@@ -13,22 +13,21 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stoker import config, files, progress
+from stoker import config, progress
 from stoker.config import Parsed, UserError
 from stoker.daemon import registry
 from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.data.sources import model_hub
-from stoker.training.core import evaluations, manifest
+from stoker.training.core import copied, evaluations, manifest
 from stoker.training.core.parts import Lora, Part, kept
-from stoker.training.core.stage import Stage, discover
+from stoker.training.core.stage import Stage, reader
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MADE_BY = "stoker.json"  # in each model folder that a run has exported
-BESIDE = "parts"  # in a run's folder and in a model folder: copies of the sources of parts, in a folder for each part
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,11 @@ class Pretrained:
                             "once nothing writes them any more")
 
     @property
+    def model_type(self) -> str:
+        """What config.json calls this kind of model ("qwen3"); "" in a snapshot, or where it does not say."""
+        return "" if self.is_snapshot else str(_described(self.folder).get("model_type", ""))
+
+    @property
     def note(self) -> dict[str, Any]:
         """What a snapshot or model folder records about them where they are the source of a part."""
         return {**self.identity, "is_snapshot": self.is_snapshot, "stage": self.stage, "step": self.step,
@@ -115,14 +118,14 @@ class Pretrained:
                             f"the first is {bad[0]}; name other weights")
 
 
-def find(named: str, stage: str = "", *, download: bool = True) -> Pretrained:
-    """The weights that the user means by `named`. "newest" is the newest finished run of `stage`. A repository of the
-    hub is downloaded unless `download` is false. Raises UserError where there are none."""
+def find(named: str, stages: Sequence[str] = (), *, download: bool = True) -> Pretrained:
+    """The weights that the user means by `named`. "newest" is the newest finished run of one of these stages. A
+    repository of the hub is downloaded unless `download` is false. Raises UserError where there are none."""
     if repository := model_hub.parse(named):
         folder, commit = model_hub.folder(repository, download=download)
         return replace(_of_model(folder), origin=str(commit))
-    if named == "newest" and stage:
-        return of_run(registry.newest_finished(stage))
+    if named == "newest" and stages:
+        return of_run(registry.newest_finished(stages))
     if snapshot := registry.snapshot(named):
         return _of_snapshot(snapshot)
     named = registry.as_guides_say(named)
@@ -184,9 +187,9 @@ def _of_snapshot(snapshot: Path) -> Pretrained:
     except manifest.Damaged as damage:
         raise UserError(f"snapshot {snapshot} is damaged: {damage}; name another one") from damage
     run = _run_around(snapshot)
-    stage, found = (run.status().stage, scores(run, known["step"])) if run else ("", {})
-    return Pretrained(snapshot, True, stage, known["step"], known["made_by"]["config"], run, found,
-                      known["made_by"].get("parts", {}))
+    made_by, found = known["made_by"], scores(run, known["step"]) if run else {}
+    return Pretrained(snapshot, True, made_by["stage"], known["step"], made_by["config"], run, found,
+                      made_by.get("parts", {}))
 
 
 def _of_model(folder: Path) -> Pretrained:
@@ -243,7 +246,7 @@ def _stamps_of(folder: Path) -> list[tuple[Any, ...]]:
 
 def _run_around(folder: Path) -> RunDir | None:
     run = RunDir(folder.parent.parent)
-    return run if run.status_file.exists() and folder.parent.name != BESIDE else None
+    return run if run.status_file.exists() and folder.parent.name != copied.FOLDER else None
 
 
 # -- options and models that follow from weights ----------------------------------------------------------------------
@@ -391,9 +394,10 @@ def _named(part: Part, stage: Stage, *, download: bool) -> Pretrained | None:
             raise UserError(_no_source(part, stage))
         return None
     with part.problems():
-        found = find(part.source, part.stage, download=download)
-    if part.stage and found.stage not in ("", part.stage):
-        raise UserError(f"part {part.name}: {found} is of stage {found.stage}, it takes weights of {part.stage}")
+        found = find(part.source, part.stages, download=download)
+    if part.stages and found.stage not in ("", *part.stages):
+        raise UserError(f"part {part.name}: {found} is of stage {found.stage}, it takes weights of "
+                        f"{' or '.join(part.stages)}")
     return found
 
 
@@ -401,12 +405,12 @@ def _no_source(part: Part, stage: Stage) -> str:
     option = next((f" with --{option}" for option, each in source_options(stage).items() if each.name == part.name), "")
     problem = f"part {part.name} needs trained weights: name a run, a snapshot or a model folder{option}"
     named = stage.cfg.init_from
-    known = find(named, stage.name, download=False).parts.get(part.name) if named else None
+    known = find(named, (stage.name,), download=False).parts.get(part.name) if named else None
     return f"{problem}; --init_from {named} was trained with those of {known['path']}" if known else problem
 
 
 def _verified(part: Part, source: Pretrained) -> Pretrained:
-    """The source with the options that `part.stage` reads from it, after comparing its files with their digests."""
+    """The source with the options that its stage reads from it, after comparing its files with their digests."""
     if source.is_snapshot:
         manifest.verified(source.folder, ".safetensors")
         if source.run and source.run.holder() and part.train != "whole" and part.export != "beside":
@@ -415,44 +419,18 @@ def _verified(part: Part, source: Pretrained) -> Pretrained:
     elif source.stage:
         _known(source.folder, weights=True)
     options: dict[str, Any] = {}
-    if part.stage:
-        options = discover()[part.stage].options_from(source)
+    if part.stages:
+        options = reader(source, part.stages).options_from(source)
     elif not source.is_snapshot and (source.folder / "config.json").is_file():
         options = {"config": _described(source.folder)}
     return replace(source, options={**source.options, **options})
-
-
-def beside(weights: Pretrained, name: str) -> Path | None:
-    """The folder beside trained weights that has the copy of a part's source, if there is one."""
-    folders = [weights.folder, *([weights.run.path] if weights.run else [])]
-    return next((folder / BESIDE / name for folder in folders if (folder / BESIDE / name).is_dir()), None)
-
-
-def copy_sources(stage: Stage, folder: Path) -> None:
-    """Copy the sources of the parts with export="beside" into `folder`, each whole or not at all."""
-    for part in stage.parts():
-        source, target = stage.sources.get(part.name), folder / BESIDE / part.name
-        if part.export != "beside" or source is None or target.exists():
-            continue
-        hidden = target.with_name(f".{part.name}")
-        shutil.rmtree(hidden, ignore_errors=True)  # from a start that was killed
-        hidden.mkdir(parents=True)
-        # our files and those of the hub's cache are replaced, never written in place
-        put = files.link_or_copy if source.stage or source.is_snapshot or source.origin else shutil.copyfile
-        # a tokenizer stands beside the snapshots of its run, not in them
-        of_run = source.run.path.glob("tokenizer*.json") if source.is_snapshot and source.run else ()
-        for path in [*source.folder.iterdir(), *of_run]:
-            if path.is_file() and path.suffix in (".safetensors", ".json", ".txt"):
-                put(path.resolve(), hidden / path.name)
-        os.replace(hidden, target)
-        files.sync_folder(target.parent)
 
 
 def _same(part: Part, known: Mapping[str, Any], weights: Pretrained, *, renamed: bool, download: bool) -> Pretrained:
     """Find the source that a part had in training, by its SHA-256. If the user names another one now (`renamed`), only
     that is read; else first the old place, then the copy beside the weights, then the one named. Raises UserError where
     none of these has that content."""
-    copy = beside(weights, part.name)
+    copy = copied.beside(weights, part.name)
     download = download and copy is None
     places = [place for place in (known["path"], str(copy or ""), part.source) if place]
     if renamed and part.source != str(copy):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from stoker.training.core import contract
 from stoker.training.core.evaluations import Evaluation
-from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
+from stoker.training.core.figures import Batch, Goal, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
 from stoker.training.core.parts import Part
 from stoker.training.core.phases import Phase
@@ -49,7 +49,8 @@ class Stage(Generic[C]):
     Config: ClassVar[type]  # a dataclass derived from Options, with an option `dataset`
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
-    target: ClassVar[float | None] = None  # the goal for the best metric; a finished run reports whether it was met
+    target: ClassVar[float | None] = None  # the goal for the best metric: see `goal`
+    model_types: ClassVar[tuple[str, ...]] = ()  # in the config.json of other programs' models that `load` reads
     divisible: ClassVar[bool] = True  # the loss is a sum over samples, so smaller micro-batches give the same gradients
     # kind of device ("cpu", "cuda", "mps") -> an operator that has no deterministic form there, such as "grid_sample's
     # backward pass": torch then warns instead of failing, and a resumed run equals the uninterrupted one to rounding
@@ -211,6 +212,10 @@ class Stage(Generic[C]):
         """Figures that are computed from the means of others, as perplexity from the loss."""
         return {}
 
+    def goal(self) -> Goal | None:
+        """What the model is meant to reach. A finished run says whether it did."""
+        return None if self.target is None else Goal(self.best[0], self.target)
+
     def blocks(self, model: "nn.Module") -> list["nn.Module"]:
         """The repeated blocks of the model. Each is called once in a forward pass, with a tensor as its first argument,
         and returns one of the same kind. torch.compile and gradient checkpointing apply to each block by itself."""
@@ -266,3 +271,13 @@ def discover() -> dict[str, type[Stage]]:
             if issubclass(member, Stage) and member.__module__ == module.__name__:
                 found[member.name] = member
     return found
+
+
+def reader(weights: "Pretrained", stages: Sequence[str]) -> type[Stage]:
+    """Of these stages the one that reads the weights: the one that has trained them or, where another program has, the
+    one that reads its kind of model; else the first. Raises UserError where config.json cannot be read."""
+    known = discover()
+    if weights.stage:
+        return known[weights.stage]
+    kinds = {kind: name for name in stages for kind in known[name].model_types}
+    return known[kinds.get(weights.model_type, stages[0])]

@@ -45,6 +45,8 @@ class Text:
     retrain_tokenizer: bool = opt(False, "train the BPE tokenizer again, even if the cache has one for this text")
     pack: bool = opt(True, "train on windows of --max_seq_len tokens, cut from the texts one after another; --no_pack: "
                      "each line of the text is a sample, cut at --max_seq_len")
+    shift_windows: bool = opt(False, "cut the windows at other places in each epoch after the first, so that a model "
+                              "which reads a text often sees few of them twice")
 
 
 class LanguageModelling(Tokenized[C]):
@@ -55,7 +57,6 @@ class LanguageModelling(Tokenized[C]):
     """
 
     special_tokens: ClassVar[tuple[str, ...]] = ()
-    model_types: ClassVar[tuple[str, ...]]  # in the config.json of other programs' models that this stage reads
 
     @classmethod
     def check(cls, cfg: Any, *, resumed: bool) -> list[str]:
@@ -91,6 +92,8 @@ class LanguageModelling(Tokenized[C]):
             also = "" if "tokenizer" in typed else ", with --tokenizer bpe"
             lines.append(f"NO WIKITEXT: {why}. No --dataset was given, so this run trains on pydocs{also}")
             cfg = replace(cfg, dataset="pydocs", tokenizer="bpe" if also else cfg.tokenizer)
+        if "shift_windows" in typed and cfg.shift_windows and not cfg.pack:
+            problems.append("--shift_windows shifts the windows that --no_pack does not cut: leave one of them out")
         if problem := vocabularies.problem(cfg.tokenizer):
             problems.append(problem)
         if problems:
@@ -141,16 +144,18 @@ class LanguageModelling(Tokenized[C]):
             self.tokens[split] = tokenize(self.test_text, self.tokenizer, what)
         limit = cfg.max_samples if split == "train" else 0
         if cfg.pack:
-            return Windows(self.tokens[split], cfg.max_seq_len, max_samples=limit, what=what)
+            seed = cfg.seed if split == "train" and cfg.shift_windows else None
+            return Windows(self.tokens[split], cfg.max_seq_len, max_samples=limit, what=what, seed=seed)
         return Lines(self.tokens[split], cfg.max_seq_len, self.tokenizer.end_of_text, max_samples=limit)
 
     def order(self) -> "Order":
         from stoker.data.loader import LengthOrder
         from stoker.data.text.tokens import Lines
 
-        cfg, rows = self.cfg, self.dataset("train")
+        cfg: Any = self.cfg
+        rows = self.dataset("train")
         if not isinstance(rows, Lines):
-            return super().order()
+            return replace(super().order(), by_epoch=cfg.shift_windows)
         return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, lengths=tuple(rows.lengths()))
 
     def groups(self, split: str) -> list[str] | None:
