@@ -28,7 +28,8 @@ class Weights(Callback):
     histogram.
 
     All of it on a sample of `sample_size` evenly spaced entries of each tensor. Warns once of a trainable part that
-    does not move and of a frozen one that does.
+    has not moved since the run began, and of a frozen one that moves. (A part that has moved may stand still where the
+    learning rate comes to 0: what is added is then less than a weight's last digit.)
     """
 
     interval: int
@@ -76,6 +77,8 @@ class Weights(Callback):
         for name, value in metrics.items():
             part = name.removeprefix("updates/")
             if part == name or part in self._warned or (part in trainable) == (value > 0):
+                continue
+            if part in trainable and metrics.get(f"weights/{part}/drift"):
                 continue
             self._warned.add(part)
             what = "is trainable and does not move" if part in trainable else "is frozen and moved"

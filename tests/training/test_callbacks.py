@@ -18,6 +18,7 @@ from stoker.daemon.journal import Journal
 from stoker.daemon.rundir import RunDir
 from stoker.monitors.blanks import Blanks
 from stoker.monitors.experts import ExpertLoad
+from stoker.monitors.weights import Weights
 from stoker.training import callbacks
 from stoker.training.callbacks.early_stopping import EarlyStopping
 from stoker.training.callbacks.examination import Examination
@@ -418,3 +419,14 @@ def test_a_frozen_part_that_moves_and_a_dead_one_are_reported(tmp_path: Path, ca
     train(with_callbacks(Regression, Meddle()), new_run(tmp_path, Regression), weight_decay=0.0)
     assert "0 is frozen and moved" in caplog.text and "2 is trainable and does not move" in caplog.text
     assert "the gradients of 2 are vanishing" in caplog.text
+
+
+def test_a_part_that_stands_still_at_the_end_is_not_dead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the learning rate comes to 0, what a step adds to a weight is less than its last digit."""
+    trainer: Any = SimpleNamespace(model=torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), step=9,
+                                   media={}, show=lambda name, media: None)
+    watch = Weights(1, 10, tmp_path / "alerts.jsonl")
+    watch.on_log(trainer, {"updates/0": 0.0, "weights/0/drift": 0.2, "updates/1": 1e-3, "weights/1/drift": 0.2})
+    assert "does not move" not in caplog.text
+    watch.on_log(trainer, {"updates/0": 1e-3, "weights/0/drift": 0.2, "updates/1": 0.0, "weights/1/drift": 0.0})
+    assert "1 is trainable and does not move" in caplog.text
