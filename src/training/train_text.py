@@ -33,6 +33,8 @@ EXPERTS = ("num_experts", "experts_per_token", "expert_d_ff")
 SHAPE = ("d_model", "num_heads", "num_kv_heads", "use_gqa", "head_dim", "num_layers", "d_ff", "max_seq_len",
          "rope_theta", "norm_eps", "tie_embeddings", "vocabulary_rows", "use_moe", *EXPERTS)
 
+OF_EXPERTS = ("num_experts", "experts_per_token", "balance_weight")  # used with --use_moe alone
+
 LEARNS_FAST = {"optimizer": "muon", "lr": 5e-3, "embedding_lr_factor": 2.0, "zero_init": True,
                "shift_windows": True}  # see docs/log.md
 
@@ -116,8 +118,13 @@ class Thinker(LanguageModelling[Config]):
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Also the sizes that are 0, which means that they follow from others."""
+        """Also the sizes that are 0, which means that they follow from others, and a line on each option that is not
+        used."""
         cfg, lines = super().resolve_defaults(cfg, typed)
+        unused = [(name, "--use_moe") for name in OF_EXPERTS if not cfg.use_moe]
+        unused += [("num_kv_heads", "grouped-query attention (--no_use_gqa)")] if not cfg.use_gqa else []
+        lines += [f"--{name} {getattr(cfg, name)} is not used without {what}" for name, what in unused
+                  if name in typed and getattr(cfg, name) != getattr(cls.Config, name)]
         return replace(cfg, head_dim=cfg.head_dim or cfg.d_model // cfg.num_heads,
                        expert_d_ff=cfg.expert_d_ff or max(1, cfg.d_ff // cfg.experts_per_token)), lines
 

@@ -55,6 +55,15 @@ def test_what_the_model_cannot_be_is_refused(options: list[str], message: str) -
     assert message in str(caught.value.__dict__) + str(caught.value)
 
 
+@pytest.mark.parametrize("options, line", [
+    (dict(num_experts=16), "--num_experts 16 is not used without --use_moe"),
+    (dict(num_kv_heads=1, use_gqa=False), "--num_kv_heads 1 is not used without grouped-query attention (--no_use_gqa)"),
+    (dict(num_experts=16, use_moe=True), None), (dict(num_kv_heads=1), None), (dict(num_experts=8), None)])
+def test_an_option_that_is_not_used_is_named(options: dict[str, Any], line: str | None) -> None:
+    cfg, lines = Thinker.resolve_defaults(Config(dataset="pydocs", tokenizer="bytes", **options), options.keys())
+    assert lines == [line] * (line is not None)
+
+
 def test_the_guides_tiny_has_the_guides_size(tmp_path: Path) -> None:
     stage = Thinker(Config(**Thinker.presets["tiny"]), tmp_path)
     stage.tokenizer = open_tokenizer("bytes", 0, [])
