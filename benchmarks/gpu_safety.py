@@ -215,7 +215,7 @@ class Poisoned(rig.Random):
 
 @dataclass
 class Hit(Callback):
-    """A weight becomes NaN on the device, once."""
+    """Sets a weight to NaN on the device before step `at` + 1, once."""
 
     order = ACT
     at: int = 5
@@ -228,7 +228,7 @@ class Hit(Callback):
 
 
 class Damaged(rig.Random):
-    """Its weights are hit."""
+    """A stage of which `hit` turns a weight into NaN."""
 
     vocabulary = 512
     hit = Hit(done=True)
