@@ -55,6 +55,7 @@ class Muon(torch.optim.Optimizer):
         grads = [p.grad for p in parameters if p.grad is not None]
         before = [self.state[p]["momentum"] for p in parameters]
         momenta = torch._foreach_lerp(before, grads, 1 - MOMENTUM)
+        # Nesterov's form: the gradient is mixed with the new momentum once more
         directions = orthogonal([_rows(each) for each in torch._foreach_lerp(grads, momenta, MOMENTUM)],
                                 bf16=group["bf16"])
         for parameter, momentum, direction in zip(parameters, momenta, directions):
