@@ -1,10 +1,10 @@
-"""How fast a thinker makes text, beside transformers with the same folder.
+"""How fast a thinker generates text, compared with transformers and the same weights, on the CPU.
 
     python benchmarks/generating.py [PRESET ...]
 
-Presets of the thinker (default: tiny small) with random weights and random tokens, one text at a time, top-k 50, after
-a prompt of 16 tokens; with the weights as they are and in fp16, and by `generate` of transformers, in turn, medians of
-five. Memory is read for every token, so figures of a busy machine mean little.
+Presets of the thinker (default: tiny small) with random weights: 64 tokens of one text after a prompt of 16 random
+tokens, with top-k 50; with weights in fp32, in fp16, and by `generate` of transformers, in turn, medians of five.
+Every token reads all weights from memory, so on a machine that other programs use the figures mean little.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def theirs(model: Any, prompt: torch.Tensor) -> None:
 
 
 def of_transformers(model: Any, folder: Path) -> Any:
-    """The model as transformers loads it."""
+    """The model, exported to `folder` and loaded by transformers."""
     import safetensors.torch
 
     wheels.torchvision(), wheels.torchaudio()
@@ -53,6 +53,7 @@ def of_transformers(model: Any, folder: Path) -> Any:
 
 
 def row(preset: str) -> str:
+    """A line of the table: tokens a second in each way, and how many times those of transformers that is."""
     options: Any = {**vars(Thinker.Config()), **Thinker.presets[preset]}
     stage = rig.RandomThinker(Thinker.Config(**options), Path())
     stage.prepare()

@@ -9,7 +9,7 @@
 #   --output   the page, in Markdown (default result/gpu_<time>.md)
 #   --only     the sections whose titles contain this word; may be given several times
 #
-# Ends with 1 if a section has failed; the other sections are measured all the same. Setting up .venv, which happens
+# Exits with 1 if a section has failed; the other sections are measured all the same. Setting up .venv, which happens
 # first where it is needed, takes its time beside the eight minutes.
 
 # shellcheck source=run/lib.sh

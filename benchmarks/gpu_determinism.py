@@ -106,8 +106,8 @@ REFUSED = "does not have a deterministic implementation"
 
 
 def operators(asked: Asked) -> Iterator[str]:
-    """Which operators have a deterministic form; whether each gives the same bits every time; and the same of whole
-    steps of the stages, which must not use any that has none."""
+    """Which operators have a deterministic form, and whether each gives the same bits every time; then the same for
+    whole steps of the stages, which must not use an operator without such a form."""
     devices.configure(0)
     found: dict[str, list[str]] = {}
     for name, operator in OPERATORS.items():

@@ -1,7 +1,7 @@
 """A page of measurements: each section in a process of its own, with a time limit and its own line if it fails.
 
-A section is a generator of lines. Whatever becomes of it (an exception, an illegal access of the GPU, which no process
-survives, or a hang), the lines that it had are kept and the other sections are measured.
+A section is a generator of lines. If it fails (by an exception, by an illegal access of the GPU, which no process
+survives, or because it hangs), the lines that it has yielded are kept and the other sections are measured.
 """
 
 import ctypes
@@ -68,15 +68,15 @@ class Asked:
         return {"device": str(self.device), "threads": 0, "batch_size": (fits or [1])[0]}
 
     def kind(self, stage: type[Any]) -> type[Any]:
-        """A stage of random tokens; on a CPU with few of them."""
+        """The stage; on a CPU, one with a vocabulary of 512 random tokens."""
         return stage if self.on_gpu else type(stage.__name__, (stage,), {"vocabulary": 512})
 
     def note(self, name: str, value: float) -> None:
-        """Leave a figure to the sections after this one."""
+        """Save a figure for the sections after this one."""
         (self.folder / f"{name}.json").write_text(json.dumps(value))
 
     def noted(self, name: str) -> float | None:
-        """None where the section that should have left it has failed."""
+        """The figure that an earlier section saved; None where that section has failed."""
         path = self.folder / f"{name}.json"
         return float(json.loads(path.read_text())) if path.exists() else None
 
@@ -96,7 +96,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A file of Markdown; everything in it is printed too. Beside it, a log of what the product reported meanwhile."""
+    """A file of Markdown; everything in it is printed too. Beside it, a log of what Stoker printed meanwhile."""
 
     path: Path
 
@@ -105,7 +105,7 @@ class Page:
         return self.path.with_suffix(".log")
 
     def write(self, sections: Sequence[Section], asked: Asked, headline: str) -> list[str]:
-        """Measure all sections; the titles of those that failed. The file is whole after each of them."""
+        """Measure all sections; returns the titles of those that failed. The file is complete after each of them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_text("")
         text, failed = f"# {headline}\n", list[str]()
@@ -133,7 +133,8 @@ class Page:
         return lines, {0: "", TOO_LONG: f"not done after {section.limit(asked):.0f} s"}.get(code, why)
 
     def _run(self, section: Section, asked: Asked, context: Any) -> tuple[list[str], int]:
-        """Measure a section in a process of its own: its lines, which are printed as they come, and its exit code."""
+        """Measure a section in a process of its own. Returns its lines, which are printed as they come, and its exit
+        code."""
         output, lines, end = asked.folder / "lines", list[str](), time.monotonic() + section.limit(asked)
         output.write_text("")
         process = context.Process(target=_in_child, args=(section, asked, output, self.log))
@@ -158,7 +159,7 @@ def _shown(line: str) -> str:
 
 
 def _whole_lines(file: Any) -> Iterator[str]:
-    """What has come since the last call, but for a line that is not whole yet."""
+    """The lines written since the last call, without a last one that is not complete yet."""
     place = file.tell()
     while (line := file.readline()).endswith("\n"):
         yield line[:-1]

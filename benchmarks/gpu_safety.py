@@ -159,8 +159,8 @@ def memory(asked: Asked) -> Iterator[str]:
 
 
 def _first_step(asked: Asked, options: dict[str, Any], room: float = 0) -> tuple[Tensor, int, float]:
-    """The gradient of the first step, the size of its micro-batches where that was reduced, and three quarters of the
-    bytes that it took on a GPU beside those that were taken before. `room`: as many bytes as it may take, if not 0."""
+    """The gradient of the first step, the size of its micro-batches where that was reduced (else 0), and three quarters
+    of the bytes that the step took on a GPU. `room`: the bytes that the step may take; 0: no limit."""
     clear(asked)
     with rig.trainer(asked.presets[-1], asked.kind(rig.Random), **options) as trainer:
         rig.open_up(trainer, monitors=False)
@@ -215,7 +215,7 @@ class Poisoned(rig.Random):
 
 @dataclass
 class Hit(Callback):
-    """A weight becomes NaN on the device, once."""
+    """Sets a weight to NaN on the device before step `at` + 1, once."""
 
     order = ACT
     at: int = 5
@@ -228,7 +228,7 @@ class Hit(Callback):
 
 
 class Damaged(rig.Random):
-    """Its weights are hit."""
+    """A stage of which `hit` turns a weight into NaN."""
 
     vocabulary = 512
     hit = Hit(done=True)
@@ -248,7 +248,8 @@ STEPS = 12
 
 
 def not_a_number(asked: Asked) -> Iterator[str]:
-    """NaN from a row, and in a weight: the run goes back by itself, and ends in the bits of one that had none."""
+    """NaN from a row, and in a weight: the run goes back to a snapshot by itself, and ends with the same bits as a run
+    without NaN."""
     options = asked.options() | {"batch_size": 8, "max_steps": STEPS, "log_interval": 3, "snapshot_interval": 3,
                                  "eval_interval": STEPS, "sanity_check_interval": STEPS, "samples": False,
                                  "gradient_monitor": False, "weight_monitor": False, "num_workers": 0,

@@ -255,7 +255,7 @@ def _aim(asked: Asked, best: dict[str, Speed]) -> Iterator[str]:
 
 
 def monitors(asked: Asked) -> Iterator[str]:
-    """What callbacks cost: on the host, in their own methods; and in all, by steps with and without them in turn."""
+    """The time that callbacks take: in their own methods, on the host; and in all, from steps with and without them."""
     steps = monitoring.STEPS if asked.on_gpu else 5
     options = asked.options() | {"precision": "auto"}
     preset, stage = asked.presets[-1], asked.kind(rig.Random)

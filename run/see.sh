@@ -10,8 +10,8 @@
 #   --template TEXT  the caption of a class, whose name {} stands for (default: as in training)
 #   --captions FILE  captions to choose from instead, one a line
 #   --top_k N        answers to each picture, the likeliest first (default 1)
-#   --tta            answer by the mean over six views of each picture: as it is, moved up and moved down a little, and the
-#                    mirror images of these; takes six times as long
+#   --tta            answer by the mean embedding of six views of each picture: as it is, moved up and moved down a
+#                    little, and the mirror images of these; takes six times as long
 #   --json           a line of JSON for each picture: answers with probabilities and cosines
 #   --model RUN      a run (its name, the beginning of it, its PID or its folder, also while it trains), a snapshot or a
 #                    model folder (default: the newest finished run of run_train_vision.sh)

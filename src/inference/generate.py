@@ -18,25 +18,26 @@ from stoker.training.core.stage import Stage, discover, reader
 USAGE = """usage: generate.sh RUN ["PROMPT"] [OPTIONS]
 
 Lets the model of a run (also one that is still training), a snapshot or a model folder continue a text. Without
-PROMPT, or with -, the text comes from standard input; "" makes a text from nothing."""
+PROMPT, or with -, the text comes from standard input; "" generates a text without a prompt."""
 
 
 @dataclass
 class Config:
-    """What is made"""
+    """Generation"""
 
-    max_new_tokens: int = opt(200, "tokens to make; fewer where the text comes to its end", ge=1)
-    temperature: float = opt(0.8, "below 1 the likely tokens become likelier, above 1 less so; 0: always the likeliest",
+    max_new_tokens: int = opt(200, "tokens to generate, at most; the text may end before", ge=1)
+    temperature: float = opt(0.8, "below 1 likely tokens become likelier, above 1 less likely; 0: always the likeliest",
                              ge=0)
-    top_k: int = opt(50, "draw from so many of the likeliest tokens (0: all)", ge=0)
-    top_p: float = opt(1.0, "draw from the likeliest tokens that together have this probability", gt=0, le=1)
-    greedy: bool = opt(False, "always the likeliest token: --temperature 0")
-    num_samples: int = opt(1, "texts to make, a line <|endoftext|> between them", ge=1)
-    seed: int | None = opt(None, "the same seed makes the same text (default: another each time)", ge=0, le=2**63 - 1)
-    echo: bool = opt(True, "print the prompt before what follows it")
+    top_k: int = opt(50, "sample from the K likeliest tokens (0: from all)", ge=0)
+    top_p: float = opt(1.0, "sample from the likeliest tokens that together have this probability", gt=0, le=1)
+    greedy: bool = opt(False, "always choose the likeliest token, as with --temperature 0")
+    num_samples: int = opt(1, "texts to generate, with a line <|endoftext|> between them", ge=1)
+    seed: int | None = opt(None, "seed of sampling: the same seed gives the same text (default: another one each time)",
+                           ge=0, le=2**63 - 1)
+    echo: bool = opt(True, "print the prompt before its continuation")
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = opt("auto", "fp16: a CPU holds the weights of linear layers in half precision, which makes "
-                         "text two to three times as fast; fp32: as they are; auto: fp16 where the CPU can, else fp32",
+    precision: str = opt("auto", "fp16: hold the weights of linear layers in fp16, on x86 CPUs only; generates text "
+                         "two to three times as fast; fp32: all weights in fp32; auto: fp16 on x86 CPUs, else fp32",
                          choices=("auto", "fp32", "fp16"))
 
     def problems(self) -> list[str]:
@@ -71,7 +72,7 @@ def _words(words: Sequence[str]) -> tuple[str, str]:
 
 
 def _read(prompt: str) -> str:
-    """The prompt itself, or what "-" stands for; there one line end at the end is left out, as a shell does."""
+    """The prompt itself or, for "-", standard input without a line end at its end, as a shell does it."""
     try:
         if prompt == "-":
             return sys.stdin.buffer.read().decode().removesuffix("\n")
@@ -84,7 +85,7 @@ def _read(prompt: str) -> str:
 
 
 def _kind(source: Pretrained) -> type[Stage]:
-    """The stage that reads the weights."""
+    """The stage that loads the weights; "lm" for folders of other programs whose kind of model no stage knows."""
     known = discover()
     if source.stage and source.stage not in known:
         raise UserError(f"{source} is of stage {source.stage}, which is not one of ours ({', '.join(known)}): generate "
@@ -134,12 +135,12 @@ def _print(text: str) -> None:
 
 
 def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], before: list[int]) -> Iterator[str]:
-    """The text of tokens as they come after those `before`, in pieces that never end within a character."""
+    """The text of tokens that follow the tokens `before`, in pieces that never end within a character."""
     shown, held = before, list[int]()
     for token in tokens:
         held.append(token)
         text = decode(shown + held)[len(decode(shown)):]
-        if not text.endswith("\ufffd"):  # stands for what is no whole character yet
+        if not text.endswith("\ufffd"):  # the replacement character: the last character is not complete yet
             yield text
             shown, held = held, []
     if held:

@@ -37,9 +37,9 @@ class Config:
     template: str = opt("", "the caption of a class, whose name {} stands for (default: as in training)")
     captions: str = opt("", "captions to choose from instead: a file with one a line")
     top_k: int = opt(1, "answers to each picture, the likeliest first", ge=1)
-    tta: bool = opt(False, "answer by the mean over six views of each picture: as it is, moved up and moved down a "
-                    "little, and the mirror images of these. Takes six times as long; fewer mistakes where left and "
-                    "right are alike")
+    tta: bool = opt(False, "answer by the mean embedding of six views of each picture: as it is, moved up and moved "
+                    "down a little, and the mirror images of these. Takes six times as long; fewer mistakes where a "
+                    "mirror image shows the same thing")
     json: bool = opt(False, "a line of JSON for each picture: answers with probabilities and cosines")
     model: str = opt("newest", "a run of run_train_vision.sh, also one that still trains, a snapshot or a model "
                      "folder; newest: the newest finished run")
@@ -118,8 +118,8 @@ def _lines_of(found: Mapping[str, Any]) -> list[str]:
 
 
 class Viewer:
-    """A trained model, and what may be seen: answer -> caption; with `tta`, by the mean over six
-    views of a picture. Raises UserError where a caption says nothing to it."""
+    """A trained model and the `proposed` answers, each with its caption; with `tta`, it compares the mean over six
+    views of a picture. Raises UserError where a caption has no tokens that the model knows."""
 
     def __init__(self, source: Pretrained, device: Any, proposed: Mapping[str, str], tta: bool = False):
         import torch

@@ -1,10 +1,10 @@
 """Attention that is fast in bf16 on a CPU, too.
 
-There torch's flash kernel takes up to four times as long as what stands here, most where texts are short. Elsewhere it
-is called.
+There torch's flash kernel takes up to three times as long as the code of this file, most of all where texts are short
+(docs/log.md). In all other cases torch's own attention is called.
 
-Axes: B batch, H heads, K heads of keys and values, T queries, S positions that are attended to, C numbers of a head;
-G = H / K heads that share keys and values, N = B K, Q queries of a block.
+Axes: B batch, H heads, K heads of keys and values, T queries, S positions that are attended to, C size of a head;
+G = H / K heads that share keys and values, N = B K, Q queries of a block, L positions that a block attends to.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FEW = 2**15  # attention weights: the flash kernel computes fewer sooner
+FEW = 2**15  # attention weights (B H T S); with fewer, the flash kernel is faster
 BLOCK = 256  # queries whose weights are held at a time, so that memory grows linearly with T
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(C)) v: (B, H, T, C), (B, K, S, C) twice -> (B, H, T, C).
 
-    `mask`, of bool, broadcasts to (B, H, T, S) and is true where a query attends; in training it is (B, 1, 1, S). With
-    `causal`, for which T = S, no query attends to a later position.
+    `mask`, of bool, broadcasts to (B, H, T, S) and is true where a query attends; the code here takes only masks
+    (B, 1, 1, S), as in training. With `causal`, for which T = S, no query attends to a later position.
     """
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q[..., 0].numel() * k.shape[2] >= FEW
     if slow and not torch.compiler.is_compiling() and (mask is None or mask.shape[1:3] == (1, 1)):
@@ -30,8 +30,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, ca
 
 
 class _Attention(torch.autograd.Function):
-    """Products and softmax of one block of queries after another. The backward pass computes the weights again, unless
-    there is one block (Dao et al. 2022, arXiv:2205.14135)."""
+    """Products and softmax of one block of queries after another. The backward pass computes the attention weights
+    again, unless there is only one block (Dao et al. 2022, arXiv:2205.14135)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -66,8 +66,8 @@ def _blocks(q: Tensor) -> list[slice]:
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, block: slice, causal: bool) -> tuple[Tensor, int]:
-    """What the queries (B, K, G, T, C) of a block, which are scaled, attend to: (N, G Q, L) for the first L positions,
-    and L."""
+    """The attention weights (N, G Q, L) of the queries of a block for the first L positions, and L. `q` (B, K, G, T, C)
+    is scaled already, `k` is (N, S, C), `mask` (B, 1, 1, S)."""
     rows = q[:, :, :, block]
     last = block.stop if causal else k.shape[1]
     scores = rows.reshape(len(k), -1, q.shape[-1]) @ k[:, :last].mT  # (N, G Q, L)

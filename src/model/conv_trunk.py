@@ -1,8 +1,8 @@
-"""A convolutional trunk: pixels to patches by a few blocks of convolutions, which learn natural pictures sooner than a
-transformer does. In the manner of K. Jordan's nets for CIFAR-10 (arXiv:2404.00498): a first layer that whitens,
-max pooling, batch normalization without a scale, GELU.
+"""A convolutional trunk: pixels to patches by a few blocks of convolutions, which learn faster from photographs than a
+transformer does. It follows K. Jordan's networks for CIFAR-10 (arXiv:2404.00498): a whitening first layer, max pooling,
+batch normalization without a scale, GELU.
 
-Axes: B batch, C channels, H rows and W columns of pixels, h rows and w columns of patches, D width.
+Axes: B batch, C channels, H rows and W columns of pixels, h rows and w columns of patches, D hidden size.
 """
 
 import math
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 BLOCKS = 3  # at most, each of which halves the rows and columns
 FILTERS = 48  # of the first layer, at most
-SMALLEST = 5e-4  # of a patch's variances, as a share of their mean: what is smaller is noise, and is not enlarged
-TINY = 1e-12  # what is added where all pixels are the same
-MOMENTUM = 0.4  # by how much a step moves the statistics that an evaluation normalizes by
+SMALLEST = 5e-4  # added to the variances, as a share of their mean, so that noise is not amplified
+TINY = 1e-12  # also added, against division by 0 where all pixels are the same
+MOMENTUM = 0.4  # weight of a step's statistics in the moving averages, by which evaluations normalize
 
 
 class ConvTrunk(nn.Module):
-    """Whitens patches of pixels, then halves rows and columns in each of up to three blocks. What is larger than a
-    patch of 8 is left to the first layer's stride. All in the memory format channels-last."""
+    """Whitens patches of pixels, then halves rows and columns in each of up to three blocks. For a `patch_size` above
+    8, the first layer has a stride of `patch_size` / 8. All in the memory format channels-last."""
 
     def __init__(self, patch_size: int, d_model: int):
         super().__init__()
@@ -31,7 +31,7 @@ class ConvTrunk(nn.Module):
         self.blocks = nn.ModuleList(ConvBlock(before, after) for before, after in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W), and which pixels count (B, H, W) where not all do -> (B, D, h, w). What does not count is 0."""
+        """(B, 3, H, W) -> (B, D, h, w), 0 in padding. `valid` (B, H, W): which pixels are no padding; None: all."""
         x = x.contiguous(memory_format=torch.channels_last)
         if valid is not None:
             x = x * valid[:, None]
@@ -44,7 +44,7 @@ class ConvTrunk(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two convolutions of 3 x 3; after the first of them a pool halves rows and columns."""
+    """Two convolutions of 3 x 3; after the first, max pooling halves rows and columns."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
@@ -54,14 +54,14 @@ class ConvBlock(nn.Module):
         self.norm2 = BatchNorm(after)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), and which places count (B, H/2, W/2) -> (B, C', H/2, W/2)."""
+        """(B, C, H, W), and which outputs are no padding (B, H/2, W/2) -> (B, C', H/2, W/2)."""
         x = F.gelu(self.norm1(F.max_pool2d(self.convolution1(x), 2), valid))
         return F.gelu(self.norm2(self.convolution2(x), valid))
 
 
 def _convolution(before: int, after: int) -> nn.Conv2d:
-    """As far as there are as many channels before as after, these are passed on at first (Zagoruyko & Komodakis 2017,
-    arXiv:1706.00388)."""
+    """A convolution of 3 x 3 whose first output channels are at first its input channels, unchanged (Zagoruyko &
+    Komodakis 2017, arXiv:1706.00388)."""
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
     nn.init.kaiming_uniform_(convolution.weight, a=5**0.5)
     nn.init.dirac_(convolution.weight.data[:before])
@@ -74,7 +74,8 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def reduced(valid: Tensor | None, by: int) -> Tensor | None:
-    """Which places count after rows and columns were divided; `by` divides the sizes of all pictures."""
+    """Which places are no padding after rows and columns were divided by `by`, which divides the sizes of all
+    pictures."""
     return None if valid is None else valid[:, ::by, ::by]
 
 
@@ -82,8 +83,9 @@ def reduced(valid: Tensor | None, by: int) -> Tensor | None:
 
 
 class Whitening(nn.Module):
-    """Patches of 2 x 2 pixels, or twice the stride, each as its main components with variance 1, and these negated. The
-    filters do not learn: `fit` computes them from pictures; until then they are random."""
+    """Projects patches, whose side is twice the stride, on their principal components with the largest variances, and
+    scales these to variance 1; the outputs are these components and their negatives. The filters are not trained: `fit`
+    computes them from pictures; until then they are random."""
 
     weight: Tensor
 
@@ -127,7 +129,7 @@ class Whitening(nn.Module):
 
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe & Szegedy 2015, arXiv:1502.03167) without a scale. Training normalizes by the
-    micro-batch; an evaluation by `mean` and `variance`, which follow those of whole steps.
+    micro-batch; an evaluation by `mean` and `variance`, moving averages of the statistics of whole steps.
 
     It is `Summed` (training/core/sums.py): the step adds up the sums of all its micro-batches.
     """
@@ -144,7 +146,7 @@ class BatchNorm(nn.Module):
         self.sums: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, C, h, w), and which places count (B, h, w) -> the same, 0 at the others."""
+        """(B, C, h, w), and which places are no padding (B, h, w) -> (B, C, h, w), 0 in the padding."""
         if valid is None:
             return self._normalized(x)
         places = x.movedim(1, 3)

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 
 class Dropout(nn.Dropout):
-    """Dropout (Srivastava et al. 2014). On a CPU the mask is drawn sixteen bits a number, so that `p` is a multiple of
-    1/65536, a tenth as long as torch takes."""
+    """Dropout (Srivastava et al. 2014). On a CPU the mask takes sixteen random bits for each number, so `p` is rounded
+    to a multiple of 1/65536; this takes a fifth of torch's time (docs/log.md)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -19,6 +19,6 @@ class Dropout(nn.Dropout):
         return x * mask.mul_(2**16 / (2**16 - dropped))
 
     def vectors(self, x: Tensor) -> Tensor:
-        """Dropout of whole vectors, (..., C). Attention uses it on its values: each head then leaves out some positions
-        for all queries alike, so no mask of T x T is needed, as it is to drop single attention weights."""
+        """Dropout of whole vectors: (..., C) -> the same. Attention uses it on its values: each head drops the same
+        positions for all queries, which needs no mask of T x T, as dropout of single attention weights does."""
         return x * self(x.new_ones(*x.shape[:-1], 1)) if self.training and self.p else x

@@ -2,8 +2,8 @@
 
 As in Qwen3 (arXiv:2505.09388): SwiGLU experts, and probabilities of the chosen ones that add up to 1.
 
-Axes: B batch, T time, N = B x T tokens, E experts, A = N x k pairs of a token and an expert that it was given to, D
-hidden size.
+Axes: B batch, T time, N = B x T tokens, E experts, k experts for each token, A = N x k pairs of a token and an expert
+that it was given to, D hidden size.
 """
 
 from dataclasses import dataclass
@@ -30,12 +30,13 @@ class MixtureOfExperts(nn.Module):
 
     It is `Summed` (training/core/sums.py): the step adds up how many tokens each expert was given in all micro-batches.
 
-    load       (E,): this number over that of all tokens in the last step; `per_token` in sum, and at first all equal
+    load       (E,): the share of the tokens of the last step that each expert was given; they add up to `per_token`,
+               and are equal before the first step
     balance    the load-balance loss of the last forward pass, a sum over its tokens (Fedus et al. 2021,
                arXiv:2101.03961, equations 4 to 6): E times the sum over the experts of load x probability, with the
                load of the step before, since that of a step is known only after all its micro-batches
 
-    Raises UserError where the sizes do not go together; torch's grouped product needs multiples of 16 bytes.
+    Raises UserError where the sizes do not fit together: torch's grouped product needs multiples of 16 bytes.
     """
 
     load: Tensor

@@ -1,5 +1,6 @@
-"""Linear layers whose weights are held in fp16 on a CPU, where what a decoder makes token by token takes as long as it
-takes to read its weights. Each weight is rounded to 11 binary digits; inputs, products and sums stay fp32.
+"""Linear layers with weights in fp16, so that a CPU generates text faster: most of the time of a token goes into
+reading all weights from memory. Weights are rounded to fp16 (11 significant bits); inputs, products and sums stay in
+fp32.
 
 Axes: D inputs, E outputs.
 """
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 
 def supported(device: torch.device) -> bool:
-    """Whether torch has such layers for the device: on CPUs of x86."""
+    """Whether torch has such layers for the device: it has them for x86 CPUs only."""
     return device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def hold_in_half(model: Any) -> None:
-    """Replace all linear layers of a `Decoder` (model/decoding.py), and its head, by ones with weights in fp16. The
-    model is good for inference only from then on. Experts keep their weights as they are."""
+    """Replace, in place, all linear layers of a `Decoder` (model/decoding.py) and its head by layers with weights in
+    fp16. After that the model is for inference only. The router of a mixture of experts is such a layer, too; its
+    experts, whose weights are not in linear layers, stay in fp32."""
     for module in list(model.modules()):
         for name, layer in module.named_children():
             if type(layer) is nn.Linear:
@@ -26,6 +28,8 @@ def hold_in_half(model: Any) -> None:
 
 
 class HalfLinear(nn.Module):
+    """A linear layer for inference, with its weight in fp16."""
+
     def __init__(self, weight: Tensor, bias: Tensor | None):
         """`weight` (E, D), `bias` (E,), both fp32."""
         super().__init__()

@@ -4,8 +4,8 @@ Pre-norm blocks of RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), rotary pos
 arXiv:2104.09864), attention in which several heads share keys and values (Ainslie et al. 2023, arXiv:2305.13245), with
 normalized queries and keys, and SwiGLU (Shazeer 2020, arXiv:2002.05202) or a mixture of experts. Matrices have no bias.
 
-Axes: B batch, T time, S time including what a cache holds, D hidden size, H heads, K heads of keys and values,
-C numbers of a head, V vocabulary, N documents of a batch, L tokens of a document.
+Axes: B batch, T time, S time including the positions in a cache, D hidden size, H heads, K heads of keys and values,
+C size of a head, V vocabulary, N documents of a batch, L tokens of a document.
 """
 
 import math
@@ -31,8 +31,8 @@ class Thinker(nn.Module):
     `head_dim` is `d_model // num_heads` unless given. With `tied` the head is the token embedding. With `experts` each
     block has a mixture of experts in place of a feed-forward network of size `d_ff`. Dropout acts on the embeddings and
     on what each half of a block adds; not on the attention weights, since torch's flash attention for CPUs has none.
-    With `zero_init` each half of a block adds 0 at first: the network begins as its embedding and its head alone.
-    Raises UserError where the sizes do not go together.
+    With `zero_init` attention and feed-forward layers add 0 at first: the network begins as its embedding and its head.
+    Raises UserError where the sizes do not fit together.
     """
 
     def __init__(self, vocab_size: int, *, d_model: int, num_heads: int, num_kv_heads: int, num_layers: int, d_ff: int,
@@ -92,8 +92,8 @@ class Thinker(nn.Module):
         return F.linear(hidden, self.head_weight)
 
     def balance(self) -> Tensor:
-        """The load-balance loss of the last forward pass: a sum over its tokens, and the mean of the layers. Only with
-        experts, and once after each pass: what it is computed from is not held any longer."""
+        """The load-balance loss of the last forward pass: a sum over its tokens, and the mean over the layers. Only
+        with experts, and only once after each pass: it releases the tensors that it is computed from."""
         mixtures: list[Any] = [block.mlp for block in self.blocks]
         total = torch.stack([mixture.balance for mixture in mixtures]).mean()
         for mixture in mixtures:
@@ -101,7 +101,7 @@ class Thinker(nn.Module):
         return total
 
     def loads(self) -> Tensor:
-        """(layers, experts): the share of the tokens of the last step that each expert was given; each row adds up to
+        """(layers, experts): the share of the tokens of the last step that each expert was given. Each row adds up to
         `experts.per_token`."""
         mixtures: list[Any] = [block.mlp for block in self.blocks]
         return torch.stack([mixture.load for mixture in mixtures])
@@ -177,8 +177,8 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Computed in the type of its weight, which under autocast is fp32 while x may be bf16: torch's own warns of that
-    difference, and is slow."""
+    """RMSNorm in the type of its weight, which under autocast is fp32 while x may be bf16: torch's own warns that the
+    types differ, and is then slow."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
@@ -188,8 +188,8 @@ class RMSNorm(nn.RMSNorm):
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(..., C): each pair of numbers (i, i + C/2) turned by an angle. Its cosine is given for both, and its sine for
-    both, negative for the first: three operations where `transformer.rotated` takes seven."""
+    """Rotates each pair of numbers (i, i + C/2) of (..., C) by an angle. `cos` has the cosine of the angle for both
+    numbers of a pair, `sin` the sine, negative for the first: three operations; `transformer.rotated` needs seven."""
     other: Tensor = x.roll(x.shape[-1] // 2, -1)
     return (x * cos).addcmul_(other, sin)
 
@@ -215,7 +215,7 @@ class Borders:
         """`documents` (B, T): the number of each token's document."""
         begins = torch.ones_like(documents, dtype=torch.bool)
         begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        ends = begins.flatten().roll(-1).nonzero()[:, 0] + 1  # (N,); waits for the device once for each batch
+        ends = begins.flatten().roll(-1).nonzero()[:, 0] + 1  # (N,); waits for the GPU once for each batch
         self.lengths: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
 
 
@@ -223,8 +223,8 @@ class Borders:
 def attend_within(q: Tensor, k: Tensor, v: Tensor, borders: Borders) -> Tensor:
     """`attend` within each document, one after another: (B, H, T, C), (B, K, T, C) twice -> (B, H, T, C).
 
-    So it computes less than without documents, and no mask of T x T. `split` has a backward pass that joins all
-    gradients at once; that of a slice would fill a whole tensor with zeros for each document.
+    This computes less than attention over the whole row, and needs no mask of T x T. The backward pass of `split` joins
+    all gradients at once; that of slices would fill a whole tensor with zeros for each document.
     """
     B, _, T, _ = q.shape
     parts = zip(*(x.transpose(1, 2).flatten(0, 1).split(borders.lengths) for x in (q, k, v)))  # (L, H, C) each

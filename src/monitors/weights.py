@@ -28,8 +28,8 @@ class Weights(Callback):
     histogram.
 
     All of it on a sample of `sample_size` evenly spaced entries of each tensor. Warns once of a trainable part that
-    has not moved since the run began, and of a frozen one that moves. (A part that has moved may stand still where the
-    learning rate comes to 0: what is added is then less than a weight's last digit.)
+    has not moved since the run began, and of a frozen one that moves. (Where the learning rate goes to 0, a part that
+    has moved before may stand still: its updates are then smaller than the last digit of its weights.)
     """
 
     interval: int

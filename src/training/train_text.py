@@ -43,30 +43,31 @@ LEARNS_FAST = {"optimizer": "muon", "lr": 5e-3, "embedding_lr_factor": 2.0, "zer
 class Documents(Text):
     """Data"""
 
-    cross_document: bool = opt(True, "within a window, let a text look at the texts before it; --no_cross_document: "
-                               "each text sees itself alone")
+    cross_document: bool = opt(True, "let a token attend to the earlier texts of its window, too; "
+                               "--no_cross_document: to its own text only")
 
 
 @dataclass
 class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=1024, dropout=0.1):
     """Model"""
 
-    num_kv_heads: int = opt(2, "heads of keys and values; each serves as many attention heads (grouped-query "
-                            "attention)", ge=1, le=32, aliases=("n_kv_heads",))
+    num_kv_heads: int = opt(2, "heads of keys and values, each shared by --num_heads / --num_kv_heads attention "
+                            "heads (grouped-query attention)", ge=1, le=32, aliases=("n_kv_heads",))
     use_gqa: bool = opt(True, "grouped-query attention; --no_use_gqa: as many heads of keys and values as attention "
                         "heads")
     head_dim: int = opt(0, "size of a head (0: the hidden size divided by the number of heads)", ge=0)
-    use_swiglu: bool = opt(True, "gated feed-forward layers (SwiGLU); this model has no others")
+    use_swiglu: bool = opt(True, "gated feed-forward layers (SwiGLU); must be on, this model has no others")
     max_seq_len: int = opt(512, "context length, in tokens", ge=2, usual=(128, 2048),
                            aliases=("block_size", "ctx_len"))
-    rope_theta: float = opt(10000.0, "base of the rotary positions: how slowly the slowest of them turns", gt=1)
-    norm_eps: float = opt(1e-6, "what the norms add to the mean square, against divisions by 0", gt=0)
-    tie_embeddings: bool = opt(False, "use the token embedding as the head too")
-    zero_init: bool = opt(False, "begin with blocks that add 0: their last matrices start at 0, not at random")
+    rope_theta: float = opt(10000.0, "base of the rotary position embedding (RoPE)", gt=1)
+    norm_eps: float = opt(1e-6, "epsilon of RMSNorm, added to the mean square", gt=0)
+    tie_embeddings: bool = opt(False, "use the token embedding as the output head, too")
+    zero_init: bool = opt(False, "initialize the output matrices of attention and feed-forward layers to 0, not at "
+                           "random, so that at first each block adds 0 to its input")
     embedding_lr_factor: float = opt(1.0, "learning rate of the token embedding and the head, as a multiple of --lr",
                                      gt=0, le=100)
-    vocabulary_rows: int = opt(0, "rows of the token embedding, where a model from elsewhere has more of them than its "
-                               "tokenizer has tokens (0: as many)", ge=0)
+    vocabulary_rows: int = opt(0, "rows of the token embedding (0: as many as the tokenizer has tokens); --init_from "
+                               "sets it for a model of another program that has more rows than tokens", ge=0)
 
     def problems(self: Any) -> list[str]:
         found = [] if self.use_swiglu else ["--no_use_swiglu: this model has gated feed-forward layers only; "
@@ -81,13 +82,14 @@ class Architecture(Transformer, d_model=256, num_heads=4, num_layers=4, d_ff=102
 class Experts:
     """Mixture of experts"""
 
-    use_moe: bool = opt(False, "in each layer a router chooses for each token a few of many feed-forward networks")
-    num_experts: int = opt(8, "experts of a layer", ge=2, le=1024)
+    use_moe: bool = opt(False, "replace each feed-forward layer by --num_experts smaller ones (experts), of which a "
+                        "router chooses --experts_per_token for each token")
+    num_experts: int = opt(8, "experts in each layer", ge=2, le=1024)
     experts_per_token: int = opt(2, "experts that compute each token", ge=1)
     expert_d_ff: int = opt(0, "feed-forward size of an expert (0: --d_ff divided by --experts_per_token, so that a "
                            "token costs as much as without experts)", ge=0)
-    balance_weight: float = opt(0.01, "weight of the loss that is least where all experts get the same number of "
-                                "tokens", ge=0, aliases=("router_aux_loss_coef",))
+    balance_weight: float = opt(0.01, "weight of the load-balancing loss, which is lowest when all experts get the "
+                                "same number of tokens", ge=0, aliases=("router_aux_loss_coef",))
 
     def problems(self) -> list[str]:
         if self.experts_per_token > self.num_experts:
@@ -118,8 +120,8 @@ class Thinker(LanguageModelling[Config]):
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Also the sizes that are 0, which means that they follow from others, and a line on each option that is not
-        used."""
+        """Also replaces sizes of 0 by what they stand for: sizes that are computed from others; and a line on each
+        option that is not used."""
         cfg, lines = super().resolve_defaults(cfg, typed)
         unused = [(name, "--use_moe") for name in OF_EXPERTS if not cfg.use_moe]
         unused += [("num_kv_heads", "grouped-query attention (--no_use_gqa)")] if not cfg.use_gqa else []
@@ -129,7 +131,7 @@ class Thinker(LanguageModelling[Config]):
                        expert_d_ff=cfg.expert_d_ff or max(1, cfg.d_ff // cfg.experts_per_token)), lines
 
     def tokenizer_for(self, kind: str, texts: list[str]) -> "Tokenizer":
-        """With the special tokens, unless a model from elsewhere has no rows left for them."""
+        """With the special tokens, unless a model of another program has no rows left for them."""
         from stoker.data.text.tokenizers import open_tokenizer
 
         found, rows = super().tokenizer_for(kind, texts), self.cfg.vocabulary_rows
@@ -144,7 +146,7 @@ class Thinker(LanguageModelling[Config]):
         batch = super().collate(samples)
         if self.cfg.pack and not self.cfg.cross_document:
             ends = batch["tokens"] == self.tokenizer.end_of_text
-            batch["documents"] = ends.cumsum(1) - ends.long()  # an end belongs to the document that it ends
+            batch["documents"] = ends.cumsum(1) - ends.long()  # an end-of-text token belongs to the document before it
         return batch
 
     def model(self) -> "Network":

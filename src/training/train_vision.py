@@ -41,8 +41,8 @@ LOSSES = ("auto", "softmax", "sigmoid", "classes")
 VISION = ("image_size", "patch_size", "backbone", "stem", "positions")
 TEXT = ("text_d_model", "text_num_heads", "text_layers")
 SHAPE = (*VISION, "d_model", "num_heads", "num_layers", "d_ff", "embed_dim", "loss")
-LANGUAGE_MODEL = "text.language_model"  # the part of the model that --text_model names
-LANGUAGE_MODELS = ("lm", "text")  # stages that train one
+LANGUAGE_MODEL = "text.language_model"  # the part of the model whose weights --text_model names
+LANGUAGE_MODELS = ("lm", "text")  # the stages that train language models
 RECALL_AT = 1, 5, 10  # recall among so many nearest
 LOOKED_AT, SHOWN, NEAREST = 256, 8, 3  # samples: pictures to compare, pictures to show, captions of each
 CHARACTERS = 60  # of a caption that is shown
@@ -56,7 +56,7 @@ WHITENED = 2000  # pictures from which the filters of the convolutional backbone
 class Pictures:
     """Data"""
 
-    dataset: str = opt("scenes", "scenes (drawn here, with captions), digits (written by hand, of scikit-learn), "
+    dataset: str = opt("scenes", "scenes (drawn here, with captions), digits (handwritten, from scikit-learn), "
                        "coco-captions, a CSV file (image,caption or image,label), an annotations.json, or a folder or "
                        "TAR archive of pictures by class", path=table.NAMES, aliases=("data_path",))
     template: str = opt("a photo of {}", "caption of a picture that has only a class; {} stands for the class")
@@ -80,9 +80,10 @@ class Augmentation:
     crop: float = opt(0.1, "cut away up to this share of the area", ge=0, lt=1)
     flip: float = opt(0.0, "share of the epochs in which a picture is mirrored, left to right; 0.5: in every second "
                       "one. Not where captions say left or right, or pictures have text", ge=0, le=1)
-    shift: float = opt(0.0, "move up or down and sideways by up to this share of the sides; what comes in is mirrored",
-                       ge=0, le=0.5)
-    colour: float = opt(0.1, "brightness, contrast and saturation, more or less by up to this share", ge=0, le=1)
+    shift: float = opt(0.0, "move up or down and sideways by up to this share of the sides; the border is filled with "
+                       "its mirror image", ge=0, le=0.5)
+    colour: float = opt(0.1, "make brightness, contrast and saturation greater or smaller by up to this share", ge=0,
+                        le=1)
 
 
 @dataclass
@@ -91,8 +92,8 @@ class Architecture(Transformer, d_model=128, num_heads=4, num_layers=4, d_ff=512
     """Model"""
 
     patch_size: int = opt(16, "side length of a patch, in pixels", ge=2)
-    backbone: str = opt("vit", "vit: a transformer; conv: convolutions, which learn photographs sooner, and then as "
-                        "many layers of a transformer as --num_layers says, 0 too", choices=BACKBONES)
+    backbone: str = opt("vit", "vit: a transformer; conv: convolutions, which learn faster from photographs, then "
+                        "--num_layers layers of a transformer, which may be 0", choices=BACKBONES)
     stem: str = opt("conv", "how pixels become patches in front of --backbone vit: conv (strided convolutions, which "
                     "learn faster) or patch (a linear layer)", choices=STEMS)
     positions: str = opt("rotary", "position embeddings of the patches: rotary, for pictures of any size, or learned, "
@@ -130,8 +131,8 @@ class Contrast:
                     "are classes, else softmax", choices=LOSSES)
     label_smoothing: float = opt(0.2, "share of the target that --loss classes spreads evenly over all classes", ge=0,
                                  lt=1)
-    tta: bool = opt(False, "evaluate the mean over six views of each picture: as it is, moved up and moved down a "
-                    "little, and the mirror images of these (test-time augmentation)")
+    tta: bool = opt(False, "evaluate with the mean embedding of six views of each picture: as it is, moved up and "
+                    "moved down a little, and the mirror images of these (test-time augmentation)")
 
 
 @dataclass
@@ -193,8 +194,8 @@ class Vision(OfPictures[Config]):
         self._report({split: len(each) for split, each in numbers.items()})
 
     def _choose_loss(self) -> str:
-        """The loss that --loss says or, for "auto", that suits the captions. Raises UserError where --loss classes has
-        no classes."""
+        """The loss that --loss names or, for "auto", that suits the captions. Raises UserError for --loss classes where
+        the captions are not classes."""
         asked, classes = self.cfg.loss, self.register.captions_are_classes()
         if asked == "classes" and not classes:
             raise UserError(f"--loss classes: the captions of --dataset {self.cfg.dataset} are not classes, each of "
@@ -278,9 +279,9 @@ class Vision(OfPictures[Config]):
         return Order(len(self.dataset("train")), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, by_epoch=True)
 
     def collate(self, samples: "list[Pair]") -> Batch:
-        """pixels (B, 3, H, W) uint8; numbers (B, 3) of picture, caption and class; tokens and lengths of the U
-        different captions, with the loss by classes all there are, and caption (B,), the index of each picture's own
-        among these."""
+        """pixels (B, 3, H, W) uint8; numbers (B, 3) of picture, caption and class; tokens (U, T) and lengths (U,) of
+        the U different captions of the batch (with the loss by classes, of all captions); caption (B,), the index of
+        each picture's own caption among these U."""
         import torch
 
         numbers = torch.stack([pair.numbers for pair in samples])
@@ -338,7 +339,7 @@ class Vision(OfPictures[Config]):
             return language.model().to_empty(device="cpu")  # type: ignore[no-any-return]
 
     def blocks(self, model: Any) -> list["nn.Module"]:
-        """Those of the vision encoder alone: the length of captions differs from batch to batch."""
+        """Those of the vision encoder only, since the length of captions differs from batch to batch."""
         return [*getattr(model.vision.stem, "blocks", ()), *model.vision.blocks]
 
     def counts(self, batch: Batch, phase: str) -> dict[str, int]:

@@ -22,9 +22,9 @@ from stoker.progress import tracked
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when other ids, or the same in another way, are written
+FORMAT = 1  # raise it when other ids are written, or the same ids in another format
 BATCH = 4_000_000  # characters that are encoded at a time
-COUNTED_AT_ONCE = 10_000_000
+COUNTED_AT_ONCE = 10_000_000  # tokens
 
 
 def tokenize(documents: list[str], tokenizer: Tokenizer, what: str) -> Numbers:
@@ -62,13 +62,15 @@ class Windows(Dataset[torch.Tensor]):
     Neighbours share one token, so each token but the first is a target exactly once; only the last part that fills
     no window is left out.
 
-    With a `seed`, item i + epoch * len is window i of another cut in each epoch but the first: the text is a circle,
-    which is cut from a place that is drawn by (seed, epoch).
+    With a `seed`, item i + epoch * len(self) is window i of that epoch. The windows of epoch 0 begin at token 0, those
+    of each later epoch at a token drawn from (seed, epoch); after its last token the stream continues with its first.
+    Such a data set has no last item: do not iterate over it.
     """
 
     def __init__(self, tokens: Numbers | np.ndarray, length: int, *, max_samples: int = 0, what: str = "text",
                  seed: int | None = None):
-        """`max_samples` keeps the first windows only, 0 keeps all. Raises UserError where none can be filled."""
+        """`max_samples` keeps the first windows only, 0 keeps all. `what` names the text in the error. Raises UserError
+        where the text does not fill one window."""
         count = (len(tokens) - 1) // length
         if count < 1:
             raise UserError(
@@ -95,14 +97,14 @@ class Windows(Dataset[torch.Tensor]):
         return torch.from_numpy(window)
 
     def documents(self, end_of_text: int) -> list[str]:
-        """The number of the document in which each window begins."""
+        """The number of the document in which each window of epoch 0 begins."""
         starts = np.arange(self.count) * self.length
         return [str(number) for number in np.searchsorted(_ends(self.tokens, end_of_text), starts)]
 
 
 @lru_cache(maxsize=2)
 def _drawn(seed: int, epoch: int, size: int) -> int:
-    """A place in a text of `size` tokens."""
+    """A random position in a stream of `size` tokens, the same for the same seed and epoch."""
     return int(np.random.default_rng((seed, epoch)).integers(size))
 
 

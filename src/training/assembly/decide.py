@@ -1,4 +1,4 @@
-"""What is decided before a run by a trial of its model: the precision, and whether it is compiled."""
+"""Decisions before a run, by a trial of its model: the precision, and whether to compile it."""
 
 import logging
 import time
@@ -13,16 +13,16 @@ from stoker.training.core.plan import Plan
 
 log = logging.getLogger(__name__)
 
-PAYS = 1.2  # times as fast: less is no reason to compute in bf16
+PAYS = 1.2  # times as fast: bf16 is chosen from this speedup on
 WORTH_A_TRIAL = 10.0  # seconds of training
 LONG = 600.0  # seconds: in a shorter run compiling is not worth the trial
-NOTICEABLE = 1.05  # times as fast: less is within what timings scatter
+NOTICEABLE = 1.05  # times as fast: smaller speedups are within the scatter of timings
 
 
 def expect(plan: Plan, started: float) -> tuple[Plan, Estimate, Length, list[str]]:
-    """What a run will take. Returns the plan, which says in which precision the run computes and whether it is
-    compiled, and lines for the log: what a trial of each showed, if there was one, and whether the machine is too busy
-    to trust the measurements.
+    """Decide the precision and whether to compile, and estimate the time and memory of a run. Returns the plan with
+    both decisions, the estimate, the length of the run, and lines for the log: what a trial of each showed, if there
+    was one, and whether the machine is too busy to trust the measurements.
 
     `started`: when the program started (`time.time()`)."""
     log.info("Estimating time and memory, on a few batches and a copy of the model")
@@ -38,8 +38,8 @@ def expect(plan: Plan, started: float) -> tuple[Plan, Estimate, Length, list[str
 
 
 def decide_precision(plan: Plan, length: Length) -> tuple[Plan, str]:
-    """The plan with bf16, where --precision auto may take it and a trial of the model's own steps shows that it pays;
-    and a line about it. A run of a few seconds is over before a trial would pay."""
+    """The plan with the precision decided, and a line for the log: bf16 where --precision auto may choose it and a
+    trial of the model's own steps shows that it is faster. A run of a few seconds has no trial: it would not pay."""
     if not plan.may_be_bf16:
         return plan, ""
     with rng.preserved(), estimate.room_for_two(plan.device):
@@ -55,8 +55,8 @@ def decide_precision(plan: Plan, length: Length) -> tuple[Plan, str]:
 
 
 def decide_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, Estimate, str]:
-    """Whether the run is compiled: as asked, or where a trial that can be trusted shows that it pays; and a line about
-    it."""
+    """Whether the run is compiled (as the option says or, by default, where a trial that can be trusted shows that it
+    pays), the estimate with that, and a line for the log. `seconds`: how long the run takes uncompiled."""
     asked = plan.cfg.compile
     if asked is False or (asked is None and seconds < LONG):
         return False, found, ""

@@ -1,4 +1,5 @@
-"""Copies of the sources of parts, beside weights that refer to them: so the sources may be deleted."""
+"""Copies of the weights that parts of a model are initialized from, in the folder of a run and of a model, so that the
+originals may be deleted."""
 
 import os
 import shutil
@@ -15,21 +16,23 @@ FOLDER = "parts"  # in a run's folder and in a model folder, with a folder for e
 
 
 def beside(weights: "Pretrained", name: str) -> Path | None:
-    """The folder beside trained weights that has the copy of a part's source, if there is one."""
+    """The copy of the source of the part `name`: in the folder of these weights, else in that of their run; None if
+    there is none."""
     folders = [weights.folder, *([weights.run.path] if weights.run else [])]
     return next((folder / FOLDER / name for folder in folders if (folder / FOLDER / name).is_dir()), None)
 
 
 def copy_sources(stage: "Stage", folder: Path) -> None:
-    """Copy the sources of the parts with export="beside" into `folder`, each whole or not at all."""
+    """Copy the sources of the parts with export="beside" into `folder`, each completely or not at all. Copies that
+    exist already are kept."""
     for part in stage.parts():
         source, target = stage.sources.get(part.name), folder / FOLDER / part.name
         if part.export != "beside" or source is None or target.exists():
             continue
         hidden = target.with_name(f".{part.name}")
-        shutil.rmtree(hidden, ignore_errors=True)  # from a start that was killed
+        shutil.rmtree(hidden, ignore_errors=True)  # left over from a start that was killed
         hidden.mkdir(parents=True)
-        # our files and those of the hub's cache are replaced, never written in place
+        # hard links are safe for our files and those of the hub's cache: they are replaced, never written in place
         put = files.link_or_copy if source.stage or source.is_snapshot or source.origin else shutil.copyfile
         # a tokenizer stands beside the snapshots of its run, not in them
         of_run = source.run.path.glob("tokenizer*.json") if source.is_snapshot and source.run else ()

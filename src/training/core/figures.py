@@ -38,11 +38,12 @@ class Sampled(Ratio):
 
 
 class Goal(NamedTuple):
-    """What a stage is meant to reach: a value of its best metric, or of one that `Stage.derive` computes from that."""
+    """A value that the best evaluation should reach: of the stage's `best` metric, or of one that `Stage.derive`
+    computes from that. `Stage.best` says whether to be below it or above it."""
 
     metric: str
     value: float
-    data: str = ""  # what the goal was stated for, where it was for certain data
+    data: str = ""  # the data that the goal is meant for; empty: any data
 
 
 class Moment(NamedTuple):

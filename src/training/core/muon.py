@@ -1,4 +1,5 @@
-"""Muon, which orthogonalizes the momentum of matrices (Jordan 2024, kellerjordan.github.io/posts/muon); else AdamW.
+"""Muon, which orthogonalizes the momentum of matrices (Jordan 2024, kellerjordan.github.io/posts/muon). It updates all
+other parameters by AdamW.
 
 The update of a matrix is scaled by 0.2 sqrt(max(rows, columns)), so that its size is that of AdamW's and one learning
 rate serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2).
@@ -16,14 +17,15 @@ from torch.optim.adamw import adamw
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of a quintic iteration that lifts small singular values fast
 ITERATIONS, EPSILON = 5, 1e-7
-RMS = 0.2  # of an update of AdamW, usually
+RMS = 0.2  # the usual root mean square of AdamW's updates, at a learning rate of 1
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `matrix` hold matrices, stacks of them (E, M, N), or weights of convolutions (C', C, H, W), which are
-    matrices with C' rows; with `bf16` they are orthogonalized in bf16. The others are updated by fused AdamW.
+    """Parameter groups with `matrix` have matrices, stacks of them (E, M, N), or weights of convolutions (C', C, H, W),
+    which are treated as matrices with C' rows; with `bf16` these are orthogonalized in bf16. The parameters of other
+    groups are updated by fused AdamW.
 
-    `found_inf`, a float scalar on the device, is 1 where the next update is to change nothing (`optim.update`).
+    `found_inf`, a float scalar on the device: where it is 1, the next step changes nothing (`optim.update`).
     """
 
     _step_supports_amp_scaling = True
@@ -34,7 +36,7 @@ class Muon(torch.optim.Optimizer):
                                   "bf16": False})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also of a snapshot from before there was `bf16`."""
+        """Also loads the state of snapshots from before groups had `bf16`."""
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("bf16", False)
@@ -53,6 +55,7 @@ class Muon(torch.optim.Optimizer):
         grads = [p.grad for p in parameters if p.grad is not None]
         before = [self.state[p]["momentum"] for p in parameters]
         momenta = torch._foreach_lerp(before, grads, 1 - MOMENTUM)
+        # Nesterov's form: the gradient is mixed with the new momentum once more
         directions = orthogonal([_rows(each) for each in torch._foreach_lerp(grads, momenta, MOMENTUM)],
                                 bf16=group["bf16"])
         for parameter, momentum, direction in zip(parameters, momenta, directions):
@@ -78,11 +81,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Sequence[Tensor], *, bf16: bool = False) -> list[Tensor]:
-    """For each matrix (..., M, N) nearly U V^T of its singular value decomposition: singular values between about 0.7
-    and 1.2.
+    """For each matrix (..., M, N), approximately U V^T of its singular value decomposition U S V^T: all singular values
+    become about 0.7 to 1.2.
 
-    Matrices of one shape, or of its transpose, are computed in one batch. In bf16 on a GPU, and elsewhere with `bf16`;
-    else in fp32, since many CPUs have no fast bf16.
+    Matrices of one shape, or of its transpose, are computed in one batch: in bf16 on a GPU or with `bf16`, else in
+    fp32, since many CPUs have no fast bf16.
     """
     alike = defaultdict[tuple[int, ...], list[int]](list)
     for number, matrix in enumerate(matrices):
@@ -99,7 +102,8 @@ def orthogonal(matrices: Sequence[Tensor], *, bf16: bool = False) -> list[Tensor
 
 
 def _iterated(x: Tensor) -> Tensor:
-    """Newton-Schulz iterations of (B, M, N), M <= N, each divided by its norm first: no singular value is above 1."""
+    """Newton-Schulz iterations of matrices (B, M, N), M <= N. Each is first divided by its Frobenius norm, so that no
+    singular value is above 1."""
     a, b, c = NEWTON_SCHULZ
     x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + EPSILON)
     for _ in range(ITERATIONS):
@@ -109,7 +113,7 @@ def _iterated(x: Tensor) -> Tensor:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """A matrix, or a stack of them, as it is; the weight of a convolution as a matrix with a row for each channel."""
+    """The weight of a convolution (C', C, H, W) as a matrix (C', C H W); others unchanged."""
     return weight.flatten(1) if weight.dim() == 4 else weight
 
 

@@ -42,7 +42,7 @@ class Part:
              submodule, or None to leave it out, such as `to_ours` of a table (`model/names.py`). None: names are equal
     stages   the stages of which one has trained the source: "newest" is their newest run, `options_from` of that stage
              reads the source's options, and without `prefix` its `load` reads model folders; `stage.reader` chooses the
-             stage for a folder of another program. None: the names are those of the submodule
+             stage for a folder of another program. Empty: the names are those of the submodule
     train    "whole"; "frozen": it gets no gradient and stays in evaluation mode; or `Lora`. Weights of a source that
              training does not change are in no snapshot: a resumed run reads them from the source again, and refuses
              one with other content

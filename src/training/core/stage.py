@@ -50,7 +50,7 @@ class Stage(Generic[C]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
     target: ClassVar[float | None] = None  # the goal for the best metric: see `goal`
-    model_types: ClassVar[tuple[str, ...]] = ()  # in the config.json of other programs' models that `load` reads
+    model_types: ClassVar[tuple[str, ...]] = ()  # values of model_type in config.json that `load` reads
     divisible: ClassVar[bool] = True  # the loss is a sum over samples, so smaller micro-batches give the same gradients
     # kind of device ("cpu", "cuda", "mps") -> an operator that has no deterministic form there, such as "grid_sample's
     # backward pass": torch then warns instead of failing, and a resumed run equals the uninterrupted one to rounding
@@ -213,7 +213,7 @@ class Stage(Generic[C]):
         return {}
 
     def goal(self) -> Goal | None:
-        """What the model is meant to reach. A finished run says whether it did."""
+        """What the model should reach, for the log of a finished run; None: the log says nothing about it."""
         return None if self.target is None else Goal(self.best[0], self.target)
 
     def blocks(self, model: "nn.Module") -> list["nn.Module"]:
@@ -274,8 +274,9 @@ def discover() -> dict[str, type[Stage]]:
 
 
 def reader(weights: "Pretrained", stages: Sequence[str]) -> type[Stage]:
-    """Of these stages the one that reads the weights: the one that has trained them or, where another program has, the
-    one that reads its kind of model; else the first. Raises UserError where config.json cannot be read."""
+    """The stage that can load these weights: the stage that trained them or, for weights of another program, the one of
+    `stages` whose `model_types` has the model type of their config.json; else the first of `stages`. Raises UserError
+    where config.json cannot be read."""
     known = discover()
     if weights.stage:
         return known[weights.stage]

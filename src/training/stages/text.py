@@ -45,8 +45,8 @@ class Text:
     retrain_tokenizer: bool = opt(False, "train the BPE tokenizer again, even if the cache has one for this text")
     pack: bool = opt(True, "train on windows of --max_seq_len tokens, cut from the texts one after another; --no_pack: "
                      "each line of the text is a sample, cut at --max_seq_len")
-    shift_windows: bool = opt(False, "cut the windows at other places in each epoch after the first, so that a model "
-                              "which reads a text often sees few of them twice")
+    shift_windows: bool = opt(False, "in each epoch after the first, cut the training text into windows at other "
+                              "places, so that in many epochs the model sees few windows twice; not with --no_pack")
 
 
 class LanguageModelling(Tokenized[C]):
