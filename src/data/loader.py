@@ -57,8 +57,11 @@ class Order:
     def items(self, step: int) -> list[list[int]]:
         """What a data set is asked for to give the rows of a step."""
         parts = (part.tolist() for part in self.planned(step))
-        return [kept for part in parts
-                if (kept := [item for item in part if step < self.left_out.get(item % self.size, step + 1)])]
+        return [kept for part in parts if (kept := [item for item in part if not self.leaves_out(item, step)])]
+
+    def leaves_out(self, item: int, step: int) -> bool:
+        """Whether `step` does not train on an item, since its row is left out."""
+        return step >= self.left_out.get(item % self.size, step + 1)
 
     def planned(self, step: int) -> list[np.ndarray]:
         """The items of a step's micro-batches, with those of rows that are left out."""

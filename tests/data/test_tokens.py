@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from damage import flip, full_disk
 from stoker import files
 from stoker.config import Damaged, UserError
 from stoker.data.text import tokenizers, tokens
-from stoker.data.text.tokens import Windows, tokenize, unigram_perplexity
+from stoker.data.text.tokens import ShiftedOrder, Windows, tokenize, unigram_perplexity
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +187,23 @@ def test_shifted_windows_cut_the_text_as_a_circle(count: int, limit: int) -> Non
             plain[absent]
     with pytest.raises(IndexError):
         windows[-1]
+
+
+def test_what_is_left_out_stays_out_when_windows_are_shifted() -> None:
+    """Row 5 of the second epoch, from its last step on: each of its targets is trained on before, and never after."""
+    windows = Windows(np.arange(107, dtype=np.uint16), 10, seed=5)
+    whole = ShiftedOrder(len(windows), 3, 1, seed=1, windows=windows)
+    last = 2 * whole.steps_per_epoch - 1
+    order = replace(whole, left_out={5: last})
+    bad = set(windows[5 + len(windows)][1:].tolist())
+    found = []
+    for step in range(12 * order.steps_per_epoch):
+        kept, every = (sum(each.items(step), []) for each in (order, whole))
+        assert set(kept) <= set(every) and (step < last) <= (kept == every)
+        assert all(bad & set(windows[item][1:].tolist()) for item in set(every) - set(kept))
+        assert step < last or not any(bad & set(windows[item][1:].tolist()) for item in kept)
+        found.append(len(every) - len(kept))
+    assert 10 <= sum(found) <= 21, "one or two in each of ten epochs"
 
 
 def test_windows_are_loaded_in_batches() -> None:

@@ -86,9 +86,17 @@ def test_windows_are_shifted_from_the_second_epoch_on(tmp_path: Path) -> None:
         assert (firsts[0] == firsts[1]) is not shifted
         assert stage.dataset("validation").seed is None
     options: dict[str, Any] = dict(dataset="pydocs", tokenizer="bytes", shift_windows=True, pack=False)
-    with pytest.raises(UserError, match="--shift_windows shifts the windows that --no_pack does not cut"):
+    with pytest.raises(UserError, match="--shift_windows shifts windows, and with --no_pack there are none: leave one"):
         Thinker.resolve_defaults(Config(**options), {"shift_windows", "pack"})
     Thinker.resolve_defaults(Config(**options), {"pack"})  # as presets have it
+
+
+@pytest.mark.parametrize("name", ["lm", "text"])
+def test_lines_are_samples_in_every_epoch(name: str, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(LINES))
+    options = DATA[name] | {"dataset": str(tmp_path / "lines.txt"), "pack": False, "max_steps": 25}
+    trainer, _ = train(discover()[name], new_run(tmp_path, discover()[name]), **options)
+    assert trainer.step == 25 > 2 * trainer.steps_per_epoch
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from stoker import files
 from stoker.config import UserError
 from stoker.data import blocks, cache
 from stoker.data.blocks import Numbers
+from stoker.data.loader import Order
 from stoker.data.text.corpus import fingerprint
 from stoker.data.text.tokenizers import Tokenizer, pieces
 from stoker.progress import tracked
@@ -85,16 +87,25 @@ class Windows(Dataset[torch.Tensor]):
         return self.count
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        epoch, row = divmod(index, self.count)
-        if epoch < 0 or epoch and self.seed is None:
+        if index < 0 or index >= self.count and self.seed is None:
             raise IndexError(f"window {index} of {self.count}")
-        begin = _drawn(self.seed, epoch, self.used) if epoch and self.seed is not None else 0
-        start = (begin + row * self.length) % self.used
+        start = self._start(index)
         end = start + self.length + 1
         window = np.array(self.tokens[start:min(end, self.used)], np.int64)
         if end > self.used:
             window = np.concatenate([window, self.tokens[:end - self.used]], dtype=np.int64)
         return torch.from_numpy(window)
+
+    def _start(self, index: int) -> int:
+        """The place of its first token."""
+        epoch, row = divmod(index, self.count)
+        begin = _drawn(self.seed, epoch, self.used) if epoch and self.seed is not None else 0
+        return (begin + row * self.length) % self.used
+
+    def share_targets(self, index: int, other: int) -> bool:
+        """Whether two windows, of one epoch or of two, have a target in common."""
+        apart = (self._start(index) - self._start(other)) % self.used
+        return min(apart, self.used - apart) < self.length
 
     def documents(self, end_of_text: int) -> list[str]:
         """The number of the document in which each window of epoch 0 begins."""
@@ -102,10 +113,24 @@ class Windows(Dataset[torch.Tensor]):
         return [str(number) for number in np.searchsorted(_ends(self.tokens, end_of_text), starts)]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=64)
 def _drawn(seed: int, epoch: int, size: int) -> int:
     """A random position in a stream of `size` tokens, the same for the same seed and epoch."""
     return int(np.random.default_rng((seed, epoch)).integers(size))
+
+
+@dataclass(frozen=True)
+class ShiftedOrder(Order):
+    """The order of windows that each epoch cuts at other places. With the window of a row that is left out, from a step
+    on, later epochs leave out all windows that share a target with it."""
+
+    by_epoch: bool = True
+    windows: Windows | None = None
+
+    def leaves_out(self, item: int, step: int) -> bool:
+        assert self.windows is not None
+        return any(step >= first and self.windows.share_targets(item, row + first // self.steps_per_epoch * self.size)
+                   for row, first in self.left_out.items())
 
 
 class Lines(Dataset[torch.Tensor]):

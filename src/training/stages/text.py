@@ -93,7 +93,7 @@ class LanguageModelling(Tokenized[C]):
             lines.append(f"NO WIKITEXT: {why}. No --dataset was given, so this run trains on pydocs{also}")
             cfg = replace(cfg, dataset="pydocs", tokenizer="bpe" if also else cfg.tokenizer)
         if "shift_windows" in typed and cfg.shift_windows and not cfg.pack:
-            problems.append("--shift_windows shifts the windows that --no_pack does not cut: leave one of them out")
+            problems.append("--shift_windows shifts windows, and with --no_pack there are none: leave one of them out")
         if problem := vocabularies.problem(cfg.tokenizer):
             problems.append(problem)
         if problems:
@@ -150,13 +150,14 @@ class LanguageModelling(Tokenized[C]):
 
     def order(self) -> "Order":
         from stoker.data.loader import LengthOrder
-        from stoker.data.text.tokens import Lines
+        from stoker.data.text.tokens import Lines, ShiftedOrder
 
         cfg: Any = self.cfg
         rows = self.dataset("train")
-        if not isinstance(rows, Lines):
-            return replace(super().order(), by_epoch=cfg.shift_windows)
-        return LengthOrder(len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed, lengths=tuple(rows.lengths()))
+        known = len(rows), cfg.batch_size, cfg.grad_accum_steps, cfg.seed
+        if isinstance(rows, Lines):
+            return LengthOrder(*known, by_epoch=False, lengths=tuple(rows.lengths()))
+        return ShiftedOrder(*known, windows=rows) if cfg.shift_windows else super().order()
 
     def groups(self, split: str) -> list[str] | None:
         """The document in which each window begins; lines are independent."""
