@@ -60,10 +60,10 @@ def row(preset: str) -> str:
     model, prompt = stage.model().eval(), torch.randint(stage.vocabulary, (1, PROMPT))
     with TemporaryDirectory() as folder:
         library = of_transformers(model, Path(folder))
-    in_half = stage.model().eval()
-    in_half.load_state_dict(model.state_dict())
     made = {"as they are": partial(ours, model, prompt), "transformers": partial(theirs, library, prompt)}
     if half_weights.supported(torch.device("cpu")):
+        in_half: Any = stage.model().eval()
+        in_half.load_state_dict(model.state_dict())
         half_weights.hold_in_half(in_half)
         made["fp16"] = partial(ours, in_half, prompt)
     seconds = rig.median_seconds(made, rounds=5)

@@ -126,7 +126,7 @@ def _compared(alone: Training, killed: Training) -> list[str]:
         if not kill_matrix.finished(training.folder):
             return [f"the training {side} ended with {training.process.exitcode}"]
     if "Resuming from" not in killed.run.latest_log.read_text():
-        return ["it began anew instead of resuming"]
+        return ["it started from step 0 instead of resuming"]
     left_alone, resumed = (kill_matrix.outcome(training.run.path) for training in (alone, killed))
     found = list(kill_matrix.differences(left_alone, resumed, ""))
     return [f"{len(found)} DIFFERENCES: {'; '.join(found[:3])}"] if found else []

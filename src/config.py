@@ -440,12 +440,13 @@ def help_text(cls: type, presets: Mapping[str, Mapping[str, Any]], usage: str,
                         + ("; auto: low, mid or high, as suits this machine" if "low" in presets else ""))
     lines += _entry("--config FILE", "values from a JSON file (partial; // comments allowed); flags win over it")
     table = fields(cls)
+    groups: dict[str, list[str]] = {}
     for group in reversed(cls.__mro__):
-        own = [name for name in inspect.get_annotations(group) if name in table]
+        heading = (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
+        groups.setdefault(heading, []).extend(name for name in inspect.get_annotations(group) if name in table)
+    for heading, own in groups.items():
         if own:
-            lines += ["", (group.__doc__ or group.__name__).splitlines()[0].rstrip(".") + ":"]
-            for name in own:
-                lines += _entry(*_option(name, *table[name]))
+            lines += ["", f"{heading}:", *(line for name in own for line in _entry(*_option(name, *table[name])))]
     for heading, entries in flags.items():
         lines += ["", f"{heading}:", *(line for entry in entries.items() for line in _entry(*entry))]
     return "\n".join(lines)

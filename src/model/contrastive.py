@@ -40,9 +40,10 @@ class DualEncoder(nn.Module):
         self.bias = nn.Parameter(torch.tensor(bias)) if loss == "sigmoid" else None
 
     def pictures(self, pixels: Tensor, sizes: Tensor | None = None, tta: bool = False) -> Tensor:
-        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32. With `tta` (test-time augmentation), which ignores
+        """uint8 (B, 3, H, W) -> (B, E) of length 1, in fp32. With `tta` (test-time augmentation), for pictures without
         `sizes`, the mean over the `views` of each picture, again of length 1."""
         if tta:
+            assert sizes is None, "a view of padding would be seen"
             return F.normalize(torch.stack([self.pictures(view) for view in views(pixels)]).sum(0), dim=1)
         return F.normalize(self.head(self.pool(*self.vision(pixels, sizes))).float(), dim=1)
 
@@ -132,7 +133,7 @@ def sigmoid_loss(logits: Tensor, alike: Tensor, reduction: str = "sum") -> Tenso
     return -(each.sum() if reduction == "sum" else each.sum(1))
 
 
-LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
+LOSS_FUNCTIONS = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
 
 
 def right_ones(logits: Tensor, alike: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from stoker.model.convolution import Conv2d
 from stoker.model.dropout import Dropout
 from stoker.model.transformer import Block, init_blocks, init_linear, line_angles
 
-STEMS, POSITIONS = ("patch", "conv"), ("learned", "rotary")
 SLOWEST = 100.0  # of rotary positions: a picture is few patches wide
 
 

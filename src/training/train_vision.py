@@ -346,7 +346,7 @@ class Vision(OfPictures[Config]):
         return {"loss": len(batch["pixels"])}
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
-        from stoker.model.contrastive import LOSSES, alike, right_ones
+        from stoker.model.contrastive import LOSS_FUNCTIONS, alike, right_ones
 
         seen, read = self._vectors(model, batch)
         if self.loss_name == "classes":
@@ -354,7 +354,7 @@ class Vision(OfPictures[Config]):
             total, right = self._class_loss(logits, own), (logits.argmax(1) == own).sum()
         else:
             logits, same = model.logits(seen, read[batch["caption"]]), alike(*batch["numbers"].T[:2])
-            total, right = LOSSES[self.loss_name](logits, same), right_ones(logits, same)
+            total, right = LOSS_FUNCTIONS[self.loss_name](logits, same), right_ones(logits, same)
         return Loss({"loss": total}, {"acc": Ratio(right, len(logits)), "scale": Ratio(model.terms()[0].detach(), 1)})
 
     def _class_loss(self, logits: "Tensor", own: "Tensor", reduction: str = "sum") -> "Tensor":
@@ -401,7 +401,7 @@ class Vision(OfPictures[Config]):
         if "loss" in gathered:
             return Sampled(float(gathered["loss"].sum()) / len(seen), 1, (gathered["loss"], ones))
         order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(self.cfg.seed))
-        total, by_pair, compute = torch.zeros(()), torch.empty(len(seen)), contrastive.LOSSES[self.loss_name]
+        total, by_pair, compute = torch.zeros(()), torch.empty(len(seen)), contrastive.LOSS_FUNCTIONS[self.loss_name]
         for rows in order.split(self.cfg.batch_size):
             logits = contrastive.logits(seen[rows], read[rows], gathered["terms"][0])
             same = contrastive.alike(*numbers[rows].T[:2])

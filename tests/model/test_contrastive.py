@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stoker.model.contrastive import LOSSES, DualEncoder, alike, right_ones, sigmoid_loss, softmax_loss
+from stoker.model.contrastive import LOSS_FUNCTIONS, DualEncoder, alike, right_ones, sigmoid_loss, softmax_loss
 from stoker.model.gpt import GPT
 from stoker.model.text_tower import FrozenTextTower, TextTower
 from stoker.model.vision_encoder import VisionEncoder
@@ -111,7 +111,7 @@ def test_the_nearest_of_a_batch_is_counted_among_what_is_contrasted() -> None:
 def test_the_losses_that_can_be_chosen_are_those_there_are() -> None:
     from stoker.training import train_vision
 
-    assert set(train_vision.LOSSES) == {*LOSSES, "classes", "auto"}
+    assert set(train_vision.LOSSES) == {*LOSS_FUNCTIONS, "classes", "auto"}
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def test_each_picture_has_a_loss_and_answers_and_the_figures_keep_their_bits(tmp
     seen, read, numbers = (torch.cat([each[name] for each in made]) for name in ("seen", "read", "numbers"))
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(stage.cfg.seed))
     with torch.no_grad():
-        total = sum(contrastive.LOSSES[loss](model.logits(seen[part], read[part]),
+        total = sum(contrastive.LOSS_FUNCTIONS[loss](model.logits(seen[part], read[part]),
                                              contrastive.alike(*numbers[part].T[:2])) for part in order.split(3))
     expected = retrieval.figures(seen, read, numbers, at=(1, 5, 10), seed=stage.cfg.seed)
     assert scores.metrics == {"eval/loss": float(total) / len(pairs),

@@ -47,9 +47,9 @@ def test_info_prints_the_figures_of_these_options(tmp_path: Path) -> None:
     assert "Estimating time and memory" in printed.stderr and "Estimating" not in told, "it may take minutes"
     block = 12 * 128 * 128 + 13 * 128  # four matrices of attention, two of the MLP; biases and two norms
     parameters = 257 * 128 + 32 * 128 + 4 * block + 2 * 128
-    assert f"parameters       {parameters:,}\n" in told and "the run          50 updates, " in told
+    assert f"parameters       {parameters:,}\n" in told and "the run          50 steps, " in told
     assert "eval_interval 2" in told, "cut as in the run itself"
-    rows = int(re.search(r"(\d+) evaluated", told)[1])  # type: ignore[index]
+    rows = int(re.search(r"(\d+) samples evaluated", told)[1])  # type: ignore[index]
     assert rows % 25 == 0 and rows, "at every second update"
     assert "# The language model" in told and re.search(r"^takes about +\d+", told, re.MULTILINE)
     assert list(tmp_path.iterdir()) == [tmp_path / "text.txt"]

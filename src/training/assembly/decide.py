@@ -61,25 +61,27 @@ def decide_compile(found: Estimate, plan: Plan, seconds: float) -> tuple[bool, E
     if asked is False or (asked is None and seconds < LONG):
         return False, found, ""
     if asked is None and found.busy:
-        return False, found, ("Not compiled: on a busy machine a trial shows nothing; add --compile to compile "
-                              "nevertheless")
+        return False, found, ("torch.compile not tried, since a trial on a busy machine shows nothing; --compile uses "
+                              "it nevertheless")
     if why := blocks.compiler_problem(plan.device):
-        return False, found, f"Not compiled: {why}"
+        return False, found, f"{why}, so it is not used"
     log.info("Trying torch.compile, which may take minutes")
     try:
         tried = try_compiled(found, plan)
     except RuntimeError as error:  # the compiler's, or not enough memory for two of the model
-        return False, found, f"Not compiled: a trial failed ({blocks.first_line(error)})"
-    measured = f"{tried.compiled_speedup:.2f} times as fast in a trial, {tried.compile_seconds:.0f} s to compile"
+        return False, found, f"torch.compile not used: a trial failed ({blocks.first_line(error)})"
+    gain = 1 - 1 / tried.compiled_speedup  # of the time of a step
+    measured = (f"torch.compile tried: a step takes {abs(gain):.0%} {'less' if gain > 0 else 'more'} time here, and "
+                f"{tried.compile_seconds:.0f} s to compile")
     pays = tried.compiled_speedup > NOTICEABLE and (
-        seconds * (1 - 1 / tried.compiled_speedup) > 2 * tried.compile_seconds)
+        seconds * gain > 2 * tried.compile_seconds)
     if asked is None and tried.busy:
         return False, replace(found, scatter=tried.scatter), (
-            f"Not compiled: {measured}, but the trial's measurements scatter by a factor of {tried.scatter:.1f}; add "
-            "--compile to compile nevertheless")
+            f"{measured}; not used, since these measurements scatter by a factor of {tried.scatter:.1f}: --compile "
+            "uses it nevertheless")
     if asked is None and not pays:
-        return False, found, f"Not compiled: {measured}"
-    return True, replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"Compiled: {measured}"
+        return False, found, f"{measured}; not used"
+    return True, replace(tried, sample_seconds=found.sample_seconds / tried.compiled_speedup), f"{measured}; used"
 
 
 def try_compiled(found: Estimate, plan: Plan) -> Estimate:
@@ -90,6 +92,6 @@ def try_compiled(found: Estimate, plan: Plan) -> Estimate:
         batches = plain.batches(found.tried_size)
         first = [estimate.timed(partial(trial.step, batches), plan.device).wall for trial in (plain, compiled)][1]
         rounds = estimate.in_turn({"plain": partial(plain.step, batches), "compiled": partial(compiled.step, batches)},
-                         plan.device)
+                                  plan.device)
     return replace(found, compile_seconds=max(0.0, first - rounds.seconds("compiled", busy=False)),
                    compiled_speedup=rounds.ratio("plain", "compiled"), scatter=max(found.scatter, rounds.scatter))

@@ -82,13 +82,13 @@ class Estimate:
 
     def seconds(self, length: Length) -> float:
         """Of the whole run, from the start of the program to its end, on an idle machine."""
-        return (self.start_seconds + length.updates * self.step_seconds(length)
+        return (self.start_seconds + length.steps * self.step_seconds(length)
                 + length.evaluations * self.evaluation_seconds(length) + FINISH_SECONDS)
 
     def step_seconds(self, length: Length) -> float:
         """Of a step, its share of the snapshots included, the mean."""
         return self.update_seconds + (length.samples * (self.sample_seconds + self.waiting_seconds)
-                                      + length.snapshots * self.saved_seconds) / length.updates
+                                      + length.snapshots * self.saved_seconds) / length.steps
 
     def evaluation_seconds(self, length: Length) -> float:
         """Of the evaluations of a step, with the samples that they show, the mean."""
@@ -108,7 +108,7 @@ class Estimate:
 
     def describe(self, length: Length, batch_size: int) -> str:
         memory = {name: size(number) for name, number in self.memory(batch_size).items()}
-        return (f"Estimate: {duration(self.seconds(length))} for {length.updates:,} steps"
+        return (f"Estimate: {duration(self.seconds(length))} for {length.steps:,} steps"
                 f"{' on an idle machine' if self.busy else ''}{self.of_evaluations(length)}; "
                 f"{self.sample_flops / 1e9:.3g} GFLOP a sample, "
                 f"{self.sample_flops / self.sample_seconds / self.peak_flops:.0%} of the "

@@ -73,8 +73,8 @@ def _report_target(trainer: Trainer) -> None:
     met = value < goal.value if mode == "min" else value > goal.value
     prefix = f"{evaluations.of(best)}/"
     aim = words({goal.metric: goal.value}, prefix).replace("=", " below " if mode == "min" else " above ")
-    log.info("Target %s%s: %s on validation data of %s (%s)", aim, goal.data and f" on {goal.data}",
-             "met" if met else "not met", cfg.dataset, words({goal.metric: value}, prefix))
+    log.info("%s on validation data of %s; the goal, %s%s, is %s", words({goal.metric: value}, prefix), cfg.dataset,
+             aim, goal.data and f" on {goal.data}", "reached" if met else "not reached")
 
 
 def _report_test_score(trainer: Trainer) -> None:

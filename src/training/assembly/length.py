@@ -1,4 +1,4 @@
-"""How much a planned run does: its updates, samples, evaluations and snapshots."""
+"""How much a planned run does: its steps, samples, evaluations and snapshots."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from stoker.training.core.plan import Plan
 class Length:
     """How much a run does."""
 
-    updates: int
+    steps: int
     samples: float  # trained on
     scored: dict[str, int]  # rows of each evaluation, whenever it is done
     evaluations: int  # steps after which there are any
@@ -19,14 +19,14 @@ class Length:
     def of(cls, plan: Plan) -> "Length":
         """The length of a planned run. It supposes that a test set is as large as the validation set, and that each
         evaluation is the best so far, which is saved."""
-        cfg, updates, known, tested = plan.cfg, plan.steps, plan.evaluations, "test" in plan.stage.splits()
+        cfg, steps, known, tested = plan.cfg, plan.steps, plan.evaluations, "test" in plan.stage.splits()
         per_epoch = plan.order.steps_per_epoch
-        done = {name: _multiples(interval, updates) for name, interval in known.intervals.items()}
+        done = {name: _multiples(interval, steps) for name, interval in known.intervals.items()}
         evaluated = set[int]().union(*done.values())
         scored = {each.name: (len(done[each.name]) + tested) * len(rows.dataset)
                   for each in known.declared if (rows := known.rows(each, "validation"))}
-        saved = evaluated | _multiples(per_epoch, updates) | _multiples(cfg.snapshot_interval or per_epoch, updates)
-        return cls(updates, plan.order.samples(updates), scored, len(evaluated) + tested, len(saved) + 1)
+        saved = evaluated | _multiples(per_epoch, steps) | _multiples(cfg.snapshot_interval or per_epoch, steps)
+        return cls(steps, plan.order.samples(steps), scored, len(evaluated) + tested, len(saved) + 1)
 
 
 def _multiples(interval: int, last: int) -> set[int]:

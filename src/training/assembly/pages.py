@@ -128,8 +128,8 @@ def table(cfg: Options, found: Any, length: Any) -> list[str]:
         ("a sample takes", f"{found.sample_seconds:.3g} s, {found.sample_flops / 1e9:.3g} GFLOP"),
         ("speed", f"{found.sample_flops / found.sample_seconds / 1e9:,.0f} GFLOP/s, "
                   f"{found.sample_flops / found.sample_seconds / found.peak_flops:.0%} of bare matrix products"),
-        ("the run", f"{length.updates:,} updates, {length.samples:,.0f} samples; "
-                    f"{sum(length.scored.values()):,} evaluated"),
+        ("the run", f"{length.steps:,} steps, {length.samples:,.0f} samples; "
+                    f"{sum(length.scored.values()):,} samples evaluated"),
         ("takes about", duration(found.seconds(length)) + (" on an idle machine" if found.busy else "")
          + found.of_evaluations(length)),
     ]
