@@ -43,15 +43,16 @@ def look() -> tuple[list[RunDir], dict[RunDir, str]]:
 
 
 def find(which: str) -> RunDir:
-    """The run meant by a name, a unique prefix of one, the PID of its trainer, or a path: its folder, or a snapshot in
-    it. Raises UserError."""
+    """The run meant by a name, the link to the newest of a stage and data set, a unique prefix of a name, the PID of
+    its trainer, or a path: its folder, or a snapshot in it. Raises UserError."""
     if not which:
         raise UserError("which run? give its name, the beginning of it, its PID or its folder; "
                         f"{files.hint('ps')} lists them")
     known, unreadable = look()
     which = as_guides_say(which)
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
-    for path in (Path(which), files.results() / which, *of_snapshot):
+    elsewhere = dict.fromkeys(run.path.parent / which for run in reversed(known))  # in other folders than result/
+    for path in (Path(which), files.results() / which, *of_snapshot, *elsewhere):
         if there := at(path):
             return there
     if exact := [run for run in known if run.name == which]:

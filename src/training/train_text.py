@@ -33,6 +33,7 @@ EXPERTS = ("num_experts", "experts_per_token", "expert_d_ff")
 SHAPE = ("d_model", "num_heads", "num_kv_heads", "use_gqa", "head_dim", "num_layers", "d_ff", "max_seq_len",
          "rope_theta", "norm_eps", "tie_embeddings", "vocabulary_rows", "use_moe", *EXPERTS)
 
+FEWEST = 257 + len(chat.SPECIAL_TOKENS)  # tokens of a vocabulary
 OF_EXPERTS = ("num_experts", "experts_per_token", "balance_weight")  # used with --use_moe alone
 
 LEARNS_FAST = {"optimizer": "muon", "lr": 5e-3, "embedding_lr_factor": 2.0, "zero_init": True,
@@ -100,6 +101,12 @@ class Experts:
 @dataclass
 class Config(Options, Experts, Architecture, Documents):
     """The thinker's options."""
+
+    def problems(self) -> list[str]:
+        if self.tokenizer == "bpe" and self.vocab_size < FEWEST:
+            return [f"--vocab_size {self.vocab_size}: 256 bytes, the end of a text and {len(chat.SPECIAL_TOKENS)} "
+                    f"special tokens are in every vocabulary: take {FEWEST} or more"]
+        return []
 
 
 class Thinker(LanguageModelling[Config]):

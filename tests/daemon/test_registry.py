@@ -52,6 +52,14 @@ def test_by_name_and_by_the_beginning_of_one(make: Make) -> None:
     assert "which run?" in refused("")
 
 
+def test_the_link_to_the_newest_run_is_found_in_every_result_folder(make: Make) -> None:
+    made = [make(name, folder) for folder in ("first", "second") for name in ("lm_corpus_1", "lm_corpus_2")]
+    (made[1].path.parent / "lm_corpus").symlink_to("lm_corpus_1")
+    assert registry.find("lm_corpus") == made[0]
+    (made[3].path.parent / "lm_corpus").symlink_to("lm_corpus_2")
+    assert registry.find("lm_corpus") == made[3], "in the folder of the newest run"
+
+
 def test_a_whole_name_beats_a_beginning(make: Make) -> None:
     make("run-2")
     run = make("run")

@@ -209,7 +209,7 @@ def test_alone_it_means_the_newest_finished_run(source: RunDir) -> None:
 
 def test_weights_of_another_stage_are_refused(source: RunDir) -> None:
     stage = type("Other", (LanguageModel,), {"name": "other"})
-    with pytest.raises(UserError, match="is of stage lm, this one is other"):
+    with pytest.raises(UserError, match="is of stage lm, but this is a run of stage other: name weights of other"):
         launch.decide(stage, ["--dataset", "text.txt", "--init_from", "source"])
 
 

@@ -48,6 +48,7 @@ def test_the_guides_file_is_taken_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options, message", [
     (["--no_use_swiglu"], "--no_use_swiglu: this model has gated feed-forward layers only"),
+    (["--tokenizer", "bpe", "--vocab_size", "320"], "--vocab_size 320: 256 bytes, the end of a text and 64 special"),
     (["--num_heads", "4", "--num_kv_heads", "3"], "--num_kv_heads 3 does not divide --num_heads 4: take a divisor")])
 def test_what_the_model_cannot_be_is_refused(options: list[str], message: str) -> None:
     with pytest.raises((UserError, SystemExit)) as caught:

@@ -258,7 +258,8 @@ def apply_options(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretraine
     Raises UserError where the user typed other values for them, or the weights are of another stage.
     """
     if pretrained.stage not in ("", stage.name):
-        raise UserError(f"{pretrained} is of stage {pretrained.stage}, this one is {stage.name}: name weights of that")
+        raise UserError(f"{pretrained} is of stage {pretrained.stage}, but this is a run of stage {stage.name}: name "
+                        f"weights of {stage.name}")
     options = stage.options_from(pretrained)
     _check_agreement(pretrained, options)
     recorded = config.current_names(stage.Config, pretrained.options)
