@@ -107,12 +107,12 @@ def _generate(cfg: Config, run: str, prompt: str) -> None:
     if not isinstance(model, Decoder):
         raise UserError(f"{source} is of stage {stage.name}: it makes no text")
     seed = random.SystemRandom().randrange(2**32) if cfg.seed is None else cfg.seed
-    in_half = cfg.precision != "fp32" and half_weights.supported(device)
-    if cfg.precision == "fp16" and not in_half:
-        raise UserError(f"--precision fp16 is for CPUs of x86: on {device} leave it out")
-    if in_half:
+    why_not = half_weights.problem(model, device) if cfg.precision != "fp32" else "it was not asked for"
+    if cfg.precision == "fp16" and why_not:
+        raise UserError(f"--precision fp16: {why_not}; leave it out")
+    if not why_not:
         half_weights.hold_in_half(model)
-    trained.note(f"{source}; seed {seed}" + in_half * "; weights in fp16")
+    trained.note(f"{source}; seed {seed}" + (not why_not) * "; weights in fp16")
 
     ids = stage.tokenizer.encode_batch([prompt])[0].tolist() or [stage.tokenizer.end_of_text]
     sampling = Sampling(0 if cfg.greedy else cfg.temperature, cfg.top_k, cfg.top_p)

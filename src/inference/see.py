@@ -108,7 +108,9 @@ def _see(cfg: Config, source: Pretrained, proposed: Mapping[str, str], paths: Se
     from stoker.training.core import device as devices
 
     viewer = Viewer(source, devices.choose(cfg.device), proposed, tta=cfg.tta)
-    trained.note(f"{source}; {trained.scored(source, ('acc', 'label_acc', 'text_recall_5'))}")
+    evaluated = bool(source.options.get("tta"))  # by several views
+    how = f", evaluated {'with' if evaluated else 'without'} --tta" * (cfg.tta != evaluated)
+    trained.note(f"{source}; {trained.scored(source, ('acc', 'label_acc', 'text_recall_5'))}{how}")
     return trained.answer(paths, viewer.read, images.ImageError, lambda pictures: viewer.see(pictures, cfg.top_k),
                           _lines_of, as_json=cfg.json, at_once=AT_ONCE)
 

@@ -10,19 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stoker.model.experts import MixtureOfExperts
+
+LARGEST = torch.finfo(torch.float16).max
+
 
 def supported(device: torch.device) -> bool:
     """Whether torch has such layers for the device: it has them for x86 CPUs only."""
     return device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
 
 
+def problem(model: nn.Module, device: torch.device) -> str:
+    """Why the model cannot have such layers on the device, or ''."""
+    if not supported(device):
+        return f"only x86 CPUs compute with weights in fp16, and the model is on {device}"
+    largest = max(float(weight.detach().abs().max()) for weight in model.parameters())
+    return "" if largest <= LARGEST else f"a weight of the model is {largest:.6g}, and the largest in fp16 is {LARGEST:g}"
+
+
 def hold_in_half(model: Any) -> None:
     """Replace, in place, all linear layers of a `Decoder` (model/decoding.py) and its head by layers with weights in
-    fp16. After that the model is for inference only. The router of a mixture of experts is such a layer, too; its
-    experts, whose weights are not in linear layers, stay in fp32."""
+    fp16. After that the model is for inference only. A mixture of experts stays in fp32."""
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            if type(layer) is nn.Linear:
+            if type(layer) is nn.Linear and not isinstance(module, MixtureOfExperts):
                 setattr(module, name, HalfLinear(layer.weight, layer.bias))
     model.logits = HalfLinear(model.head_weight, None).forward
 
@@ -34,7 +45,8 @@ class HalfLinear(nn.Module):
         """`weight` (E, D), `bias` (E,), both fp32."""
         super().__init__()
         bias = None if bias is None else bias.detach()
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().contiguous(), bias)
+        copied = weight.detach().clone(memory_format=torch.contiguous_format)  # it writes to what it is given
+        self.packed = torch.ops.quantized.linear_prepack_fp16(copied, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) of fp32 -> (..., E)."""

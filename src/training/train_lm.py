@@ -63,7 +63,7 @@ class LanguageModel(LanguageModelling[Config]):
     def goal(self) -> Goal | None:
         for name, perplexity in PERPLEXITIES.items():
             if all(getattr(self.cfg, option) == value for option, value in self.presets[name].items()):
-                return Goal("eval/ppl", perplexity, "WikiText")
+                return self.perplexity(perplexity, "WikiText")
         return None
 
     # -- export and load ----------------------------------------------------------------------------------------

@@ -193,8 +193,8 @@ class Thinker(LanguageModelling[Config]):
         alone = {name.replace("/ce", "/loss"): value for name, value in means.items() if name.endswith("/ce")}
         return super().derive({**means, **alone})
 
-    def goal(self) -> Goal:
-        return Goal("eval/ppl", 10.0)
+    def goal(self) -> Goal | None:
+        return self.perplexity(10.0)
 
     def callbacks(self) -> "list[Callback]":
         from stoker.daemon.rundir import RunDir

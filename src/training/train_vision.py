@@ -209,7 +209,9 @@ class Vision(OfPictures[Config]):
 
         if source := self.sources.get(LANGUAGE_MODEL):
             own = [folder / TOKENIZER for folder in (self.folder, source.folder) if (folder / TOKENIZER).is_file()]
-            self.tokenizer = open_tokenizer(str(own[0]) if own else source.options["tokenizer"], 0, [])
+            kind: Any = reader(source, LANGUAGE_MODELS)  # a file has the special tokens in it
+            self.tokenizer = open_tokenizer(str(own[0]), 0, []) if own else open_tokenizer(
+                source.options["tokenizer"], 0, [], special=kind.special_tokens)
         else:
             self.open_tokenizer(captions)
 

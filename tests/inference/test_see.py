@@ -165,6 +165,8 @@ def test_with_tta_a_picture_and_its_mirror_image_are_seen_alike(see: Seen, untra
         tmp_path / "a.png", tmp_path / "b.png", "--model", untrained, "--labels", "a,b,c", "--json", "--top_k", "3",
         *more)[1].splitlines()] for more in ((), ("--tta",)))
     assert both == again and plain != other and both not in (plain, other)
+    notes = [see(tmp_path / "a.png", *more)[2].strip() for more in ((), ("--tta",))]
+    assert notes[1] == f"{notes[0]}, evaluated without --tta", "the score is of other views than the answer"
 
 
 def test_pictures_fit_as_in_training(untrained: Path, tmp_path: Path) -> None:

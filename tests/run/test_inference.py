@@ -66,7 +66,9 @@ def test_weights_in_fp16_are_for_cpus_that_have_them(desk: Desk, finished: str,
     monkeypatch.setattr(half_weights, "supported", lambda device: False)
     refused = generate_here(desk, "done", "abc", "--precision", "fp16")
     assert refused.returncode == 2 and not refused.stdout
-    assert refused.stderr.decode() == "generate.sh: --precision fp16 is for CPUs of x86: on cpu leave it out\n"
+    assert refused.stderr.decode() == (
+        "generate.sh: --precision fp16: only x86 CPUs compute with weights in fp16, and the model is on cpu; leave it "
+        "out\n")
     exact = generate_here(desk, "done", "abc", "--max_new_tokens", "3", "--seed", "1")
     assert exact.returncode == 0 and exact.stderr.endswith(b"; seed 1\n")
 

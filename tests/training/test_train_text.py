@@ -269,6 +269,8 @@ def test_a_finished_run_says_whether_its_perplexity_is_what_the_guides_promise(
         goal = stage(stage.Config(**stage.presets[preset]), tmp_path).goal()
         assert goal == ("eval/ppl", {"small": 60.0, "medium": 40.0}.get(preset, value) if data else value, data)
     assert name == "text" or stage(stage.Config(**stage.presets["nano"]), tmp_path).goal() is None
+    of_bytes = stage.Config(**stage.presets["tiny"] | {"tokenizer": "bytes"})
+    assert stage(of_bytes, tmp_path).goal() is None, "bytes are easier to predict than parts of words"
     monkeypatch.setattr(stage, "goal", lambda self: goal)
     run, options = new_run(tmp_path, stage), data_of(name, tmp_path) | {"max_steps": 2, "eval_interval": 1}
     with run.lock():

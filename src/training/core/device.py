@@ -102,7 +102,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 def resolve_precision(device: torch.device, precision: str) -> str:
     """What `auto` means: bf16 on a GPU that computes in it, fp16 on one that does not, fp32 elsewhere. On a CPU that
-    multiplies bf16 a run decides by a trial of its model: assembly/precision.py."""
+    multiplies bf16 a run decides by a trial of its model: assembly/decide.py."""
     if precision != "auto" or device.type != "cuda":
         return "fp32" if precision == "auto" else precision
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stoker.config import UserError, opt
-from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
+from stoker.training.core.figures import Batch, Goal, Loss, Moment, Ratio, Sampled
 from stoker.training.core.stage import C
 from stoker.training.stages.labelled import TOKENIZER, Tokenized, tokenizer_of
 
@@ -209,6 +209,11 @@ class LanguageModelling(Tokenized[C]):
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         return {name.replace("loss", "ppl"): _exp(value) for name, value in means.items() if name.endswith("/loss")}
+
+    def perplexity(self, value: float, data: str = "") -> "Goal | None":
+        """A goal that was stated for tokens that are parts of words; single bytes are easier to predict."""
+        cfg: Any = self.cfg
+        return Goal("eval/ppl", value, data) if cfg.tokenizer != "bytes" and self.best[0] == "eval/loss" else None
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """A continuation of the first tokens (in brackets) of a validation text, and a text without a prompt."""
