@@ -40,7 +40,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parent / "src/training"
-OF_STAGE = {"lm": [], "text": "--num_kv_heads 1 --use_moe --num_experts 4 --no_cross_document".split()}
+OF_STAGE = {"lm": [], "text": "--num_kv_heads 1 --use_moe --num_experts 4 --no_cross_document --shift_windows".split()}
 STEPS, SNAPSHOTS = 60, 5  # of a training; steps between two snapshots
 AHEAD = 12  # a kill comes within so many steps
 VAIN = 3  # so many kills in a row may come before there is a later snapshot

@@ -20,12 +20,12 @@ def supported(device: torch.device) -> bool:
     return device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def problem(model: nn.Module, device: torch.device) -> str:
-    """Why the model cannot have such layers on the device, or ''."""
+def problem(model: Any, device: torch.device) -> str:
+    """Why a `Decoder` cannot have such layers on the device, or ''."""
     if not supported(device):
         return f"only x86 CPUs compute with weights in fp16, and the model is on {device}"
     largest = max(float(weight.detach().abs().max()) for weight in model.parameters())
-    return "" if largest <= LARGEST else f"a weight of the model is {largest:.6g}, and the largest in fp16 is {LARGEST:g}"
+    return f"a weight of the model is {largest:.6g}, and the largest in fp16 is {LARGEST:g}" * (largest > LARGEST)
 
 
 def hold_in_half(model: Any) -> None:
