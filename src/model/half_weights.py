@@ -35,7 +35,8 @@ def hold_in_half(model: Any) -> None:
         for name, layer in module.named_children():
             if type(layer) is nn.Linear and not isinstance(module, MixtureOfExperts):
                 setattr(module, name, HalfLinear(layer.weight, layer.bias))
-    model.logits = HalfLinear(model.head_weight, None).forward
+    head = HalfLinear(model.head_weight, None)
+    model.logits = lambda hidden: head(hidden)  # a module would not take the place of the method
 
 
 class HalfLinear(nn.Module):

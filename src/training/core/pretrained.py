@@ -188,7 +188,8 @@ def _of_snapshot(snapshot: Path) -> Pretrained:
         raise UserError(f"snapshot {snapshot} is damaged: {damage}; name another one") from damage
     run = _run_around(snapshot)
     made_by, found = known["made_by"], scores(run, known["step"]) if run else {}
-    return Pretrained(snapshot, True, made_by["stage"], known["step"], made_by["config"], run, found,
+    stage = made_by.get("stage", run.status().stage if run else "")
+    return Pretrained(snapshot, True, stage, known["step"], made_by["config"], run, found,
                       made_by.get("parts", {}))
 
 
