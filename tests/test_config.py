@@ -15,6 +15,7 @@ from stoker import config
 from stoker.config import UserError, opt
 from stoker.training.core.stage import discover
 from stoker.training.train_lm import LanguageModel
+from stoker.training.train_text import Thinker
 
 SOURCE = Path(config.__file__).parent
 SCRIPT = SOURCE / "training" / "train_lm.py"
@@ -395,9 +396,13 @@ def test_the_language_model_s_ranges(argv: list[str], part: str) -> None:
 # -- help, and a machine where nothing is installed -----------------------------------------------------------------
 
 
-def test_help_names_every_option_alias_and_default() -> None:
-    page = config.help_text(LanguageModel.Config, LanguageModel.presets, "usage")
-    for name, (kind, spec, default) in config.fields(LanguageModel.Config).items():
+@pytest.mark.parametrize("stage", [LanguageModel, Thinker])
+def test_help_names_every_option_alias_and_default(stage: Any) -> None:
+    """Under headings that differ, though two groups of the thinker's have one title."""
+    page = config.help_text(stage.Config, stage.presets, "usage")
+    headings = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert len(headings) == len(set(headings)) > 5
+    for name, (kind, spec, default) in config.fields(stage.Config).items():
         assert f"  --{name}" in page
         assert all(f"-{alias}" in page for alias in spec.aliases)
         assert not (kind is bool and default) or f"--no_{name} switches it off" in " ".join(page.split())

@@ -204,6 +204,7 @@ def test_what_is_left_out_stays_out_when_windows_are_shifted() -> None:
         assert step < last or not any(bad & set(windows[item][1:].tolist()) for item in kept)
         found.append(len(every) - len(kept))
     assert 10 <= sum(found) <= 21, "one or two in each of ten epochs"
+    assert [other for other in range(len(windows)) if windows.share_targets(3, other)] == [3], "neighbours share none"
 
 
 def test_windows_are_loaded_in_batches() -> None:
