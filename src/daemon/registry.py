@@ -51,14 +51,16 @@ def find(which: str) -> RunDir:
     known, unreadable = look()
     which = as_guides_say(which)
     of_snapshot = [path.parents[1] for path in [snapshot(which)] if path]
-    elsewhere = dict.fromkeys(run.path.parent / which for run in reversed(known))  # in other folders than result/
-    for path in (Path(which), files.results() / which, *of_snapshot, *elsewhere):
+    for path in (Path(which), files.results() / which, *of_snapshot):
         if there := at(path):
             return there
     if exact := [run for run in known if run.name == which]:
         return exact[-1]
     if which.isdecimal():
         return _of_process(int(which), known)
+    for folder in dict.fromkeys(run.path.parent for run in reversed(known)):  # links in other folders than result/
+        if linked := at(folder / which):
+            return linked
     matching = [run for run in known if run.name.startswith(which)]
     if len(matching) == 1:
         return matching[0]

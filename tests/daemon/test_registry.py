@@ -39,6 +39,8 @@ def test_two_runs_of_one_name_in_two_folders_are_two(make: Make) -> None:
     made = [make("same", "first"), make("same", "second")]
     assert registry.runs() == made
     assert registry.find("same") == made[1], "the newer one"
+    make("other", "first")
+    assert registry.find("same") == made[1], "wherever the newest run is"
     assert registry.find(str(made[0].path)) == made[0]
 
 
