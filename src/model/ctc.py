@@ -28,6 +28,16 @@ def ctc_loss(logits: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Ten
     return loss.to(logits.device)
 
 
+def apart(first: Tensor, second: Tensor, lengths: Tensor) -> Tensor:
+    """How far the predictions of two views of the same utterances are apart (), in the sum over all frames that count:
+    the mean of the Kullback-Leibler divergences of each from the other, of which the latter is a target without a
+    gradient (CR-CTC: Yao et al. 2024, arXiv:2410.05101, equation 5). Logits (B, T, V) each, lengths (B,)."""
+    one, other = first.float().log_softmax(-1), second.float().log_softmax(-1)
+    distances = (F.kl_div(one, other.detach(), log_target=True, reduction="none")
+                 + F.kl_div(other, one.detach(), log_target=True, reduction="none")).sum(2)
+    return distances.masked_fill(~valid_places(lengths, first.shape[1]), 0).sum() / 2
+
+
 def blanks(logits: Tensor, lengths: Tensor, *, blank: int) -> Tensor:
     """In how many of the frames that count the blank is likeliest."""
     return ((logits.argmax(-1) == blank) & valid_places(lengths, logits.shape[1])).sum()

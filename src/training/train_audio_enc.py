@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MASKS = 2  # SpecAugment blanks out two bands and two stretches of time
 SHOWN = 8  # transcripts
-MASK_DRAWS = 1  # seeds SpecAugment otherwise than the changes of the sound in the same row
+SPECTRUM_DRAWS, MASK_DRAWS = 1, 2  # seed them otherwise than the changes of the sound in the same row
+AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
+    "none": {},
+    "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
+    "strong": {"speed": 0.15, "pitch": 2.0, "warp": 0.15, "rhythm": 0.25, "reverb": 0.4, "noise": 10.0, "babble": 15.0,
+               "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2,
+               "mask_bands": 20, "mask_time": 0.1},
+}
 
 
 @dataclass
@@ -61,16 +68,40 @@ class Speech:
 class Augmentation:
     """Augmentation of the training speech, different in each epoch (0: off)"""
 
+    augment: str = opt("mild", "how much the options of this section change: none, mild or strong; those that are "
+                       "typed keep their values", choices=tuple(AUGMENTS))
     speed: float = opt(0.1, "play faster or slower, which changes the pitch too, by up to this share", ge=0, le=0.5)
+    pitch: float = opt(0.0, "higher or lower by up to so many semitones, at the same speed", ge=0, le=12)
+    warp: float = opt(0.0, "as by a shorter or longer vocal tract: formants up or down by up to so many octaves", ge=0,
+                      le=0.5)
+    rhythm: float = opt(0.0, "parts of a recording faster or slower than others, by up to about this share", ge=0,
+                        le=0.7)
+    reverb: float = opt(0.0, "share of the recordings that are heard in a room that echoes", ge=0, le=1)
+    noise: float = opt(0.0, "add noise of any colour, at least so many dB below the speech, to half of the recordings",
+                       ge=0)
+    babble: float = opt(0.0, "add one to four other recordings, at least so many dB below, to half of the recordings",
+                        ge=0)
+    clip: float = opt(0.0, "share of the recordings whose loudest samples are cut off", ge=0, le=1)
+    codec: float = opt(0.0, "share of the recordings that are coded with few bits, as by a telephone", ge=0, le=1)
     gain: float = opt(6.0, "louder or quieter by up to so many dB", ge=0, le=40)
-    noise: float = opt(0.0, "add white noise, at least so many dB below the speech, to half of the samples", ge=0)
     colour: float = opt(6.0, "as from another microphone: frequencies louder or quieter by up to so many dB", ge=0,
                         le=40)
-    narrow: float = opt(0.0, "share of the recordings that lose what is above a frequency between 2.8 and 4 kHz, as "
-                        "over a telephone", ge=0, le=1)
-    mask_bands: int = opt(12, "SpecAugment: two masks over frequency, each of at most N mel bands", ge=0)
-    mask_time: float = opt(0.08, "SpecAugment: two masks over time, each of at most this share of the recording",
-                           ge=0, le=0.5)
+    narrow: float = opt(0.0, "share of the recordings that lose what is below a frequency between 100 and 400 Hz, and "
+                        "share that lose what is above one between 2.8 and 4.2 kHz, as over a telephone", ge=0, le=1)
+    contrast: float = opt(0.0, "loud and quiet further apart or nearer by up to this share", ge=0, le=0.5)
+    masks: int = opt(2, "SpecAugment: masks over frequency, and as many over time", ge=0, le=32)
+    mask_bands: int = opt(12, "SpecAugment: mel bands of a mask over frequency, at most", ge=0)
+    mask_time: float = opt(0.08, "SpecAugment: share of the recording that a mask over time blanks out, at most", ge=0,
+                           le=0.5)
+
+
+@dataclass
+class Consistency:
+    """Optimization"""
+
+    consistency: float = opt(0.0, "CR-CTC: train on two views of each recording with different masks, and weigh the "
+                             "distance of their predictions by this (0: one view; 0.2 is usual, and doubles the work)",
+                             ge=0)
 
 
 @dataclass
@@ -90,7 +121,7 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
 
 
 @dataclass
-class Config(Options, Architecture, Augmentation, Speech):
+class Config(Options, Consistency, Architecture, Augmentation, Speech):
     """The audio encoder's options."""
 
 
@@ -120,6 +151,14 @@ class AudioEncoder(Labelled[Config]):
         if cfg.extra_dataset:
             problems += recordings.of_extra(recordings.check(cfg.extra_dataset))
         return problems + super().check(cfg, resumed=resumed)
+
+    @classmethod
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Also what --augment means for the options that were not typed."""
+        cfg, lines = super().resolve_defaults(cfg, typed)
+        changes = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
+        changes |= AUGMENTS[cfg.augment]
+        return replace(cfg, **{name: value for name, value in changes.items() if name not in typed}), lines
 
     @classmethod
     def all_rows(cls, cfg: Any) -> Any:
@@ -155,7 +194,7 @@ class AudioEncoder(Labelled[Config]):
                         "--head_frames, --labels bpe or a smaller --speed makes room for them", f"{refused:,}", rate)
 
     def dataset(self, split: str) -> "Clips":
-        from stoker.data.speech.clips import Augmentation as Changes
+        from stoker.data.speech.augmentation import Augmentation as Changes
         from stoker.data.speech.clips import Clips
 
         cfg, rows = self.cfg, self.utterances[split]
@@ -176,21 +215,34 @@ class AudioEncoder(Labelled[Config]):
 
     def collate(self, samples: "list[Clip]") -> Batch:
         """waveforms (B, N) float32 and their lengths in samples (B,); labels, those of all utterances in one row, and
-        label_lengths (B,); masks (B, K, 4), uniform random numbers for SpecAugment; texts; seconds of sound in all."""
-        import numpy as np
+        label_lengths (B,); for changes of the spectrogram random numbers: changes (B, NUMBERS), masks (B, views, K, 4),
+        and pitch (B,); texts; seconds of sound in all."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
+        from stoker.model.spectral_changes import NUMBERS
+
+        cfg = self.cfg
         labels = [torch.tensor(self.encode(clip.text), dtype=torch.long) for clip in samples]
         waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
-        if self.cfg.compile:
+        if cfg.compile:
             waveforms = torch.nn.functional.pad(waveforms, (0, self._longest() - waveforms.shape[1]))
-        masks = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, MASK_DRAWS)).random((MASKS, 4))
-                 for clip in samples]
+        masks = 2 if cfg.consistency else 1, cfg.masks, 4
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
-                "masks": torch.tensor(np.stack(masks), dtype=torch.float32), "texts": [clip.text for clip in samples],
+                "changes": self._draws(samples, SPECTRUM_DRAWS, (NUMBERS,)),
+                "masks": self._draws(samples, MASK_DRAWS, masks),
+                "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32), "texts": [clip.text for clip in samples],
                 "seconds": sum(len(clip.waveform) for clip in samples) // audio.RATE}
+
+    def _draws(self, samples: "list[Clip]", purpose: int, shape: tuple[int, ...]) -> "Tensor":
+        """Uniform random numbers in [0, 1), float32, by (seed, epoch, row)."""
+        import numpy as np
+        import torch
+
+        drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, purpose)).random(shape, np.float32)
+                 for clip in samples]
+        return torch.from_numpy(np.stack(drawn))
 
     def _longest(self) -> int:
         """Samples of the longest recording that is possible, played as slowly as --speed allows."""
@@ -218,22 +270,47 @@ class AudioEncoder(Labelled[Config]):
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.encoder.blocks)
 
+    def weights(self, moment: Moment) -> dict[str, float]:
+        return {"consistency": self.cfg.consistency} if self.cfg.consistency else {}
+
     def counts(self, batch: Batch, phase: str) -> dict[str, int]:
-        return {"loss": len(batch["labels"])}
+        return dict.fromkeys(["loss", *self.weights(Moment())], len(batch["labels"]))
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
-        loss, figures = self._figures(*self._logits(model, batch), batch)
-        return Loss({"loss": loss.total}, figures)
+        """The CTC loss; with --consistency the mean of that of two views, and how far these are apart."""
+        import torch
+
+        from stoker.model import ctc
+
+        views = self._views(model, batch)
+        frames, count = views[0][1], len(views)
+        logits, lengths = model(torch.cat([mel for mel, _ in views]), frames.repeat(count))
+        repeated = batch | {name: batch[name].repeat(count) for name in ("labels", "label_lengths")}
+        loss, figures = self._figures(logits, lengths, repeated)
+        if count == 1:
+            return Loss({"loss": loss.total}, figures)
+        apart = ctc.apart(*logits.chunk(2), lengths[:len(frames)])
+        return Loss({"loss": loss.total / count, "consistency": apart},
+                    {**figures, "consistency": Ratio(apart.detach(), len(batch["labels"]))})
+
+    def _views(self, model: Any, batch: Batch) -> "list[tuple[Tensor, Tensor]]":
+        """The spectrograms (B, T, M) and lengths (B,) to train on: of the same changed sound with different masks."""
+        from torch.nn import functional as F
+
+        from stoker.model.mel import HOP_LENGTH
+        from stoker.model.spectral_changes import SpectralChanges, spec_augment
+
+        cfg = self.cfg
+        mel, frames = model.mel(batch["waveforms"], batch["samples"])
+        mel, frames = select(SpectralChanges, cfg)(mel, frames, batch["changes"], batch["pitch"])
+        if cfg.compile:
+            mel = F.pad(mel, (0, 0, 0, self._longest() // HOP_LENGTH + 2 - mel.shape[1]))
+        return [(spec_augment(mel, frames, masks, widest_band=cfg.mask_bands, longest_time=cfg.mask_time), frames)
+                for masks in batch["masks"].unbind(1)]
 
     def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
         """The logits of the labels (B, T, V), and the number of frames of each utterance without padding (B,)."""
-        from stoker.model.mel import spec_augment
-
-        mel, frames = model.mel(batch["waveforms"], batch["samples"])
-        if model.training:
-            mel = spec_augment(mel, frames, batch["masks"], widest_band=self.cfg.mask_bands,
-                               longest_time=self.cfg.mask_time)
-        return model(mel, frames)  # type: ignore[no-any-return]
+        return model(*model.mel(batch["waveforms"], batch["samples"]))  # type: ignore[no-any-return]
 
     def _figures(self, logits: "Tensor", lengths: "Tensor", batch: Batch, *,
                  alignable_only: bool = False) -> tuple[Ratio, dict[str, Ratio]]:
