@@ -23,8 +23,9 @@ MICROPHONE = tuple(80 * 100 ** (place / 7) for place in range(8))  # Hz, 80 to 8
 HIGH_PASS, LOW_PASS = (100.0, 400.0), (2800.0, 4200.0)  # Hz: where the bands of a narrow line may begin and end
 TEMPOS = 6  # places in a recording, from its start to its end, at which its tempo is drawn
 FINE = 256  # steps in which time is warped
-NUMBERS = 1 + len(TRACT) + len(MICROPHONE) + 4 + 1 + TEMPOS
-DB = 20 / RANGE * 0.5  # of an interval of 1 in a normalised spectrogram: half of RANGE powers of ten
+PARTS = 1 + len(TRACT), len(MICROPHONE), 4, 1, TEMPOS  # random numbers for each change
+NUMBERS = sum(PARTS)
+DECIBEL = 1 / (10 * RANGE / 2)  # in a normalised spectrogram, where RANGE powers of ten are from -1 to 1
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class SpectralChanges:
     def __call__(self, mel: Tensor, frames: Tensor, draws: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, M), how many frames of each count (B,), random numbers (B, NUMBERS) in [0, 1), how much higher each
         recording was made by playing it faster (B,) -> (B, T', M), frames (B,). Without changes the same bits."""
-        tract, microphone, line, contrast, tempo = (2 * draws - 1).split((1 + len(TRACT), len(MICROPHONE), 4, 1, TEMPOS), 1)
+        tract, microphone, line, contrast, tempo = (2 * draws - 1).split(PARTS, 1)
         if self.rhythm or (pitch != 1).any():
             mel, frames = _in_time(mel, frames, pitch, self.rhythm * tempo)
         if self.warp or (pitch != 1).any():
             mel = _moved(mel, self.warp * (tract[:, :1] + tract[:, 1:] / 3) - pitch.log2()[:, None])
         if not (self.colour or self.narrow or self.contrast):
             return mel, frames
-        mel = mel + self.colour / (10 * RANGE / 2) * (microphone @ _between(MICROPHONE, mel.shape[2]).to(mel))[:, None]
+        mel = mel + self.colour * DECIBEL * (microphone @ _between(MICROPHONE, mel.shape[2]).to(mel))[:, None]
         if self.narrow:
             mel = mel.masked_fill(self._lost(line, mel.shape[2])[:, None], -torch.inf)
         return _relative(mel, frames, 1 + self.contrast * contrast), frames

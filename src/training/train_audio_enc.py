@@ -232,7 +232,8 @@ class AudioEncoder(Labelled[Config]):
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
                 "changes": self._draws(samples, SPECTRUM_DRAWS, (NUMBERS,)),
                 "masks": self._draws(samples, MASK_DRAWS, masks),
-                "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32), "texts": [clip.text for clip in samples],
+                "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32),
+                "texts": [clip.text for clip in samples],
                 "seconds": sum(len(clip.waveform) for clip in samples) // audio.RATE}
 
     def _draws(self, samples: "list[Clip]", purpose: int, shape: tuple[int, ...]) -> "Tensor":

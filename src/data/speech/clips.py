@@ -16,7 +16,7 @@ from stoker.data.speech.recordings import Utterance
 
 
 class Clip(NamedTuple):
-    """A row. `epoch` and `row` say which, for the changes of its spectrogram; `pitch` is that of `augmentation.Sound`."""
+    """A row. `epoch` and `row` say which, for the changes of its spectrogram; `pitch`: see `augmentation.Sound`."""
 
     waveform: Tensor  # (N,) float32 in [-1, 1], 16 kHz
     text: str
