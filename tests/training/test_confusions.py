@@ -5,7 +5,6 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ import pytest
 import torch
 
 import made_lines
-import made_pictures
 import made_speech
 from in_process import trained
-from stoker.config import Parsed, UserError
+from stoker.config import UserError
 from stoker.training.assembly import confusions as shown
 from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.job import Job
 from stoker.training.core import confusions, pretrained
 from stoker.training.core.confusions import Row
 from stoker.training.core.error_rates import error_rate
-from stoker.training.core.evaluation import ALL, Evaluations
+from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.stage import discover
 from stoker.training.core.transcripts import Source, Terms, Transcribing
 from stoker.training.stages.labelled import Labelled
@@ -84,7 +82,8 @@ def test_sums_over_words_are_those_of_the_texts_and_of_jiwer() -> None:
         heard_as[each["hypothesis"]] += each["count"]
     said, heard = (Counter(word for row in rows for word in row.pair[side]) for side in (0, 1))
     assert Counter({unit["text"]: unit["total"] for unit in found["by_unit"]}) == said
-    assert {unit["text"]: unit["right"] + heard_as[unit["text"]] + unit["inserted"] for unit in found["by_unit"]} == heard
+    assert heard == {unit["text"]: unit["right"] + heard_as[unit["text"]] + unit["inserted"]
+                     for unit in found["by_unit"]}
     for unit in [*found["by_unit"], found]:
         assert unit["total"] == unit["right"] + unit["replaced"] + unit["left_out"]
     assert all(each["reference"] != each["hypothesis"] for each in found["substitutions"])
@@ -205,7 +204,8 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def known_rows(data: Path) -> dict[str, tuple[str, str]]:
     """path -> text, group, as the CSV has them."""
     with open(data, newline="", encoding="utf-8") as file:
-        return {str(data.parent / path): (text, *more, "")[:2] for path, text, *more in list(csv.reader(file))[1:]}
+        return {str(data.parent / path): (text, *more, "")[:2]
+                for path, text, *more in list(csv.reader(file))[1:]}
 
 
 def decided(model: tuple[str, Path, Path], *argv: str) -> Job:
@@ -274,12 +274,13 @@ def test_the_command_prints_text_or_json_and_both_have_the_same_figures(
     assert lines[0] + "\n" == line and line.startswith("All: loss=")
     assert {name: value for name, value in document.items() if name != "confusions"} == plain
     assert (plain["weights"], plain["step"], plain["stage"], plain["split"]) == (str(folder), 3, stage, "all")
-    for name, figures in plain["evaluations"][0]["metrics"].items():
-        rate = name.endswith(("er", "exact", "share"))
-        value, low, high = (f"{100 * each:.1f}" if rate else f"{each:.3f}" for each in (
-            figures["value"], *(figures["interval"] or [0, 0])))
-        of = f" (95%: {low}-{high})" if figures["interval"] else ""
-        assert f" {name}={value}{'%' * (rate and name != 'exact')}{of} " in line or name == "exact"
+    in_line = re.findall(r"(\w+)=([\d.]+)(%?)(?: \(95%: ([\d.]+)-([\d.]+)\))?", line)
+    assert [name for name, *_ in in_line] == list(plain["evaluations"][0]["metrics"])
+    for name, value, percent, low, high in in_line:
+        figures = plain["evaluations"][0]["metrics"][name]
+        scale = 100 if percent else 1
+        assert [float(each) / scale for each in (value, low, high) if each] == pytest.approx(
+            [figures["value"], *(figures["interval"] or [])], abs=6e-4)
     for report in document["confusions"]:
         unit = report["unit"].capitalize()
         [counts] = [line for line in lines if line.startswith(f"{unit}: ")]
