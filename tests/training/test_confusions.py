@@ -1,9 +1,11 @@
 """What --confusions reports: counts by hand and by plain loops, the evaluation's own totals, text and JSON alike."""
 
 import csv
+import io
 import json
 import random
 import re
+import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 import made_lines
 import made_speech
 from in_process import trained
-from stoker.config import UserError
+from stoker.config import Parsed, UserError
 from stoker.training.assembly import confusions as shown
 from stoker.training.assembly import eval_only, launch
 from stoker.training.assembly.job import Job
@@ -301,6 +303,15 @@ def test_the_command_prints_text_or_json_and_both_have_the_same_figures(
             for each in first[name]]
     assert [line.split(":")[0].strip() for line in lines if line.startswith("  /")] == [
         each["path"] for each in first["worst"]]
+
+
+def test_a_terminal_without_a_character_gets_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval_only, "report", lambda job: "\u2423 \u00e9 \udcff")
+    for encoding, expected in (("ascii", "\\u2423 \\xe9 \\udcff\n"), ("utf-8", "\u2423 \u00e9 \\udcff\n")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        eval_only.show(Job(Regression, Parsed(None, frozenset(), "")))
+        assert stream.buffer.getvalue().decode() == expected  # type: ignore[attr-defined]
 
 
 def test_texts_are_kept_only_if_asked_for_and_once_after_memory_ran_out(model: tuple[str, Path, Path]) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from stoker.training.core.evaluation import ALL, Evaluations, Rows, Scores
 from stoker.training.core.plan import resolve
 
 log = logging.getLogger(__name__)
+
+
+def show(job: Job) -> None:
+    """Print the report; characters that standard output cannot encode are spelled out, such as `\\u2423`."""
+    encoding = sys.stdout.encoding
+    print(report(job).encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def report(job: Job) -> str:

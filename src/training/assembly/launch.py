@@ -361,10 +361,10 @@ def _evaluate(job: Job) -> int:
     logs.to_console()
     _require_torch()
     with command.importing():
-        from stoker.training.assembly.eval_only import report  # torch and all: takes seconds
+        from stoker.training.assembly.eval_only import show  # torch and all: takes seconds
 
     try:
-        print(report(job), flush=True)
+        show(job)
     except KeyboardInterrupt:
         return 130
     return FINISHED
