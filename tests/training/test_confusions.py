@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import random
 import re
 import sys
@@ -25,7 +26,7 @@ from stoker.training.assembly.job import Job
 from stoker.training.core import confusions, pretrained
 from stoker.training.core.confusions import Row
 from stoker.training.core.error_rates import error_rate
-from stoker.training.core.evaluation import Evaluations
+from stoker.training.core.evaluation import Evaluations, Rows, Scores
 from stoker.training.core.stage import discover
 from stoker.training.core.transcripts import Source, Terms, Transcribing
 from stoker.training.stages.labelled import Labelled
@@ -145,6 +146,53 @@ def test_speakers_are_reported_where_they_are_known(speakers: Any, names: list[s
     assert [re.split("  +", line.strip())[0] for line in table] == names
 
 
+def test_the_text_as_a_whole() -> None:
+    rows = [row("the cat sat", "a hat sat", "1.wav", "anna", 1.25), row("the dog", "dog", "2.wav", "boris", 2.5),
+            row("the", "the um", "3.wav", "", 2.5)]
+    assert "\n".join(shown.text([confusions.report(rows)], TERMS)) == """
+Words: 6 said, 3 heard right, 2 replaced, 1 left out; 1 inserted
+
+Words most often wrong
+  word  said  heard right  replaced  left out
+  the      3            1         1         1
+  cat      1            0         1         0
+
+Words most often replaced
+  said  -> heard  times  said in all  heard right
+  cat   hat           1            1            0
+  the   a             1            3            1
+
+Words most often left out
+  word  times  said in all  heard right
+  the       1            3            1
+
+Words most often inserted
+  word  times  said in all  heard right
+  um        1            0            0
+
+Recordings with the highest error rates
+  3.wav: 100.0% (errors 1, words 1), 2.5 seconds
+    said   the
+    heard  the um
+  1.wav: 66.7% (errors 2, words 3), 1.25 seconds, speaker anna
+    said   the cat sat
+    heard  a hat sat
+  2.wav: 50.0% (errors 1, words 2), 2.5 seconds, speaker boris
+    said   the dog
+    heard  dog
+
+Word error rates by speaker
+  speaker      recordings  words  errors  error rate
+  (not known)           1      1       1      100.0%
+  anna                  1      3       2       66.7%
+  boris                 1      2       1       50.0%
+
+Word error rates by length
+  seconds  recordings  words  errors  error rate
+  1 to 2            1      3       2       66.7%
+  2 to 4            2      3       2       66.7%"""
+
+
 def test_of_many_groups_the_text_has_the_worst_and_says_so() -> None:
     rows = [row("a " * 20, "a " * right, group=f"s{right}") for right in range(20)]
     report = confusions.report(rows)
@@ -154,6 +202,13 @@ def test_of_many_groups_the_text_has_the_worst_and_says_so() -> None:
     assert lines[at + 12] == "" and len(report["by_group"]) == 20
 
 
+def test_where_nothing_was_said_there_is_no_rate() -> None:
+    report = confusions.report([row("", "um", "silence.wav", "anna")])
+    parts = report["worst"] + report["by_group"] + report["by_length"]
+    assert [each["rate"] for each in (report, *parts)] == 4 * [None]
+    assert "  silence.wav: - (errors 1, words 0), 1 seconds, speaker anna" in shown.text([report], TERMS)
+
+
 def test_without_an_error_there_is_nothing_to_list() -> None:
     lines = list(shown.text([confusions.report([row("a b", "a b")])], TERMS))
     assert lines[1] == "Words: 2 said, 2 heard right, 0 replaced, 0 left out; 0 inserted"
@@ -161,7 +216,7 @@ def test_without_an_error_there_is_nothing_to_list() -> None:
 
 
 def test_texts_from_elsewhere_cannot_command_the_terminal() -> None:
-    lines = list(shown.text([confusions.report([row("\x1b[2J", "b", "\x1b]0;a.wav", group="\x07")])], TERMS))
+    lines = list(shown.text([confusions.report([row("\x1b[2J", "\x1b[3J", "\x1b]0;a.wav", group="\x07")])], TERMS))
     assert not any("\x1b" in line or "\x07" in line for line in lines) and any("\\x1b[2J" in line for line in lines)
     pair = "a \xa0", "b"
     lines = list(shown.text([confusions.report([Row(Source("a", 1), "", 3, 3, pair)])], TERMS))
@@ -312,6 +367,13 @@ def test_a_terminal_without_a_character_gets_its_number(monkeypatch: pytest.Monk
         monkeypatch.setattr(sys, "stdout", stream)
         eval_only.show(Job(Regression, Parsed(None, frozenset(), "")))
         assert stream.buffer.getvalue().decode() == expected  # type: ignore[attr-defined]
+
+
+def test_a_figure_that_is_not_finite_is_null() -> None:
+    rows = Rows(range(2), 2, {"validation": 2}, range(2), None, False)
+    found = eval_only._values(Scores("eval", {"eval/loss": math.inf, "eval/wer": math.nan, "eval/cer": 0.5},
+                                     {"samples": 2}, rows=rows), 0)
+    assert {name: each["value"] for name, each in found["metrics"].items()} == {"loss": None, "wer": None, "cer": 0.5}
 
 
 def test_texts_are_kept_only_if_asked_for_and_once_after_memory_ran_out(model: tuple[str, Path, Path]) -> None:
