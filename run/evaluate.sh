@@ -2,10 +2,14 @@
 # Evaluate a run's model on the run's own data, or on others; nothing is written.
 #
 #   ./run/evaluate.sh RUN [--split test] [-- OPTIONS]
-#   ./run/evaluate.sh RUN --dataset OTHER --split all
+#   ./run/evaluate.sh RUN --dataset OTHER --split all --confusions
 #
 #   RUN       its name, the beginning of it, its PID, its folder, or the folder of one of its snapshots
 #   --split   validation (default); test, where the data have one; or all rows of the data set
+#   --confusions
+#             of speech and lines of text: also which words or characters were most often wrong, the ten worst rows, and
+#             error rates by speaker or group and by length
+#   --json    everything as one JSON document
 #   OPTIONS   those of the stage's script, such as --device cpu, or --dataset with another data set
 #
 # Of a run, models/best is used, else models/final, else the newest whole snapshot; standard error says which.

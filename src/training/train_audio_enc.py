@@ -17,6 +17,7 @@ from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
+from stoker.training.core.transcripts import Source, Terms, Transcribing
 from stoker.training.stages.labelled import Labelled, label_kind, vocabulary
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
@@ -125,7 +126,7 @@ class Config(Options, Consistency, Architecture, Augmentation, Speech):
     """The audio encoder's options."""
 
 
-class AudioEncoder(Labelled[Config]):
+class AudioEncoder(Transcribing, Labelled[Config]):
     """Trains an audio encoder on speech, in the foreground. (./run/run_train_audio_enc.sh: in the background.)
 
     A sample is an utterance. `loss` is -log of the probability of the text, for each of its labels; `ctc_loss` the
@@ -138,6 +139,8 @@ class AudioEncoder(Labelled[Config]):
     sizes = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time", "head_frames")
     best = "eval/wer", "min"
     target = 0.20
+    text_rates = ("eval/wer",)
+    terms = Terms("recordings", "speaker", "seconds", "said", "heard")
     presets = {
         "nano": preset(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
@@ -209,6 +212,9 @@ class AudioEncoder(Labelled[Config]):
     def groups(self, split: str) -> list[str]:
         """The speaker of each row."""
         return [each.speaker for each in self.dataset(split).utterances]
+
+    def text_sources(self, split: str) -> list[Source]:
+        return [Source(each.path, each.seconds) for each in self.dataset(split).utterances]
 
     def order(self) -> "Order":
         return self.order_by_length([each.seconds for each in self.dataset("train").utterances], self.cfg.batch_seconds)

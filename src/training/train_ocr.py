@@ -16,6 +16,7 @@ from stoker.config import opt, select
 from stoker.data.pictures import table
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
 from stoker.training.core.options import Options
+from stoker.training.core.transcripts import Source, Terms, Transcribing
 from stoker.training.stages.labelled import evenly, label_kind, vocabulary
 from stoker.training.stages.pictures import OfPictures, Validation
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
@@ -94,7 +95,7 @@ class Config(Options, Decoder, Architecture, Augmentation, Validation, Lines):
         return []
 
 
-class OCR(OfPictures[Config]):
+class OCR(Transcribing, OfPictures[Config]):
     """Trains a reader of lines of text, in the foreground. (./run/run_train_ocr.sh: in the background.)
 
     `loss` is -log of the probability of the text, divided by its number of labels. With --ctc_weight W it is 1 - W
@@ -108,6 +109,8 @@ class OCR(OfPictures[Config]):
     sizes = ("image_height", "stem_width", "d_model", "num_heads", "num_layers", "d_ff", "decoder_layers")
     best = "eval/cer", "min"
     target = 0.10
+    text_rates = "eval/cer", "eval/wer"
+    terms = Terms("lines", "group", "pixels wide", "written", "read")
     presets = {
         "nano": preset(128, 4, 3, lr=2e-3, warmup_steps=200, epochs=6, batch_width=12000),
         "tiny": preset(256, 4, 4, stem_width=64, lr=1e-3, batch_size=64, batch_width=24000),
@@ -164,6 +167,10 @@ class OCR(OfPictures[Config]):
     def groups(self, split: str) -> list[str]:
         """The group of each row, by --group_by or the data."""
         return [each.group for each in self.dataset(split).pictures]
+
+    def text_sources(self, split: str) -> list[Source]:
+        """The width is in pixels, at --image_height."""
+        return [Source(each.path, self._width(split, each)) for each in self.dataset(split).pictures]
 
     def order(self) -> "Order":
         widths = [self._width("train", each) for each in self.dataset("train").pictures]

@@ -184,7 +184,7 @@ def test_an_evaluation_on_another_text(desk: Desk, finished: str) -> None:
 
 @pytest.mark.parametrize("argv, part", [
     (["nothing"], "there is no run 'nothing'"), (["done", "--split", "tset"], "did you mean test?"),
-    (["--split", "test"], "which run?"),
+    (["--split", "test"], "which run?"), (["done", "--confusions"], "a model of stage lm writes down no texts"),
     (["done", "--", "--d_model", "32"], "--d_model 32 differs from the 16"),
 ])
 def test_an_evaluation_that_cannot_be_is_refused(desk: Desk, finished: str, argv: list[str], part: str) -> None:

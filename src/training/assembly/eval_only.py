@@ -1,12 +1,16 @@
 """Evaluates trained weights and leaves nothing behind."""
 
+import json
 import logging
+import math
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from stoker.config import UserError
 from stoker.monitors.console import title, words
+from stoker.training.assembly import confusions
 from stoker.training.assembly.job import Job
 from stoker.training.core import device as devices
 from stoker.training.core import networks
@@ -16,10 +20,41 @@ from stoker.training.core.plan import resolve
 log = logging.getLogger(__name__)
 
 
+def show(job: Job) -> None:
+    """Print the report; characters that standard output cannot encode are spelled out, such as `\\u2423`."""
+    encoding = sys.stdout.encoding
+    print(report(job).encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
 def report(job: Job) -> str:
     """A line for each evaluation, such as `Validation: wer=12.3% (95%: 11.0-13.9) (740 samples; all rows of the
-    validation split of speech.csv)`. Raises UserError where the split or the memory does not suffice."""
-    return "\n".join(_line(scores, job.cfg) for scores in evaluated(job))
+    validation split of speech.csv)`; with --confusions, below them what was confused; with --json, the same as a JSON
+    document. Raises UserError where the split or the memory does not suffice."""
+    stage, done = _run(job)
+    confused = confusions.found(stage, done) if job.cfg.confusions else []
+    if job.cfg.json:
+        return json.dumps(_document(job, done) | ({"confusions": confused} if confused else {}), indent=2)
+    lines = [_line(scores, job.cfg) for scores in done]
+    return "\n".join([*lines, *(confusions.text(confused, stage.terms) if confused else ())])
+
+
+def _document(job: Job, done: list[Scores]) -> dict[str, Any]:
+    """The evaluations as values that JSON has; a figure that is not finite is null."""
+    assert job.evaluated
+    return {"weights": job.evaluated.place, "step": job.evaluated.step if job.evaluated.step >= 0 else None,
+            "stage": job.stage.name, "dataset": job.cfg.dataset, "split": job.cfg.split,
+            "evaluations": [_values(scores, job.cfg.seed) for scores in done]}
+
+
+def _values(scores: Scores, seed: int) -> dict[str, Any]:
+    assert scores.rows
+    intervals = scores.intervals(seed)
+    metrics = {name.removeprefix(f"{scores.name}/"): {"value": value if math.isfinite(value) else None,
+                                                      "interval": intervals.get(name)}
+               for name, value in scores.metrics.items()}
+    return {"name": scores.name, "metrics": metrics, "size": scores.size,
+            "rows": len(scores.rows.numbers), "splits": scores.rows.splits,
+            "groups": len(set(scores.groups)) if scores.groups else None}
 
 
 def _line(scores: Scores, cfg: Any) -> str:
@@ -41,6 +76,11 @@ def _which(rows: Rows, cfg: Any) -> str:
 
 def evaluated(job: Job) -> list[Scores]:
     """The scores of the job's weights on the split of --split. Raises UserError."""
+    return _run(job)[1]
+
+
+def _run(job: Job) -> tuple[Any, list[Scores]]:
+    """The stage with its data, and the scores."""
     assert job.evaluated
     every = job.cfg.split == ALL
     with tempfile.TemporaryDirectory(prefix="stoker.") as folder:
@@ -62,4 +102,4 @@ def evaluated(job: Job) -> list[Scores]:
     assert done is not None
     if problems := [scores.problem for scores in done if scores.problem]:
         raise UserError(f"{problems[0]}: --precision bf16 or another --device may have room")
-    return done
+    return stage, done

@@ -40,6 +40,7 @@ from stoker.training.core.ending import Ending
 from stoker.training.core.options import Options, here, working_in
 from stoker.training.core.signals import STOPS, Interrupted, Signals
 from stoker.training.core.stage import Stage
+from stoker.training.core.transcripts import Transcribing
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ def _problems(stage: type[Stage], cfg: Options) -> list[str]:
                 "one from its weights; give one of them"]
     if cfg.eval_only and not sources:
         return ["--eval_only: of which weights? name a run, a snapshot or a model folder with --init_from"]
-    if cfg.split != "validation" and not cfg.eval_only:
-        return [f"--split {cfg.split} is for --eval_only: leave it out, a run is validated on its validation split"]
+    if cfg.confusions and not issubclass(stage, Transcribing):
+        return [f"--confusions: a model of stage {stage.name} writes down no texts: leave it out"]
     if problems := _run_name_problems(cfg):
         return problems
     if cfg.resume or _named_run(cfg):
@@ -360,10 +361,10 @@ def _evaluate(job: Job) -> int:
     logs.to_console()
     _require_torch()
     with command.importing():
-        from stoker.training.assembly.eval_only import report  # torch and all: takes seconds
+        from stoker.training.assembly.eval_only import show  # torch and all: takes seconds
 
     try:
-        print(report(job), flush=True)
+        show(job)
     except KeyboardInterrupt:
         return 130
     return FINISHED

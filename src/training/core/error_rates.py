@@ -1,9 +1,17 @@
 """How far what was found is from what it should be, as ratios of sums."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stoker.training.core.figures import Ratio
+
+Pair = tuple[Sequence[str], Sequence[str]]  # reference and hypothesis: a string of characters, or a list of words
+
+
+class ErrorRates(Ratio):
+    """The errors and the length of the reference of each sample, two tensors (B,); `pairs` are the compared texts."""
+
+    pairs: Sequence[Pair]
 
 
 def error_rate(references: Iterable[Any], found: Iterable[Any]) -> Ratio:
@@ -15,11 +23,14 @@ def error_rate(references: Iterable[Any], found: Iterable[Any]) -> Ratio:
     return Ratio(int(wrong.sum()), int(lengths.sum()))
 
 
-def error_rates(references: Iterable[Any], found: Iterable[Any]) -> Ratio:
+def error_rates(references: Iterable[Any], found: Iterable[Any]) -> ErrorRates:
     """The same for each pair: two tensors (B,) of whole numbers."""
     import torch
     from rapidfuzz.distance import Levenshtein
 
     pairs = list(zip(references, found, strict=True))
-    return Ratio(torch.tensor([Levenshtein.distance(reference, heard) for reference, heard in pairs], dtype=torch.long),
-                 torch.tensor([len(reference) for reference, _ in pairs], dtype=torch.long))
+    rates = ErrorRates(
+        torch.tensor([Levenshtein.distance(reference, heard) for reference, heard in pairs], dtype=torch.long),
+        torch.tensor([len(reference) for reference, _ in pairs], dtype=torch.long))
+    rates.pairs = pairs
+    return rates

@@ -19,6 +19,7 @@ from stoker.data.workers import Abandoned, close, workers_that_fit
 from stoker.training.core import bootstrap, contract, evaluations, rng
 from stoker.training.core import device as devices
 from stoker.training.core.blocks import first_line
+from stoker.training.core.error_rates import ErrorRates, Pair
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch, Moment, Ratio, Sampled, Samples
 from stoker.training.core.options import Options
@@ -36,6 +37,7 @@ class Rows(NamedTuple):
     dataset: Any  # the rows to evaluate: all, or some of them
     total: int  # the number of all rows
     splits: Mapping[str, int]  # their number by split
+    numbers: Sequence[int]  # of each row of `dataset`, counted over the rows of all `splits`, one after another
     groups: Sequence[str] | None  # of each row of `dataset`
     own: bool  # the evaluation has rows of its own, not those of the stage's data set
 
@@ -51,6 +53,7 @@ class Scores(NamedTuple):
     rows: Rows | None = None
     problem: str = ""  # why there are no metrics
     uncounted: Sequence[str] = ()  # metrics that were left out, since their counts were 0 on all rows
+    pairs: Mapping[str, Sequence[Pair]] = {}  # with --confusions: the texts that each error rate compares, by row
 
     @property
     def groups(self) -> Sequence[str] | None:
@@ -122,10 +125,11 @@ class Evaluations:
         dataset: Any = ConcatDataset(parts.values()) if len(parts) > 1 else next(iter(parts.values()))
         found = [evaluation.groups(part) for part in parts]
         groups = None if None in found else [group for part in found for group in part or ()]
+        numbers: Sequence[int] = range(total)
         if limit and limit < total:
-            chosen = [number * total // limit for number in range(limit)]
-            dataset, groups = Subset(dataset, chosen), groups and [groups[row] for row in chosen]
-        return Rows(dataset, total, sizes, groups, evaluation.rows != self.stage.dataset)
+            numbers = [number * total // limit for number in range(limit)]
+            dataset, groups = Subset(dataset, numbers), groups and [groups[row] for row in numbers]
+        return Rows(dataset, total, sizes, numbers, groups, evaluation.rows != self.stage.dataset)
 
     def describe(self) -> list[str]:
         """A line for each evaluation, where there are several or one does not use all rows."""
@@ -215,7 +219,7 @@ def score_batch(evaluation: Evaluation, model: Any, batch: Batch, device: torch.
 
 def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torch.device,
               stopped: Callable[[], object], evaluation: Evaluation) -> Scores | None:
-    scored, whole, size, terms = _Figures(), _Figures(), Counter[str](), dict[str, None]()
+    scored, whole, size, terms = _Figures(cfg.confusions), _Figures(), Counter[str](), dict[str, None]()
     gathered, collate, phase = defaultdict[str, list[Tensor]](list), evaluation.collate, stage.phases()[-1].name
     rows = stretches(dataset)[0][:cfg.batch_size]
     workers = workers_that_fit(devices.loader_workers(device, cfg.num_workers), dataset, collate, rows)
@@ -248,7 +252,8 @@ def _evaluate(stage: Stage, model: Any, dataset: Any, cfg: Options, device: torc
     metrics = scored.means(evaluation.name) | whole.means(evaluation.name)
     rates = scored.by_sample(evaluation.name, len(dataset)) | whole.by_sample(evaluation.name, len(dataset))
     return Scores(evaluation.name, metrics | follow(metrics), dict(size) or {"samples": len(dataset)}, rates, follow,
-                  uncounted=uncounted)
+                  uncounted=uncounted, pairs={f"{evaluation.name}/{name}": pairs
+                                              for name, pairs in scored.pairs.items()})
 
 
 def _nothing_counted(figures: Sequence[str]) -> str:
@@ -256,9 +261,11 @@ def _nothing_counted(figures: Sequence[str]) -> str:
 
 
 class _Figures:
-    """Sums of the figures of an evaluation, and the values by sample of the figures that have them."""
+    """Sums of the figures of an evaluation, and the values by sample of the figures that have them; if asked for, also
+    the texts that error rates compare."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_pairs: bool = False):
+        self.keeps_pairs, self.pairs = keeps_pairs, defaultdict[str, list[Pair]](list)
         self.sums, self.samples = Totals(), defaultdict[str, list[Samples]](list)
 
     def add(self, figures: Mapping[str, Ratio]) -> None:
@@ -268,6 +275,8 @@ class _Figures:
                 self.samples[name].append(ratio.samples)
             elif isinstance(ratio.total, Tensor) and ratio.total.dim():
                 self.samples[name].append((ratio.total, ratio.count))
+            if self.keeps_pairs and isinstance(ratio, ErrorRates):
+                self.pairs[name] += ratio.pairs
 
     def means(self, evaluation: str) -> dict[str, float]:
         """Without the figures of which nothing was counted."""

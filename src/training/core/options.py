@@ -139,11 +139,24 @@ class Resuming:
     eval_only: bool = opt(False, "evaluate the weights of --init_from or --resume, train nothing", may_change=True)
     split: str = opt("validation", "what --eval_only evaluates: the validation or the test split, or all rows of the "
                      "data set", choices=("validation", "test", "all"), may_change=True)
+    confusions: bool = opt(False, "with --eval_only, where texts are heard or read: also print which words or "
+                           "characters were most often wrong, the ten worst rows, and error rates by speaker or group "
+                           "and by length", may_change=True)
+    json: bool = opt(False, "print what --eval_only prints as one JSON document", may_change=True)
     supervise: bool = opt(False, "start a second, small process that watches the trainer: it kills a trainer that "
                           "stalls and resumes the run from its newest snapshot when the trainer has died; after five "
                           "deaths without a new snapshot the run has failed",
                           may_change=True)
     yes: bool = opt(False, "do not ask for confirmation", aliases=("y",), may_change=True)
+
+    def problems(self) -> list[str]:
+        if self.eval_only:
+            return []
+        found = [f"--{name} is for --eval_only: leave it out" for name in ("confusions", "json") if getattr(self, name)]
+        if self.split != "validation":
+            found.append(f"--split {self.split} is for --eval_only: leave it out, a run is validated on its validation "
+                         "split")
+        return found
 
 
 @dataclass
