@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stoker.model.mel import RANGE, SAMPLE_RATE
 from stoker.model.transformer import valid_places
@@ -23,6 +24,8 @@ MICROPHONE = tuple(80 * 100 ** (place / 7) for place in range(8))  # Hz, 80 to 8
 HIGH_PASS, LOW_PASS = (100.0, 400.0), (2800.0, 4200.0)  # Hz: where the bands of a narrow line may begin and end
 TEMPOS = 6  # places in a recording, from its start to its end, at which its tempo is drawn
 FINE = 256  # steps in which time is warped
+STEP, BANDS = 12, 8  # frames between the places at which a field of elastic deformations is drawn; places in frequency
+FRAMES, DECIBELS = 16, 40  # by which an elastic deformation moves and amplifies, for each octave that it moves up
 PARTS = 1 + len(TRACT), len(MICROPHONE), 4, 1, TEMPOS  # random numbers for each change
 NUMBERS = sum(PARTS)
 DECIBEL = 1 / (10 * RANGE / 2)  # in a normalised spectrogram, where RANGE powers of ten are from -1 to 1
@@ -37,16 +40,21 @@ class SpectralChanges:
     narrow: float = 0.0  # share of the rows that lose low frequencies, and share of those that lose high ones
     contrast: float = 0.0  # 0.2: loud and quiet up to a fifth further apart, or nearer
     rhythm: float = 0.0  # 0.25: parts of a recording up to about a quarter faster or slower than the rest
+    elastic: float = 0.0  # octaves: standard deviation of moves up and down that differ from place to place
 
-    def __call__(self, mel: Tensor, frames: Tensor, draws: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, M), how many frames of each count (B,), random numbers (B, NUMBERS) in [0, 1), how much higher each
-        recording was made by playing it faster (B,) -> (B, T', M), frames (B,). Without changes the same bits."""
+    def __call__(self, mel: Tensor, frames: Tensor, draws: Tensor, fields: Tensor,
+                 pitch: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, M), how many frames of each count (B,), random numbers (B, NUMBERS) in [0, 1), normal random numbers
+        (B, 3, places(T), BANDS), how much higher each recording was made by playing it faster (B,) -> (B, T', M),
+        frames (B,). Without changes the same bits."""
+        if self.elastic:
+            mel = _deformed(mel, frames, self.elastic * fields)
         tract, microphone, line, contrast, tempo = (2 * draws - 1).split(PARTS, 1)
         if self.rhythm or (pitch != 1).any():
             mel, frames = _in_time(mel, frames, pitch, self.rhythm * tempo)
         if self.warp or (pitch != 1).any():
             mel = _moved(mel, self.warp * (tract[:, :1] + tract[:, 1:] / 3) - pitch.log2()[:, None])
-        if not (self.colour or self.narrow or self.contrast):
+        if not (self.colour or self.narrow or self.contrast or self.elastic):
             return mel, frames
         mel = mel + self.colour * DECIBEL * (microphone @ _between(MICROPHONE, mel.shape[2]).to(mel))[:, None]
         if self.narrow:
@@ -61,6 +69,33 @@ class SpectralChanges:
         centres = _centres(M).to(line)
         narrow = chosen < 2 * self.narrow
         return ((centres < low) & narrow[:, :1]) | ((centres > high) & narrow[:, 1:])
+
+
+def places(T: int) -> int:
+    """At how many places in time a field is drawn for T frames."""
+    return -(-T // STEP) + 1
+
+
+def _deformed(mel: Tensor, frames: Tensor, fields: Tensor) -> Tensor:
+    """What is at each place moved in frequency and in time, and amplified, by fields (B, 3, places, BANDS) that are
+    linear between their places (elastic deformations: Simard et al. 2003, of written digits)."""
+    B, T, M = mel.shape
+    fine = F.interpolate(fields, size=((fields.shape[2] - 1) * STEP + 1, M), mode="bilinear", align_corners=True)
+    up, later, louder = fine[:, :, :T].unbind(1)  # (B, T, M)
+    octave = 1 / torch.gradient(_centres(M).to(mel).log2())[0]  # bands of an octave, at each band
+    mel = _read_each(mel, torch.arange(M, device=mel.device) - up * octave, 2)
+    when = torch.arange(T, device=mel.device)[:, None] - FRAMES * later
+    mel = _read_each(mel, torch.minimum(when, (frames[:, None, None] - 1).clamp(min=0)), 1)
+    return mel + DECIBELS * DECIBEL * louder
+
+
+def _read_each(mel: Tensor, wanted: Tensor, dim: int) -> Tensor:
+    """(B, T, M), for each of its places another along `dim` to read from: linear between neighbours."""
+    last = mel.shape[dim] - 1
+    wanted = wanted.clamp(0, last)
+    left = wanted.floor().long().clamp(max=max(last - 1, 0))
+    before, after = mel.gather(dim, left), mel.gather(dim, (left + 1).clamp(max=last))
+    return before + (after - before) * (wanted - left)
 
 
 def _in_time(mel: Tensor, frames: Tensor, pitch: Tensor, tempos: Tensor) -> tuple[Tensor, Tensor]:

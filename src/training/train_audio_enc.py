@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHOWN = 8  # transcripts
-SPECTRUM_DRAWS, MASK_DRAWS = 1, 2  # seed them otherwise than the changes of the sound in the same row
+SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # seed them otherwise than the changes of the sound in the same row
 AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
     "none": {},
     "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
     "strong": {"speed": 0.15, "pitch": 2.0, "warp": 0.15, "rhythm": 0.25, "reverb": 0.4, "noise": 10.0, "babble": 15.0,
-               "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2,
+               "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2, "elastic": 0.12,
                "mask_bands": 20, "mask_time": 0.1},
 }
 
@@ -89,6 +89,8 @@ class Augmentation:
                         le=40)
     narrow: float = opt(0.0, "share of the recordings that lose what is below a frequency between 100 and 400 Hz, and "
                         "share that lose what is above one between 2.8 and 4.2 kHz, as over a telephone", ge=0, le=1)
+    elastic: float = opt(0.0, "elastic deformation: move what is heard up and down in frequency by so many octaves on "
+                         "average, from moment to moment, and as much in time and loudness", ge=0, le=0.5)
     contrast: float = opt(0.0, "loud and quiet further apart or nearer by up to this share", ge=0, le=0.5)
     masks: int = opt(2, "SpecAugment: masks over frequency, and as many over time", ge=0, le=32)
     mask_bands: int = opt(12, "SpecAugment: mel bands of a mask over frequency, at most", ge=0)
@@ -221,8 +223,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     def collate(self, samples: "list[Clip]") -> Batch:
         """waveforms (B, N) float32 and their lengths in samples (B,); labels, those of all utterances in one row, and
-        label_lengths (B,); for changes of the spectrogram random numbers: changes (B, NUMBERS), masks (B, views, K, 4),
-        and pitch (B,); texts; seconds of sound in all."""
+        label_lengths (B,); for changes of the spectrogram pitch (B,) and random numbers: changes (B, NUMBERS), fields
+        (B, 3, P, BANDS), masks (B, views, K, 4); texts; seconds of sound in all."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -237,6 +239,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
                 "changes": self._draws(samples, SPECTRUM_DRAWS, (NUMBERS,)),
+                "fields": self._fields(samples, waveforms.shape[1]),
                 "masks": self._draws(samples, MASK_DRAWS, masks),
                 "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32),
                 "texts": [clip.text for clip in samples],
@@ -250,6 +253,19 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, purpose)).random(shape, np.float32)
                  for clip in samples]
         return torch.from_numpy(np.stack(drawn))
+
+    def _fields(self, samples: "list[Clip]", longest: int) -> "Tensor":
+        """Normal random numbers for elastic deformations, by (seed, epoch, row); none where --elastic is off."""
+        import numpy as np
+        import torch
+
+        from stoker.model.mel import HOP_LENGTH
+        from stoker.model.spectral_changes import BANDS, places
+
+        count = places(longest // HOP_LENGTH) if self.cfg.elastic else 0
+        drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, FIELD_DRAWS)).standard_normal(
+            (count, 3, BANDS), np.float32) for clip in samples]
+        return torch.from_numpy(np.stack(drawn)).transpose(1, 2)
 
     def _longest(self) -> int:
         """Samples of the longest recording that is possible, played as slowly as --speed allows."""
@@ -309,7 +325,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
         cfg = self.cfg
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
-        mel, frames = select(SpectralChanges, cfg)(mel, frames, batch["changes"], batch["pitch"])
+        mel, frames = select(SpectralChanges, cfg)(mel, frames, batch["changes"], batch["fields"],
+                                                   batch["pitch"])
         if cfg.compile:
             mel = F.pad(mel, (0, 0, 0, self._longest() // HOP_LENGTH + 2 - mel.shape[1]))
         return [(spec_augment(mel, frames, masks, widest_band=cfg.mask_bands, longest_time=cfg.mask_time), frames)
@@ -346,7 +363,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
                 "cer": error_rates(map(" ".join, said), map(" ".join, found))}
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """What was said, with the transcripts below, and the spectrogram and the sound of the first recording."""
+        """What was said, with the transcripts below, and the spectrogram and the sound of the first recording; of the
+        first training recording both as recorded and as its augmentation changes it."""
         from stoker.training.core import device as devices
         from stoker.training.core.media import Sound, Text, heat_map
 
@@ -358,7 +376,23 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         lines = [f"said   {clip.text}\nheard  {text}" for clip, text in zip(clips, heard)]
         return {"text/transcripts": Text("\n".join(lines)),
                 "picture/spectrogram": heat_map(mel[0, :frames[0]].cpu().numpy().T),
-                "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE)}
+                "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE), **self._augmented(model)}
+
+    def _augmented(self, model: Any) -> "dict[str, Media]":
+        """Sound and spectrogram of the first training recording before and after augmentation."""
+        import torch
+
+        from stoker.training.core import device as devices
+        from stoker.training.core.media import Sound, heat_map
+
+        rows = self.dataset("train")
+        before, after = torch.from_numpy(rows.samples(0)), rows[0].waveform
+        plain, _ = model.mel(before[None].to(devices.of(model)), torch.tensor([len(before)], device=devices.of(model)))
+        changed, frames = self._views(model, devices.move(self.collate([rows[0]]), devices.of(model)))[0]
+        return {"sound/training_before": Sound(before.numpy(), audio.RATE),
+                "sound/training_after": Sound(after.numpy(), audio.RATE),
+                "picture/training_before": heat_map(plain[0].cpu().numpy().T),
+                "picture/training_after": heat_map(changed[0, :frames[0]].cpu().numpy().T)}
 
     def callbacks(self) -> "list[Callback]":
         from stoker.daemon.rundir import RunDir
