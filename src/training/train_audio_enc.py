@@ -37,8 +37,8 @@ SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # seed them otherwise than th
 AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
     "none": {},
     "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
-    "strong": {"speed": 0.15, "pitch": 2.0, "warp": 0.15, "rhythm": 0.25, "reverb": 0.4, "noise": 10.0, "babble": 15.0,
-               "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2, "elastic": 0.12,
+    "strong": {"speed": 0.15, "pitch": 2.0, "warp": 0.15, "rhythm": 0.25, "silence": 0.5, "reverb": 0.4, "noise": 10.0,
+               "babble": 15.0, "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2, "elastic": 0.12,
                "mask_bands": 20, "mask_time": 0.1},
 }
 
@@ -77,9 +77,10 @@ class Augmentation:
                       le=0.5)
     rhythm: float = opt(0.0, "parts of a recording faster or slower than others, by up to about this share", ge=0,
                         le=0.7)
+    silence: float = opt(0.0, "silence before and after a recording, up to so many seconds", ge=0, le=10)
     reverb: float = opt(0.0, "share of the recordings that are heard in a room that echoes", ge=0, le=1)
-    noise: float = opt(0.0, "add noise of any colour, at least so many dB below the speech, to half of the recordings",
-                       ge=0)
+    noise: float = opt(0.0, "add noise of any colour, at least so many dB below the speech; to half of the recordings "
+                       "as little as that of a quiet microphone", ge=0)
     babble: float = opt(0.0, "add one to four other recordings, at least so many dB below, to half of the recordings",
                         ge=0)
     clip: float = opt(0.0, "share of the recordings whose loudest samples are cut off", ge=0, le=1)
@@ -268,10 +269,11 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         return torch.from_numpy(np.stack(drawn)).transpose(1, 2)
 
     def _longest(self) -> int:
-        """Samples of the longest recording that is possible, played as slowly as --speed allows."""
+        """Samples of the longest recording that is possible, played as slowly as --speed allows, with --silence."""
         from stoker.model.mel import HOP_LENGTH
 
-        return int(self.cfg.max_mel_length * HOP_LENGTH / (1 - self.cfg.speed)) + HOP_LENGTH
+        cfg = self.cfg
+        return int(cfg.max_mel_length * HOP_LENGTH / (1 - cfg.speed) + 2 * cfg.silence * audio.RATE) + HOP_LENGTH
 
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]

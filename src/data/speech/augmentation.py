@@ -17,7 +17,7 @@ from stoker.data.speech import audio
 
 SPEED_STEPS = 20  # the factors of speed are fractions with this denominator: each has its own filter
 SEMITONES = 12  # of an octave
-QUIETER = 25  # dB: noise is so much below its bound at most
+QUIETER, FLOOR = 25, 65  # dB below their bound: the most for half of the rows, and for all
 SLOPES = np.arange(-0.5, 3.0, 0.5)  # the power of noise falls as 1 / f**slope: from blue over white and pink to brown
 NOISE, ROOMS = 2**19, 24  # samples of each noise; impulse responses
 LOWEST = 60  # Hz, below which noise grows no more
@@ -36,13 +36,14 @@ class Sound(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed, within which bounds; 0: not. `noise` and `babble` change half of the rows."""
+    """What is changed, within which bounds; 0: not."""
 
     speed: float = 0.0  # 0.1: between 0.9 and 1.1 times as fast, and as high
     pitch: float = 0.0  # semitones up or down
+    silence: float = 0.0  # seconds at most, before and after
     reverb: float = 0.0  # share of the rows that are heard in a room
-    noise: float = 0.0  # dB: noise of any colour, so far below the speech at least
-    babble: float = 0.0  # dB: other people, so far below at least
+    noise: float = 0.0  # dB: noise of any colour, so far below the speech at least; in half of the rows FLOOR at most
+    babble: float = 0.0  # dB: in half of the rows other people, so far below at least
     clip: float = 0.0  # share of the rows whose loudest samples are cut off
     codec: float = 0.0  # share of the rows that are coded with few bits
     gain: float = 0.0  # dB, up or down
@@ -52,19 +53,21 @@ class Augmentation:
         """(N,) -> (N',), float32. `other` returns another recording for a number in [0, 1). Draws the same numbers
         whatever is switched off."""
         speed, semitones, gain = draw.uniform(-1, 1, 3)
-        heard_in_room, room, noisy, colour, place, fainter, crowded, quieter, clipped, ceiling, coded, coder, bits = (
-            draw.random(13))
+        before, after, heard_in_room, room, noisy, colour, place, fainter = draw.random(8)
+        crowded, quieter, clipped, ceiling, coded, coder, bits = draw.random(7)
         faster = 1 + speed * self.speed
         steps = round((faster * 2 ** (semitones * self.pitch / SEMITONES) - 1) * SPEED_STEPS)
         pitch = (1 + steps / SPEED_STEPS) / faster if self.pitch else 1.0
         if steps:
             samples = audio.resampled(samples, SPEED_STEPS + steps, SPEED_STEPS)
+        level = loudness(samples)
+        if self.silence:
+            samples = np.pad(samples, [int(self.silence * share * audio.RATE) for share in (before, after)])
         if heard_in_room < self.reverb:
             samples = reverberant(samples, int(room * ROOMS))
-        level = loudness(samples)
-        if self.noise and noisy < 0.5:
-            samples = samples + _scaled(_noise(int(colour * len(SLOPES)), place, len(samples)), level,
-                                        self.noise + QUIETER * fainter)
+        if self.noise:  # also that of a quiet microphone: nothing but a computer is wholly silent between words
+            below = self.noise + (QUIETER * fainter if noisy < 0.5 else QUIETER + (FLOOR - QUIETER) * fainter)
+            samples = samples + _scaled(_noise(int(colour * len(SLOPES)), place, len(samples)), level, below)
         if self.babble and crowded < 0.5 and other:
             samples = samples + _scaled(_babble(other, draw, len(samples)), level, self.babble + QUIETER * quieter)
         if clipped < self.clip:
