@@ -83,7 +83,7 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
     return 0 if only_check else _transcribe(cfg, source, paths)
 
 
-# -- hearing --------------------------------------------------------------------------------------------------------
+# -- answering ------------------------------------------------------------------------------------------------------
 
 
 def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:

@@ -104,7 +104,7 @@ def test_a_survey_is_what_numpy_computes_of_the_whole(tmp_path: Path, monkeypatc
 
 def test_the_blocks_of_a_file_are_what_is_read_at_once(tmp_path: Path) -> None:
     for rate in (16000, 44100, 1000):
-        soundfile.write(tmp_path / "a.wav", 0.1 + tone(40, rate, 100), rate, subtype="FLOAT")
+        soundfile.write(tmp_path / "a.wav", 0.1 + tone(40, rate, 150_000 / rate), rate, subtype="FLOAT")
         blocks = list(audio.blocks(tmp_path / "a.wav", audio.survey(tmp_path / "a.wav")))
         assert len(blocks) > 1 and np.array_equal(np.concatenate(blocks), audio.read(tmp_path / "a.wav"))
 

@@ -16,8 +16,8 @@ from stoker.data.speech import audio
 PART = 60 * audio.RATE  # samples that are searched for pauses at once
 FRAME = audio.RATE // 50  # samples whose loudness is measured
 PAUSE = audio.RATE // 5  # samples: closures within a word are shorter
-EDGE = audio.RATE // 2  # samples of a long pause that stay with the speech beside it
-SHORTEST = audio.RATE  # samples of a piece with speech, where a neighbour can take it
+EDGE = 3 * audio.RATE // 100  # samples of a pause that stay with the speech beside it: models that are trained on
+# recordings without silence around the speech understand little of it where there is a tenth of a second
 QUIET = 10  # per cent of the frames are fainter than the noise floor
 SHARE = 0.2  # of the way, in dB, from the noise floor to the loudest frame: what is fainter is no speech
 STEADY = 6.0  # dB between the two: speech varies more
@@ -34,8 +34,8 @@ class Piece(NamedTuple):
 
 
 def pieces(blocks: Iterable[np.ndarray], find_pauses: FindPauses, *, longest: int) -> Iterator[Piece]:
-    """Cut a sound, which comes in blocks, in the middle of each pause; of a pause longer than twice EDGE, what is
-    between its edges becomes a piece without speech.
+    """Cut a sound, which comes in blocks, at its pauses. A pause is a piece without speech, all but its edges, which
+    belong to the pieces beside it.
 
     A part of PART samples without any pause is cut at its quietest place among the last `longest` samples.
     """
@@ -118,29 +118,11 @@ def _ends(part: np.ndarray, found: Sequence[Pause], is_last: bool, longest: int)
     with the next part, unless this is the last one."""
     ends: list[tuple[int, bool]] = []
     for a, b in found:
-        if b - a > 2 * EDGE or b - a == len(part):
-            until = b if is_last and b == len(part) else b - EDGE
-            ends += [(a + EDGE, True), (until, False)] if a else [(until, False)]
-        elif a:
-            ends.append(((a + b) // 2, True))
-    if is_last and len(part) and (not ends or ends[-1][0] < len(part)):
-        ends.append((len(part), True))
-    return _without_short(ends) if ends or is_last else [(_quietest(part, longest), True)]
-
-
-def _without_short(ends: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
-    """The same, pieces shorter than SHORTEST joined with speech beside them."""
-    kept: list[tuple[int, bool]] = []
-    begin = 0
-    for (end, speech), (_, next_speech) in zip(ends, [*ends[1:], (0, False)]):
-        if speech and end - begin < SHORTEST:
-            if next_speech:
-                continue
-            if kept and kept[-1][1]:
-                kept.pop()
-        kept.append((end, speech))
-        begin = end
-    return kept
+        ends += [(a + EDGE, True)] if a else []
+        ends.append((b if is_last and b == len(part) else b - EDGE, False))
+    if is_last:
+        return ends if not len(part) or ends and ends[-1][0] == len(part) else [*ends, (len(part), True)]
+    return ends or [(_quietest(part, longest), True)]
 
 
 def _quietest(part: np.ndarray, longest: int) -> int:
