@@ -80,7 +80,7 @@ def survey(path: str | Path, *, longest: float = LONGEST) -> Survey:
         least, most = np.full(channels + 1, np.inf), np.full(channels + 1, -np.inf)
         for block in _raw_blocks(file, longest):
             rows = np.vstack([block.T, block.mean(axis=1)])
-            clipped += np.count_nonzero(np.abs(rows[:-1]) >= FULL_SCALE)
+            clipped += int(np.count_nonzero(np.abs(rows[:-1]) >= FULL_SCALE))
             count += len(block)
             sums += rows.sum(1, dtype=np.float64)
             squares += np.einsum("cn,cn->c", rows, rows, dtype=np.float64)
