@@ -1,0 +1,143 @@
+"""Shallow fusion against the enumeration of all texts, and the language model's scores against the model itself."""
+
+import itertools
+import math
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stoker.data.text.labels import open_labels
+from stoker.data.text.tokenizers import Bytes, open_tokenizer
+from stoker.model import ctc, fusion
+from stoker.model.fusion import Fusion, Reader, Weights
+from stoker.model.gpt import GPT
+from stoker.model.thinker import Thinker
+
+SIZES: dict[str, Any] = dict(d_model=16, num_heads=2, num_layers=2, d_ff=32)
+WORDS = "the cat sat on that mat; a cat ate the oat that the hat had. "
+
+
+def language_model(vocab_size: int, kind: str = "gpt", context: int = 64) -> Any:
+    """With weights that make some texts far likelier than others."""
+    torch.manual_seed(0)
+    model = (GPT(vocab_size, **SIZES, max_seq_len=context) if kind == "gpt" else
+             Thinker(vocab_size, **SIZES, num_kv_heads=1, max_seq_len=context))
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.5)
+    return model.eval()
+
+
+def of_tokens(model: Any, tokens: list[int]) -> float:
+    """log p of all tokens but the first, by one forward pass."""
+    if len(tokens) == 1:
+        return 0.0
+    with torch.no_grad():
+        log_probs = model(torch.tensor([tokens[:-1]])).log_softmax(-1)[0]
+    return float(sum(log_probs[place, token] for place, token in enumerate(tokens[1:])))
+
+
+def of_text(model: Any, tokenizer: Any, text: str) -> float:
+    """log p of a whole document."""
+    end = tokenizer.end_of_text
+    return of_tokens(model, [end, *tokenizer.encode_batch([" ".join(text.split())])[0].tolist(), end])
+
+
+def bpe(size: int = 270) -> Any:
+    return open_tokenizer("bpe", size, [WORDS * 20])
+
+
+def some_log_probs(frames: int, labels: Any, used: list[int], seed: int) -> np.ndarray:
+    """(F, L): only the labels of `used`, and the blank, are possible."""
+    draw, found = np.random.default_rng(seed), np.full((frames, labels.vocab_size), -math.inf)
+    for frame in found:
+        likely = 2 * draw.standard_normal(len(used) + 1)
+        frame[[*used, labels.end_of_text]] = likely - np.log(np.exp(likely).sum())
+    return found
+
+
+def everything(log_probs: np.ndarray, labels: Any) -> dict[tuple[int, ...], float]:
+    """All sequences of labels, and log of the sum over their alignments."""
+    found: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    possible = [np.flatnonzero(np.isfinite(frame)).tolist() for frame in log_probs]
+    for path in itertools.product(*possible):
+        spelled = tuple(label for label, _ in itertools.groupby(path) if label != labels.end_of_text)
+        found[spelled].append(sum(frame[label] for frame, label in zip(log_probs, path)))
+    return {spelled: float(np.logaddexp.reduce(each)) for spelled, each in found.items()}
+
+
+def chars() -> tuple[Any, list[int]]:
+    labels = open_labels("chars", 0, ["at "])
+    return labels, [0, 1, 2]
+
+
+def joined() -> tuple[Any, list[int]]:
+    """Labels of several characters, with a space before or not, and of half a character."""
+    labels = bpe()
+    return labels, [*(labels.encode_batch([text])[0].tolist()[0] for text in (" the", "at")), *labels.encode_batch(
+        ["\u00fc"])[0].tolist()]
+
+
+@pytest.mark.parametrize("kind", ["gpt", "thinker"])
+@pytest.mark.parametrize("tokenizer", [Bytes, bpe])
+@pytest.mark.parametrize("made", [chars, joined])
+def test_a_wide_beam_finds_the_best_of_all_texts(made: Any, tokenizer: Any, kind: str,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with the score that the formula gives."""
+    monkeypatch.setattr(fusion, "FLOOR", -math.inf)
+    (labels, used), written, weights = made(), tokenizer(), Weights(0.7, 1.5)
+    model = language_model(written.vocab_size, kind)
+    for seed in range(1):
+        log_probs = some_log_probs(4, labels, used, seed)
+        expected: dict[tuple[int, ...], tuple[float, float, int]] = {}
+        for spelled, likely in everything(log_probs, labels).items():
+            text = labels.decode(list(spelled)).rstrip("\ufffd") if made is joined else labels.decode(list(spelled))
+            if "\ufffd" not in text:  # else bytes that are no text
+                expected[spelled] = likely, of_text(model, written, text), len(text.split())
+        found = [each for each in Fusion(labels, model, written).search(log_probs, weights, 10**6)
+                 if tuple(each.labels) in expected]
+        assert len(found) == len(expected) > 40
+        for each in found:
+            assert (each.ctc, each.lm, each.words) == pytest.approx(expected[tuple(each.labels)], abs=2e-3), each
+        scores = [each.ctc + weights.of(each.lm, each.words) for each in found]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_without_weight_it_is_the_search_without_a_language_model() -> None:
+    (labels, used), tokenizer = chars(), Bytes()
+    log_probs = some_log_probs(30, labels, used, 0)
+    found = Fusion(labels, language_model(257), tokenizer).search(log_probs, Weights(0.0, 0.0), 5)
+    alone = ctc.beam_search(log_probs, blank=labels.end_of_text, width=5, floor=fusion.FLOOR)
+    assert [(each.labels, each.ctc) for each in found] == alone
+
+
+def test_what_is_unlikely_in_a_frame_is_not_tried() -> None:
+    log_probs = np.log(np.array([[0.6, 0.3, 0.1], [0.5, 0.1, 0.4]]))
+    assert {tuple(labels) for labels, _ in ctc.beam_search(log_probs, blank=2, floor=math.log(0.2))} == {
+        (), (0,), (1,), (0, 1), (1, 0)} - {(0, 1)}
+
+
+@pytest.mark.parametrize("context, length", [(64, 40), (8, 40), (2, 9), (5, 23)])
+@pytest.mark.parametrize("kind", ["gpt", "thinker"])
+def test_each_token_is_scored_after_those_before_it(kind: str, context: int, length: int) -> None:
+    """All of them, or where the context is full at least half of it; whichever texts are read together."""
+    model, draw = language_model(30, kind, context), np.random.default_rng(0)
+    reader, texts = Reader(model, 29), list[Any]()
+    texts = [reader.root]
+    for _ in range(length):  # grows a tree, several branches at once, by one to three tokens
+        asked = [(texts[draw.integers(len(texts))], draw.integers(29, size=draw.integers(1, 4)).tolist())
+                 for _ in range(3)]
+        texts = [*texts[-4:], *reader.extended(asked, texts)]
+    assert max(text.length for text in texts) > min(context, length)
+    for text in texts:
+        tokens = fusion._tokens(text, 0)
+        assert len(tokens) == text.length
+        expected = 0.0
+        for place in range(1, len(tokens)):
+            first = reader.first(place)
+            assert first == 0 if place <= context else context - max(1, context // 2) < place - first <= context
+            expected += of_tokens(model, tokens[first:place + 1]) - of_tokens(model, tokens[first:place])
+        assert text.log_prob == pytest.approx(expected, abs=1e-3 * length)
