@@ -2,178 +2,40 @@
 
     score of a text = log p_ctc + weight * log p_lm + bonus * words
 
-`Fusion` searches; `Reader` computes log p_lm, of all new texts of a frame at once.
+While a text is being written, p_lm is the probability that a document begins with it, the sum over all ways to write it
+in tokens (Vieira et al. 2024, arXiv:2412.03719). So each letter is scored at once, although a token may be a whole word.
 
-Axes: B texts that are read at once, T tokens of each that are new, V vocabulary of the language model, F frames, L labels.
+Axes: F frames, L labels, V vocabulary of the language model.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from stoker.config import UserError
 from stoker.model import ctc
 from stoker.model.decoding import Decoder
-from stoker.model.kv_cache import KVCache
+from stoker.model.text_reader import Reader, Text
 
 FLOOR = -12.0  # log probability of a label in a frame; with less it is not tried, whatever the language model expects
-UNKNOWN = "\ufffd"  # as which tokenizers decode bytes that are no whole character
-CHARACTER_BYTES = 4  # at most, in UTF-8
-
-
-class Tokenizer(Protocol):
-    """What is used of a tokenizer, of labels or of the language model's tokens."""
-
-    vocab_size: int
-    end_of_text: int
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
-
-
-# -- the language model ---------------------------------------------------------------------------------------------
-
-
-class Text:
-    """Tokens of the language model: those of `before` and one more. The first one of all is its end of text, which in
-    training stands between two documents."""
-
-    __slots__ = ("before", "token", "length", "log_prob")
-
-    def __init__(self, before: "Text | None", token: int):
-        self.before, self.token = before, token
-        self.length: int = before.length + 1 if before else 1
-        self.log_prob = 0.0  # of all tokens after the first
-
-
-class _Window(NamedTuple):
-    """What the model keeps of texts that it has read from the same position on."""
-
-    cache: KVCache
-    rows: Mapping[Text, int]  # the row that has read a text, maybe with more after it
-
-
-class Reader:
-    """Log probabilities of texts by a causal model in evaluation mode, each given what is before it.
-
-    Texts that begin alike share what was computed for them. A text that is longer than the model's context is read from
-    a later position on, such that a token has at least half of the context before it.
-    """
-
-    def __init__(self, model: Decoder, end_of_text: int):
-        self.model, self.root = model, Text(None, end_of_text)
-        self._device = model.head_weight.device
-        self._stride = max(1, model.max_seq_len // 2)
-        self._windows: dict[int, _Window] = {}  # by the position from which they are read
-        self._following: dict[Text, np.ndarray] = {}  # (V,) log probabilities of the token after each
-
-    def extended(self, asked: Sequence[tuple[Text, Sequence[int]]], kept: Collection[Text]) -> list[Text]:
-        """Each text with the tokens that come after it. `kept` are the texts that later ones begin with; what is known
-        of others is dropped."""
-        chains = [[text] for text, _ in asked]
-        for chain, (_, tokens) in zip(chains, asked):
-            for token in tokens:
-                chain.append(Text(chain[-1], token))
-        unread = [text for chain in chains for text in chain[:-1] if text not in self._following]
-        if unread:
-            self._read(dict.fromkeys(unread), dict.fromkeys([*kept, *(text for text, _ in asked)]))
-        for chain in chains:
-            for before, text in zip(chain, chain[1:]):
-                text.log_prob = before.log_prob + float(self._following[before][text.token])
-        return [chain[-1] for chain in chains]
-
-    def first(self, length: int) -> int:
-        """The position from which on a text of `length` tokens is read."""
-        return self._stride * max(0, -((self.model.max_seq_len - length) // self._stride))
-
-    def _read(self, texts: Collection[Text], kept: Collection[Text]) -> None:
-        self._following = {text: self._following[text] for text in kept if text in self._following}
-        earliest = min(self.first(text.length) for text in (*texts, *kept))
-        self._windows = {first: window for first, window in self._windows.items() if first >= earliest}
-        windows: dict[int, list[Text]] = {}
-        for text in texts:
-            windows.setdefault(self.first(text.length), []).append(text)
-        for first, group in windows.items():
-            self._read_window(first, group, kept)
-
-    def _read_window(self, first: int, texts: Sequence[Text], kept: Collection[Text]) -> None:
-        """Read texts from position `first` on, and carry over what was read of `kept` from there on."""
-        known = self._windows.get(first, _Window(KVCache(0, 0), {}))
-        found = [_nearest(text, known.rows, first) for text in kept]
-        leaves, rows = _leaves([*texts, *(text for text in found if text)], first)
-        sources = [_nearest(text, known.rows, first) for text in leaves]
-        shared = [text for text in sources if text]
-        start = min(text.length for text in shared) if len(shared) == len(leaves) else first
-        start = min(start, *(text.length - 1 for text in texts))  # what comes after each of `texts` is computed here
-        longest = max(text.length for text in leaves)
-        if start > first:
-            cache = known.cache.branch(torch.tensor([known.rows[text] for text in shared], device=self._device),
-                                       start - first, longest - first)
-        else:
-            cache = self.model.new_cache(longest - first)
-        log_probs = self._log_probs([_tokens(text, start) for text in leaves], cache)
-        self._windows[first] = _Window(cache, rows)
-        for text, row in rows.items():
-            if text.length > start and self.first(text.length) == first:
-                self._following.setdefault(text, log_probs[row, text.length - start - 1])
-
-    @torch.no_grad()
-    def _log_probs(self, tokens: Sequence[Sequence[int]], cache: KVCache) -> np.ndarray:
-        """(B, T, V) of the tokens that follow. Rows are padded at their end, where nothing that counts attends to."""
-        longest = max(map(len, tokens))
-        padded = torch.tensor([[*row, *[self.root.token] * (longest - len(row))] for row in tokens])
-        with torch.autocast(self._device.type, enabled=False):
-            logits = self.model.logits(self.model.hidden(padded.to(self._device), cache))
-        found: np.ndarray = logits.float().log_softmax(-1).cpu().numpy()
-        return found
-
-
-def _nearest(text: Text | None, rows: Collection[Text], first: int) -> Text | None:
-    """The longest beginning of a text that is in `rows`, and goes beyond position `first`."""
-    while text and text.length > first:
-        if text in rows:
-            return text
-        text = text.before
-    return None
-
-
-def _leaves(texts: Iterable[Text], first: int) -> tuple[list[Text], dict[Text, int]]:
-    """The texts that no other one begins with; and for each of their beginnings beyond position `first` the number of
-    one of them."""
-    leaves: list[Text] = []
-    rows: dict[Text, int] = {}
-    for leaf in sorted(texts, key=lambda text: -text.length):
-        if leaf in rows:
-            continue
-        text: Text | None = leaf
-        while text and text.length > first and text not in rows:
-            rows[text] = len(leaves)
-            text = text.before
-        leaves.append(leaf)
-    return leaves, rows
-
-
-def _tokens(text: Text, start: int) -> list[int]:
-    """Its tokens from a position on."""
-    tokens, part = list[int](), text
-    while True:
-        tokens.append(part.token)
-        if part.length <= start + 1 or not part.before:
-            return tokens[::-1]
-        part = part.before
-
-
-# -- the search -----------------------------------------------------------------------------------------------------
+STRANGE = -20.0  # what a byte adds that makes no text with those before it
+NEGLIGIBLE = math.log(1e-3)  # a way to write a text that has less than this share of its probability is dropped
+SPACE = b" "
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How much the language model counts, and what each word adds, since the language model makes every word cost."""
+    """How much the language model counts, and what each word adds, since every word makes a text less likely."""
 
     weight: float
     bonus: float
+
+    def __str__(self) -> str:
+        """The options that set them."""
+        return f"--lm_weight {self.weight:g} --lm_bonus {self.bonus:g}"
 
     def of(self, log_prob: float, words: int) -> float:
         return self.weight * log_prob + self.bonus * words
@@ -192,121 +54,187 @@ class Hypothesis:
 class Fusion:
     """Searches what is said by a CTC head and a language model.
 
-    Texts are scored as they were trained on: words with single spaces between them, the end of a text before and after.
-    Where each token of the language model is a character, or a part of one (`--tokenizer bytes`), each label is scored
-    as soon as it is written; else a word is scored when it ends, since its tokens depend on all of it.
+    The language model scores words with single spaces between them, the end of a text before and after.
     """
 
-    def __init__(self, labels: Tokenizer, model: Decoder, tokenizer: Tokenizer):
-        """`labels` decodes those of the CTC head, whose blank is its end of text; `tokenizer` is the model's."""
-        self.labels, self.model, self.tokenizer = labels, model, tokenizer
-        self.spelled = _spelled(labels)
-        self.by_character = not _joins_characters(tokenizer)
-        self._tokens: dict[str, list[int]] = {}
+    def __init__(self, labels: Sequence[bytes], blank: int, model: Decoder, tokens: Sequence[bytes], end_of_text: int):
+        """`labels` and `tokens`: what each label of the CTC head and each token of the language model spells, see
+        `data.text.spelling`. Raises UserError where the language model cannot write what a label spells."""
+        self.labels, self.blank, self.model, self.end_of_text = labels, blank, model, end_of_text
+        self.vocabulary = Vocabulary(tokens, end_of_text)
+        spelled = b"".join(each for label, each in enumerate(labels) if label != blank)
+        if missing := self.vocabulary.missing(spelled.decode(errors="ignore")):
+            raise UserError(f"the language model cannot write {missing!r}, which the recognizer can: name another one")
 
     def search(self, log_probs: np.ndarray, weights: Weights, width: int) -> list[Hypothesis]:
         """What may be said in an utterance (F, L), up to `width` texts, the best first."""
         scorer = _Scorer(self, weights)
-        found = ctc.beam_search(log_probs, blank=self.labels.end_of_text, width=width, floor=FLOOR, scorer=scorer)
+        found = ctc.beam_search(log_probs, blank=self.blank, width=width, floor=FLOOR, scorer=scorer)
         parts = [(labels, score, *scorer.endings[tuple(labels)]) for labels, score in found]
         return [Hypothesis(labels, score - weights.of(lm, words), lm, words) for labels, score, lm, words in parts]
 
-    def tokens(self, texts: Iterable[str]) -> list[list[int]]:
-        """The language model's tokens of each text. Of one that follows another they are the same as within both."""
-        if new := [text for text in dict.fromkeys(texts) if text not in self._tokens]:
-            self._tokens |= {text: ids.tolist() for text, ids in zip(new, self.tokenizer.encode_batch(new))}
-        return [self._tokens[text] for text in texts]
+
+# -- the probability of a text, whatever its tokens -----------------------------------------------------------------
+
+
+class Vocabulary:
+    """The tokens of a language model in the order of what they spell, so that those that begin alike are adjacent."""
+
+    def __init__(self, tokens: Sequence[bytes], end_of_text: int):
+        self.order = np.array(sorted((token for token, spelled in enumerate(tokens) if spelled and token != end_of_text),
+                                     key=lambda token: tokens[token]))
+        self.spans: dict[bytes, tuple[int, int, int]] = {}  # beginning -> first, first that is longer, end
+        for place, token in enumerate(self.order.tolist()):
+            spelled = tokens[token]
+            for size in range(1, len(spelled) + 1):
+                first, longer, _ = self.spans.get(spelled[:size], (place, place, place))
+                self.spans[spelled[:size]] = first, longer + (size == len(spelled)), place + 1
+
+    def missing(self, text: str) -> str:
+        """Characters that no tokens spell."""
+        return "".join(letter for letter in sorted(set(text)) if not all(
+            self._is_token(part) for part in ([letter.encode()] if self._is_token(letter.encode())
+                                              else [bytes([byte]) for byte in letter.encode()])))
+
+    def _is_token(self, spelled: bytes) -> bool:
+        first, longer, _ = self.spans.get(spelled, (0, 0, 0))
+        return longer > first
+
+
+class Way(NamedTuple):
+    """A way to write a text: whole tokens, and the beginning of one more."""
+
+    text: Text
+    rest: bytes
+    log_prob: float
+
+
+class Writing:
+    """A text, in the ways in which it may be written."""
+
+    __slots__ = ("ways", "log_prob", "longer")
+
+    def __init__(self, ways: Sequence[Way]):
+        self.ways = ways
+        self.log_prob = _log_sum([way.log_prob for way in ways])  # that a document begins with it
+        self.longer: dict[int, Writing] = {}  # by the next byte, those that were asked for
+
+
+class Writer:
+    """Writes texts byte by byte."""
+
+    def __init__(self, fusion: Fusion):
+        self.vocabulary = fusion.vocabulary
+        self.reader = Reader(fusion.model, fusion.end_of_text)
+        self.empty = Writing([Way(self.reader.root, b"", 0.0)])
+        self._sums: dict[Text, np.ndarray] = {}  # (V,): of the probabilities of the next token, in the order of `order`
+
+    def write(self, asked: Sequence[tuple[Writing, int]], kept: Collection[Writing]) -> None:
+        """Put each writing with one more byte into its `longer`. `kept`: those that later ones begin with."""
+        new = [(writing, byte) for writing, byte in dict.fromkeys(asked) if byte not in writing.longer]
+        self._read([writing for writing, _ in new], kept)
+        for writing, byte in new:
+            writing.longer[byte] = Writing([*self._likely(writing, bytes([byte]))])
+
+    def whole(self, writings: Sequence[Writing]) -> list[float]:
+        """log of the probability of each as a whole document."""
+        self._read(writings, ())
+        end = self.reader.root.token
+        return [_log_sum([way.log_prob + float(self.reader.following[way.text][end]) for way in writing.ways
+                          if not way.rest] or [writing.log_prob + STRANGE]) for writing in writings]
+
+    def _read(self, asked: Collection[Writing], kept: Collection[Writing]) -> None:
+        self.reader.read([way.text for writing in asked for way in writing.ways],
+                         [way.text for writing in kept for way in writing.ways])
+        self._sums = {text: self._sums[text] if text in self._sums else self._summed(log_probs)
+                      for text, log_probs in self.reader.following.items()}
+
+    def _summed(self, log_probs: np.ndarray) -> np.ndarray:
+        sums: np.ndarray = np.exp(log_probs[self.vocabulary.order], dtype=np.float64).cumsum()
+        return sums
+
+    def _likely(self, writing: Writing, byte: bytes) -> list[Way]:
+        """The ways to write one more byte, but for those that hardly add to the probability. The likeliest one in whole
+        tokens stays in any case, since anything may follow it."""
+        ways = [way for before in writing.ways for way in self._longer(before, byte)]
+        if not ways:
+            likeliest, log_prob = max(writing.ways, key=lambda way: way.log_prob).text, writing.log_prob + STRANGE
+            return [Way(Text(likeliest, self.reader.root.token, log_prob), b"", log_prob)]
+        least = max(way.log_prob for way in ways) + NEGLIGIBLE
+        whole = max((way for way in ways if not way.rest), key=lambda way: way.log_prob, default=None)
+        return [way for way in ways if way.log_prob >= least or way is whole]
+
+    def _longer(self, way: Way, byte: bytes) -> Iterator[Way]:
+        """The ways to write one more byte that begin with this one."""
+        rest = way.rest + byte
+        first, longer, end = self.vocabulary.spans.get(rest, (0, 0, 0))
+        following, sums = self.reader.following[way.text], self._sums[way.text]
+        for token in self.vocabulary.order[first:longer].tolist():
+            log_prob = way.text.log_prob + float(following[token])
+            yield Way(Text(way.text, token, log_prob), b"", log_prob)
+        if end > longer:
+            share = float(sums[end - 1] - (sums[longer - 1] if longer else 0.0))
+            if share > 0:
+                yield Way(way.text, rest, way.text.log_prob + math.log(share))
+
+
+def _log_sum(log_probs: Sequence[float]) -> float:
+    top = max(log_probs)
+    return top + math.log(sum(math.exp(each - top) for each in log_probs))
+
+
+# -- the search -----------------------------------------------------------------------------------------------------
 
 
 class _Prefix(NamedTuple):
     """What labels have written."""
 
-    text: Text  # as far as the language model has scored it
-    word: str = ""  # the word that has begun; "" between words
+    written: Writing
+    whole: Writing  # without a space at the end
     words: int = 0  # that have ended
-    labels: tuple[int, ...] = ()  # the last ones, which spell a part of a character
 
 
 class _Scorer(ctc.Scorer):
     """Scores the prefixes of one utterance."""
 
     def __init__(self, fusion: Fusion, weights: Weights):
-        self.fusion, self.weights = fusion, weights
-        self.reader = Reader(fusion.model, fusion.tokenizer.end_of_text)
+        self.fusion, self.weights, self.writer = fusion, weights, Writer(fusion)
         self.endings: dict[tuple[int, ...], tuple[float, int]] = {}  # labels -> log probability and number of words
-        self._prefixes = {0: _Prefix(self.reader.root)}
-        self._longer: dict[Text, dict[str, Text]] = {}  # what was scored after each text that is kept
+        self._prefixes = {0: _Prefix(self.writer.empty, self.writer.empty)}
 
     def begun(self, tree: ctc.Prefixes, beams: Collection[int], prefixes: Collection[int]) -> dict[int, float]:
         self._prefixes = {prefix: self._prefixes[prefix] for prefix in beams}
-        kept = dict.fromkeys(prefix.text for prefix in self._prefixes.values())
-        self._longer = {text: self._longer.get(text, {}) for text in kept}
-        new = [prefix for prefix in prefixes if prefix not in self._prefixes]
-        written = [self._continued(self._prefixes[tree.before[prefix]], tree.last[prefix]) for prefix in new]
-        self._score([(prefix.text, more) for more, prefix in written if more], kept)
-        for number, (more, prefix) in zip(new, written):
-            text = self._longer[prefix.text][more] if more else prefix.text
-            self._prefixes[number] = prefix._replace(text=text)
-        return {number: self._added(self._prefixes[number]) for number in prefixes}
+        new = {prefix: self._prefixes[tree.before[prefix]] for prefix in prefixes if prefix not in self._prefixes}
+        spelled = {prefix: self.fusion.labels[tree.last[prefix]] for prefix in new}
+        for place in range(max(map(len, spelled.values()), default=0)):
+            bytes_here = {prefix: each[place:place + 1] for prefix, each in spelled.items() if place < len(each)}
+            new |= self._written({prefix: (new[prefix], byte) for prefix, byte in bytes_here.items()})
+        self._prefixes |= new
+        return {prefix: self._added(self._prefixes[prefix]) for prefix in prefixes}
 
     def ended(self, tree: ctc.Prefixes, prefixes: Collection[int]) -> dict[int, float]:
-        whole = [self._whole(self._prefixes[prefix]) for prefix in prefixes]
-        tokens = self.fusion.tokens([more for _, more, _ in whole])
-        end = self.fusion.tokenizer.end_of_text
-        texts = self.reader.extended([(text, [*ids, end]) for (text, _, _), ids in zip(whole, tokens)], ())
-        found = [(text.log_prob, words) for text, (_, _, words) in zip(texts, whole)]
-        self.endings = {tuple(tree.spelled(prefix)): ending for prefix, ending in zip(prefixes, found)}
-        return {prefix: self.weights.of(*ending) for prefix, ending in zip(prefixes, found)}
+        known = [self._prefixes[prefix] for prefix in prefixes]
+        log_probs = self.writer.whole([each.whole for each in known])
+        found = {prefix: (log_prob, each.words + (each.written is each.whole and each.written is not self.writer.empty))
+                 for prefix, each, log_prob in zip(prefixes, known, log_probs)}
+        self.endings = {tuple(tree.spelled(prefix)): ending for prefix, ending in found.items()}
+        return {prefix: self.weights.of(*ending) for prefix, ending in found.items()}
 
     def _added(self, prefix: _Prefix) -> float:
-        return self.weights.of(prefix.text.log_prob, prefix.words)
+        return self.weights.of(prefix.written.log_prob, prefix.words)
 
-    def _score(self, asked: Collection[tuple[Text, str]], kept: Collection[Text]) -> None:
-        """Put each text with what comes after it into `_longer`."""
-        new = [(text, more) for text, more in dict.fromkeys(asked) if more not in self._longer[text]]
-        tokens = self.fusion.tokens([more for _, more in new])
-        found = self.reader.extended([(text, ids) for (text, _), ids in zip(new, tokens)], kept)
-        for (text, more), longer in zip(new, found):
-            self._longer[text][more] = longer
-
-    def _continued(self, prefix: _Prefix, label: int) -> tuple[str, _Prefix]:
-        """A prefix with one more label, and what the language model can score now after the prefix's `text`."""
-        spelled = self.fusion.spelled[label]
-        if prefix.labels or UNKNOWN in spelled:
-            labels = (*prefix.labels, label)
-            spelled = self.fusion.labels.decode(labels)
-            if spelled.endswith(UNKNOWN) and len(labels) < CHARACTER_BYTES:
-                return "", prefix._replace(labels=labels)
-        more, word, words = "", prefix.word, prefix.words
-        for letter in spelled:
-            if not letter.isspace():
-                more += letter * self.fusion.by_character
-                word += letter
-            elif word:
-                more += " " if self.fusion.by_character else " " * (words > 0) + word
-                word, words = "", words + 1
-        return more, _Prefix(prefix.text, word, words)
-
-    def _whole(self, prefix: _Prefix) -> tuple[Text, str, int]:
-        """Of a text that ends with this prefix: what is scored of it, what is not, and the number of its words."""
-        text, word, words = prefix.text, prefix.word, prefix.words
-        if word:
-            return text, "" if self.fusion.by_character else " " * (words > 0) + word, words + 1
-        if words and self.fusion.by_character:  # a space at the end is no part of the text
-            assert text.before
-            text = text.before
-        return text, "", words
-
-
-def _spelled(labels: Tokenizer) -> list[str]:
-    """What each label adds to a text that it does not begin; tokenizers may leave out a space at the beginning."""
-    alone, twice = ([labels.decode([label] * times) for label in range(labels.vocab_size)] for times in (1, 2))
-    return [both[len(one):] for one, both in zip(alone, twice)]
-
-
-def _joins_characters(tokenizer: Tokenizer) -> bool:
-    """Whether a token may stand for several characters. Special tokens do not count: no text is encoded as these."""
-    spelled = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    several = [(token, text) for token, text in enumerate(spelled) if len(text) > 1 and UNKNOWN not in text]
-    encoded = tokenizer.encode_batch([text for _, text in several])
-    return any(ids.tolist() == [token] for ids, (token, _) in zip(encoded, several))
+    def _written(self, asked: dict[int, tuple[_Prefix, bytes]]) -> dict[int, _Prefix]:
+        """Prefixes with one more byte. Of several spaces one is written, none at the beginning."""
+        asked = {number: (prefix, byte) for number, (prefix, byte) in asked.items()
+                 if not byte.isspace() or (prefix.written is prefix.whole and prefix.written is not self.writer.empty)}
+        pairs = {number: (prefix.written, ord(SPACE if byte.isspace() else byte))
+                 for number, (prefix, byte) in asked.items()}
+        kept = dict.fromkeys(each for prefix in self._prefixes.values() for each in (prefix.written, prefix.whole))
+        self.writer.write([*pairs.values()], kept)
+        found = {}
+        for number, (prefix, byte) in asked.items():
+            before, following = pairs[number]
+            longer = before.longer[following]
+            found[number] = (_Prefix(longer, before, prefix.words + 1) if byte.isspace()
+                             else _Prefix(longer, longer, prefix.words))
+        return found

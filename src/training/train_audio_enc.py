@@ -15,7 +15,9 @@ from stoker.config import listed, opt, select
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
+from stoker.training.core.language import LanguageModel
 from stoker.training.core.options import Options
+from stoker.training.stages import fusion
 from stoker.training.stages.labelled import Labelled, label_kind, vocabulary
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stoker.data.loader import Order
+    from stoker.data.speech.check import Limits
     from stoker.data.speech.clips import Clip, Clips
     from stoker.model.speech_encoder import Recognizer
     from stoker.training.core.callback import Callback
@@ -90,7 +93,7 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
 
 
 @dataclass
-class Config(Options, Architecture, Augmentation, Speech):
+class Config(LanguageModel, Options, Architecture, Augmentation, Speech):
     """The audio encoder's options."""
 
 
@@ -107,6 +110,7 @@ class AudioEncoder(Labelled[Config]):
     sizes = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time", "head_frames")
     best = "eval/wer", "min"
     target = 0.20
+    with_language_model: "fusion.WithLanguageModel | None" = None
     presets = {
         "nano": preset(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
@@ -119,7 +123,7 @@ class AudioEncoder(Labelled[Config]):
         problems = recordings.check(cfg.dataset)
         if cfg.extra_dataset:
             problems += recordings.of_extra(recordings.check(cfg.extra_dataset))
-        return problems + super().check(cfg, resumed=resumed)
+        return problems + fusion.problems(cfg) + super().check(cfg, resumed=resumed)
 
     @classmethod
     def all_rows(cls, cfg: Any) -> Any:
@@ -128,17 +132,41 @@ class AudioEncoder(Labelled[Config]):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from stoker.data.speech.check import Limits, checked
+        from stoker.data.speech.check import checked
 
         cfg = self.cfg
         found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
         if cfg.extra_dataset:
             recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
         self.open_tokenizer([each.text for each in found["train"]])
-        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=Limits(
-            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
-            frames=self._frames, speed=cfg.speed))
+        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits())
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
+        if cfg.lm:
+            self.with_language_model = self._language_model()
+
+    def _limits(self) -> "Limits":
+        from stoker.data.speech.check import Limits
+
+        cfg = self.cfg
+        return Limits(max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
+                      frames=self._frames, speed=cfg.speed)
+
+    def _language_model(self) -> "fusion.WithLanguageModel":
+        """The evaluation with --lm, and the recordings to tune the language model's weight on."""
+        from stoker.data.speech.check import examined
+        from stoker.data.speech.clips import Clips
+
+        cfg, clips = self.cfg, list[Any]()
+        if self.pretrained and None in (cfg.lm_weight, cfg.lm_bonus):
+            rows, decoded, _ = examined({"validation": fusion.validation_rows(self.pretrained)}, keep=False,
+                                        limits=self._limits())
+            clips = [*Clips(rows["validation"], decoded=decoded)]
+            evaluated = {each.path for split, part in self.utterances.items() if cfg.split in (split, "all")
+                         for each in part}
+            if common := sum(each.path in evaluated for each in rows["validation"]):
+                log.warning("%s of the %s recordings on which the language model's weight is tuned are evaluated, too: "
+                            "lm_wer and lm_cer are better than on other speech", common, len(clips))
+        return fusion.WithLanguageModel(cfg, self.tokenizer, self._logits, lambda model: self.batches(clips, model))
 
     def _frames(self, samples: int) -> int:
         """The number of frames that the CTC head has for a recording of so many samples."""
@@ -252,14 +280,17 @@ class AudioEncoder(Labelled[Config]):
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the loss, word and character error rates: edit distances over the lengths of the references. An
-        utterance that CTC cannot align has no loss, but its errors count."""
+        utterance that CTC cannot align has no loss, but its errors count. With --lm also those of the texts that are
+        found together with the language model, `lm_wer` and `lm_cer`."""
         from stoker.training.core.error_rates import error_rates
 
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
         found, said = ([text.split() for text in texts] for texts in (self.ctc_texts(logits, lengths), batch["texts"]))
-        return {"loss": loss, **extras, "wer": error_rates(said, found),
-                "cer": error_rates(map(" ".join, said), map(" ".join, found))}
+        rates = {"wer": error_rates(said, found), "cer": error_rates(map(" ".join, said), map(" ".join, found))}
+        if self.with_language_model:
+            rates |= self.with_language_model.score(model, logits, lengths, [" ".join(words) for words in said])
+        return {"loss": loss, **extras, **rates}
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """What was said, with the transcripts below, and the spectrogram and the sound of the first recording."""

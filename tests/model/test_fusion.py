@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from stoker.config import UserError
 from stoker.data.text.labels import open_labels
+from stoker.data.text.spelling import spelled
 from stoker.data.text.tokenizers import Bytes, open_tokenizer
 from stoker.model import ctc, fusion
-from stoker.model.fusion import Fusion, Reader, Weights
+from stoker.model.fusion import Fusion, Weights, Writer
 from stoker.model.gpt import GPT
+from stoker.model.text_reader import Reader, Text, _tokens
 from stoker.model.thinker import Thinker
 
 SIZES: dict[str, Any] = dict(d_model=16, num_heads=2, num_layers=2, d_ff=32)
@@ -40,10 +43,19 @@ def of_tokens(model: Any, tokens: list[int]) -> float:
     return float(sum(log_probs[place, token] for place, token in enumerate(tokens[1:])))
 
 
-def of_text(model: Any, tokenizer: Any, text: str) -> float:
-    """log p of a whole document."""
-    end = tokenizer.end_of_text
-    return of_tokens(model, [end, *tokenizer.encode_batch([" ".join(text.split())])[0].tolist(), end])
+def of_text(model: Any, tokens: list[bytes], end: int, text: str) -> float:
+    """log p of a whole document: the sum over all ways to cut it into tokens, each by forward passes of its own."""
+    places: dict[int, list[list[int]]] = {0: [[end]]}
+    spelled = " ".join(text.split()).encode()
+    for place in range(len(spelled)):
+        for token, part in enumerate(tokens):
+            if part and token != end and spelled.startswith(part, place):
+                places.setdefault(place + len(part), []).extend([*way, token] for way in places.get(place, []))
+    return float(np.logaddexp.reduce([of_tokens(model, [*way, end]) for way in places[len(spelled)]]))
+
+
+def fused(labels: Any, model: Any, tokenizer: Any) -> Fusion:
+    return Fusion(spelled(labels), labels.end_of_text, model, spelled(tokenizer), tokenizer.end_of_text)
 
 
 def bpe(size: int = 270) -> Any:
@@ -88,28 +100,28 @@ def test_a_wide_beam_finds_the_best_of_all_texts(made: Any, tokenizer: Any, kind
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with the score that the formula gives."""
     monkeypatch.setattr(fusion, "FLOOR", -math.inf)
+    monkeypatch.setattr(fusion, "NEGLIGIBLE", -math.inf)
     (labels, used), written, weights = made(), tokenizer(), Weights(0.7, 1.5)
-    model = language_model(written.vocab_size, kind)
-    for seed in range(1):
-        log_probs = some_log_probs(4, labels, used, seed)
-        expected: dict[tuple[int, ...], tuple[float, float, int]] = {}
-        for spelled, likely in everything(log_probs, labels).items():
-            text = labels.decode(list(spelled)).rstrip("\ufffd") if made is joined else labels.decode(list(spelled))
-            if "\ufffd" not in text:  # else bytes that are no text
-                expected[spelled] = likely, of_text(model, written, text), len(text.split())
-        found = [each for each in Fusion(labels, model, written).search(log_probs, weights, 10**6)
-                 if tuple(each.labels) in expected]
-        assert len(found) == len(expected) > 40
-        for each in found:
-            assert (each.ctc, each.lm, each.words) == pytest.approx(expected[tuple(each.labels)], abs=2e-3), each
-        scores = [each.ctc + weights.of(each.lm, each.words) for each in found]
-        assert scores == sorted(scores, reverse=True)
+    model, tokens = language_model(written.vocab_size, kind), spelled(written)
+    log_probs = some_log_probs(5 if made is chars else 4, labels, used, 0)
+    expected: dict[tuple[int, ...], tuple[float, float, int]] = {}
+    for sequence, likely in everything(log_probs, labels).items():
+        text = labels.decode(list(sequence))
+        if "\ufffd" not in text:  # else bytes that are no text
+            expected[sequence] = likely, of_text(model, tokens, written.end_of_text, text), len(text.split())
+    found = [each for each in fused(labels, model, written).search(log_probs, weights, 10**6)
+             if tuple(each.labels) in expected]
+    assert len(found) == len(expected) >= (50 if made is chars else 15)
+    for each in found:
+        assert (each.ctc, each.lm, each.words) == pytest.approx(expected[tuple(each.labels)], abs=2e-3), each
+    scores = [each.ctc + weights.of(each.lm, each.words) for each in found]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_without_weight_it_is_the_search_without_a_language_model() -> None:
     (labels, used), tokenizer = chars(), Bytes()
     log_probs = some_log_probs(30, labels, used, 0)
-    found = Fusion(labels, language_model(257), tokenizer).search(log_probs, Weights(0.0, 0.0), 5)
+    found = fused(labels, language_model(257), tokenizer).search(log_probs, Weights(0.0, 0.0), 5)
     alone = ctc.beam_search(log_probs, blank=labels.end_of_text, width=5, floor=fusion.FLOOR)
     assert [(each.labels, each.ctc) for each in found] == alone
 
@@ -122,22 +134,63 @@ def test_what_is_unlikely_in_a_frame_is_not_tried() -> None:
 
 @pytest.mark.parametrize("context, length", [(64, 40), (8, 40), (2, 9), (5, 23)])
 @pytest.mark.parametrize("kind", ["gpt", "thinker"])
-def test_each_token_is_scored_after_those_before_it(kind: str, context: int, length: int) -> None:
-    """All of them, or where the context is full at least half of it; whichever texts are read together."""
+def test_what_comes_next_follows_from_what_is_before(kind: str, context: int, length: int) -> None:
+    """From all of it, or where the context is full from at least half of it; whatever is read together."""
     model, draw = language_model(30, kind, context), np.random.default_rng(0)
-    reader, texts = Reader(model, 29), list[Any]()
-    texts = [reader.root]
-    for _ in range(length):  # grows a tree, several branches at once, by one to three tokens
-        asked = [(texts[draw.integers(len(texts))], draw.integers(29, size=draw.integers(1, 4)).tolist())
-                 for _ in range(3)]
-        texts = [*texts[-4:], *reader.extended(asked, texts)]
-    assert max(text.length for text in texts) > min(context, length)
-    for text in texts:
-        tokens = fusion._tokens(text, 0)
-        assert len(tokens) == text.length
-        expected = 0.0
-        for place in range(1, len(tokens)):
-            first = reader.first(place)
-            assert first == 0 if place <= context else context - max(1, context // 2) < place - first <= context
-            expected += of_tokens(model, tokens[first:place + 1]) - of_tokens(model, tokens[first:place])
-        assert text.log_prob == pytest.approx(expected, abs=1e-3 * length)
+    reader = Reader(model, 29)
+    known = [reader.root]
+    for _ in range(length):  # a tree grows, at several branches at once, by one to three tokens
+        asked = list[Text]()
+        for _ in range(3):
+            asked.append(known[draw.integers(len(known))])
+            for token in draw.integers(29, size=draw.integers(1, 4)).tolist():
+                asked.append(Text(asked[-1], token))
+        reader.read(asked, known)
+        for text in asked:
+            tokens, first = _tokens(text, 0), reader.first(text.length)
+            assert len(tokens) == text.length and (first == 0 if text.length <= context else
+                                                   context - max(1, context // 2) < text.length - first <= context)
+            with torch.no_grad():
+                expected = model(torch.tensor([tokens[first:]])).log_softmax(-1)[0, -1]
+            torch.testing.assert_close(torch.from_numpy(reader.following[text]), expected, atol=1e-3, rtol=1e-3)
+        known = [*known[-3:], *asked[-3:]]
+    assert max(text.length for text in known) > context or context == 64
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes, bpe])
+def test_what_may_follow_a_text_adds_up_to_it(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document that begins with a text ends there or goes on with one of 256 bytes."""
+    monkeypatch.setattr(fusion, "NEGLIGIBLE", -math.inf)
+    written = tokenizer()
+    model = language_model(written.vocab_size)
+    writer = Writer(fused(chars()[0], model, written))
+    writing = writer.empty
+    for byte in b"the cat \xc3\xbc":
+        writer.write([(writing, byte)], [])
+        writing = writing.longer[byte]
+        writer.write([(writing, each) for each in range(256)], [])
+        parts = [each.log_prob for each in writing.longer.values()] + writer.whole([writing])
+        assert len(parts) == 257 and np.logaddexp.reduce(parts) == pytest.approx(writing.log_prob, abs=1e-3)
+
+
+def test_ways_that_hardly_count_are_dropped() -> None:
+    """And the rest is almost all: without them a language model of words is as slow as there are ways to cut a text."""
+    written = bpe()
+    model = language_model(written.vocab_size)
+    few = {}
+    for negligible in (math.log(1e-3), -math.inf):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fusion, "NEGLIGIBLE", negligible)
+            writer = Writer(fused(chars()[0], model, written))
+            writing = writer.empty
+            for byte in b"the cat ate":
+                writer.write([(writing, byte)], [])
+                writing = writing.longer[byte]
+            few[negligible] = len(writing.ways), writer.whole([writing])[0]
+    (some, near), (every, exact) = few.values()
+    assert some < every / 2 and near == pytest.approx(exact, abs=0.05) and near < exact
+
+
+def test_characters_that_the_language_model_lacks_are_named() -> None:
+    with pytest.raises(UserError, match="the language model cannot write 'b', which the recognizer can"):
+        fused(open_labels("chars", 0, ["ab "]), language_model(4), chars()[0])
