@@ -8,7 +8,12 @@
 #   --model RUN            a run (its name, the beginning of it, its PID or its folder, also while it trains), a snapshot or
 #                          a model folder (default: the newest finished run of run_train_audio_enc.sh)
 #   --json                 a line of JSON for each file: text, confidence, and words with their times in seconds
-#   --beam N               search for the likeliest text with N at a time (default 1: the likeliest label of each frame)
+#   --lm RUN               search with a language model, too: a run of run_train_lm.sh or run_train_text.sh, a snapshot or a
+#                          model folder
+#   --lm_weight W          log p of the recognizer + W * log p of the language model + B * words is the score of a text
+#   --lm_bonus B           (default 0.5 and 1; evaluate.sh RUN --lm finds better ones)
+#   --beam N               search for the likeliest text with N at a time (default 1: the likeliest label of each frame;
+#                          with --lm 16)
 #   --window_seconds S     a longer recording is heard in windows of this length (default 10)
 #   --overlap_seconds S    by which windows overlap (default 2)
 #   --device NAME          auto, cpu, cuda, cuda:N or mps (default auto)

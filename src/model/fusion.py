@@ -2,8 +2,8 @@
 
     score of a text = log p_ctc + weight * log p_lm + bonus * words
 
-While a text is being written, p_lm is the probability that a document begins with it, the sum over all ways to write it
-in tokens (Vieira et al. 2024, arXiv:2412.03719). So each letter is scored at once, although a token may be a whole word.
+While a text is being written, p_lm is the probability that a document begins with it: the sum over all ways to write
+it in tokens (Vieira et al. 2024, arXiv:2412.03719). So each letter is scored at once, although a token may be a word.
 
 Axes: F frames, L labels, V vocabulary of the language model.
 """
@@ -81,8 +81,8 @@ class Vocabulary:
     """The tokens of a language model in the order of what they spell, so that those that begin alike are adjacent."""
 
     def __init__(self, tokens: Sequence[bytes], end_of_text: int):
-        self.order = np.array(sorted((token for token, spelled in enumerate(tokens) if spelled and token != end_of_text),
-                                     key=lambda token: tokens[token]))
+        used = [token for token, spelled in enumerate(tokens) if spelled and token != end_of_text]
+        self.order = np.array(sorted(used, key=lambda token: tokens[token]))
         self.spans: dict[bytes, tuple[int, int, int]] = {}  # beginning -> first, first that is longer, end
         for place, token in enumerate(self.order.tolist()):
             spelled = tokens[token]

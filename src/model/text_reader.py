@@ -47,8 +47,8 @@ class Reader:
         self._windows: dict[int, _Window] = {}  # by the position from which on they are read
 
     def read(self, asked: Collection[Text], kept: Iterable[Text]) -> None:
-        """Put the texts that are `asked` into `following`. `kept` are those with which later ones begin; what is known of
-        others is dropped."""
+        """Put the texts that are `asked` into `following`. `kept` are those with which later ones begin; what is known
+        of others is dropped."""
         unread = [text for text in dict.fromkeys(asked) if text not in self.following]
         if not unread:
             return

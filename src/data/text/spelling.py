@@ -1,7 +1,6 @@
 """What tokens spell, in bytes: a token of a byte-level vocabulary may be a part of a character."""
 
 import json
-from typing import Any
 
 from stoker.data.text.tokenizers import Tokenizer
 from stoker.data.text.vocabularies import byte_letters

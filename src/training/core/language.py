@@ -20,8 +20,9 @@ WEIGHT, BONUS, BEAM = 0.5, 1.0, 16  # where the user types none
 class LanguageModel:
     """Language model"""
 
-    lm: str = opt("", "search for the text with a language model, too: a run of run_train_lm.sh or run_train_text.sh, a "
-                  "snapshot or a model folder; newest: the newest finished run", path=("newest",), may_change=True)
+    lm: str = opt("", "search for the text with a language model, too: a run of run_train_lm.sh or run_train_text.sh, "
+                  "a snapshot or a model folder; newest: the newest finished run", path=("newest",),
+                  may_change=True)
     lm_weight: float | None = opt(None, "how much the language model counts: the score of a text is log p of the "
                                   "recognizer + WEIGHT * log p of the language model + BONUS * words (default "
                                   f"{WEIGHT:g}; an evaluation tunes it)", ge=0, le=100, may_change=True)

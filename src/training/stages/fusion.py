@@ -1,4 +1,4 @@
-"""Evaluation of a recognizer together with a language model, whose weight is tuned on the recognizer's validation set."""
+"""Evaluation of a recognizer with a language model, whose weight is tuned on the recognizer's validation set."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -34,24 +34,24 @@ GRID = [round(0.1 * step, 1) for step in range(16)], [round(0.25 * step, 2) for 
 def problems(cfg: Any) -> list[str]:
     """Why the options of a language model cannot be used in a stage that trains a recognizer."""
     if cfg.lm and not cfg.eval_only:
-        return [f"--lm {cfg.lm} is for evaluate.sh and transcribe.sh (--eval_only): leave it out, a recognizer is trained "
-                "without a language model"]
+        return [f"--lm {cfg.lm} is for evaluate.sh and transcribe.sh (--eval_only): leave it out, a recognizer is "
+                "trained without a language model"]
     if cfg.beam is not None and not cfg.lm:
         return [f"--beam {cfg.beam} is for an evaluation with --lm: name a language model, or leave it out"]
     return language.problems(cfg.lm) if cfg.lm else []
 
 
 def validation_rows(trained: "Pretrained") -> "list[Utterance]":
-    """Some recordings of the validation set with which a model was trained, evenly spread, to tune the weight on. Raises
-    UserError where they cannot be read."""
+    """Some recordings of the validation set with which a model was trained, evenly spread, to tune the weight on.
+    Raises UserError where they cannot be read."""
     known = trained.options
     try:
         with working_in(known.get("working_folder", "")):
             found = recordings.read(known["dataset"], held_out=listed(known.get("held_out", "")),
                                     shared_texts=known.get("shared_texts", False))
     except UserError as error:
-        raise UserError(*(f"--lm is tuned on the validation set of the training, which cannot be read: {problem}; or type "
-                          "--lm_weight and --lm_bonus" for problem in error.problems)) from error
+        raise UserError(*(f"--lm is tuned on the validation set of the training, which cannot be read: {problem}; or "
+                          "type --lm_weight and --lm_bonus" for problem in error.problems)) from error
     return evenly(found["validation"], TUNED_ON)
 
 
