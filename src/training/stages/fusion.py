@@ -5,12 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from stoker import progress
 from stoker.config import UserError, listed
 from stoker.data.speech import recordings
-from stoker.training.core import device as devices
 from stoker.training.core import language
 from stoker.training.core.error_rates import error_rates
 from stoker.training.core.figures import Batch, Ratio
@@ -18,6 +15,7 @@ from stoker.training.core.options import working_in
 from stoker.training.stages.labelled import evenly
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from stoker.data.speech.recordings import Utterance
@@ -88,6 +86,7 @@ class WithLanguageModel:
         if self._ready is None:
             from stoker.data.text.spelling import spelled
             from stoker.model.fusion import Fusion
+            from stoker.training.core import device as devices
 
             source = language.found(self.cfg.lm)
             tokenizer, network = language.opened(source, devices.of(model))
@@ -104,7 +103,7 @@ class WithLanguageModel:
         typed = self.cfg.lm_weight, self.cfg.lm_bonus
         if None not in typed:
             return Weights(*typed)
-        heard, said = list[np.ndarray](), list[str]()
+        heard, said = list[Any](), list[str]()
         for batch in self.rows(model):
             heard += _log_probs(*self.hear(model, batch))
             said += [" ".join(text.split()) for text in batch["texts"]]
@@ -117,7 +116,7 @@ class WithLanguageModel:
         return weights
 
 
-def _log_probs(logits: "Tensor", lengths: "Tensor") -> list[np.ndarray]:
+def _log_probs(logits: "Tensor", lengths: "Tensor") -> "list[np.ndarray]":
     """(B, F, L), (B,) -> of each row (its length, L)."""
     found = logits.float().log_softmax(-1).cpu().numpy()
     return [each[:length] for each, length in zip(found, lengths.tolist())]
@@ -126,7 +125,7 @@ def _log_probs(logits: "Tensor", lengths: "Tensor") -> list[np.ndarray]:
 # -- tuning ---------------------------------------------------------------------------------------------------------
 
 
-def tuned(search: "Callable[[np.ndarray, Weights], Sequence[Hypothesis]]", heard: Sequence[np.ndarray],
+def tuned(search: "Callable[[np.ndarray, Weights], Sequence[Hypothesis]]", heard: "Sequence[np.ndarray]",
           said: Sequence[str], text: Callable[[Sequence[int]], str], first: "Weights",
           grid: "Sequence[Weights]") -> "tuple[Weights, float]":
     """The weights of those tried with the fewest wrong words (then: characters), and their word error rate.
@@ -134,6 +133,8 @@ def tuned(search: "Callable[[np.ndarray, Weights], Sequence[Hypothesis]]", heard
     As in minimum error rate training (Och 2003, doi:10.3115/1075096.1075117): a search gives the best texts of each
     recording, and of the whole grid the point is tried next that would choose best among all texts found so far.
     """
+    import numpy as np
+
     known: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in said]
     tried: dict[Weights, tuple[int, ...]] = {}
     weights = first
@@ -152,6 +153,8 @@ def tuned(search: "Callable[[np.ndarray, Weights], Sequence[Hypothesis]]", heard
 def _best(grid: "Sequence[Weights]", known: "Sequence[Sequence[Hypothesis]]", said: Sequence[str],
           text: Callable[[Sequence[int]], str]) -> "Weights":
     """The first of the grid with the fewest errors, if each recording's text is the one that it scores best."""
+    import numpy as np
+
     factors = np.array([[1, each.weight, each.bonus] for each in grid])  # (G, 3)
     total = np.zeros((len(grid), 2), int)
     for hypotheses, spoken in zip(known, said):
@@ -160,8 +163,10 @@ def _best(grid: "Sequence[Weights]", known: "Sequence[Sequence[Hypothesis]]", sa
     return grid[min(range(len(grid)), key=lambda place: tuple(total[place]))]
 
 
-def _errors(found: "Sequence[Hypothesis]", said: str, text: Callable[[Sequence[int]], str]) -> np.ndarray:
+def _errors(found: "Sequence[Hypothesis]", said: str, text: Callable[[Sequence[int]], str]) -> "np.ndarray":
     """(N, 2): the wrong words and characters of each."""
+    import numpy as np
+
     texts = [text(each.labels) for each in found]
     words = error_rates([said.split()] * len(texts), map(str.split, texts)).total
     return np.stack([words.numpy(), error_rates([said] * len(texts), texts).total.numpy()], 1)
