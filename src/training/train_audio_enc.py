@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stoker.model.speech_encoder import Recognizer
     from stoker.training.core.callback import Callback
     from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,8 @@ class AudioEncoder(Labelled[Config]):
         self.open_tokenizer([each.text for each in found["train"]])
         self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits())
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
-        if cfg.lm:
-            self.with_language_model = self._language_model()
+        if cfg.lm and self.pretrained:
+            self.with_language_model = self._language_model(self.pretrained)
 
     def _limits(self) -> "Limits":
         from stoker.data.speech.check import Limits
@@ -151,14 +152,14 @@ class AudioEncoder(Labelled[Config]):
         return Limits(max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
                       frames=self._frames, speed=cfg.speed)
 
-    def _language_model(self) -> "fusion.WithLanguageModel":
+    def _language_model(self, trained: "Pretrained") -> "fusion.WithLanguageModel":
         """The evaluation with --lm, and the recordings to tune the language model's weight on."""
         from stoker.data.speech.check import examined
         from stoker.data.speech.clips import Clips
 
         cfg, clips = self.cfg, list[Any]()
-        if self.pretrained and None in (cfg.lm_weight, cfg.lm_bonus):
-            rows, decoded, _ = examined({"validation": fusion.validation_rows(self.pretrained)}, keep=False,
+        if None in (cfg.lm_weight, cfg.lm_bonus):
+            rows, decoded, _ = examined({"validation": fusion.validation_rows(trained)}, keep=False,
                                         limits=self._limits())
             clips = [*Clips(rows["validation"], decoded=decoded)]
             evaluated = {each.path for split, part in self.utterances.items() if cfg.split in (split, "all")

@@ -191,6 +191,38 @@ def test_ways_that_hardly_count_are_dropped() -> None:
     assert some < every / 2 and near == pytest.approx(exact, abs=0.05) and near < exact
 
 
+def test_anything_can_be_written_though_only_the_likeliest_ways_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tokens that spell it; and bytes that are no text in any case, at a price."""
+    monkeypatch.setattr(fusion, "NEGLIGIBLE", 0.0)
+    written = bpe()
+    writer = Writer(fused(chars()[0], language_model(written.vocab_size), written))
+    writing, draw = writer.empty, np.random.default_rng(0)
+    for byte in b"the that cat zq \xe6\x9d\xb1" + draw.bytes(20):
+        writer.write([(writing, byte)], [])
+        writing = writing.longer[byte]
+        assert len(writing.ways) <= 2
+    whole = next(way.text for way in writing.ways if not way.rest)
+    assert b"".join(spelled(written)[token] for token in _tokens(whole, 1)).endswith(b"zq \xe6\x9d\xb1" + np.random.
+                                                                                  default_rng(0).bytes(20))
+    letters = open_labels("chars", 0, ["\u00e4\u00f6"])
+    writer = Writer(fused(letters, language_model(letters.vocab_size), letters))
+    writer.write([(writer.empty, 0xc3)], [])
+    half = writer.empty.longer[0xc3]
+    writer.write([(half, 0xc3)], [half])
+    assert half.longer[0xc3].log_prob == half.log_prob + fusion.STRANGE
+    assert writer.whole([half]) == [half.log_prob + fusion.STRANGE]
+
+
+def test_the_precision_of_an_evaluation_is_not_that_of_the_language_model() -> None:
+    reader, found = Reader(language_model(30), 29), list[np.ndarray]()
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            text = Text(reader.root, 3)
+            reader.read([text], [])
+            found.append(reader.following[text])
+    assert np.array_equal(*found)
+
+
 def test_characters_that_the_language_model_lacks_are_named() -> None:
     with pytest.raises(UserError, match="the language model cannot write 'b', which the recognizer can"):
         fused(open_labels("chars", 0, ["ab "]), language_model(4), chars()[0])

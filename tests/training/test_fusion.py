@@ -168,3 +168,6 @@ def test_the_best_weights_of_the_grid_are_found() -> None:
     best_first = min(grid, key=lambda weights: rates[weights])
     worse = [weights for weights in grid if rates[weights] > rates[best_first]]
     assert fusion.tuned(search, heard, said, text, best_first, worse)[0] == best_first, "none that was tried is better"
+    few = [each[:1] for each in lists]
+    stays = fusion.tuned(lambda each, weights: few[int(each[0])], heard, said, text, Weights(0.6, 0.1), grid)
+    assert stays[0] in (Weights(0.6, 0.1), Weights(0.5, 0.0)), "of equal ones the nearest"

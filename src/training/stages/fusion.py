@@ -131,10 +131,12 @@ def tuned(search: "Callable[[np.ndarray, Weights], Sequence[Hypothesis]]", heard
     """The weights of those tried with the fewest wrong words (then: characters), and their word error rate.
 
     As in minimum error rate training (Och 2003, doi:10.3115/1075096.1075117): a search gives the best texts of each
-    recording, and of the whole grid the point is tried next that would choose best among all texts found so far.
+    recording, and of the whole grid the point is tried next that would choose best among all texts found so far, of
+    several the one nearest to `first`.
     """
     import numpy as np
 
+    grid = sorted(grid, key=lambda each: abs(each.weight - first.weight) + abs(each.bonus - first.bonus))
     known: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in said]
     tried: dict[Weights, tuple[int, ...]] = {}
     weights = first
