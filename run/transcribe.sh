@@ -9,7 +9,12 @@
 #                          a model folder (default: the newest finished run of run_train_audio_enc.sh)
 #   --json                 a line of JSON for each file: text, confidence, words with their times in seconds, notes
 #   --srt, --vtt           subtitles (SubRip, WebVTT); of several files, each beside its recording as NAME.srt
-#   --beam N               search for the likeliest text with N at a time (default 1: the likeliest label of each frame)
+#   --lm RUN               search with a language model, too: a run of run_train_lm.sh or run_train_text.sh, a snapshot or a
+#                          model folder
+#   --lm_weight W          log p of the recognizer + W * log p of the language model + B * words is the score of a text
+#   --lm_bonus B           (default 0.5 and 1; evaluate.sh RUN --lm finds better ones)
+#   --beam N               search for the likeliest text with N at a time (default 1: the likeliest label of each frame;
+#                          with --lm 16)
 #   --cut HOW              how a recording longer than a window is heard: pauses (default): cut where it is quiet; silero:
 #                          cut where the package silero-vad hears no speech; windows: in windows that overlap
 #   --window_seconds S     length of a window (default 10)

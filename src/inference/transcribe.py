@@ -16,13 +16,15 @@ from stoker.config import UserError, opt
 from stoker.daemon.rundir import PROJECT
 from stoker.data.speech import audio
 from stoker.inference import subtitles, trained
-from stoker.training.core import pretrained
+from stoker.training.core import language, pretrained
 from stoker.training.core.options import device_problems
 from stoker.training.core.pretrained import Pretrained
 from stoker.training.core.stage import discover
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from stoker.model.fusion import Fusion, Weights
 
 STAGE = "audio_enc"
 LONGEST = 24 * 3600  # seconds of a recording
@@ -35,7 +37,7 @@ that comes from standard input."""
 
 
 @dataclass
-class Config:
+class How:
     """How"""
 
     model: str = opt("newest", "a run of run_train_audio_enc.sh, also one that still trains, a snapshot or a model "
@@ -43,8 +45,6 @@ class Config:
     json: bool = opt(False, "a line of JSON for each file: text, confidence, words with their times in seconds, notes")
     srt: bool = opt(False, "subtitles in the format SubRip; of several files, each beside its recording as NAME.srt")
     vtt: bool = opt(False, "the same in the format WebVTT, NAME.vtt")
-    beam: int = opt(1, "search for the likeliest text with so many at a time (1: the likeliest label of a frame)", ge=1,
-                    le=1000)
     cut: str = opt("pauses", "how a recording longer than --window_seconds is heard: pauses: cut where it is quiet; "
                    "silero: cut where the package silero-vad hears no speech; windows: in windows that overlap, as is "
                    "any speech without pauses", choices=("pauses", "silero", "windows"))
@@ -71,6 +71,11 @@ class Config:
         return next((name for name in subtitles.FORMATS if getattr(self, name)), "")
 
 
+@dataclass
+class Config(language.LanguageModel, How):
+    """The options."""
+
+
 def _main(argv: Sequence[str]) -> int:
     return trained.command(Config, USAGE, argv, _work)
 
@@ -80,18 +85,21 @@ def _work(cfg: Config, words: list[str], only_check: bool) -> int:
     if cfg.subtitles and len(paths) > 1:
         _check_targets(paths, cfg.subtitles)
     source = trained.found(cfg.model, STAGE, "hears")
-    return 0 if only_check else _transcribe(cfg, source, paths)
+    lm = language.found(cfg.lm) if cfg.lm else None
+    return 0 if only_check else _transcribe(cfg, source, lm, paths)
 
 
 # -- answering ------------------------------------------------------------------------------------------------------
 
 
-def _transcribe(cfg: Config, source: Pretrained, paths: Sequence[str]) -> int:
+def _transcribe(cfg: Config, source: Pretrained, lm: Pretrained | None, paths: Sequence[str]) -> int:
     trained.require_torch("transcribe")
     from stoker.training.core import device as devices
 
-    listener = Listener(source, devices.choose(cfg.device))
+    listener = Listener(source, devices.choose(cfg.device), lm)
     trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
+    if lm:
+        trained.note(f"with the language model {lm}; {_weights(cfg)} --beam {cfg.beam or language.BEAM}")
 
     def heard(path: str) -> dict[str, Any]:
         with _file(path) as name:
@@ -155,11 +163,20 @@ def _saved(target: Path, lines: Sequence[str]) -> str:
 
 
 class Listener:
-    """A trained model, and what it hears."""
+    """A trained model, and what it hears; with a language model, if there is one."""
 
-    def __init__(self, source: Pretrained, device: Any):
+    fusion: "Fusion | None" = None
+
+    def __init__(self, source: Pretrained, device: Any, lm: Pretrained | None = None):
+        from stoker.data.text.spelling import spelled
+        from stoker.model.fusion import Fusion
+
         stage, self.model = pretrained.opened(source, discover()[STAGE], device)
         self.tokenizer, self.device = stage.tokenizer, device
+        if lm:
+            tokenizer, model = language.opened(lm, device)
+            self.fusion = Fusion(spelled(self.tokenizer), self.tokenizer.end_of_text, model, spelled(tokenizer),
+                                 tokenizer.end_of_text)
 
     def transcribe(self, path: str, cfg: Config) -> dict[str, Any]:
         """What is said in a file, piece by piece: as `hear`, and "notes" about the recording, each the end of a
@@ -189,7 +206,9 @@ class Listener:
         blank = self.tokenizer.end_of_text
         heard = self.model.log_probs(torch.from_numpy(samples).to(self.device), window_seconds=cfg.window_seconds,
                                      overlap_seconds=cfg.overlap_seconds).cpu()
-        if cfg.beam > 1:
+        if self.fusion:
+            labels = self.fusion.search(heard.numpy(), _weights(cfg), cfg.beam or language.BEAM)[0].labels
+        elif cfg.beam and cfg.beam > 1:
             labels = ctc.beam_search(heard.numpy(), blank=blank, width=cfg.beam)[0][0]
         else:
             labels = ctc.greedy(heard[None], torch.tensor([len(heard)]), blank=blank)[0]
@@ -233,6 +252,13 @@ def _notes(survey: audio.Survey, text: str) -> Iterator[str]:
         yield f"is too short: {survey.seconds:.2f} s; no text"
     else:
         yield "has no speech that the model recognizes: no text"
+
+
+def _weights(cfg: Config) -> "Weights":
+    from stoker.model.fusion import Weights
+
+    return Weights(language.WEIGHT if cfg.lm_weight is None else cfg.lm_weight,
+                   language.BONUS if cfg.lm_bonus is None else cfg.lm_bonus)
 
 
 def _mean(spans: Sequence[Any]) -> float:

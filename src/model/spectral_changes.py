@@ -68,7 +68,8 @@ class SpectralChanges:
                      for (lowest, highest), place in zip((HIGH_PASS, LOW_PASS), places.split(1, 1)))
         centres = _centres(M).to(line)
         narrow = chosen < 2 * self.narrow
-        return ((centres < low) & narrow[:, :1]) | ((centres > high) & narrow[:, 1:])
+        lost: Tensor = ((centres < low) & narrow[:, :1]) | ((centres > high) & narrow[:, 1:])
+        return lost
 
 
 def places(T: int) -> int:

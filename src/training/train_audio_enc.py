@@ -16,8 +16,10 @@ from stoker.config import listed, opt, select
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
+from stoker.training.core.language import LanguageModel
 from stoker.training.core.options import Options
 from stoker.training.core.transcripts import Source, Terms, Transcribing
+from stoker.training.stages import fusion
 from stoker.training.stages.labelled import Labelled, label_kind, vocabulary
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stoker.data.loader import Order
+    from stoker.data.speech.check import Limits
     from stoker.data.speech.clips import Clip, Clips
     from stoker.model.speech_encoder import Recognizer
     from stoker.training.core.callback import Callback
     from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +42,8 @@ AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
     "none": {},
     "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
     "strong": {"speed": 0.15, "pitch": 2.0, "warp": 0.15, "rhythm": 0.25, "silence": 0.5, "reverb": 0.4, "noise": 10.0,
-               "babble": 15.0, "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2, "elastic": 0.12,
-               "mask_bands": 20, "mask_time": 0.1},
+               "babble": 15.0, "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2,
+               "elastic": 0.12, "mask_bands": 20, "mask_time": 0.1},
 }
 
 
@@ -125,7 +129,7 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
 
 
 @dataclass
-class Config(Options, Consistency, Architecture, Augmentation, Speech):
+class Config(LanguageModel, Options, Consistency, Architecture, Augmentation, Speech):
     """The audio encoder's options."""
 
 
@@ -144,6 +148,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     target = 0.20
     text_rates = ("eval/wer",)
     terms = Terms("recordings", "speaker", "seconds", "said", "heard")
+    with_language_model: "fusion.WithLanguageModel | None" = None
     presets = {
         "nano": preset(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
@@ -156,7 +161,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         problems = recordings.check(cfg.dataset)
         if cfg.extra_dataset:
             problems += recordings.of_extra(recordings.check(cfg.extra_dataset))
-        return problems + super().check(cfg, resumed=resumed)
+        return problems + fusion.problems(cfg) + super().check(cfg, resumed=resumed)
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
@@ -173,17 +178,41 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from stoker.data.speech.check import Limits, checked
+        from stoker.data.speech.check import checked
 
         cfg = self.cfg
         found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
         if cfg.extra_dataset:
             recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
         self.open_tokenizer([each.text for each in found["train"]])
-        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=Limits(
-            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
-            frames=self._frames, speed=cfg.speed))
+        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits())
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
+        if cfg.lm and self.pretrained:
+            self.with_language_model = self._language_model(self.pretrained)
+
+    def _limits(self) -> "Limits":
+        from stoker.data.speech.check import Limits
+
+        cfg = self.cfg
+        return Limits(max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
+                      frames=self._frames, speed=cfg.speed)
+
+    def _language_model(self, trained: "Pretrained") -> "fusion.WithLanguageModel":
+        """The evaluation with --lm, and the recordings to tune the language model's weight on."""
+        from stoker.data.speech.check import examined
+        from stoker.data.speech.clips import Clips
+
+        cfg, clips = self.cfg, list[Any]()
+        if None in (cfg.lm_weight, cfg.lm_bonus):
+            rows, decoded, _ = examined({"validation": fusion.validation_rows(trained)}, keep=False,
+                                        limits=self._limits())
+            clips = [*Clips(rows["validation"], decoded=decoded)]
+            evaluated = {each.path for split, part in self.utterances.items() if cfg.split in (split, "all")
+                         for each in part}
+            if common := sum(each.path in evaluated for each in rows["validation"]):
+                log.warning("%s of the %s recordings on which the language model's weight is tuned are evaluated, too: "
+                            "lm_wer and lm_cer are better than on other speech", common, len(clips))
+        return fusion.WithLanguageModel(cfg, self.tokenizer, self._logits, lambda model: self.batches(clips, model))
 
     def _frames(self, samples: int) -> int:
         """The number of frames that the CTC head has for a recording of so many samples."""
@@ -314,7 +343,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         loss, figures = self._figures(logits, lengths, repeated)
         if count == 1:
             return Loss({"loss": loss.total}, figures)
-        apart = ctc.apart(*logits.chunk(2), lengths[:len(frames)])
+        one, other = logits.chunk(2)
+        apart = ctc.apart(one, other, lengths[:len(frames)])
         return Loss({"loss": loss.total / count, "consistency": apart},
                     {**figures, "consistency": Ratio(apart.detach(), len(batch["labels"]))})
 
@@ -355,14 +385,17 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the loss, word and character error rates: edit distances over the lengths of the references. An
-        utterance that CTC cannot align has no loss, but its errors count."""
+        utterance that CTC cannot align has no loss, but its errors count. With --lm also those of the texts that are
+        found together with the language model, `lm_wer` and `lm_cer`."""
         from stoker.training.core.error_rates import error_rates
 
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
         found, said = ([text.split() for text in texts] for texts in (self.ctc_texts(logits, lengths), batch["texts"]))
-        return {"loss": loss, **extras, "wer": error_rates(said, found),
-                "cer": error_rates(map(" ".join, said), map(" ".join, found))}
+        rates: dict[str, Ratio] = {"wer": error_rates(said, found), "cer": error_rates(map(" ".join, said), map(" ".join, found))}
+        if self.with_language_model:
+            rates |= self.with_language_model.score(model, logits, lengths, [" ".join(words) for words in said])
+        return {"loss": loss, **extras, **rates}
 
     def samples(self, model: Any) -> "dict[str, Media]":
         """What was said, with the transcripts below, and the spectrogram and the sound of the first recording; of the

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 
+import language_models
 import made_speech
 from in_process import answer
 from stoker.config import UserError
@@ -24,8 +25,11 @@ from stoker.daemon import registry
 from stoker.daemon.rundir import RunDir
 from stoker.data.speech import audio
 from stoker.data.text.labels import open_labels
+from stoker.data.text.spelling import spelled
 from stoker.inference import transcribe as script
 from stoker.inference.transcribe import Listener
+from stoker.model.fusion import Fusion
+from stoker.training.core import language
 from stoker.training.train_audio_enc import AudioEncoder
 from toys import WITHOUT_MONITORS, new_run, session
 
@@ -119,6 +123,49 @@ def test_a_beam_finds_what_is_likelier_in_all_than_in_any_one_way(listener: Any)
     """Nothing in two frames: 0.6 * 0.6; an "a" somewhere in them: 1 - 0.36."""
     frames = [("b", 0.99), ("a", 0.4), ("a", 0.4)]
     assert heard(listener, frames)["text"] == "b" and heard(listener, frames, beam=4)["text"] == "ba"
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model that has read a few texts again and again."""
+    return language_models.write(tmp_path_factory.mktemp("lm") / "model", ["ab cd", "ab dd"] * 10)
+
+
+def test_a_language_model_decides_what_sounds_alike(listener: Any, lm: Path) -> None:
+    """By how much it counts: "ad cd" is a little likelier by the sound, "ab cd" by far by the texts."""
+    frames = [("a", 0.9), ("d", 0.5), (" ", 0.9), ("c", 0.9), ("d", 0.9)]
+    tokenizer, model = language.opened(language.found(str(lm)), "cpu")
+    own = listener.tokenizer
+    listener.fusion = Fusion(spelled(own), own.end_of_text, model, spelled(tokenizer), tokenizer.end_of_text)
+    odds = heard_with_b(listener, frames)
+    assert odds(lm_weight=0.0, lm_bonus=0.0) == "ad cd" and odds(lm_weight=0.5) == "ab cd" == odds()
+
+
+def heard_with_b(listener: Any, frames: list[tuple[str, float]]) -> Any:
+    """As `heard`; what is left of the second frame is not the blank's but that of a "b"."""
+    def text(**options: Any) -> str:
+        own, b = listener.tokenizer, listener.tokenizer.encode_batch(["b"])[0].tolist()[0]
+        ids = [own.encode_batch([letter])[0].tolist()[0] for letter, _ in frames]
+        probabilities = torch.full((len(frames), own.vocab_size), 1e-6)
+        for frame, label, (_, likely) in zip(probabilities, ids, frames):
+            frame[own.end_of_text], frame[label] = 1 - likely, likely
+        probabilities[1, own.end_of_text], probabilities[1, b] = 0.1, 0.4
+        listener.model = SimpleNamespace(rate=25, log_probs=lambda waveform, **how: probabilities.log())
+        return str(listener.hear(np.zeros(16000, np.float32), replace(script.Config(lm="it"), **options))["text"])
+
+    return text
+
+
+def test_the_command_searches_with_a_language_model(run: RunDir, lm: Path, tmp_path: Path) -> None:
+    """Which one, and how much it counts, is printed; where it counts nothing, the text is that of the beam alone."""
+    path = recording(tmp_path / "a.flac", "fade bag")
+    alone = transcribe(run, path, "--json", "--beam", "16")
+    nothing = transcribe(run, path, "--json", "--lm", lm, "--lm_weight", "0", "--lm_bonus", "0")
+    assert nothing.returncode == 0 and nothing.stdout == alone.stdout
+    assert nothing.stderr.decode().splitlines()[1] == (
+        f"with the language model {lm}, step 60; --lm_weight 0 --lm_bonus 0 --beam 16")
+    much = transcribe(run, path, "--lm", lm, "--lm_weight", "20", "--beam", "200")
+    assert much.stdout != b"fade bag\n" and much.returncode == 0
 
 
 def test_a_long_recording_is_heard_in_windows(run: RunDir, tmp_path: Path) -> None:
@@ -303,10 +350,14 @@ def test_standard_input_may_go_on_for_so_long(monkeypatch: pytest.MonkeyPatch, t
     (["FILE", "--cut", "silero"], "the package silero-vad is not installed; install it, or leave --cut out: "),
     (["FILE", "-", "--srt"], "standard input does not have: give - alone"),
     (["FILE", "FILE", "--vtt"], "a.vtt would have the subtitles of several recordings: name them in two calls"),
+    (["FILE", "--lm", "nothing"], "nothing"), (["FILE", "--lm", "RUN"], "is of stage audio_enc, not a language model"),
+    (["FILE", "--lm_weight", "1"], "--lm_weight 1 is for --lm"), (["FILE", "--lm_bonus", "1"], "is for --lm"),
+    (["FILE", "--lm", "RUN", "--beam", "-3"], "--beam must be"),
 ])
 def test_a_mistake_is_one_line(run: RunDir, tmp_path: Path, argv: list[str], part: str) -> None:
     path = str(recording(tmp_path / "a.flac", "abc d"))
-    ran = transcribe(run, *[path if word == "FILE" else word for word in argv])
+    names = {"FILE": path, "RUN": str(run.path)}
+    ran = transcribe(run, *[names.get(word, word) for word in argv])
     told = ran.stderr.decode()
     assert (ran.returncode, ran.stdout, told.count("\n")) == (2, b"", 1) and part in told, told
 

@@ -129,7 +129,7 @@ def _noise(colour: int, place: float, count: int) -> np.ndarray:
 def _noises(colour: int) -> np.ndarray:
     spectrum = np.fft.rfft(np.random.default_rng((NOISE, colour)).standard_normal(NOISE, np.float32))
     frequencies = np.maximum(np.fft.rfftfreq(NOISE, 1 / audio.RATE), LOWEST)
-    return np.fft.irfft(spectrum * frequencies ** (-SLOPES[colour] / 2)).astype(np.float32)  # type: ignore[no-any-return]
+    return np.fft.irfft(spectrum * frequencies ** (-SLOPES[colour] / 2)).astype(np.float32)
 
 
 def _babble(other: Callable[[float], np.ndarray], draw: np.random.Generator, count: int) -> np.ndarray:

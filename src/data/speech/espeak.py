@@ -52,7 +52,7 @@ def say(text: str, voice: Voice = Voice()) -> tuple["np.ndarray", int]:
 @contextmanager
 def _data(voice: Voice) -> Iterator[Path]:
     """espeak-ng's data folder; for a voice with a variant, a temporary one that has it too."""
-    import espeakng_loader  # type: ignore[import-untyped]
+    import espeakng_loader
 
     own = Path(espeakng_loader.get_data_path())
     if not voice.variant:
