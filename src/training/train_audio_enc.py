@@ -392,7 +392,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
         found, said = ([text.split() for text in texts] for texts in (self.ctc_texts(logits, lengths), batch["texts"]))
-        rates: dict[str, Ratio] = {"wer": error_rates(said, found), "cer": error_rates(map(" ".join, said), map(" ".join, found))}
+        rates: dict[str, Ratio] = {"wer": error_rates(said, found),
+                                   "cer": error_rates(map(" ".join, said), map(" ".join, found))}
         if self.with_language_model:
             rates |= self.with_language_model.score(model, logits, lengths, [" ".join(words) for words in said])
         return {"loss": loss, **extras, **rates}

@@ -21,7 +21,7 @@ DONT_EXIT = 0x8000
 CHARACTERS = 1  # espeak_POSITION_TYPE
 UTF8 = 1
 RATE, VOLUME, PITCH, RANGE = 1, 2, 3, 4  # espeak_PARAMETER
-SOFTER = 40  # percent: at 100 some of the voices are clipped
+SOFTER, SOFTEST = 40, 20  # percent: at 100 some of the voices are clipped, at 40 some of those with drawn variants
 NEEDED = "en_dict", "intonations", "lang", "phondata", "phonindex", "phontab"  # of the data folder, to speak English
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -52,7 +52,7 @@ def say(text: str, voice: Voice = Voice()) -> tuple["np.ndarray", int]:
 @contextmanager
 def _data(voice: Voice) -> Iterator[Path]:
     """espeak-ng's data folder; for a voice with a variant, a temporary one that has it too."""
-    import espeakng_loader
+    import espeakng_loader  # type: ignore[import-untyped]
 
     own = Path(espeakng_loader.get_data_path())
     if not voice.variant:
@@ -68,7 +68,7 @@ def _data(voice: Voice) -> Iterator[Path]:
 
 
 def _load() -> ctypes.CDLL:
-    import espeakng_loader  # type: ignore[import-untyped]
+    import espeakng_loader
 
     return ctypes.CDLL(espeakng_loader.get_library_path())
 
@@ -92,7 +92,7 @@ def _said(library: ctypes.CDLL, text: str, voice: Voice, folder: Path) -> tuple[
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.name.encode()):
         raise ValueError(f"espeak-ng has no voice {voice.name!r}")
-    for parameter, value in ((RATE, voice.rate), (VOLUME, SOFTER), (PITCH, voice.pitch), (RANGE, voice.range)):
+    for parameter, value in ((RATE, voice.rate), (VOLUME, SOFTEST if voice.variant else SOFTER), (PITCH, voice.pitch), (RANGE, voice.range)):
         library.espeak_SetParameter(parameter, value, 0)
     data = text.encode() + b"\0"
     if library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, CHARACTERS, 0, UTF8, None, None):
