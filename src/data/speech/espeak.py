@@ -92,7 +92,8 @@ def _said(library: ctypes.CDLL, text: str, voice: Voice, folder: Path) -> tuple[
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.name.encode()):
         raise ValueError(f"espeak-ng has no voice {voice.name!r}")
-    for parameter, value in ((RATE, voice.rate), (VOLUME, SOFTEST if voice.variant else SOFTER), (PITCH, voice.pitch), (RANGE, voice.range)):
+    volume = SOFTEST if voice.variant else SOFTER
+    for parameter, value in ((RATE, voice.rate), (VOLUME, volume), (PITCH, voice.pitch), (RANGE, voice.range)):
         library.espeak_SetParameter(parameter, value, 0)
     data = text.encode() + b"\0"
     if library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, CHARACTERS, 0, UTF8, None, None):
