@@ -45,18 +45,21 @@ class SpectralChanges:
     def __call__(self, mel: Tensor, frames: Tensor, draws: Tensor, fields: Tensor,
                  pitch: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, M), how many frames of each count (B,), random numbers (B, NUMBERS) in [0, 1), normal random numbers
-        (B, 3, places(T), BANDS), how much higher each recording was made by playing it faster (B,) -> (B, T', M),
-        frames (B,). Without changes the same bits."""
-        if self.elastic:
-            mel = _deformed(mel, frames, self.elastic * fields)
+        (B, 3, P, BANDS), at least P = places(T'), how much higher each recording was made by playing it faster (B,) ->
+        (B, T', M), frames (B,). Without changes the same bits."""
         tract, microphone, line, contrast, tempo = (2 * draws - 1).split(PARTS, 1)
-        if self.rhythm or (pitch != 1).any():
-            mel, frames = _in_time(mel, frames, pitch, self.rhythm * tempo)
-        if self.warp or (pitch != 1).any():
-            mel = _moved(mel, self.warp * (tract[:, :1] + tract[:, 1:] / 3) - pitch.log2()[:, None])
+        louder = self.colour * (microphone @ _between(MICROPHONE, mel.shape[2]).to(mel))[:, None]
+        if self.warp or self.rhythm or self.elastic or (pitch != 1).any():
+            octaves = self.warp * (tract[:, :1] + tract[:, 1:] / 3) - pitch.log2()[:, None]
+            bands, (times, longer) = _bands(octaves, mel), _times(frames, pitch, self.rhythm * tempo)
+            if self.elastic:
+                up, later, more = _fine(self.elastic * fields, times.shape[1], mel.shape[2])
+                bands, louder = bands - up / _octaves_a_band(mel.shape[2]).to(mel), louder + DECIBELS * more
+                times = torch.minimum(times - FRAMES * later, (frames[:, None, None] - 1).clamp(min=0))
+            mel, frames = _read_at(mel, times, bands), longer
         if not (self.colour or self.narrow or self.contrast or self.elastic):
             return mel, frames
-        mel = mel + self.colour * DECIBEL * (microphone @ _between(MICROPHONE, mel.shape[2]).to(mel))[:, None]
+        mel = mel + DECIBEL * louder
         if self.narrow:
             mel = mel.masked_fill(self._lost(line, mel.shape[2])[:, None], -torch.inf)
         return _relative(mel, frames, 1 + self.contrast * contrast), frames
@@ -77,47 +80,48 @@ def places(T: int) -> int:
     return -(-T // STEP) + 1
 
 
-def _deformed(mel: Tensor, frames: Tensor, fields: Tensor) -> Tensor:
-    """What is at each place moved in frequency and in time, and amplified, by fields (B, 3, places, BANDS) that are
-    linear between their places (elastic deformations: Simard et al. 2003, of written digits)."""
-    B, T, M = mel.shape
-    fine = F.interpolate(fields, size=((fields.shape[2] - 1) * STEP + 1, M), mode="bilinear", align_corners=True)
-    up, later, louder = fine[:, :, :T].unbind(1)  # (B, T, M)
-    octave = 1 / torch.gradient(_centres(M).to(mel).log2())[0]  # bands of an octave, at each band
-    mel = _read_each(mel, torch.arange(M, device=mel.device) - up * octave, 2)
-    when = torch.arange(T, device=mel.device)[:, None] - FRAMES * later
-    mel = _read_each(mel, torch.minimum(when, (frames[:, None, None] - 1).clamp(min=0)), 1)
-    return mel + DECIBELS * DECIBEL * louder
+def _fine(fields: Tensor, T: int, M: int) -> Tensor:
+    """(B, 3, P, BANDS) -> 3 of (B, T, M), linear between the places at which they were drawn: how far what is at a
+    place moves up, in octaves, and later, and how much louder it becomes (elastic deformations: Simard et al. 2003, of
+    written digits)."""
+    size = (fields.shape[2] - 1) * STEP + 1, M
+    return F.interpolate(fields, size, mode="bilinear", align_corners=True)[:, :, :T].transpose(0, 1)
 
 
-def _read_each(mel: Tensor, wanted: Tensor, dim: int) -> Tensor:
-    """(B, T, M), for each of its places another along `dim` to read from: linear between neighbours."""
-    last = mel.shape[dim] - 1
-    wanted = wanted.clamp(0, last)
-    left = wanted.floor().long().clamp(max=max(last - 1, 0))
-    before, after = mel.gather(dim, left), mel.gather(dim, (left + 1).clamp(max=last))
-    return before + (after - before) * (wanted - left)
-
-
-def _in_time(mel: Tensor, frames: Tensor, pitch: Tensor, tempos: Tensor) -> tuple[Tensor, Tensor]:
-    """Each recording `pitch` (B,) times as long, its parts at different tempos, of logarithms (B, TEMPOS)."""
+def _times(frames: Tensor, pitch: Tensor, tempos: Tensor) -> tuple[Tensor, Tensor]:
+    """The place in time that each frame shows (B, T', 1), and how many frames count (B,), of recordings that are made
+    `pitch` (B,) times as long, their parts at different tempos, of logarithms (B, TEMPOS)."""
     # one more, of which playing it faster left a part: there are never fewer frames for the labels than before
     longer = torch.where(pitch == 1, frames, ((frames + 1) * pitch).ceil().long()).clamp(min=1)
-    share = torch.arange(int(longer.max()), device=mel.device) / (longer[:, None] - 1).clamp(min=1)  # (B, T')
-    knots = torch.linspace(0, 1, FINE + 1, device=mel.device)
-    speed = _read(tempos[..., None], (knots * (TEMPOS - 1)).expand(len(mel), -1))[..., 0].exp()
-    passed = torch.cat([torch.zeros_like(speed[:, :1]), (speed[:, 1:] + speed[:, :-1]).cumsum(1)], 1)
-    passed = passed / passed[:, -1:]
-    places = _read(passed[..., None], share.clamp(max=1) * FINE)[..., 0] * (frames[:, None] - 1)
-    return _read(mel, places), longer
+    share = torch.arange(int(longer.max()), device=pitch.device) / (longer[:, None] - 1).clamp(min=1)  # (B, T')
+    knots = torch.linspace(0, TEMPOS - 1, FINE + 1, device=pitch.device).expand(len(pitch), -1)
+    speed = _between_neighbours(tempos, knots).exp()
+    passed = F.pad((speed[:, 1:] + speed[:, :-1]).cumsum(1), (1, 0))
+    times = _between_neighbours(passed / passed[:, -1:], share.clamp(max=1) * FINE)
+    return (times * (frames[:, None] - 1))[..., None], longer
 
 
-def _moved(mel: Tensor, octaves: Tensor) -> Tensor:
-    """Each band's content moved up by so many octaves, (B, K) at the frequencies TRACT."""
+def _bands(octaves: Tensor, mel: Tensor) -> Tensor:
+    """The place among the M bands that each band shows (B, 1, M), where what is heard moves up by so many octaves,
+    (B, K) at the frequencies TRACT."""
     centres = _centres(mel.shape[2]).to(mel)
     up = octaves @ _between(TRACT, mel.shape[2]).to(mel) * ((NYQUIST - centres) / (NYQUIST - FIXED_FROM)).clamp(0, 1)
-    bands = _mels(centres * 2**-up) / _mels(torch.tensor(NYQUIST)) * (mel.shape[2] + 1) - 1
-    return _read(mel.transpose(1, 2), bands).transpose(1, 2)
+    return (_mels(centres * 2**-up) / _mels(torch.tensor(NYQUIST)) * (mel.shape[2] + 1) - 1)[:, None]
+
+
+def _read_at(mel: Tensor, times: Tensor, bands: Tensor) -> Tensor:
+    """(B, T, M) at places in time and among the bands, which broadcast to (B, T', M): bilinear between neighbours; at
+    places beyond the outer ones these."""
+    last = max(mel.shape[1] - 1, 1), max(mel.shape[2] - 1, 1)
+    grid = torch.stack(torch.broadcast_tensors(2 * bands / last[1] - 1, 2 * times / last[0] - 1), -1)
+    return F.grid_sample(mel[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
+
+
+def _between_neighbours(values: Tensor, places: Tensor) -> Tensor:
+    """(B, P) at places (B, Q) between 0 and P - 1 -> (B, Q)."""
+    left = places.floor().long().clamp(max=values.shape[1] - 2)
+    before, after = values.gather(1, left), values.gather(1, left + 1)
+    return before + (after - before) * (places - left)
 
 
 def _relative(mel: Tensor, frames: Tensor, contrast: Tensor) -> Tensor:
@@ -127,17 +131,6 @@ def _relative(mel: Tensor, frames: Tensor, contrast: Tensor) -> Tensor:
     loudest = mel.masked_fill(~valid, -torch.inf).amax((1, 2), keepdim=True)
     loudest = loudest.masked_fill(loudest.isinf(), 1)  # nothing counts
     return ((mel - loudest) * contrast[..., None] + 1).clamp(min=-1).masked_fill(~valid, 0)
-
-
-def _read(rows: Tensor, places: Tensor) -> Tensor:
-    """(B, P, C) at places (B, Q) between 0 and P - 1 -> (B, Q, C): linear between neighbours."""
-    P = rows.shape[1]
-    places = places.clamp(0, P - 1)
-    left = places.floor().long().clamp(max=max(P - 2, 0))
-    share = (places - left)[..., None]
-    before, after = (rows.gather(1, place[..., None].expand(-1, -1, rows.shape[2]))
-                     for place in (left, (left + 1).clamp(max=P - 1)))
-    return before + (after - before) * share
 
 
 def _mels(frequencies: Tensor) -> Tensor:
@@ -151,6 +144,11 @@ def _centres(M: int) -> Tensor:
     """The middle of each of M bands, in Hz."""
     mels = torch.linspace(0, float(_mels(torch.tensor(NYQUIST))), M + 2)[1:-1]
     return torch.where(mels < 1000 * LINEAR, mels / LINEAR, 1000 * ((mels - 1000 * LINEAR) / PER_OCTAVE).exp())
+
+
+@lru_cache(maxsize=8)
+def _octaves_a_band(M: int) -> Tensor:
+    return torch.gradient(_centres(M).log2())[0]
 
 
 @lru_cache(maxsize=8)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
@@ -41,9 +42,9 @@ SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # seed them otherwise than th
 AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
     "none": {},
     "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
-    "strong": {"speed": 0.15, "pitch": 2.0, "warp": 0.15, "rhythm": 0.25, "silence": 0.5, "reverb": 0.4, "noise": 10.0,
-               "babble": 15.0, "clip": 0.05, "codec": 0.1, "gain": 6.0, "colour": 10.0, "narrow": 0.2, "contrast": 0.2,
-               "elastic": 0.12, "mask_bands": 20, "mask_time": 0.1},
+    "strong": {"speed": 0.12, "pitch": 1.5, "warp": 0.12, "rhythm": 0.2, "silence": 0.4, "reverb": 0.3, "noise": 8.0,
+               "babble": 20.0, "clip": 0.03, "codec": 0.05, "gain": 6.0, "colour": 12.0, "narrow": 0.1,
+               "contrast": 0.15, "elastic": 0.1, "mask_bands": 14, "mask_time": 0.08},
 }
 
 
@@ -150,7 +151,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     terms = Terms("recordings", "speaker", "seconds", "said", "heard")
     with_language_model: "fusion.WithLanguageModel | None" = None
     presets = {
-        "nano": preset(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
+        "nano": preset(144, 4, 4, dropout=0.0, augment="strong", optimizer="muon", lr=4e-3, epochs=10,
+                       batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
         "small": preset(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
         "medium": preset(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
@@ -269,7 +271,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
                 "changes": self._draws(samples, SPECTRUM_DRAWS, (NUMBERS,)),
-                "fields": self._fields(samples, waveforms.shape[1]),
+                "fields": self._fields(samples),
                 "masks": self._draws(samples, MASK_DRAWS, masks),
                 "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32),
                 "texts": [clip.text for clip in samples],
@@ -284,7 +286,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
                  for clip in samples]
         return torch.from_numpy(np.stack(drawn))
 
-    def _fields(self, samples: "list[Clip]", longest: int) -> "Tensor":
+    def _fields(self, samples: "list[Clip]") -> "Tensor":
         """Normal random numbers for elastic deformations, by (seed, epoch, row); none where --elastic is off."""
         import numpy as np
         import torch
@@ -292,7 +294,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         from stoker.model.mel import HOP_LENGTH
         from stoker.model.spectral_changes import BANDS, places
 
-        count = places(longest // HOP_LENGTH) if self.cfg.elastic else 0
+        frames = max(math.ceil((len(clip.waveform) // HOP_LENGTH + 1) * clip.pitch) for clip in samples)
+        count = places(frames) if self.cfg.elastic else 0
         drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, FIELD_DRAWS)).standard_normal(
             (count, 3, BANDS), np.float32) for clip in samples]
         return torch.from_numpy(np.stack(drawn)).transpose(1, 2)

@@ -152,11 +152,11 @@ def test_each_row_is_changed_as_if_alone() -> None:
     mel, draws = torch.rand(2, 100, M, generator=generator) * 2 - 1, torch.rand(2, NUMBERS, generator=generator)
     frames, pitch = torch.tensor([100, 60]), torch.tensor([0.9, 1.1])
     mel[1, 60:] = 0
-    fields = torch.randn(2, 3, places(100), BANDS, generator=generator)
+    fields = torch.randn(2, 3, places(100), BANDS, generator=generator)  # of 91 and 68 frames
     both, lengths = changes(mel, frames, draws, fields, pitch)
-    alone, length = changes(mel[1:, :60], frames[1:], draws[1:], fields[1:, :, :places(60)], pitch[1:])
+    alone, length = changes(mel[1:, :60], frames[1:], draws[1:], fields[1:, :, :places(68)], pitch[1:])
     assert torch.equal(length, lengths[1:])
-    assert both[1, :length[0]] == pytest.approx(alone[0], abs=1e-6)
+    assert both[1, :length[0]] == pytest.approx(alone[0], abs=1e-4)
     assert not both[1, lengths[1]:].any() and both.amax((1, 2)) == pytest.approx(torch.ones(2))
 
 

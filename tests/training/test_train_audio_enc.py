@@ -164,7 +164,13 @@ def test_changes_of_the_spectrogram_are_a_function_of_seed_epoch_and_row(tmp_pat
     rows = stage.dataset("train")
     stage.cfg.elastic = 0.1
     for name in "masks", "changes", "fields":
-        size, draws = len(rows), lambda *items: stage.collate([rows[item] for item in items])[name]
+        size = len(rows)
+
+        def draws(*items: int) -> torch.Tensor:
+            """Of elastic fields those at their beginning: how many there are follows the longest recording."""
+            found: torch.Tensor = stage.collate([rows[item] for item in items])[name]
+            return found[:, :, :2] if name == "fields" else found
+
         assert torch.equal(draws(3, 5)[1], draws(5)[0]) and not torch.equal(draws(3)[0], draws(5)[0])
         assert not torch.equal(draws(5)[0], draws(5 + size)[0])
         before, stage.cfg.seed = draws(5), stage.cfg.seed + 1
