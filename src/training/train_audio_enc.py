@@ -339,7 +339,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
         from stoker.model import ctc
 
-        views = self._views(model, batch)
+        views = self._views(model, batch) if model.training else [model.mel(batch["waveforms"], batch["samples"])]
         frames, count = views[0][1], len(views)
         logits, lengths = model(torch.cat([mel for mel, _ in views]), frames.repeat(count))
         repeated = batch | {name: batch[name].repeat(count) for name in ("labels", "label_lengths")}
