@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHOWN = 8  # transcripts
+SHAPE = 32  # frames: batches are padded to a multiple, since torch prepares its kernels again for each other length
 SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # seed them otherwise than the changes of the sound in the same row
 AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
     "none": {},
@@ -151,7 +152,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     terms = Terms("recordings", "speaker", "seconds", "said", "heard")
     with_language_model: "fusion.WithLanguageModel | None" = None
     presets = {
-        "nano": preset(144, 4, 4, dropout=0.0, augment="strong", optimizer="muon", lr=4e-3, epochs=10,
+        "nano": preset(144, 4, 4, dropout=0.0, augment="strong", optimizer="muon", lr=4e-3, epochs=12,
                        batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
         "small": preset(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
@@ -260,13 +261,14 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
+        from stoker.model.mel import HOP_LENGTH
         from stoker.model.spectral_changes import NUMBERS
 
         cfg = self.cfg
         labels = [torch.tensor(self.encode(clip.text), dtype=torch.long) for clip in samples]
         waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
-        if cfg.compile:
-            waveforms = torch.nn.functional.pad(waveforms, (0, self._longest() - waveforms.shape[1]))
+        length = self._longest() if cfg.compile else _rounded(waveforms.shape[1], SHAPE * HOP_LENGTH)
+        waveforms = torch.nn.functional.pad(waveforms, (0, length - waveforms.shape[1]))
         masks = 2 if cfg.consistency else 1, cfg.masks, 4
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
@@ -362,8 +364,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         mel, frames = model.mel(batch["waveforms"], batch["samples"])
         mel, frames = select(SpectralChanges, cfg)(mel, frames, batch["changes"], batch["fields"],
                                                    batch["pitch"])
-        if cfg.compile:
-            mel = F.pad(mel, (0, 0, 0, self._longest() // HOP_LENGTH + 2 - mel.shape[1]))
+        length = self._longest() // HOP_LENGTH + 2 if cfg.compile else _rounded(mel.shape[1], SHAPE)
+        mel = F.pad(mel, (0, 0, 0, length - mel.shape[1]))
         return [(spec_augment(mel, frames, masks, widest_band=cfg.mask_bands, longest_time=cfg.mask_time), frames)
                 for masks in batch["masks"].unbind(1)]
 
@@ -441,6 +443,11 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     def described(self) -> dict[str, Any]:
         return {"blank": self.tokenizer.end_of_text}
+
+
+def _rounded(number: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-number // multiple) * multiple
 
 
 if __name__ == "__main__":
