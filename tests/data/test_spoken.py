@@ -62,6 +62,7 @@ def test_each_sentence_can_be_heard() -> None:
     assert all(0.5 < row.seconds < 8 for row in used["train"])
     assert all(abs(row.seconds - told.seconds) < 1e-3 for row, told in zip(used["train"], splits["train"]))
     assert len({fact.digest for fact in decoded.facts.values()}) == 17
+    assert not report.doubtful
 
 
 @pytest.mark.parametrize("name", ["spoken", "spoken-digits"])

@@ -156,9 +156,10 @@ class _Sayings:
 
 
 def said(text: str, voice: Voice) -> "np.ndarray":
-    """(N,) float32 at 16 kHz."""
+    """(N,) float32 at 16 kHz, without the constant offset that some timbres have."""
     import numpy as np
 
     samples, rate = espeak.say(text, voice)
-    found: np.ndarray = np.clip(audio.resampled(samples.astype(np.float32) / 2**15, rate, audio.RATE), -1, 1)
+    samples = samples.astype(np.float32) / 2**15
+    found: np.ndarray = np.clip(audio.resampled(samples - samples.mean(dtype=np.float64), rate, audio.RATE), -1, 1)
     return found
