@@ -3,7 +3,8 @@
     python benchmarks/kill_matrix.py [--stage lm] [--kills 200] [--seed 0] [--jobs 1] [--folder FOLDER]
                                      [--machine "--device cpu --threads 1 --no_compile"]
 
-A small language model, or a small thinker with experts (--stage text), by the real script, with all that has a state:
+A small language model, a small thinker with experts (--stage text), or a small audio encoder with every augmentation
+and two views of each recording (--stage audio_enc), by the real script, with all that has a state:
 dropout, accumulation, loader workers, early stopping, the spike monitor, an average of the weights, samples. It is
 trained undisturbed, then once more, killed by SIGKILL at moments that follow from the seed and resumed each time, until
 it is finished; then with the next seed, until there were as many kills as asked. Where failpoints.py can be (see there)
@@ -33,19 +34,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import rig  # noqa: I001,F401  finds the packages of src/
 import safetensors.torch
 import torch
 from failpoints import PLACES
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator  # type: ignore  # untyped
 
+from stoker.data.speech import spoken
+
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parent / "src/training"
-OF_STAGE = {"lm": [], "text": "--num_kv_heads 1 --use_moe --num_experts 4 --no_cross_document --shift_windows".split()}
+OF_TEXT = "--tokenizer bytes --max_seq_len 32"
+OF_STAGE = {
+    "lm": OF_TEXT.split(),
+    "text": f"{OF_TEXT} --num_kv_heads 1 --use_moe --num_experts 4 --no_cross_document --shift_windows".split(),
+    "audio_enc": "--augment strong --clip 0.5 --codec 0.5 --narrow 0.5 --consistency 0.2 --num_mels 40".split(),
+}
+SPOKEN = {"train": 72, "validation": 8}  # sentences that the audio encoder hears
 STEPS, SNAPSHOTS = 60, 5  # of a training; steps between two snapshots
 AHEAD = 12  # a kill comes within so many steps
 VAIN = 3  # so many kills in a row may come before there is a later snapshot
 OPTIONS = (
-    "--tokenizer bytes --d_model 32 --num_heads 2 --num_layers 2 --d_ff 64 --max_seq_len 32 --dropout 0.1 --lr 3e-3 "
+    "--d_model 32 --num_heads 2 --num_layers 2 --d_ff 64 --dropout 0.1 --lr 3e-3 "
     f"--batch_size 4 --grad_accum_steps 2 --num_workers 2 --max_steps {STEPS} --snapshot_interval {SNAPSHOTS} "
     "--snapshot_minutes 0 --keep_last_n_snapshots 2 --log_interval 2 --eval_interval 7 --ema_decay 0.9 "
     "--early_stopping --early_stop_patience 50 --early_stop_overfit_patience 50"
@@ -90,8 +100,8 @@ class Kills:
 class Course:
     """A training left alone, and the same one killed and resumed; what has been done stands in its folder."""
 
-    def __init__(self, folder: Path, text: Path, seed: int, stage: str, machine: str):
-        self.folder, self.text, self.seed, self.stage, self.machine = folder, text, seed, stage, machine
+    def __init__(self, folder: Path, data: Path, seed: int, stage: str, machine: str):
+        self.folder, self.data, self.seed, self.stage, self.machine = folder, data, seed, stage, machine
         self.alone, self.killed, self.notes = folder / "alone", folder / "killed", folder / "sittings.json"
         noted = json.loads(self.notes.read_text()) if self.notes.exists() else []
         self.sittings = [Sitting(**sitting) for sitting in noted]
@@ -136,7 +146,7 @@ class Course:
         trace, log = side.with_suffix(".trace"), side.with_suffix(".out")
         points = json.dumps({"folder": str(side), "trace": str(trace), "targets": targets})
         options = ["--resume", "run"] if (side / "run").exists() else [
-            "--dataset", str(self.text), "--result_dir", ".", "--run_name", "run", "--seed", str(self.seed), *OPTIONS,
+            "--dataset", str(self.data), "--result_dir", ".", "--run_name", "run", "--seed", str(self.seed), *OPTIONS,
             *OF_STAGE[self.stage], *self.machine.split()]
         began, killed = time.monotonic(), False
         with open(log, "wb") as out:
@@ -288,6 +298,15 @@ def differences(a: Any, b: Any, where: str) -> Iterator[str]:
 # -- all of it ------------------------------------------------------------------------------------------------------
 
 
+def write_data(folder: Path, stage: str) -> None:
+    """text.txt; for the audio encoder the folder speech."""
+    if stage == "audio_enc":
+        if not (folder / "speech").exists():
+            shutil.copytree(spoken.build("spoken", sizes=SPOKEN).parent, folder / "speech")
+    else:
+        write_text(folder / "text.txt")
+
+
 def write_text(path: Path) -> None:
     draw, words = random.Random(0), "stoker keeps the fire burning all night long while you sleep".split()
     path.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(300)))
@@ -297,7 +316,7 @@ def measure(folder: Path, seed: int, kills: int, jobs: int, stage: str, machine:
     """Courses one after the other, `jobs` at a time, until there were so many kills; the one that stands in the folder
     already go on first."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "text.txt")
+    write_data(folder, stage)
     known = [int(path.name.removeprefix("course_")) for path in folder.glob("course_*")]
     left = Kills(kills - sum(len(_course(folder, seed, number, stage, machine).kills) for number in known))
     numbers, courses = itertools.count(), list[Course]()
@@ -317,7 +336,8 @@ def measure(folder: Path, seed: int, kills: int, jobs: int, stage: str, machine:
 
 
 def _course(folder: Path, seed: int, number: int, stage: str, machine: str) -> Course:
-    return Course(folder / f"course_{number:02d}", folder / "text.txt", 1000 * seed + number, stage, machine)
+    data = "speech/manifest.csv" if stage == "audio_enc" else "text.txt"
+    return Course(folder / f"course_{number:02d}", folder / data, 1000 * seed + number, stage, machine)
 
 
 def table(courses: list[Course]) -> Iterator[str]:

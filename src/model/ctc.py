@@ -4,8 +4,9 @@ Axes: B batch, T frames, V labels, one of them the blank; L labels of an utteran
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,16 @@ def ctc_loss(logits: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Ten
     return loss.to(logits.device)
 
 
+def apart(first: Tensor, second: Tensor, lengths: Tensor) -> Tensor:
+    """How far the predictions of two views of the same utterances are apart (), in the sum over all frames that count:
+    the mean of the Kullback-Leibler divergences of each from the other, of which the latter is a target without a
+    gradient (CR-CTC: Yao et al. 2024, arXiv:2410.05101, equation 5). Logits (B, T, V) each, lengths (B,)."""
+    one, other = first.float().log_softmax(-1), second.float().log_softmax(-1)
+    distances = (F.kl_div(one, other.detach(), log_target=True, reduction="none")
+                 + F.kl_div(other, one.detach(), log_target=True, reduction="none")).sum(2)
+    return distances.masked_fill(~valid_places(lengths, first.shape[1]), 0).sum() / 2
+
+
 def blanks(logits: Tensor, lengths: Tensor, *, blank: int) -> Tensor:
     """In how many of the frames that count the blank is likeliest."""
     return ((logits.argmax(-1) == blank) & valid_places(lengths, logits.shape[1])).sum()
@@ -40,28 +51,44 @@ def greedy(logits: Tensor, lengths: Tensor, *, blank: int) -> list[list[int]]:
     return [[label for label in row if label != blank] for row in rows]
 
 
-def beam_search(log_probs: np.ndarray, *, blank: int, width: int = 16,
-                candidates: int = 16) -> list[tuple[list[int], float]]:
-    """The likeliest labels of one utterance, (T, V) -> up to `width` pairs of labels and their log probability.
+class Scorer(Protocol):
+    """What another model, such as a language model, adds to the log probabilities of prefixes in a beam search."""
 
-    Prefix beam search (Hannun et al. 2014, arXiv:1408.2873), without a language model: all alignments of the same
-    labels count together. `width` prefixes are kept at each frame, the `candidates` likeliest labels may follow them.
-    With both large enough it is exact.
+    def begun(self, tree: "Prefixes", beams: Collection[int], prefixes: Collection[int]) -> Mapping[int, float]:
+        """What to add to each of `prefixes`, after which more may come. Each is one of `beams` or one label longer than
+        one of these, which are the prefixes that the frame before has left."""
+
+    def ended(self, tree: "Prefixes", prefixes: Collection[int]) -> Mapping[int, float]:
+        """What to add to each of `prefixes` if nothing comes after it."""
+
+
+def beam_search(log_probs: np.ndarray, *, blank: int, width: int = 16, candidates: int = 16, floor: float = IMPOSSIBLE,
+                scorer: Scorer | None = None) -> list[tuple[list[int], float]]:
+    """The likeliest labels of one utterance, (T, V) -> up to `width` pairs of labels and their score: their log
+    probability, and what the scorer adds to it.
+
+    Prefix beam search (Hannun et al. 2014, arXiv:1408.2873): all alignments of the same labels count together. `width`
+    prefixes are kept at each frame, the `candidates` likeliest labels may follow them, unless their log probability in
+    this frame is below `floor`. With both large enough it is exact.
     """
-    tree, beams = _Prefixes(), {0: (0.0, IMPOSSIBLE)}
+    tree, beams = Prefixes(), {0: (0.0, IMPOSSIBLE)}
     for frame in log_probs:
         scores = frame.tolist()
-        labels = [label for label in np.argsort(-frame, kind="stable")[:candidates].tolist() if label != blank]
-        beams = dict(sorted(_extended(tree, beams, scores, labels, blank).items(), key=_likelihood)[:width])
-    return [(tree.spelled(prefix), _sum(*ends)) for prefix, ends in beams.items()]
+        labels = [label for label in np.argsort(-frame, kind="stable")[:candidates].tolist()
+                  if label != blank and scores[label] >= floor]
+        found = _extended(tree, beams, scores, labels, blank)
+        added = scorer.begun(tree, beams, found) if scorer else {}
+        beams = {prefix: found[prefix] for prefix in _ranked(found, added)[:width]}
+    added = scorer.ended(tree, beams) if scorer else {}
+    return [(tree.spelled(prefix), _sum(*beams[prefix]) + added.get(prefix, 0.0)) for prefix in _ranked(beams, added)]
 
 
-class _Prefixes:
+class Prefixes:
     """Label sequences as numbers, 0 the empty one: a longer one costs no more to keep than a short one."""
 
     def __init__(self) -> None:
-        self.last = [-1]
-        self._before = [-1]
+        self.last = [-1]  # the last label of each
+        self.before = [-1]  # each without its last label
         self._longer: dict[tuple[int, int], int] = {}
 
     def longer(self, prefix: int, label: int) -> int:
@@ -69,18 +96,18 @@ class _Prefixes:
         known = self._longer.setdefault((prefix, label), len(self.last))
         if known == len(self.last):
             self.last.append(label)
-            self._before.append(prefix)
+            self.before.append(prefix)
         return known
 
     def spelled(self, prefix: int) -> list[int]:
         labels = []
         while prefix:
             labels.append(self.last[prefix])
-            prefix = self._before[prefix]
+            prefix = self.before[prefix]
         return labels[::-1]
 
 
-def _extended(tree: _Prefixes, beams: dict[int, tuple[float, float]], scores: list[float], labels: list[int],
+def _extended(tree: Prefixes, beams: dict[int, tuple[float, float]], scores: list[float], labels: list[int],
               blank: int) -> dict[int, tuple[float, float]]:
     """Each prefix one frame on. Kept apart is how likely it ends in a blank, and in its last label."""
     following: dict[int, tuple[float, float]] = {}
@@ -99,8 +126,9 @@ def _extended(tree: _Prefixes, beams: dict[int, tuple[float, float]], scores: li
     return following
 
 
-def _likelihood(beam: tuple[int, tuple[float, float]]) -> float:
-    return -_sum(*beam[1])
+def _ranked(beams: Mapping[int, tuple[float, float]], added: Mapping[int, float]) -> list[int]:
+    """The prefixes, the best first."""
+    return sorted(beams, key=lambda prefix: -(_sum(*beams[prefix]) + added.get(prefix, 0.0)))
 
 
 def _sum(a: float, b: float) -> float:

@@ -32,6 +32,13 @@ class LayerCache:
         if self.length:
             self._keys, self._values = self._keys[rows], self._values[rows]
 
+    def branch(self, rows: Tensor, length: int, capacity: int) -> "LayerCache":
+        """See `KVCache.branch`."""
+        made = LayerCache(capacity)
+        if length:
+            made.append(self._keys[rows, :, :length], self._values[rows, :, :length])
+        return made
+
 
 class KVCache:
     """A `LayerCache` for each layer."""
@@ -48,6 +55,13 @@ class KVCache:
         """Go on with these rows (B',) of the batch, in this order; one may come more than once."""
         for layer in self.layers:
             layer.select(rows)
+
+    def branch(self, rows: Tensor, length: int, capacity: int) -> "KVCache":
+        """A cache with room for `capacity` positions that holds the first `length` of these rows (B',); one may come
+        more than once. This one stays as it is."""
+        made = KVCache(0, capacity)
+        made.layers = [layer.branch(rows, length, capacity) for layer in self.layers]
+        return made
 
 
 def uncompiled(block: nn.Module, *args: Any) -> Tensor:

@@ -52,26 +52,3 @@ class LogMel(nn.Module):
 
 def num_frames(samples: Tensor) -> Tensor:
     return samples // HOP_LENGTH
-
-
-def spec_augment(mel: Tensor, frames: Tensor, draws: Tensor, *, widest_band: int, longest_time: float) -> Tensor:
-    """Blank out bands and stretches of time of normalised spectrograms (SpecAugment: Park et al. 2019,
-    arXiv:1904.08779, without time warping).
-
-    `draws` (B, K, 4), uniform in [0, 1): width and place of K bands, each of up to `widest_band` mel bands, and of K
-    stretches, each of up to the share `longest_time` of the utterance's frames. Blank is 0, the middle of the range.
-    """
-    B, T, M = mel.shape
-    width = (draws[..., 0] * (widest_band + 1)).floor()
-    low = (draws[..., 1] * (M - width + 1)).floor()
-    length = (draws[..., 2] * longest_time * frames[:, None]).floor()
-    start = (draws[..., 3] * (frames[:, None] - length + 1)).floor()
-    blank_bands = _within(torch.arange(M, device=mel.device), low, width)  # (B, M)
-    blank_times = _within(torch.arange(T, device=mel.device), start, length)  # (B, T)
-    return mel.masked_fill(blank_bands[:, None, :] | blank_times[:, :, None], 0)
-
-
-def _within(places: Tensor, start: Tensor, size: Tensor) -> Tensor:
-    """Whether each of P places is in any of K stretches: starts (B, K) -> (B, P)."""
-    start, end = start[..., None], (start + size)[..., None]
-    return ((places >= start) & (places < end)).any(1)

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import math
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,10 @@ from stoker.config import listed, opt, select
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
+from stoker.training.core.language import LanguageModel
 from stoker.training.core.options import Options
 from stoker.training.core.transcripts import Source, Terms, Transcribing
+from stoker.training.stages import fusion
 from stoker.training.stages.labelled import Labelled, label_kind, vocabulary
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
@@ -24,16 +28,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stoker.data.loader import Order
+    from stoker.data.speech.check import Limits
     from stoker.data.speech.clips import Clip, Clips
     from stoker.model.speech_encoder import Recognizer
     from stoker.training.core.callback import Callback
     from stoker.training.core.media import Media
+    from stoker.training.core.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
-MASKS = 2  # SpecAugment blanks out two bands and two stretches of time
 SHOWN = 8  # transcripts
-MASK_DRAWS = 1  # seeds SpecAugment otherwise than the changes of the sound in the same row
+SHAPE = 32  # frames: batches are padded to a multiple, since torch prepares its kernels again for each other length
+SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # seed them otherwise than the changes of the sound in the same row
+AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
+    "none": {},
+    "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
+    "strong": {"speed": 0.12, "pitch": 1.5, "warp": 0.12, "rhythm": 0.2, "silence": 0.4, "reverb": 0.3, "noise": 8.0,
+               "babble": 20.0, "clip": 0.03, "codec": 0.05, "gain": 6.0, "colour": 12.0, "narrow": 0.1,
+               "contrast": 0.15, "elastic": 0.1, "mask_bands": 14, "mask_time": 0.08},
+}
 
 
 @dataclass
@@ -62,16 +75,43 @@ class Speech:
 class Augmentation:
     """Augmentation of the training speech, different in each epoch (0: off)"""
 
+    augment: str = opt("mild", "how much the options of this section change: none, mild or strong; those that are "
+                       "typed keep their values", choices=tuple(AUGMENTS))
     speed: float = opt(0.1, "play faster or slower, which changes the pitch too, by up to this share", ge=0, le=0.5)
+    pitch: float = opt(0.0, "higher or lower by up to so many semitones, at the same speed", ge=0, le=12)
+    warp: float = opt(0.0, "as by a shorter or longer vocal tract: formants up or down by up to so many octaves", ge=0,
+                      le=0.5)
+    rhythm: float = opt(0.0, "parts of a recording faster or slower than others, by up to about this share", ge=0,
+                        le=0.7)
+    silence: float = opt(0.0, "silence before and after a recording, up to so many seconds", ge=0, le=10)
+    reverb: float = opt(0.0, "share of the recordings that are heard in a room that echoes", ge=0, le=1)
+    noise: float = opt(0.0, "add noise of any colour, at least so many dB below the speech; to half of the recordings "
+                       "as little as that of a quiet microphone", ge=0)
+    babble: float = opt(0.0, "add one to four other recordings, at least so many dB below, to half of the recordings",
+                        ge=0)
+    clip: float = opt(0.0, "share of the recordings whose loudest samples are cut off", ge=0, le=1)
+    codec: float = opt(0.0, "share of the recordings that are coded with few bits, as by a telephone", ge=0, le=1)
     gain: float = opt(6.0, "louder or quieter by up to so many dB", ge=0, le=40)
-    noise: float = opt(0.0, "add white noise, at least so many dB below the speech, to half of the samples", ge=0)
     colour: float = opt(6.0, "as from another microphone: frequencies louder or quieter by up to so many dB", ge=0,
                         le=40)
-    narrow: float = opt(0.0, "share of the recordings that lose what is above a frequency between 2.8 and 4 kHz, as "
-                        "over a telephone", ge=0, le=1)
-    mask_bands: int = opt(12, "SpecAugment: two masks over frequency, each of at most N mel bands", ge=0)
-    mask_time: float = opt(0.08, "SpecAugment: two masks over time, each of at most this share of the recording",
-                           ge=0, le=0.5)
+    narrow: float = opt(0.0, "share of the recordings that lose what is below a frequency between 100 and 400 Hz, and "
+                        "share that lose what is above one between 2.8 and 4.2 kHz, as over a telephone", ge=0, le=1)
+    elastic: float = opt(0.0, "elastic deformation: move what is heard up and down in frequency by so many octaves on "
+                         "average, from moment to moment, and as much in time and loudness", ge=0, le=0.5)
+    contrast: float = opt(0.0, "loud and quiet further apart or nearer by up to this share", ge=0, le=0.5)
+    masks: int = opt(2, "SpecAugment: masks over frequency, and as many over time", ge=0, le=32)
+    mask_bands: int = opt(12, "SpecAugment: mel bands of a mask over frequency, at most", ge=0)
+    mask_time: float = opt(0.08, "SpecAugment: share of the recording that a mask over time blanks out, at most", ge=0,
+                           le=0.5)
+
+
+@dataclass
+class Consistency:
+    """Optimization"""
+
+    consistency: float = opt(0.0, "CR-CTC: train on two views of each recording with different masks, and weigh the "
+                             "distance of their predictions by this (0: one view; 0.2 is usual, and doubles the work)",
+                             ge=0)
 
 
 @dataclass
@@ -91,7 +131,7 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
 
 
 @dataclass
-class Config(Options, Architecture, Augmentation, Speech):
+class Config(LanguageModel, Options, Consistency, Architecture, Augmentation, Speech):
     """The audio encoder's options."""
 
 
@@ -110,8 +150,10 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     target = 0.20
     text_rates = ("eval/wer",)
     terms = Terms("recordings", "speaker", "seconds", "said", "heard")
+    with_language_model: "fusion.WithLanguageModel | None" = None
     presets = {
-        "nano": preset(144, 4, 4, dropout=0.0, lr=2e-3, epochs=6, batch_seconds=24.0),
+        "nano": preset(144, 4, 4, dropout=0.0, augment="strong", optimizer="muon", lr=4e-3, epochs=12,
+                       batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
         "small": preset(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
         "medium": preset(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
@@ -122,7 +164,15 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         problems = recordings.check(cfg.dataset)
         if cfg.extra_dataset:
             problems += recordings.of_extra(recordings.check(cfg.extra_dataset))
-        return problems + super().check(cfg, resumed=resumed)
+        return problems + fusion.problems(cfg) + super().check(cfg, resumed=resumed)
+
+    @classmethod
+    def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
+        """Also what --augment means for the options that were not typed."""
+        cfg, lines = super().resolve_defaults(cfg, typed)
+        changes = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
+        changes |= AUGMENTS[cfg.augment]
+        return replace(cfg, **{name: value for name, value in changes.items() if name not in typed}), lines
 
     @classmethod
     def all_rows(cls, cfg: Any) -> Any:
@@ -131,17 +181,41 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        from stoker.data.speech.check import Limits, checked
+        from stoker.data.speech.check import checked
 
         cfg = self.cfg
         found = recordings.read(cfg.dataset, held_out=listed(cfg.held_out), shared_texts=cfg.shared_texts)
         if cfg.extra_dataset:
             recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
         self.open_tokenizer([each.text for each in found["train"]])
-        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=Limits(
-            max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
-            frames=self._frames, speed=cfg.speed))
+        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits())
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
+        if cfg.lm and self.pretrained:
+            self.with_language_model = self._language_model(self.pretrained)
+
+    def _limits(self) -> "Limits":
+        from stoker.data.speech.check import Limits
+
+        cfg = self.cfg
+        return Limits(max_mel_length=cfg.max_mel_length, max_text_length=cfg.max_text_length, labels=self.encode,
+                      frames=self._frames, speed=cfg.speed)
+
+    def _language_model(self, trained: "Pretrained") -> "fusion.WithLanguageModel":
+        """The evaluation with --lm, and the recordings to tune the language model's weight on."""
+        from stoker.data.speech.check import examined
+        from stoker.data.speech.clips import Clips
+
+        cfg, clips = self.cfg, list[Any]()
+        if None in (cfg.lm_weight, cfg.lm_bonus):
+            rows, decoded, _ = examined({"validation": fusion.validation_rows(trained)}, keep=False,
+                                        limits=self._limits())
+            clips = [*Clips(rows["validation"], decoded=decoded)]
+            evaluated = {each.path for split, part in self.utterances.items() if cfg.split in (split, "all")
+                         for each in part}
+            if common := sum(each.path in evaluated for each in rows["validation"]):
+                log.warning("%s of the %s recordings on which the language model's weight is tuned are evaluated, too: "
+                            "lm_wer and lm_cer are better than on other speech", common, len(clips))
+        return fusion.WithLanguageModel(cfg, self.tokenizer, self._logits, lambda model: self.batches(clips, model))
 
     def _frames(self, samples: int) -> int:
         """The number of frames that the CTC head has for a recording of so many samples."""
@@ -158,7 +232,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
                         "--head_frames, --labels bpe or a smaller --speed makes room for them", f"{refused:,}", rate)
 
     def dataset(self, split: str) -> "Clips":
-        from stoker.data.speech.clips import Augmentation as Changes
+        from stoker.data.speech.augmentation import Augmentation as Changes
         from stoker.data.speech.clips import Clips
 
         cfg, rows = self.cfg, self.utterances[split]
@@ -182,27 +256,58 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     def collate(self, samples: "list[Clip]") -> Batch:
         """waveforms (B, N) float32 and their lengths in samples (B,); labels, those of all utterances in one row, and
-        label_lengths (B,); masks (B, K, 4), uniform random numbers for SpecAugment; texts; seconds of sound in all."""
-        import numpy as np
+        label_lengths (B,); for changes of the spectrogram pitch (B,) and random numbers: changes (B, NUMBERS), fields
+        (B, 3, P, BANDS), masks (B, views, K, 4); texts; seconds of sound in all."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
+        from stoker.model.mel import HOP_LENGTH
+        from stoker.model.spectral_changes import NUMBERS
+
+        cfg = self.cfg
         labels = [torch.tensor(self.encode(clip.text), dtype=torch.long) for clip in samples]
         waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
-        if self.cfg.compile:
-            waveforms = torch.nn.functional.pad(waveforms, (0, self._longest() - waveforms.shape[1]))
-        masks = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, MASK_DRAWS)).random((MASKS, 4))
-                 for clip in samples]
+        length = self._longest() if cfg.compile else _rounded(waveforms.shape[1], SHAPE * HOP_LENGTH)
+        waveforms = torch.nn.functional.pad(waveforms, (0, length - waveforms.shape[1]))
+        masks = 2 if cfg.consistency else 1, cfg.masks, 4
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
-                "masks": torch.tensor(np.stack(masks), dtype=torch.float32), "texts": [clip.text for clip in samples],
+                "changes": self._draws(samples, SPECTRUM_DRAWS, (NUMBERS,)),
+                "fields": self._fields(samples),
+                "masks": self._draws(samples, MASK_DRAWS, masks),
+                "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32),
+                "texts": [clip.text for clip in samples],
                 "seconds": sum(len(clip.waveform) for clip in samples) // audio.RATE}
 
+    def _draws(self, samples: "list[Clip]", purpose: int, shape: tuple[int, ...]) -> "Tensor":
+        """Uniform random numbers in [0, 1), float32, by (seed, epoch, row)."""
+        import numpy as np
+        import torch
+
+        drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, purpose)).random(shape, np.float32)
+                 for clip in samples]
+        return torch.from_numpy(np.stack(drawn))
+
+    def _fields(self, samples: "list[Clip]") -> "Tensor":
+        """Normal random numbers for elastic deformations, by (seed, epoch, row); none where --elastic is off."""
+        import numpy as np
+        import torch
+
+        from stoker.model.mel import HOP_LENGTH
+        from stoker.model.spectral_changes import BANDS, places
+
+        frames = max(math.ceil((len(clip.waveform) // HOP_LENGTH + 1) * clip.pitch) for clip in samples)
+        count = places(frames) if self.cfg.elastic else 0
+        drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, FIELD_DRAWS)).standard_normal(
+            (count, 3, BANDS), np.float32) for clip in samples]
+        return torch.from_numpy(np.stack(drawn)).transpose(1, 2)
+
     def _longest(self) -> int:
-        """Samples of the longest recording that is possible, played as slowly as --speed allows."""
+        """Samples of the longest recording that is possible, played as slowly as --speed allows, with --silence."""
         from stoker.model.mel import HOP_LENGTH
 
-        return int(self.cfg.max_mel_length * HOP_LENGTH / (1 - self.cfg.speed)) + HOP_LENGTH
+        cfg = self.cfg
+        return int(cfg.max_mel_length * HOP_LENGTH / (1 - cfg.speed) + 2 * cfg.silence * audio.RATE) + HOP_LENGTH
 
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]
@@ -224,22 +329,49 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     def blocks(self, model: Any) -> list["nn.Module"]:
         return list(model.encoder.blocks)
 
+    def weights(self, moment: Moment) -> dict[str, float]:
+        return {"consistency": self.cfg.consistency} if self.cfg.consistency else {}
+
     def counts(self, batch: Batch, phase: str) -> dict[str, int]:
-        return {"loss": len(batch["labels"])}
+        return dict.fromkeys(["loss", *self.weights(Moment())], len(batch["labels"]))
 
     def loss(self, model: Any, batch: Batch, moment: Moment) -> Loss:
-        loss, figures = self._figures(*self._logits(model, batch), batch)
-        return Loss({"loss": loss.total}, figures)
+        """The CTC loss; with --consistency the mean of that of two views, and how far these are apart."""
+        import torch
+
+        from stoker.model import ctc
+
+        views = self._views(model, batch) if model.training else [model.mel(batch["waveforms"], batch["samples"])]
+        frames, count = views[0][1], len(views)
+        logits, lengths = model(torch.cat([mel for mel, _ in views]), frames.repeat(count))
+        repeated = batch | {name: batch[name].repeat(count) for name in ("labels", "label_lengths")}
+        loss, figures = self._figures(logits, lengths, repeated)
+        if count == 1:
+            return Loss({"loss": loss.total}, figures)
+        one, other = logits.chunk(2)
+        apart = ctc.apart(one, other, lengths[:len(frames)])
+        return Loss({"loss": loss.total / count, "consistency": apart},
+                    {**figures, "consistency": Ratio(apart.detach(), len(batch["labels"]))})
+
+    def _views(self, model: Any, batch: Batch) -> "list[tuple[Tensor, Tensor]]":
+        """The spectrograms (B, T, M) and lengths (B,) to train on: of the same changed sound with different masks."""
+        from torch.nn import functional as F
+
+        from stoker.model.mel import HOP_LENGTH
+        from stoker.model.spectral_changes import SpectralChanges, spec_augment
+
+        cfg = self.cfg
+        mel, frames = model.mel(batch["waveforms"], batch["samples"])
+        mel, frames = select(SpectralChanges, cfg)(mel, frames, batch["changes"], batch["fields"],
+                                                   batch["pitch"])
+        length = self._longest() // HOP_LENGTH + 2 if cfg.compile else _rounded(mel.shape[1], SHAPE)
+        mel = F.pad(mel, (0, 0, 0, length - mel.shape[1]))
+        return [(spec_augment(mel, frames, masks, widest_band=cfg.mask_bands, longest_time=cfg.mask_time), frames)
+                for masks in batch["masks"].unbind(1)]
 
     def _logits(self, model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
         """The logits of the labels (B, T, V), and the number of frames of each utterance without padding (B,)."""
-        from stoker.model.mel import spec_augment
-
-        mel, frames = model.mel(batch["waveforms"], batch["samples"])
-        if model.training:
-            mel = spec_augment(mel, frames, batch["masks"], widest_band=self.cfg.mask_bands,
-                               longest_time=self.cfg.mask_time)
-        return model(mel, frames)  # type: ignore[no-any-return]
+        return model(*model.mel(batch["waveforms"], batch["samples"]))  # type: ignore[no-any-return]
 
     def _figures(self, logits: "Tensor", lengths: "Tensor", batch: Batch, *,
                  alignable_only: bool = False) -> tuple[Ratio, dict[str, Ratio]]:
@@ -258,17 +390,22 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     def score(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         """Beside the loss, word and character error rates: edit distances over the lengths of the references. An
-        utterance that CTC cannot align has no loss, but its errors count."""
+        utterance that CTC cannot align has no loss, but its errors count. With --lm also those of the texts that are
+        found together with the language model, `lm_wer` and `lm_cer`."""
         from stoker.training.core.error_rates import error_rates
 
         logits, lengths = self._logits(model, batch)
         loss, extras = self._figures(logits, lengths, batch, alignable_only=True)
         found, said = ([text.split() for text in texts] for texts in (self.ctc_texts(logits, lengths), batch["texts"]))
-        return {"loss": loss, **extras, "wer": error_rates(said, found),
-                "cer": error_rates(map(" ".join, said), map(" ".join, found))}
+        rates: dict[str, Ratio] = {"wer": error_rates(said, found),
+                                   "cer": error_rates(map(" ".join, said), map(" ".join, found))}
+        if self.with_language_model:
+            rates |= self.with_language_model.score(model, logits, lengths, [" ".join(words) for words in said])
+        return {"loss": loss, **extras, **rates}
 
     def samples(self, model: Any) -> "dict[str, Media]":
-        """What was said, with the transcripts below, and the spectrogram and the sound of the first recording."""
+        """What was said, with the transcripts below, and the spectrogram and the sound of the first recording; of the
+        first training recording both as recorded and as its augmentation changes it."""
         from stoker.training.core import device as devices
         from stoker.training.core.media import Sound, Text, heat_map
 
@@ -280,7 +417,23 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         lines = [f"said   {clip.text}\nheard  {text}" for clip, text in zip(clips, heard)]
         return {"text/transcripts": Text("\n".join(lines)),
                 "picture/spectrogram": heat_map(mel[0, :frames[0]].cpu().numpy().T),
-                "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE)}
+                "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE), **self._augmented(model)}
+
+    def _augmented(self, model: Any) -> "dict[str, Media]":
+        """Sound and spectrogram of the first training recording before and after augmentation."""
+        import torch
+
+        from stoker.training.core import device as devices
+        from stoker.training.core.media import Sound, heat_map
+
+        rows = self.dataset("train")
+        before, after = torch.from_numpy(rows.samples(0)), rows[0].waveform
+        plain, _ = model.mel(before[None].to(devices.of(model)), torch.tensor([len(before)], device=devices.of(model)))
+        changed, frames = self._views(model, devices.move(self.collate([rows[0]]), devices.of(model)))[0]
+        return {"sound/training_before": Sound(before.numpy(), audio.RATE),
+                "sound/training_after": Sound(after.numpy(), audio.RATE),
+                "picture/training_before": heat_map(plain[0].cpu().numpy().T),
+                "picture/training_after": heat_map(changed[0, :frames[0]].cpu().numpy().T)}
 
     def callbacks(self) -> "list[Callback]":
         from stoker.daemon.rundir import RunDir
@@ -290,6 +443,11 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     def described(self) -> dict[str, Any]:
         return {"blank": self.tokenizer.end_of_text}
+
+
+def _rounded(number: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-number // multiple) * multiple
 
 
 if __name__ == "__main__":

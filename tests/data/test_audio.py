@@ -23,7 +23,7 @@ def tone(frequency: float, rate: int, seconds: float = 0.5) -> np.ndarray:
 
 
 def test_a_wave_file_of_the_standard_library_reads_as_it_was_written(tmp_path: Path) -> None:
-    samples = np.array([0, 1, -1, 12345, -2**15, 2**15 - 1], "<i2")
+    samples = np.array([0, 1, 12345, -12345, -2**15, 2**15 - 1], "<i2")  # without an offset
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -66,6 +66,47 @@ def test_channels_become_their_mean(tmp_path: Path) -> None:
     left, right = tone(300, 16000), tone(500, 16000)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 16000, subtype="FLOAT")
     assert np.allclose(audio.read(tmp_path / "a.wav"), (left + right) / 2, atol=1e-7)
+
+
+def test_channels_that_cancel_each_other_out_are_heard_by_the_loudest(tmp_path: Path) -> None:
+    """In opposite phase almost nothing is left of the mean; of channels without anything in common, or of a silent one
+    beside, a half."""
+    left, right, still = tone(300, 16000), tone(500, 16000), np.zeros(8000, np.float32)
+    for number, (channels, wanted) in enumerate([((0.9 * left, -left), -left), ((left, -0.9 * left), left),
+                                                 ((left, right), (left + right) / 2), ((left, still), left / 2),
+                                                 ((left, -left, right), right / 3), ((left, left), left)]):
+        soundfile.write(tmp_path / f"{number}.wav", np.stack(channels, 1), 16000, subtype="FLOAT")
+        assert np.allclose(audio.read(tmp_path / f"{number}.wav"), wanted, atol=1e-6), number
+    assert audio.survey(tmp_path / "0.wav").channel == 1 and audio.survey(tmp_path / "2.wav").channel is None
+
+
+@pytest.mark.parametrize("rate, channels", [(16000, 1), (44100, 2), (4000, 1)])
+def test_an_offset_makes_no_difference(tmp_path: Path, rate: int, channels: int) -> None:
+    """Also where the sum is beyond full scale."""
+    known = np.stack([1.2 * tone(300, rate)] * channels, 1)
+    for name, offset in (("none", 0.0), ("offset", 0.6)):
+        soundfile.write(tmp_path / f"{name}.wav", known + np.float32(offset), rate, subtype="FLOAT")
+    assert np.abs(audio.read(tmp_path / "offset.wav") - audio.read(tmp_path / "none.wav")).max() < 1e-6
+
+
+def test_a_survey_is_what_numpy_computes_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = np.random.default_rng(0).uniform(-0.9, 1.2, (10_000, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 22050, subtype="FLOAT")
+    mean = samples.mean(axis=1).astype(float)
+    for size in (1000, 2**16):
+        monkeypatch.setattr(audio, "AT_ONCE", size)
+        found = audio.survey(tmp_path / "a.wav")
+        assert (found.rate, found.channels, found.count, found.channel) == (22050, 2, 10_000, None)
+        assert found.offset == pytest.approx(mean.mean()) and found.rms == pytest.approx(mean.std())
+        assert found.peak == pytest.approx(np.abs(mean - mean.mean()).max())
+        assert found.clipped == (np.abs(samples) >= audio.FULL_SCALE).mean() > 0.05
+
+
+def test_the_blocks_of_a_file_are_what_is_read_at_once(tmp_path: Path) -> None:
+    for rate in (16000, 44100, 1000):
+        soundfile.write(tmp_path / "a.wav", 0.1 + tone(40, rate, 150_000 / rate), rate, subtype="FLOAT")
+        blocks = list(audio.blocks(tmp_path / "a.wav", audio.survey(tmp_path / "a.wav")))
+        assert len(blocks) > 1 and np.array_equal(np.concatenate(blocks), audio.read(tmp_path / "a.wav"))
 
 
 @pytest.mark.parametrize("suffix, close", [(".flac", 1e-4), (".ogg", 0.05), (".mp3", 0.05)])

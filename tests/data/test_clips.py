@@ -14,7 +14,8 @@ from stoker.config import Damaged, UserError
 from stoker.data import decode_cache
 from stoker.data.loader import LengthOrder, training_batches
 from stoker.data.speech import audio
-from stoker.data.speech.clips import KNOTS, Augmentation, Clips, coloured
+from stoker.data.speech.augmentation import Augmentation
+from stoker.data.speech.clips import Clips
 from stoker.data.speech.decoded import as_int16, decode
 from stoker.data.speech.recordings import Utterance
 
@@ -41,7 +42,8 @@ def test_kept_or_not_the_samples_are_the_same(rows: list[Utterance]) -> None:
             assert torch.equal(a.waveform, b.waveform) and a[1:] == b[1:]
             assert a.waveform.dtype == torch.float32 and a.waveform.abs().max() <= 1
     whole = Clips(rows)[0].waveform.numpy()
-    assert (whole == soundfile.read(rows[0].path, dtype="float32")[0]).all() and Clips(rows)[0].text == "text 0"
+    recorded = soundfile.read(rows[0].path, dtype="float64")[0]
+    assert np.abs(whole - (recorded - recorded.mean())).max() <= 2**-16 + 1e-7 and Clips(rows)[0].text == "text 0"
 
 
 def test_what_was_decoded_is_remembered_until_a_file_changes(rows: list[Utterance],
@@ -112,8 +114,8 @@ def test_a_file_that_changed_since_it_was_checked_is_not_heard(rows: list[Uttera
 
 def test_the_facts_of_a_file(tmp_path: Path) -> None:
     samples = np.zeros(16000, np.float32)
-    samples[:4000] = 0.5
-    samples[4000:4160] = 1.0
+    samples[:4000:2], samples[1:4000:2] = 0.5, -0.5
+    samples[4000:4160:2], samples[4001:4160:2] = 1.0, -1.0
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
     fact = decode([str(tmp_path / "a.wav")], keep=False).facts[str(tmp_path / "a.wav")]
     assert (fact.problem, fact.count, fact.seconds, fact.peak, fact.clipped) == ("", 16000, 1.0, 1.0, 0.01)
@@ -161,53 +163,6 @@ def test_nothing_is_changed_unless_asked(rows: list[Utterance]) -> None:
     assert torch.equal(clips[0].waveform, clips[5].waveform) and len(list(clips)) == len(clips) == 5
     with pytest.raises(IndexError):
         clips[-1]
-
-
-def test_the_bounds_are_kept() -> None:
-    samples = (0.1 * np.sin(2 * np.pi * 200 * np.arange(16000) / 16000)).astype(np.float32)
-
-    def changed(**bounds: float) -> list[np.ndarray]:
-        return [Augmentation(**bounds)(samples, np.random.default_rng(seed)) for seed in range(60)]
-
-    lengths = {len(each) for each in changed(speed=0.1)}
-    assert len(lengths) > 2 and min(lengths) >= 16000 / 1.1 - 1 and max(lengths) <= 16000 / 0.9 + 1
-    for each in changed(speed=0.1):  # faster is higher: as many waves, in another time
-        waves = np.count_nonzero(np.diff(np.signbit(each[100:-100]))) / 2 + 200 / len(each) * 200
-        assert waves == pytest.approx(200, abs=3)
-    decibels = [20 * np.log10(np.abs(each).max() / 0.1) for each in changed(gain=6)]
-    assert -6 <= min(decibels) < -4 and 4 < max(decibels) <= 6
-    loud = [Augmentation(gain=6)(9 * samples, np.random.default_rng(seed)) for seed in range(60)]
-    assert max(np.abs(each).max() for each in loud) == 1
-    below = [10 * np.log10(np.mean(samples**2) / np.mean((each - samples) ** 2)) for each in changed(noise=20)
-             if (each != samples).any()]
-    assert 15 < len(below) < 45 and 19 < min(below) < 25 and max(below) < 41
-
-
-def test_another_microphone() -> None:
-    """White noise shows the gains; what is above the limit is gone; the loudness stays."""
-    samples = np.random.default_rng(0).standard_normal(2**18) * 0.05
-
-    def decibels(of: np.ndarray, around: float) -> float:
-        power = np.abs(np.fft.rfft(of)) ** 2
-        place = round(around * len(of) / audio.RATE)
-        return float(10 * np.log10(power[place - 50:place + 50].mean()))
-
-    gains = np.array([-10.0, 5, 0, -3, 8, -6, 2])
-    heard = coloured(samples, gains, audio.RATE)
-    found = np.array([decibels(heard, knot) - decibels(samples, knot) for knot in KNOTS[:-1]])
-    assert found - found.mean() == pytest.approx(gains[:-1] - gains[:-1].mean(), abs=0.5)
-    assert np.mean(heard**2) == pytest.approx(np.mean(samples**2)) and len(heard) == len(samples)
-    narrow = coloured(samples, 0 * gains, 3400)
-    assert decibels(narrow, 3300) > decibels(samples, 3300) and decibels(narrow, 3500) < decibels(samples, 3500) - 30
-    assert not coloured(0 * samples, gains, 3400).any()
-    speech = samples.astype(np.float32)
-
-    def cut(**more: float) -> list[bool]:
-        changed = Augmentation(narrow=0.3, **more)
-        return [decibels(changed(speech, np.random.default_rng(i)), 7500) < -20 for i in range(40)]
-
-    assert 5 < sum(cut()) < 20
-    assert cut() == cut(colour=0.1) == cut(gain=0.1), "whatever else is changed, the same rows"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

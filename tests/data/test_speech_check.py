@@ -26,6 +26,11 @@ def letters(text: str) -> list[int]:
     return [ord(letter) for letter in text]
 
 
+def alternating(count: int) -> np.ndarray:
+    """1, -1, ...: without an offset."""
+    return np.resize(np.array([1, -1], np.float32), count)
+
+
 def at_25(samples: int) -> int:
     return samples // 640
 
@@ -33,7 +38,7 @@ def at_25(samples: int) -> int:
 def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fine = [utterance(make_sound(tmp_path / f"fine{i}.wav", 2, seed=i)) for i in range(3)]
     (tmp_path / "text.wav").write_text("not sound")
-    soundfile.write(tmp_path / "silent.wav", np.full(16000, 1e-4, np.float32), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "silent.wav", 1e-4 * alternating(16000), 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0, np.float32), 16000)
     soundfile.write(tmp_path / "loud.wav", np.sign(np.sin(np.arange(32000))).astype(np.float32), 16000)
     bad = {
@@ -57,13 +62,33 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
     assert [Path(row.path).name for row in used["train"]] == ["fine0.wav", "fine1.wav", "loud.wav"]
     assert all(row.seconds == 2 for row in used["train"])
     assert report.refused == [("train", row.path, why) for row, why in bad.items()]
-    assert report.clipped == [("train", clipped.path, "clipped: 100.0% of its samples")]
+    assert report.doubtful == [("train", clipped.path, "clipped: 100.0% of its samples")]
     assert (report.rows["train"], report.used["train"], report.seconds["train"]) == (12, 3, 6)
     for row, why in bad.items():
         assert f"train {row.path}: {why}" in caplog.text
     assert "Data check: train: 3 of 12 rows, 0.00 h" in caplog.text
     assert "refused: 3 unreadable, 1 silent, 1 too long, 1 unlabelled, 1 long text, 1 not alignable, 1 duplicate" in (
         caplog.text)
+
+
+def test_what_is_odd_about_a_used_row_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An offset is subtracted before anything is measured: a constant alone is silence."""
+    fine = [utterance(make_sound(tmp_path / f"fine{i}.wav", seed=i)) for i in range(2)]
+    for name, samples in {"offset": 0.2 + 0.1 * alternating(16000), "constant": np.full(16000, 0.3, np.float32),
+                          "short": 0.1 * alternating(800), "level": 0.001 + 0.1 * alternating(16000)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
+    odd = [utterance(tmp_path / f"{name}.wav", "a") for name in ("offset", "constant", "short", "level")]
+    with caplog.at_level(logging.INFO):
+        used, decoded, report = checked({"train": [*fine, *odd], "validation": [utterance(
+            make_sound(tmp_path / "other.wav", seed=9))]}, keep=True)
+    assert [Path(row.path).stem for row in used["train"]] == ["fine0", "fine1", "offset", "short", "level"]
+    assert report.refused == [("train", odd[1].path, "silent: its loudest sample is at 0.0e+00 of full scale")]
+    assert report.doubtful == [
+        ("train", odd[0].path, "offset: its mean of 2.0e-01 of full scale was subtracted"),
+        ("train", odd[2].path, "short: 0.05 s")]
+    assert "Data check: used, but doubtful: 1 offset, 1 short" in caplog.text
+    kept = decoded.samples(odd[0].path)
+    assert kept is not None and np.abs(kept - 0.1 * alternating(16000)).max() < 1e-4
 
 
 def test_hostile_rows_are_refused_and_the_others_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

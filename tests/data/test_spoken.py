@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stoker.config import UserError
-from stoker.data.speech import audio, espeak, recordings, spoken
+from stoker.data.speech import audio, espeak, recordings, spoken, timbres
 from stoker.data.speech.check import examined
 from stoker.data.speech.espeak import Voice
 from stoker.data.text import sentences
@@ -62,6 +62,7 @@ def test_each_sentence_can_be_heard() -> None:
     assert all(0.5 < row.seconds < 8 for row in used["train"])
     assert all(abs(row.seconds - told.seconds) < 1e-3 for row, told in zip(used["train"], splits["train"]))
     assert len({fact.digest for fact in decoded.facts.values()}) == 17
+    assert not report.doubtful
 
 
 @pytest.mark.parametrize("name", ["spoken", "spoken-digits"])
@@ -120,6 +121,46 @@ def test_a_voice_says_it_the_same_again(name: str) -> None:
     again, _ = espeak.say("the knife is under the bridge", Voice(name, 150))
     assert rate == 22050 and (first == again).all() and np.abs(first).max() > 1000
     assert len(espeak.say("the knife is under the bridge", Voice(name, 250))[0]) < 0.8 * len(first)
+
+
+def test_every_second_training_sentence_has_a_timbre_of_its_own() -> None:
+    lines = spoken.script("spoken", spoken.SIZES["spoken"])
+    drawn = [line for line in lines if line.voice.variant]
+    assert len(drawn) == 5000 and {line.split for line in drawn} == {"train"}
+    assert len({line.voice.name.partition("+")[2] for line in drawn}) == 5000
+    assert len({line.voice.variant for line in drawn}) == 5000
+    assert sum("klatt" in line.voice.variant for line in drawn) == pytest.approx(1750, abs=150)
+
+
+def test_espeak_has_each_timbre_that_is_named() -> None:
+    """It says nothing of one that it lacks, and speaks in its own voice."""
+    own, _ = espeak.say("now", Voice("en-us"))
+    named = [name for names in spoken.TIMBRES.values() for name in names]
+    assert len(set(named)) == len(named) == 95
+    for name in named:
+        samples, _ = espeak.say("now", Voice(f"en-us+{name}"))
+        assert samples.shape != own.shape or (samples != own).any(), name
+
+
+def test_a_drawn_timbre_is_heard_and_the_same_again() -> None:
+    """Each speaks in another voice, whatever was said before."""
+    drawn = [Voice("en-us+drawn", variant=timbres.drawn(random.Random(seed))) for seed in range(12)]
+    first = [espeak.say("the knife is under the bridge", voice)[0] for voice in drawn]
+    again = [espeak.say("the knife is under the bridge", voice)[0] for voice in reversed(drawn)][::-1]
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert len({samples.tobytes() for samples in first}) == 12
+    assert all(1000 < np.abs(samples.astype(int)).max() < 2**15 - 1 for samples in first)
+
+
+def test_a_longer_vocal_tract_has_lower_formants() -> None:
+    """The centre of the spectrum of a vowel moves with the formants that a variant scales."""
+    def centre(percent: int) -> float:
+        lines = ["language variant", "name drawn", *(f"formant {number} {percent} 100 100" for number in range(9))]
+        samples, rate = espeak.say("ah", Voice("en-us+drawn", variant="\n".join([*lines, ""])))
+        power = np.abs(np.fft.rfft(samples)) ** 2
+        return float((np.fft.rfftfreq(len(samples), 1 / rate) * power).sum() / power.sum())
+
+    assert centre(80) < 0.92 * centre(100) < 0.85 * centre(120)
 
 
 def melody(voice: Voice) -> tuple[float, float]:

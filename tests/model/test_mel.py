@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stoker.model.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE, LogMel, num_frames, spec_augment
+from stoker.model.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE, LogMel, num_frames
 
 
 def tones(seconds: float, seed: int = 0) -> torch.Tensor:
@@ -92,22 +92,3 @@ def test_under_autocast_it_is_computed_in_fp32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, _ = mel(waveform, torch.tensor([8000]))
     assert found.dtype == torch.float32 and torch.equal(found, expected)
-
-
-def test_spec_augment_blanks_out_what_the_draws_say_and_no_more() -> None:
-    mel, frames = torch.ones(300, 50, 20), torch.full((300,), 50)
-    frames[1::2] = 30
-    draws = torch.rand(300, 2, 4, generator=torch.Generator().manual_seed(0))
-    masked = spec_augment(mel, frames, draws, widest_band=4, longest_time=0.1)
-    assert torch.equal(masked, spec_augment(mel, frames, draws, widest_band=4, longest_time=0.1))
-    bands, times = (masked == 0).all(1), (masked == 0).all(2)  # (300, 20), (300, 50)
-    assert torch.equal(masked == 0, bands[:, None] | times[:, :, None])
-    assert bands.sum(1).max() == 8 and times[::2].sum(1).max() > 4
-    assert (times.sum(1) <= 2 * 0.1 * frames).all() and not times[1::2, 30:].any()
-    assert bands.any(0).all() and times[::2].any(0).all(), "every place may be hit"
-
-
-def test_spec_augment_may_be_off() -> None:
-    mel = torch.randn(2, 30, 20)
-    frames = torch.tensor([30, 20])
-    assert torch.equal(spec_augment(mel, frames, torch.rand(2, 2, 4), widest_band=0, longest_time=0), mel)

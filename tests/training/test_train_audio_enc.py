@@ -1,7 +1,7 @@
 """The audio encoder's stage: rates against jiwer, what a batch holds, what is left out, weights out and in again."""
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +15,12 @@ import made_speech
 from stoker import config, wheels
 from stoker.config import UserError
 from stoker.data.speech import audio, recordings
-from stoker.data.speech.clips import Augmentation
+from stoker.data.speech.augmentation import Augmentation
 from stoker.monitors.blanks import Blanks
 from stoker.training.core import bootstrap, pretrained
 from stoker.training.core.error_rates import error_rate
 from stoker.training.core.evaluation import Evaluations
+from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Sound, Text
 from stoker.training.core.step import losses
 from stoker.training.train_audio_enc import AudioEncoder, Config
@@ -158,22 +159,69 @@ def test_a_batch_is_what_was_said(tmp_path: Path) -> None:
     assert stage.size(batch) == {"samples": 3, "audio_sec": sum(batch["samples"].tolist()) // 16000}
 
 
-def test_what_is_masked_is_a_function_of_seed_epoch_and_row(tmp_path: Path) -> None:
+def test_changes_of_the_spectrogram_are_a_function_of_seed_epoch_and_row(tmp_path: Path) -> None:
     stage = prepared(tmp_path)
     rows = stage.dataset("train")
-    size, masks = len(rows), lambda *items: stage.collate([rows[item] for item in items])["masks"]
-    assert torch.equal(masks(3, 5)[1], masks(5)[0]) and not torch.equal(masks(3)[0], masks(5)[0])
-    assert not torch.equal(masks(5)[0], masks(5 + size)[0])
-    before, stage.cfg.seed = masks(5), stage.cfg.seed + 1
-    assert not torch.equal(masks(5), before) and 0 <= masks(5).min() and masks(5).max() < 1
+    stage.cfg.elastic = 0.1
+    for name in "masks", "changes", "fields":
+        size = len(rows)
+
+        def draws(*items: int) -> torch.Tensor:
+            """Of elastic fields those at their beginning: how many there are follows the longest recording."""
+            found: torch.Tensor = stage.collate([rows[item] for item in items])[name]
+            return found[:, :, :2] if name == "fields" else found
+
+        assert torch.equal(draws(3, 5)[1], draws(5)[0]) and not torch.equal(draws(3)[0], draws(5)[0])
+        assert not torch.equal(draws(5)[0], draws(5 + size)[0])
+        before, stage.cfg.seed = draws(5), stage.cfg.seed + 1
+        assert not torch.equal(draws(5), before)
+        assert name == "fields" or 0 <= draws(5).min() and draws(5).max() < 1
 
 
 def test_training_rows_are_changed_as_the_options_say_and_no_others(tmp_path: Path) -> None:
-    stage = prepared(tmp_path, speed=0.2, gain=3.0, noise=25.0, colour=4.0, narrow=0.1, seed=5)
-    train, judged = stage.dataset("train"), stage.dataset("validation")
-    assert train.augmentation == Augmentation(speed=0.2, gain=3.0, noise=25.0, colour=4.0, narrow=0.1)
-    assert train.seed == 5 and judged.augmentation == Augmentation()
-    assert torch.equal(judged[0].waveform, judged[len(judged)].waveform)
+    stage = prepared(tmp_path, speed=0.2, gain=3.0, noise=25.0, pitch=1.0, reverb=0.3, babble=9.0, seed=5)
+    train, validation = stage.dataset("train"), stage.dataset("validation")
+    assert train.augmentation == Augmentation(speed=0.2, gain=3.0, noise=25.0, pitch=1.0, reverb=0.3, babble=9.0)
+    assert train.seed == 5 and validation.augmentation == Augmentation()
+    assert torch.equal(validation[0].waveform, validation[len(validation)].waveform)
+
+
+def test_augment_is_a_word_for_options_that_were_not_typed() -> None:
+    def resolved(word: str, *typed: str, **options: Any) -> Config:
+        found: Config = AudioEncoder.resolve_defaults(replace(Config(), augment=word, **options), typed)[0]
+        return found
+
+    assert resolved("mild") == replace(Config(), augment="mild", compile=False)
+    none, strong = resolved("none"), resolved("strong")
+    numbers = [each.name for each in fields(AudioEncoder.Augmentation) if each.name not in ("augment", "masks")]
+    assert not any(getattr(none, name) for name in numbers)
+    assert all(getattr(strong, name) for name in numbers), "every option has a strength"
+    typed = resolved("strong", "noise", "warp", noise=3.0, warp=0.0)
+    assert (typed.noise, typed.warp) == (3.0, 0.0)
+    assert replace(typed, noise=strong.noise, warp=strong.warp) == strong
+
+
+def test_two_views_differ_in_their_masks_alone(tmp_path: Path) -> None:
+    """Without masks the loss is that of one view, and nothing is apart."""
+    stage = prepared(tmp_path, consistency=0.2, warp=0.1)
+    torch.manual_seed(0)
+    model, rows = stage.model(), stage.dataset("train")
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    batch = stage.collate([rows[row] for row in range(4)])
+    (first, frames), (second, same) = stage._views(model, batch)
+    assert torch.equal(frames, same) and not torch.equal(first, second)
+    alike = (first == second).float().mean()
+    assert 0.5 < alike < 1
+    both = stage.loss(model, batch, Moment())
+    assert both.terms["consistency"] > 0 and stage.weights(Moment()) == {"consistency": 0.2}
+    stage.cfg = replace(stage.cfg, mask_bands=0, mask_time=0.0)
+    unmasked = stage.loss(model, batch, Moment())
+    assert float(unmasked.terms["consistency"].detach()) == pytest.approx(0, abs=1e-4)
+    stage.cfg = replace(stage.cfg, consistency=0.0)
+    [(mel, _)] = stage._views(model, batch | {"masks": batch["masks"][:, :1]})
+    one = stage.loss(model, batch | {"masks": batch["masks"][:, :1]}, Moment())
+    assert one.terms.keys() == stage.counts(batch, "main").keys() == {"loss"} and stage.weights(Moment()) == {}
+    assert float(one.terms["loss"].detach()) == pytest.approx(float(unmasked.terms["loss"].detach()), rel=1e-5)
 
 
 def test_max_samples_is_how_many_are_trained_on(tmp_path: Path) -> None:
@@ -194,9 +242,12 @@ def test_evaluations_are_not_masked(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, rows = stage.model(), stage.dataset("train")
     batch = stage.collate([rows[0]])
-    other = batch | {"masks": torch.rand(1, 2, 4)}
-    assert torch.equal(stage._logits(model.eval(), batch)[0], stage._logits(model, other)[0])
-    assert not torch.equal(stage._logits(model.train(), batch)[0], stage._logits(model, other)[0])
+    other = batch | {"masks": torch.rand(1, 1, 2, 4), "changes": torch.rand_like(batch["changes"])}
+    scores = [stage.score(model.eval(), each)["loss"].total for each in (batch, other)]
+    assert torch.equal(*scores)
+    for name in ("masks", "changes"):
+        changed = batch | {name: other[name]}
+        assert not torch.equal(stage._views(model, batch)[0][0], stage._views(model, changed)[0][0])
 
 
 def test_compiled_batches_are_all_of_one_length(tmp_path: Path) -> None:
@@ -204,6 +255,10 @@ def test_compiled_batches_are_all_of_one_length(tmp_path: Path) -> None:
     rows = stage.dataset("train")
     lengths = {stage.collate([rows[item]])["waveforms"].shape[1] for item in range(3 * len(rows))}
     assert len(lengths) == 1 and lengths.pop() >= max(len(rows[item].waveform) for item in range(3 * len(rows)))
+    stage = prepared(tmp_path, compile=True, max_mel_length=90, speed=0.3, pitch=6.0, rhythm=0.3)
+    rows, model = stage.dataset("train"), stage.model()
+    views = [stage._views(model, stage.collate([rows[item]]))[0] for item in range(3 * len(rows))]
+    assert len({mel.shape for mel, _ in views}) == 1 and max(int(frames) for _, frames in views) > 84
 
 
 def test_rows_without_an_alignment_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -348,6 +403,16 @@ def test_samples_show_what_was_said_and_heard(tmp_path: Path) -> None:
     assert isinstance(text, Text) and text.content.startswith(f"said   {first.text}\nheard  ")
     assert isinstance(picture, Picture) and picture.pixels.shape == (40, len(first.waveform) // 160, 3)
     assert isinstance(sound, Sound) and len(sound.samples) == len(first.waveform) and sound.rate == 16000
+
+
+def test_samples_show_the_training_speech_before_and_after_augmentation(tmp_path: Path) -> None:
+    stage = prepared(tmp_path, speed=0.2, noise=5.0, warp=0.2, elastic=0.1)
+    made, rows = stage.samples(stage.model().eval()), stage.dataset("train")
+    for kind, field in ("sound", "samples"), ("picture", "pixels"):
+        before, after = (getattr(made[f"{kind}/training_{when}"], field) for when in ("before", "after"))
+        assert before.shape != after.shape or not np.array_equal(before, after)
+    assert np.array_equal(made["sound/training_before"].samples, rows.samples(0))
+    assert np.array_equal(made["sound/training_after"].samples, rows[0].waveform.numpy())
 
 
 def test_only_blanks_for_long_are_reported_once_until_something_is_heard(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,23 +22,96 @@ CHANNELS = 64  # of a microphone array
 INAUDIBLE = 0.05  # seconds that may be missing: encoders pad, and not all write by how much
 AT_ONCE = 2**16  # samples, of all channels together, that are read and resampled at once
 UNKNOWN = 2**62  # frames: with so many, a header says that it does not know them (libsndfile: 2**63 - 1)
+SILENT = 1e-3  # of full scale, -60 dB: no sample is louder
+FULL_SCALE = 0.999  # of the largest sample: what reaches it was clipped
+CLIPPED = 1e-3  # share of the samples at full scale from which on it is heard
+CANCELLED = 0.1  # of the power that the mean of channels has which have nothing in common
 
 
 class AudioError(Exception):
     """A file that cannot be read as sound; the message says why, without the file's name."""
 
 
-def read(path: str | Path, rate: int = RATE, *, longest: float = LONGEST) -> "np.ndarray":
-    """The samples of a regular file, (N,) float32 in [-1, 1]: its channels' mean, at `rate` samples a second.
+@dataclass(frozen=True)
+class Survey:
+    """What a first reading of a file measures and the second one needs. Amplitudes are in units of full scale."""
 
-    Read block by block, so that what a header claims needs no memory. Raises AudioError, also where it is longer than
-    `longest` seconds, or beyond the bounds RATES and CHANNELS.
+    rate: int  # samples a second in the file
+    channels: int
+    count: int  # samples of each channel
+    channel: int | None  # the one to listen to; None: the mean of all
+    offset: float  # their mean over time, which reading subtracts: the microphone's, not the speech's
+    rms: float  # of the samples without the offset
+    peak: float  # the largest of them
+    clipped: float  # share of the samples, of all channels, at full scale
+
+    @property
+    def seconds(self) -> float:
+        return self.count / self.rate
+
+
+def read(path: str | Path, rate: int = RATE, *, longest: float = LONGEST) -> "np.ndarray":
+    """The samples of a regular file, (N,) float32 in [-1, 1], at `rate` samples a second: its channels' mean, without
+    what is constant in it.
+
+    Channels in opposite phase would cancel each other out: where the mean has a tenth of the power, or less, that
+    channels without anything in common leave, it is the loudest channel. Read block by block, so that what a header
+    claims needs no memory. Raises AudioError, also where it is longer than `longest` seconds, or beyond the bounds
+    RATES and CHANNELS.
     """
+    return surveyed(path, rate, longest=longest)[1]
+
+
+def surveyed(path: str | Path, rate: int = RATE, *, longest: float = LONGEST) -> "tuple[Survey, np.ndarray]":
+    """What was measured in a file, and its samples, see `read`."""
+    import numpy as np
+
+    found = survey(path, longest=longest)
+    return found, np.concatenate([np.zeros(0, np.float32), *blocks(path, found, rate)])
+
+
+def survey(path: str | Path, *, longest: float = LONGEST) -> Survey:
+    """Measure a file without keeping its samples. Raises AudioError, as `read` does."""
     import numpy as np
 
     with _opened(path) as file:
-        found = _joined(_blocks(file, longest), file.samplerate, rate)
-    return np.clip(found, -1, 1, out=found)
+        rate, channels, count, clipped = file.samplerate, file.channels, 0, 0
+        sums, squares = np.zeros(channels + 1), np.zeros(channels + 1)  # of each channel, and of their mean
+        least, most = np.full(channels + 1, np.inf), np.full(channels + 1, -np.inf)
+        for block in _raw_blocks(file, longest):
+            rows = np.vstack([block.T, block.mean(axis=1)])
+            clipped += int(np.count_nonzero(np.abs(rows[:-1]) >= FULL_SCALE))
+            count += len(block)
+            sums += rows.sum(1, dtype=np.float64)
+            squares += np.einsum("cn,cn->c", rows, rows, dtype=np.float64)
+            least, most = np.minimum(least, rows.min(1)), np.maximum(most, rows.max(1))
+    if not count:
+        return Survey(rate, channels, 0, None, 0.0, 0.0, 0.0, 0.0)
+    means = sums / count
+    powers = np.maximum(squares / count - np.square(means), 0)
+    is_cancelled = powers[-1] < CANCELLED * powers[:-1].sum() / channels**2
+    channel = int(powers[:-1].argmax()) if is_cancelled else None
+    of = -1 if channel is None else channel
+    return Survey(rate, channels, count, channel, offset=float(means[of]), rms=float(np.sqrt(powers[of])),
+                  peak=float(max(most[of] - means[of], means[of] - least[of])),
+                  clipped=clipped / (count * channels))
+
+
+def blocks(path: str | Path, found: Survey, rate: int = RATE) -> "Iterator[np.ndarray]":
+    """The samples of a file that was surveyed, as `read` returns them, part by part. Raises AudioError, also where the
+    file has changed since."""
+    import numpy as np
+
+    def mono() -> "Iterator[np.ndarray]":
+        for block in _raw_blocks(file, float("inf")):
+            samples = block.mean(axis=1) if found.channel is None else block[:, found.channel]
+            yield samples - np.float32(found.offset)
+
+    with _opened(path) as file:
+        if (file.samplerate, file.channels) != (found.rate, found.channels):
+            raise AudioError("has changed while it was read")
+        for block in _resampled(mono(), file.samplerate, rate):
+            yield np.clip(block, -1, 1, out=block)
 
 
 def seconds(path: str | Path) -> float:
@@ -60,26 +134,27 @@ def resampled(samples: "np.ndarray", rate: int, new_rate: int) -> "np.ndarray":
     import numpy as np
 
     samples = np.ascontiguousarray(samples, np.float32)
-    return _joined((samples[start:start + AT_ONCE] for start in range(0, len(samples), AT_ONCE)), rate, new_rate)
+    parts = (samples[start:start + AT_ONCE] for start in range(0, len(samples), AT_ONCE))
+    return np.concatenate([np.zeros(0, np.float32), *_resampled(parts, rate, new_rate)])
 
 
-def _joined(blocks: "Iterable[np.ndarray]", rate: int, new_rate: int) -> "np.ndarray":
-    """The blocks of a sound, each (n,) float32, as one, at another rate."""
+def _resampled(blocks: "Iterable[np.ndarray]", rate: int, new_rate: int) -> "Iterator[np.ndarray]":
+    """The blocks of a sound, each (n,) float32, at another rate."""
     import numpy as np
 
-    nothing = np.zeros(0, np.float32)
     if rate == new_rate:
-        return np.concatenate([nothing, *blocks])
+        yield from blocks
+        return
     import soxr  # type: ignore[import-untyped]
 
-    stream, count, parts = soxr.ResampleStream(rate, new_rate, 1), 0, []
+    stream, count, given = soxr.ResampleStream(rate, new_rate, 1), 0, 0
     for block in blocks:
         count += len(block)
-        parts.append(stream.resample_chunk(block))
-    parts.append(stream.resample_chunk(nothing, last=True))
-    found = np.concatenate(parts)
-    wanted = -(-count * new_rate // rate)
-    return np.pad(found[:wanted], (0, max(0, wanted - len(found))))  # soxr rounds: at some lengths it gives one fewer
+        yield (part := stream.resample_chunk(block))
+        given += len(part)
+    lacking = -(-count * new_rate // rate) - given
+    last = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:lacking]
+    yield np.pad(last, (0, lacking - len(last)))  # soxr rounds: at some lengths it gives one fewer
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -122,17 +197,16 @@ def _refuse_length(frames: int, rate: int, longest: float) -> None:
         raise AudioError(f"is longer than {longest / 60:g} minutes: cut it into parts")
 
 
-def _blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
-    """The mean of its channels, (n,) float32, part by part."""
+def _raw_blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
+    """(n, channels) float32, part by part."""
     import numpy as np
 
     _refuse_length(file.frames, file.samplerate, longest)  # libsndfile reads no more than that
     count = 0
     while len(block := file.read(AT_ONCE // file.channels, dtype="float32", always_2d=True)):
-        mono = block.mean(axis=1) if file.channels > 1 else block[:, 0]
-        if not np.isfinite(mono).all():
+        if not np.isfinite(block).all():
             raise AudioError("holds NaN or Inf")
-        yield mono
+        yield block
         count += len(block)
     if (lacking := (file.frames - count) / file.samplerate) > INAUDIBLE and truncation.knows_frames(file.name):
         raise AudioError(f"is cut short: its header names {lacking:.2f} s more than there are")

@@ -1,6 +1,7 @@
 """The check of recordings: every file is decoded once, and those that cannot be used are listed with the reason."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,8 +10,8 @@ from stoker.data.speech import audio
 from stoker.data.speech.decoded import Decoded, Fact, decode
 from stoker.data.speech.recordings import Splits, Utterance
 
-SILENT = 1e-3  # of full scale, -60 dB: no sample is louder
-CLIPPED = 1e-3  # share of the samples at full scale from which on it is heard
+SHORT = 0.1  # seconds: no word is shorter
+OFFSET = 0.1  # of the loudness: a constant offset that is reported
 FRAMES_A_SECOND = 100  # of the log-mel spectrogram
 TALKER_FRAMES_A_SECOND = 12.5
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -29,11 +30,11 @@ class Limits(check.Limits):
 
 @dataclass(frozen=True)
 class Report(check.Report):
-    """What the check found; `clipped` are (split, file, why) of rows that are used."""
+    """What the check found; `doubtful` are (split, file, why) of rows that are used."""
 
     seconds: Mapping[str, float]  # of the used rows
     speakers: Mapping[str, int]
-    clipped: list[check.Refused]
+    doubtful: list[check.Refused]
     lengths: list[float]  # seconds of every readable row, sorted
 
     def about(self, split: str) -> str:
@@ -41,13 +42,14 @@ class Report(check.Report):
         return f", {self.seconds[split] / 3600:.2f} h{speakers}"
 
     def further(self) -> Iterator[str]:
-        if self.clipped:
-            yield f"clipped, but used: {len(self.clipped):,}"
+        if self.doubtful:
+            kinds = Counter(why.partition(":")[0] for _, _, why in self.doubtful)
+            yield "used, but doubtful: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         if self.lengths:
             yield mel_lengths(self.lengths)
 
     def listed(self) -> list[check.Refused]:
-        return [*self.refused, *self.clipped]
+        return [*self.refused, *self.doubtful]
 
 
 def checked(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[Splits, Decoded, Report]:
@@ -69,11 +71,11 @@ def examined(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[
         lambda split, row, fact: problem(row, fact, limits if split == "train" else evaluating), "recording")
     used = {split: [replace(row, seconds=decoded.facts[row.path].seconds) for row in rows]
             for split, rows in found.items()}
-    clipped = [(split, row.path, f"clipped: {share:.1%} of its samples") for split, rows in used.items()
-               for row in rows for share in [decoded.facts[row.path].clipped] if share > CLIPPED]
+    doubtful = [(split, row.path, why) for split, rows in used.items() for row in rows
+                for why in doubts(decoded.facts[row.path])]
     return used, decoded, Report(
         rows={split: len(rows) for split, rows in splits.items()},
-        used={split: len(rows) for split, rows in used.items()}, refused=refused, clipped=clipped,
+        used={split: len(rows) for split, rows in used.items()}, refused=refused, doubtful=doubtful,
         shared={"speakers": check.overlap(used, lambda row: row.speaker),
                 "texts": check.overlap(used, lambda row: row.text), "recordings": check.duplicates(refused)},
         seconds={split: sum(row.seconds for row in rows) for split, rows in used.items()},
@@ -85,7 +87,7 @@ def problem(row: Utterance, fact: Fact, limits: Limits) -> str:
     """Why a row is of no use, its kind before the colon; or ''."""
     if fact.problem:
         return f"unreadable: {fact.problem}"
-    if fact.peak < SILENT:
+    if fact.peak < audio.SILENT:
         return f"silent: its loudest sample is at {fact.peak:.1e} of full scale"
     if limits.labelled and not row.text:
         return "unlabelled: no text, or none but punctuation"
@@ -94,6 +96,16 @@ def problem(row: Utterance, fact: Fact, limits: Limits) -> str:
                 f"{limits.max_mel_length:,}")
     frames = limits.frames(int(fact.count / (1 + limits.speed))) if limits.frames else math.inf
     return limits.long_text(row.text) or limits.unaligned(row.text, frames, "frames")
+
+
+def doubts(fact: Fact) -> Iterator[str]:
+    """What is odd about a row that can be used, its kind before the colon."""
+    if fact.clipped > audio.CLIPPED:
+        yield f"clipped: {fact.clipped:.1%} of its samples"
+    if abs(fact.offset) > OFFSET * fact.rms:
+        yield f"offset: its mean of {fact.offset:.1e} of full scale was subtracted"
+    if fact.seconds < SHORT:
+        yield f"short: {fact.seconds:.2f} s"
 
 
 def head_frames(samples: int, downsample_time: int, each: int) -> int:

@@ -10,8 +10,7 @@ from stoker import files
 from stoker.data import decode_cache
 from stoker.data.speech import audio
 
-FORMAT = 2  # raise it when other facts, or other samples, come out
-FULL_SCALE = 0.999  # of the largest sample: what reaches it was clipped
+FORMAT = 3  # raise it when other facts, or other samples, come out
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Fact:
     peak: float = 0.0
     rms: float = 0.0
     clipped: float = 0.0  # share of the samples at full scale
+    offset: float = 0.0  # the constant that reading has subtracted
     digest: str = ""  # SHA-256 of the samples
 
     @property
@@ -70,15 +70,10 @@ def digest(samples: np.ndarray) -> str:
 
 def _decode(path: str) -> tuple[Fact, np.ndarray]:
     try:
-        samples = audio.read(path)
+        survey, samples = audio.surveyed(path)
     except audio.AudioError as error:
         return Fact(path, str(error)), np.zeros(0, np.int16)
-    return _fact(path, samples), as_int16(samples)
-
-
-def _fact(path: str, samples: np.ndarray) -> Fact:
     if not len(samples):
-        return Fact(path, "holds no samples")
-    size = np.abs(samples)
-    return Fact(path, "", len(samples), float(size.max()), float(np.sqrt(np.mean(np.square(samples)))),
-                float(np.mean(size >= FULL_SCALE)), digest(as_int16(samples)))
+        return Fact(path, "holds no samples"), np.zeros(0, np.int16)
+    kept = as_int16(samples)
+    return Fact(path, "", len(kept), survey.peak, survey.rms, survey.clipped, survey.offset, digest(kept)), kept

@@ -4,8 +4,9 @@
     spoken-digits   strings of one to seven digits, said in one go or one by one
     spoken-pydocs   sentences of the documentation of the installed packages
 
-Each sentence is said once. Sentences and timbres of validation and test are not in training. The same seed gives the
-same samples, bit for bit, with the same espeak-ng.
+Each sentence is said once, at its own rate and pitch. Sentences and timbres of validation and test are not in training.
+Of the training sentences every second has a timbre of its own, drawn for it. The same seed gives the same samples, bit
+for bit, with the same espeak-ng.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from stoker import files
 from stoker.config import UserError
 from stoker.data import made
-from stoker.data.speech import audio, espeak
+from stoker.data.speech import audio, espeak, timbres
 from stoker.data.speech.espeak import Voice
 from stoker.data.text import sentences
 from stoker.progress import tracked
@@ -32,17 +33,20 @@ from stoker.progress import tracked
 if TYPE_CHECKING:
     import numpy as np
 
-BUILDER = 2  # raise it when other sound, or other sentences, come out
+BUILDER = 3  # raise it when other sound, or other sentences, come out
 SIZES = {
     "spoken": {"train": 10_000, "validation": 500, "test": 500},
     "spoken-digits": {"train": 8_000, "validation": 200, "test": 200},
     "spoken-pydocs": {"train": 3_000, "validation": 200, "test": 200},
 }
 LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc")
-TIMBRES = {
-    "train": """m1 m2 m3 m5 m6 m8 f1 f2 f4 Alicia Andy Annie Denis Diogo Gene Henrique Jacky Lee Marco Michael Reed adam
-        anika antonio belinda benjamin caleb david ed edward ian iven john linda max pablo paul quincy rob steph
-        victor""".split(),
+TIMBRES = {  # all that espeak-ng has, its Klatt voices among them, but for those that whisper or hardly speak
+    "train": """m1 m2 m3 m5 m6 m8 f1 f2 f4 Alex Alicia Andy Annie AnxiousAndy Denis Diogo Gene Gene2 Henrique Hugo Jacky
+        Lee Marco Mario Michael Nguyen Reed Storm Tweaky UniRobot adam anika anikaRobot announcer antonio aunty belinda
+        benjamin caleb croak david ed edward edward2 grandpa gustave ian iven iven2 iven3 iven4 john kaukovalta klatt
+        klatt2 klatt3 klatt4 klatt5 klatt6 linda marcelo max michel miguel mike2 norbert pablo paul pedro quincy rob
+        robosoft2 robosoft3 robosoft4 robosoft5 robosoft6 robosoft7 robosoft8 sandro steph steph2 steph3 travis victor
+        zac""".split(),
     "validation": "m4 f3 Mike boris grandma".split(),
     "test": "m7 f5 Andrea robert shelby".split(),
 }
@@ -85,9 +89,9 @@ def script(name: str, sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
     splits = itertools.chain.from_iterable([split] * count for split, count in sizes.items())
     draw = random.Random(f"{name} {seed}")
     if name == "spoken-digits":
-        return [Line(split, text.replace(" ", draw.choice(PAUSES)), _voice(split, draw, ONE_BY_ONE))
-                for split, text in zip(splits, texts)]
-    return [Line(split, text, _voice(split, draw)) for split, text in zip(splits, texts)]
+        return [Line(split, text.replace(" ", draw.choice(PAUSES)), _voice(split, draw, number, ONE_BY_ONE))
+                for number, (split, text) in enumerate(zip(splits, texts))]
+    return [Line(split, text, _voice(split, draw, number)) for number, (split, text) in enumerate(zip(splits, texts))]
 
 
 def _documentation(count: int, seed: int) -> list[str]:
@@ -99,9 +103,11 @@ def _documentation(count: int, seed: int) -> list[str]:
     return found[:count]
 
 
-def _voice(split: str, draw: random.Random, rates: tuple[int, int] = RATES) -> Voice:
-    name = f"{draw.choice(LANGUAGES)}+{draw.choice(TIMBRES[split])}"
-    return Voice(name, draw.randint(*rates), draw.randint(*PITCHES), draw.randint(*RANGES))
+def _voice(split: str, draw: random.Random, number: int, rates: tuple[int, int] = RATES) -> Voice:
+    """The voice of sentence `number`."""
+    language, own = draw.choice(LANGUAGES), split == "train" and number % 2 == 1
+    timbre, variant = (f"drawn{number}", timbres.drawn(draw)) if own else (draw.choice(TIMBRES[split]), "")
+    return Voice(f"{language}+{timbre}", draw.randint(*rates), draw.randint(*PITCHES), draw.randint(*RANGES), variant)
 
 
 def _key(lines: list[Line]) -> str:
@@ -150,9 +156,10 @@ class _Sayings:
 
 
 def said(text: str, voice: Voice) -> "np.ndarray":
-    """(N,) float32 at 16 kHz."""
+    """(N,) float32 at 16 kHz, without the constant offset that some timbres have."""
     import numpy as np
 
     samples, rate = espeak.say(text, voice)
-    found: np.ndarray = np.clip(audio.resampled(samples.astype(np.float32) / 2**15, rate, audio.RATE), -1, 1)
+    samples = samples.astype(np.float32) / 2**15
+    found: np.ndarray = np.clip(audio.resampled(samples - samples.mean(dtype=np.float64), rate, audio.RATE), -1, 1)
     return found

@@ -39,6 +39,7 @@ class Setup:
         """Find the sources of the model's parts and read the data. `weights`: the trained weights that the model will
         get, if any; `download`: whether sources may be downloaded from the hub. Raises UserError where a source or the
         data cannot be used."""
+        self.stage.pretrained = weights
         pretrained.resolve_parts(self.stage, weights, download=download)
         self.stage.prepare()
 

@@ -41,7 +41,8 @@ class Stage(Generic[C]):
     """Base of all stages. `cfg` is the stage's `Config`, `folder` its run's directory. In a class that names its
     config, `class Mine(Stage[Config])`, type checkers know the options.
 
-    `sources` has the source of each part, by the part's name; it is filled before `prepare`. `judges` has the networks
+    `pretrained` are the trained weights that the model will get, if any; it is set before `prepare`. `sources` has the
+    source of each part, by the part's name; it is filled before `prepare`, too. `judges` has the networks
     of the parts that are for evaluation alone, once the model was built.
     """
 
@@ -59,6 +60,7 @@ class Stage(Generic[C]):
     def __init__(self, cfg: C, folder: Path):
         self.cfg, self.folder = cfg, folder
         self._datasets: "dict[tuple[object, str], Dataset[Any]]" = {}
+        self.pretrained: "Pretrained | None" = None
         self.sources: "dict[str, Pretrained]" = {}
         self.judges: "dict[str, nn.Module]" = {}
 

@@ -80,7 +80,8 @@ class Labelled(Tokenized[C]):
     @classmethod
     def all_rows(cls, cfg: Any) -> Any:
         whole: Any = super().all_rows(cfg)
-        return replace(whole, **{field.name: 0 for field in fields(cls.Augmentation)}, held_out="")
+        numbers = [field.name for field in fields(cls.Augmentation) if not isinstance(field.default, str)]
+        return replace(whole, **dict.fromkeys(numbers, 0), held_out="")
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
