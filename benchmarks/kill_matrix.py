@@ -328,6 +328,8 @@ def measure(folder: Path, seed: int, kills: int, jobs: int, stage: str, machine:
                 return
             courses.append(course)
             course.train(left)
+            if course.failure:
+                return
 
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(work) for _ in range(jobs)]:

@@ -350,8 +350,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
             return Loss({"loss": loss.total}, figures)
         one, other = logits.chunk(2)
         apart = ctc.apart(one, other, lengths[:len(frames)])
-        return Loss({"loss": loss.total / count, "consistency": apart},
-                    {**figures, "consistency": Ratio(apart.detach(), len(batch["labels"]))})
+        return Loss({"loss": loss.total / count, "consistency": apart}, figures)
 
     def _views(self, model: Any, batch: Batch) -> "list[tuple[Tensor, Tensor]]":
         """The spectrograms (B, T, M) and lengths (B,) to train on: of the same changed sound with different masks."""

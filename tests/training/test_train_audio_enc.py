@@ -213,6 +213,7 @@ def test_two_views_differ_in_their_masks_alone(tmp_path: Path) -> None:
     alike = (first == second).float().mean()
     assert 0.5 < alike < 1
     both = stage.loss(model, batch, Moment())
+    assert not both.figures.keys() & both.terms.keys(), "the loop reports terms itself"
     assert both.terms["consistency"] > 0 and stage.weights(Moment()) == {"consistency": 0.2}
     stage.cfg = replace(stage.cfg, mask_bands=0, mask_time=0.0)
     unmasked = stage.loss(model, batch, Moment())
