@@ -346,11 +346,11 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         logits, lengths = model(torch.cat([mel for mel, _ in views]), frames.repeat(count))
         repeated = batch | {name: batch[name].repeat(count) for name in ("labels", "label_lengths")}
         loss, figures = self._figures(logits, lengths, repeated)
-        if count == 1:
-            return Loss({"loss": loss.total}, figures)
+        if count == 1:  # an evaluation has one view, from which nothing is apart
+            apart = {"consistency": loss.total.detach() * 0} if self.cfg.consistency else {}
+            return Loss({"loss": loss.total, **apart}, figures)
         one, other = logits.chunk(2)
-        apart = ctc.apart(one, other, lengths[:len(frames)])
-        return Loss({"loss": loss.total / count, "consistency": apart}, figures)
+        return Loss({"loss": loss.total / count, "consistency": ctc.apart(one, other, lengths[:len(frames)])}, figures)
 
     def _views(self, model: Any, batch: Batch) -> "list[tuple[Tensor, Tensor]]":
         """The spectrograms (B, T, M) and lengths (B,) to train on: of the same changed sound with different masks."""

@@ -217,6 +217,9 @@ def test_two_views_differ_in_their_masks_alone(tmp_path: Path) -> None:
     assert both.terms["consistency"] > 0 and stage.weights(Moment()) == {"consistency": 0.2}
     stage.cfg = replace(stage.cfg, mask_bands=0, mask_time=0.0)
     unmasked = stage.loss(model, batch, Moment())
+    evaluated = stage.loss(model.eval(), batch, Moment()).terms
+    assert evaluated.keys() == stage.counts(batch, "main").keys() and evaluated["consistency"] == 0
+    model.train()
     assert float(unmasked.terms["consistency"].detach()) == pytest.approx(0, abs=1e-4)
     stage.cfg = replace(stage.cfg, consistency=0.0)
     [(mel, _)] = stage._views(model, batch | {"masks": batch["masks"][:, :1]})
