@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 STAGE = "audio_enc"
 LONGEST = 24 * 3600  # seconds of a recording
-SHORT = 0.1  # seconds: no word is shorter
 BYTES = 2**32  # of standard input: a WAV file cannot have more
 USAGE = """usage: transcribe.sh FILE... [OPTIONS]
 
@@ -99,7 +98,7 @@ def _transcribe(cfg: Config, source: Pretrained, lm: Pretrained | None, paths: S
     listener = Listener(source, devices.choose(cfg.device), lm)
     trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
     if lm:
-        trained.note(f"with the language model {lm}; {_weights(cfg)} --beam {cfg.beam or language.BEAM}")
+        trained.note(f"with the language model {lm}; {_weights(cfg)} --beam {cfg.width}")
 
     def heard(path: str) -> dict[str, Any]:
         with _file(path) as name:
@@ -207,7 +206,7 @@ class Listener:
         heard = self.model.log_probs(torch.from_numpy(samples).to(self.device), window_seconds=cfg.window_seconds,
                                      overlap_seconds=cfg.overlap_seconds).cpu()
         if self.fusion:
-            labels = self.fusion.search(heard.numpy(), _weights(cfg), cfg.beam or language.BEAM)[0].labels
+            labels = self.fusion.search(heard.numpy(), _weights(cfg), cfg.width)[0].labels
         elif cfg.beam and cfg.beam > 1:
             labels = ctc.beam_search(heard.numpy(), blank=blank, width=cfg.beam)[0][0]
         else:
@@ -248,7 +247,7 @@ def _notes(survey: audio.Survey, text: str) -> Iterator[str]:
         yield "holds no samples: no text"
     elif survey.peak < audio.SILENT:
         yield f"is silent: no sample is above {20 * math.log10(audio.SILENT):.0f} dB of full scale; no text"
-    elif survey.seconds < SHORT:
+    elif survey.seconds < audio.SHORT:
         yield f"is too short: {survey.seconds:.2f} s; no text"
     else:
         yield "has no speech that the model recognizes: no text"
@@ -257,8 +256,7 @@ def _notes(survey: audio.Survey, text: str) -> Iterator[str]:
 def _weights(cfg: Config) -> "Weights":
     from stoker.model.fusion import Weights
 
-    return Weights(language.WEIGHT if cfg.lm_weight is None else cfg.lm_weight,
-                   language.BONUS if cfg.lm_bonus is None else cfg.lm_bonus)
+    return Weights(*cfg.weight_and_bonus)
 
 
 def _mean(spans: Sequence[Any]) -> float:

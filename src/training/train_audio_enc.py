@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from stoker.training.stages.labelled import Labelled, label_kind, vocabulary
 from stoker.training.stages.sizes import Transformer, preset, sizes_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from stoker.data.loader import Order
@@ -258,13 +259,14 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         """waveforms (B, N) float32 and their lengths in samples (B,); labels, those of all utterances in one row, and
         label_lengths (B,); for changes of the spectrogram pitch (B,) and random numbers: changes (B, NUMBERS), fields
         (B, 3, P, BANDS), masks (B, views, K, 4); texts; seconds of sound in all."""
+        import numpy as np
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
         from stoker.model.mel import HOP_LENGTH
-        from stoker.model.spectral_changes import NUMBERS
+        from stoker.model.spectral_changes import BANDS, NUMBERS
 
-        cfg = self.cfg
+        cfg, count = self.cfg, self._places(samples)
         labels = [torch.tensor(self.encode(clip.text), dtype=torch.long) for clip in samples]
         waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
         length = self._longest() if cfg.compile else _rounded(waveforms.shape[1], SHAPE * HOP_LENGTH)
@@ -272,35 +274,31 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         masks = 2 if cfg.consistency else 1, cfg.masks, 4
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
-                "changes": self._draws(samples, SPECTRUM_DRAWS, (NUMBERS,)),
-                "fields": self._fields(samples),
-                "masks": self._draws(samples, MASK_DRAWS, masks),
+                "changes": self._drawn(samples, SPECTRUM_DRAWS, lambda draw: draw.random(NUMBERS, np.float32)),
+                "fields": self._drawn(samples, FIELD_DRAWS, lambda draw: draw.standard_normal(
+                    (count, 3, BANDS), np.float32)).transpose(1, 2),
+                "masks": self._drawn(samples, MASK_DRAWS, lambda draw: draw.random(masks, np.float32)),
                 "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32),
                 "texts": [clip.text for clip in samples],
                 "seconds": sum(len(clip.waveform) for clip in samples) // audio.RATE}
 
-    def _draws(self, samples: "list[Clip]", purpose: int, shape: tuple[int, ...]) -> "Tensor":
-        """Uniform random numbers in [0, 1), float32, by (seed, epoch, row)."""
+    def _drawn(self, samples: "list[Clip]", purpose: int,
+               draw: "Callable[[np.random.Generator], np.ndarray]") -> "Tensor":
+        """Random numbers for each sample, by (seed, epoch, row), in one tensor."""
         import numpy as np
         import torch
 
-        drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, purpose)).random(shape, np.float32)
-                 for clip in samples]
-        return torch.from_numpy(np.stack(drawn))
+        return torch.from_numpy(np.stack([draw(np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, purpose)))
+                                          for clip in samples]))
 
-    def _fields(self, samples: "list[Clip]") -> "Tensor":
-        """Normal random numbers for elastic deformations, by (seed, epoch, row); none where --elastic is off."""
-        import numpy as np
-        import torch
-
+    def _places(self, samples: "list[Clip]") -> int:
+        """At how many places in time elastic deformations are drawn: for the longest spectrogram; 0: they are off."""
         from stoker.model.mel import HOP_LENGTH
-        from stoker.model.spectral_changes import BANDS, places
+        from stoker.model.spectral_changes import places
 
-        frames = max(math.ceil((len(clip.waveform) // HOP_LENGTH + 1) * clip.pitch) for clip in samples)
-        count = places(frames) if self.cfg.elastic else 0
-        drawn = [np.random.default_rng((self.cfg.seed, clip.epoch, clip.row, FIELD_DRAWS)).standard_normal(
-            (count, 3, BANDS), np.float32) for clip in samples]
-        return torch.from_numpy(np.stack(drawn)).transpose(1, 2)
+        if not self.cfg.elastic:
+            return 0
+        return places(max(math.ceil((len(clip.waveform) // HOP_LENGTH + 1) * clip.pitch) for clip in samples))
 
     def _longest(self) -> int:
         """Samples of the longest recording that is possible, played as slowly as --speed allows, with --silence."""
@@ -347,7 +345,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         repeated = batch | {name: batch[name].repeat(count) for name in ("labels", "label_lengths")}
         loss, figures = self._figures(logits, lengths, repeated)
         if count == 1:  # an evaluation has one view, from which nothing is apart
-            apart = {"consistency": loss.total.detach() * 0} if self.cfg.consistency else {}
+            apart = {"consistency": torch.zeros_like(loss.total)} if self.cfg.consistency else {}
             return Loss({"loss": loss.total, **apart}, figures)
         one, other = logits.chunk(2)
         return Loss({"loss": loss.total / count, "consistency": ctc.apart(one, other, lengths[:len(frames)])}, figures)

@@ -22,6 +22,7 @@ CHANNELS = 64  # of a microphone array
 INAUDIBLE = 0.05  # seconds that may be missing: encoders pad, and not all write by how much
 AT_ONCE = 2**16  # samples, of all channels together, that are read and resampled at once
 UNKNOWN = 2**62  # frames: with so many, a header says that it does not know them (libsndfile: 2**63 - 1)
+SHORT = 0.1  # seconds: no word is shorter
 SILENT = 1e-3  # of full scale, -60 dB: no sample is louder
 FULL_SCALE = 0.999  # of the largest sample: what reaches it was clipped
 CLIPPED = 1e-3  # share of the samples at full scale from which on it is heard

@@ -1,7 +1,7 @@
 """Changes of training speech: as if said by others, elsewhere, into another microphone, over another line.
 
-Those of the sound itself are made here, one recording at a time. Those of the spectrogram are drawn here, and made for
-a whole batch by `stoker.model.mel`.
+Those of the sound itself are made here, one recording at a time; those of the spectrogram in
+`stoker.model.spectral_changes`, for a whole batch.
 """
 
 import io

@@ -10,7 +10,6 @@ from stoker.data.speech import audio
 from stoker.data.speech.decoded import Decoded, Fact, decode
 from stoker.data.speech.recordings import Splits, Utterance
 
-SHORT = 0.1  # seconds: no word is shorter
 OFFSET = 0.1  # of the loudness: a constant offset that is reported
 FRAMES_A_SECOND = 100  # of the log-mel spectrogram
 TALKER_FRAMES_A_SECOND = 12.5
@@ -104,7 +103,7 @@ def doubts(fact: Fact) -> Iterator[str]:
         yield f"clipped: {fact.clipped:.1%} of its samples"
     if abs(fact.offset) > OFFSET * fact.rms:
         yield f"offset: its mean of {fact.offset:.1e} of full scale was subtracted"
-    if fact.seconds < SHORT:
+    if fact.seconds < audio.SHORT:
         yield f"short: {fact.seconds:.2f} s"
 
 

@@ -1,6 +1,6 @@
 """A long recording in pieces, cut at pauses, so that no word is cut and memory does not grow with the length.
 
-    for piece in pieces(audio.blocks(path, survey), PAUSES["energy"](survey.peak), longest=160_000):
+    for piece in pieces(audio.blocks(path, survey), PAUSES["pauses"](survey.peak), longest=160_000):
         ...                       # piece.samples of the recording from sample piece.start on
 
 Pieces follow one another without a gap; those without speech are marked.
@@ -73,7 +73,7 @@ def by_energy(peak: float) -> FindPauses:
 
 
 def by_silero(peak: float) -> FindPauses:
-    """Pauses by silero-vad, a small network that tells speech from other sound; it must be installed."""
+    """Pauses by silero-vad, a small network that finds the stretches with speech; it must be installed."""
     import torch
 
     threads = torch.get_num_threads()

@@ -5,6 +5,7 @@ it are a hundred, and a recogniser that hears ten thousand sentences in them lea
 """
 
 import random
+from collections.abc import Iterable
 
 VOWEL_FORMANTS = 1, 2, 3  # those by which vowels differ
 STRESS_LENGTH = 140, 120, 190, 170, 0, 0, 255, 300  # of American English: how long syllables are, by their stress
@@ -19,7 +20,7 @@ def drawn(draw: random.Random) -> str:
     lines = ["language variant", "name drawn", "gender male", f"pitch {base:.0f} {base * spread:.0f}", *_formants(draw)]
     if draw.random() < 0.35:
         lines.append(f"klatt {draw.randint(1, KLATT)}")
-    lines += [f"voicing {draw.uniform(60, 130):.0f}", f"consonants {_about(100, draw):.0f} {_about(100, draw):.0f}",
+    lines += [f"voicing {draw.uniform(60, 130):.0f}", f"consonants {_consonants(draw):.0f} {_consonants(draw):.0f}",
               f"flutter {draw.randint(0, 8)}", f"roughness {draw.choice((0, 0, 1, 2, 3))}"]
     if draw.random() < 0.3:
         lines += ["breath " + " ".join(str(draw.randint(0, 25)) for _ in range(6)), "breathw 150 150 200 200 400 400"]
@@ -45,9 +46,10 @@ def _formants(draw: random.Random) -> list[str]:
     return lines
 
 
-def _about(middle: float, draw: random.Random) -> float:
-    return middle * 2**draw.uniform(-1, 0.7)
+def _consonants(draw: random.Random) -> float:
+    """The strength of consonants, in percent."""
+    return 100 * 2**draw.uniform(-1, 0.7)
 
 
-def _row(values: "object") -> str:
-    return " ".join(f"{value:.0f}" for value in values)  # type: ignore[attr-defined]
+def _row(values: Iterable[float]) -> str:
+    return " ".join(f"{value:.0f}" for value in values)

@@ -36,6 +36,17 @@ class LanguageModel:
         return [f"--{name} {getattr(self, name):g} is for --lm: name a language model, or leave it out"
                 for name in typed if not self.lm]
 
+    @property
+    def weight_and_bonus(self) -> tuple[float, float]:
+        """As the user typed them, else their defaults."""
+        return (WEIGHT if self.lm_weight is None else self.lm_weight,
+                BONUS if self.lm_bonus is None else self.lm_bonus)
+
+    @property
+    def width(self) -> int:
+        """How many texts a search with the language model keeps at a time."""
+        return self.beam or BEAM
+
 
 def found(named: str) -> Pretrained:
     """The weights of the language model that --lm names. Raises UserError where they are of another stage."""

@@ -70,14 +70,11 @@ class WithLanguageModel:
     def score(self, model: Any, logits: "Tensor", lengths: "Tensor", said: Sequence[str]) -> dict[str, Ratio]:
         """Error rates of the texts, and the weights with which they were found."""
         fusion, weights = self._prepared(model)
-        found = [self._text(fusion.search(each, weights, self.width)[0].labels) for each in _log_probs(logits, lengths)]
+        found = [self._text(fusion.search(each, weights, self.cfg.width)[0].labels)
+                 for each in _log_probs(logits, lengths)]
         return {"lm_wer": error_rates(map(str.split, said), map(str.split, found)), "lm_cer": error_rates(said, found),
                 "lm_weight": Ratio(weights.weight * len(said), len(said)),
                 "lm_bonus": Ratio(weights.bonus * len(said), len(said))}
-
-    @property
-    def width(self) -> int:
-        return self.cfg.beam or language.BEAM
 
     def _text(self, labels: Sequence[int]) -> str:
         return " ".join(self.labels.decode(labels).split())
@@ -108,10 +105,9 @@ class WithLanguageModel:
             heard += _log_probs(*self.hear(model, batch))
             said += [" ".join(text.split()) for text in batch["texts"]]
         grid = [values if each is None else [each] for each, values in zip(typed, GRID)]
-        first = Weights(*(default if each is None else each
-                          for each, default in zip(typed, (language.WEIGHT, language.BONUS))))
-        weights, wer = tuned(lambda each, weights: fusion.search(each, weights, self.width), heard, said, self._text,
-                             first, [Weights(weight, bonus) for weight in grid[0] for bonus in grid[1]])
+        first = Weights(*self.cfg.weight_and_bonus)
+        weights, wer = tuned(lambda each, weights: fusion.search(each, weights, self.cfg.width), heard, said,
+                             self._text, first, [Weights(weight, bonus) for weight in grid[0] for bonus in grid[1]])
         log.info("Tuned on %s validation recordings: %s, with a WER of %.1f%% there", len(heard), weights, 100 * wer)
         return weights
 
