@@ -9,19 +9,14 @@ a measurement that was interrupted goes on.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[1] / "src/training/train_audio_enc.py"
-sys.path.insert(0, str(SCRIPT.parents[1]))
+from recognizers import arguments, trained  # noqa: I001  finds the packages of src/
 
-from stoker.daemon.rundir import RunDir  # noqa: E402
-from stoker.data.speech import recordings  # noqa: E402
+from stoker.data.speech import recordings
 
 
 def dealt(speakers: Counter[str], folds: int) -> list[list[str]]:
@@ -32,34 +27,20 @@ def dealt(speakers: Counter[str], folds: int) -> list[list[str]]:
     return groups
 
 
-def trained(folder: Path, data: str, held_out: list[str], options: list[str]) -> dict[str, float]:
-    """The last evaluation of a run. Raises CalledProcessError."""
-    run = RunDir(folder)
-    going_on = ["--resume", str(folder)] if run.status_file.exists() else [
-        "--dataset", data, "--held_out", ",".join(held_out), "--result_dir", str(folder.parent), "--run_name",
-        folder.name, *options]
-    if not run.status_file.exists() or run.status().state != "finished":
-        with open(folder.with_suffix(".log"), "a") as log:
-            subprocess.run([sys.executable, str(SCRIPT), *going_on, "--yes"], check=True, stdout=log, stderr=log)
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return next(row for row in reversed(rows) if "eval/wer" in row)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--folder", type=Path)
-    own, options = (sys.argv[1:], []) if "--" not in sys.argv else (
-        sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:])
-    asked = parser.parse_args(own)
+    asked, options = arguments(parser)
     speakers = Counter(each.speaker for _, each in recordings.listed(asked.data))
     groups = dealt(speakers, asked.folds or len(speakers))
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="speakers"))
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(asked.jobs) as pool:
-        found = list(pool.map(lambda i: trained(folder / f"fold_{i}", asked.data, groups[i], options),
+        found = list(pool.map(lambda i: trained(folder / f"fold_{i}", ["--dataset", asked.data, "--held_out",
+                                                                       ",".join(groups[i]), *options]),
                               range(len(groups))))
     for group, row in zip(groups, found):
         named = ", ".join(group) if len(group) < 4 else f"{len(group)} speakers"

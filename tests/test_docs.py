@@ -139,3 +139,15 @@ def test_options_of_the_wrapper_are_options_of_the_trainer() -> None:
     header = (PROJECT / "run" / "run_train_lm.sh").read_text().split("\n\n")[0]
     named = re.findall(r"^#   --(\w+)", header, re.MULTILINE)
     assert len(named) > 10 and set(named) <= known
+
+
+def test_the_table_of_augmentations_has_the_numbers_of_the_code() -> None:
+    from stoker.training.train_audio_enc import AUGMENTS
+
+    table = (PROJECT / "docs/train_audio_enc.md").read_text().split("### Augmentation")[1].split("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines() if row.startswith("| `--")]
+    found: dict[str, dict[str, float]] = {"mild": {}, "strong": {}}
+    for options, mild, strong, _ in rows:
+        for name, *values in zip(re.findall(r"--(\w+)", options), mild.split(", "), strong.split(", ")):
+            found["mild"][name], found["strong"][name] = map(float, values)
+    assert found == {word: {name: AUGMENTS[word].get(name, 0) for name in AUGMENTS["strong"]} for word in found}

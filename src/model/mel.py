@@ -5,6 +5,7 @@ Axes: B batch, N samples of sound, T frames (100 a second), M mel bands.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stoker import wheels
 from stoker.model.transformer import valid_places
@@ -22,7 +23,8 @@ class LogMel(nn.Module):
         super().__init__()
         filters = wheels.torchaudio().functional.melscale_fbanks(
             N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-        self.register_buffer("filters", filters, persistent=False)  # (N_FFT / 2 + 1, M)
+        # (N_FFT + 2, M), each row twice: for the real and for the imaginary part of a frequency
+        self.register_buffer("filters", filters.repeat_interleave(2, 0), persistent=False)
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,11 +45,11 @@ class LogMel(nn.Module):
     def log_powers(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """(B, N) -> (B, T, M), log10 of the power in each mel band, as it is; what is beyond `lengths` is silence."""
         waveforms = waveforms.masked_fill(~valid_places(lengths, waveforms.shape[1]), 0)
-        powers = wheels.torchaudio().functional.spectrogram(
-            waveforms, pad=0, window=self.window, n_fft=N_FFT, hop_length=HOP_LENGTH, win_length=N_FFT, power=2.0,
-            normalized=False, pad_mode="constant")  # before and after the sound there is silence
-        powers = powers[..., :waveforms.shape[1] // HOP_LENGTH]  # as Whisper's: without what follows the last whole hop
-        return (powers.transpose(1, 2) @ self.filters).clamp(min=FLOOR).log10()  # type: ignore[no-any-return]
+        sound = F.pad(waveforms, (N_FFT // 2, N_FFT // 2))  # before and after the sound there is silence
+        windows = sound.unfold(1, N_FFT, HOP_LENGTH)
+        windows = windows[:, :waveforms.shape[1] // HOP_LENGTH]  # as Whisper's: without what follows the last whole hop
+        spectrum = torch.view_as_real(torch.fft.rfft(windows * self.window)).flatten(2)
+        return (spectrum.square() @ self.filters).clamp(min=FLOOR).log10()  # type: ignore[no-any-return]
 
 
 def num_frames(samples: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from stoker.model.dropout import Dropout
 from stoker.model.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, LogMel
-from stoker.model.transformer import MLP, Attention, halved, init_blocks, init_linear, line_angles, valid_places
+from stoker.model.transformer import MLP, Attention, Block, halved, init_blocks, init_linear, line_angles, valid_places
 
 KERNEL, NEAR = 3, 15  # of the front end; of a block
 FEATURE_RATE = 12.5  # a second: what an omni model reads, whatever the rate of the CTC head
@@ -24,14 +24,14 @@ class SpeechEncoder(nn.Module):
     """Normalised log-mel spectrograms -> states at 100 / `downsample_time` a second (`downsample_time`: 2, 4 or 8)."""
 
     def __init__(self, *, num_mels: int, d_model: int, num_heads: int, num_layers: int, d_ff: int, downsample_time: int,
-                 dropout: float = 0.0):
+                 dropout: float = 0.0, block: str = "convolution"):
         super().__init__()
         self.downsample_time, self.num_heads = downsample_time, num_heads
         widths = [num_mels, *[d_model] * int(math.log2(downsample_time))]
         self.convolutions = nn.ModuleList(nn.Conv1d(before, after, KERNEL, stride=2, padding=KERNEL // 2)
                                           for before, after in zip(widths, widths[1:]))
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(BLOCKS[block](d_model, num_heads, d_ff, dropout) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(d_model)
         init_blocks(self.blocks)
 
@@ -58,7 +58,7 @@ class SpeechEncoder(nn.Module):
         return x.sum(2) / counted.clamp(min=1), -(-lengths // group)
 
 
-class Block(nn.Module):
+class ConvolutionBlock(nn.Module):
     """What is near, what is anywhere, what is here: convolution, attention, two layers, each added to what came in."""
 
     def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
@@ -87,6 +87,49 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         x = (x * valid[..., None]).transpose(1, 2)  # (B, D, T)
         return F.silu(self.depthwise(x)).transpose(1, 2)
+
+
+class ConformerBlock(nn.Module):
+    """Half of two layers, attention, a gated convolution, the other half (Gulati et al. 2020, arXiv:2005.08100), with
+    LayerNorm in the place of batch norm: a recording is heard alike whatever else is in its batch. Each half has
+    `d_ff` / 2 channels."""
+
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.norm0 = nn.LayerNorm(d_model)
+        self.first_mlp = MLP(d_model, d_ff // 2, dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = Attention(d_model, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.convolution = GatedConvolution(d_model, dropout)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.mlp = MLP(d_model, d_ff // 2, dropout)
+
+    def forward(self, x: Tensor, valid: Tensor, angles: Tensor) -> Tensor:
+        x = x + self.first_mlp(self.norm0(x)) / 2
+        x = x + self.attention(self.norm1(x), valid, angles)
+        x = x + self.convolution(self.norm2(x), valid)
+        return x + self.mlp(self.norm3(x)) / 2  # type: ignore[no-any-return]
+
+
+class GatedConvolution(nn.Module):
+    """A layer with gates, each channel's own convolution over the places around, a layer."""
+
+    def __init__(self, d_model: int, dropout: float):
+        super().__init__()
+        self.into = nn.Linear(d_model, 2 * d_model)
+        self.depthwise = nn.Conv1d(d_model, d_model, NEAR, padding=NEAR // 2, groups=d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        x = F.glu(self.into(x)) * valid[..., None]
+        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(self.out(F.silu(self.norm(x))))  # type: ignore[no-any-return]
+
+
+BLOCKS = {"transformer": Block, "convolution": ConvolutionBlock, "conformer": ConformerBlock}
 
 
 class Recognizer(nn.Module):

@@ -164,5 +164,5 @@ def init_blocks(blocks: nn.ModuleList) -> None:
     """The layers of blocks, smaller where they end: each block adds to the residual twice, or three times."""
     blocks.apply(init_linear)
     for name, weight in blocks.named_parameters():
-        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+        if name.endswith(("attention.out.weight", "convolution.out.weight", "mlp.down.weight")):
             nn.init.normal_(weight, std=(2 * len(blocks) * weight.shape[1])**-0.5)

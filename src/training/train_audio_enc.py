@@ -38,15 +38,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BLOCKS = "transformer", "convolution", "conformer"
 SHOWN = 8  # transcripts
 SHAPE = 32  # frames: batches are padded to a multiple, since torch prepares its kernels again for each other length
 SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # seed them otherwise than the changes of the sound in the same row
+MELS = 80  # bands, of which AUGMENTS masks some; of others it masks the same share
 AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
     "none": {},
     "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
     "strong": {"speed": 0.12, "pitch": 1.5, "warp": 0.12, "rhythm": 0.2, "silence": 0.4, "reverb": 0.3, "noise": 8.0,
                "babble": 20.0, "clip": 0.03, "codec": 0.05, "gain": 6.0, "colour": 12.0, "narrow": 0.1,
-               "contrast": 0.15, "elastic": 0.1, "mask_bands": 14, "mask_time": 0.08},
+               "contrast": 0.15, "elastic": 0.1, "unchanged": 0.3, "mask_bands": 14, "mask_time": 0.08},
 }
 
 
@@ -100,6 +102,7 @@ class Augmentation:
     elastic: float = opt(0.0, "elastic deformation: move what is heard up and down in frequency by so many octaves on "
                          "average, from moment to moment, and as much in time and loudness", ge=0, le=0.5)
     contrast: float = opt(0.0, "loud and quiet further apart or nearer by up to this share", ge=0, le=0.5)
+    unchanged: float = opt(0.0, "share of the recordings that stay as they are, but for masks", ge=0, le=1)
     masks: int = opt(2, "SpecAugment: masks over frequency, and as many over time", ge=0, le=32)
     mask_bands: int = opt(12, "SpecAugment: mel bands of a mask over frequency, at most", ge=0)
     mask_time: float = opt(0.08, "SpecAugment: share of the recording that a mask over time blanks out, at most", ge=0,
@@ -121,7 +124,9 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
 
     labels: str = label_kind("chars", "what the head outputs")
     vocab_size: int = vocabulary(512)
-    num_mels: int = opt(80, "mel bands", ge=8, usual=(40, 128))
+    block: str = opt("convolution", "what a layer is: transformer (attention, two layers), convolution (each channel's "
+                     "own before these), or conformer", choices=BLOCKS)
+    num_mels: int = opt(MELS, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "input frames (10 ms) per encoder frame: 2, 4 or 8, for 50, 25 or 12.5 a second")
     head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label", ge=1, le=8)
 
@@ -146,14 +151,15 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     name = "audio_enc"
     Config = Config
     Augmentation = Augmentation
-    sizes = ("d_model", "num_heads", "num_layers", "d_ff", "num_mels", "downsample_time", "head_frames")
+    sizes = ("d_model", "num_heads", "num_layers", "d_ff", "block", "num_mels", "downsample_time", "head_frames")
+    former_sizes = {"block": "convolution"}
     best = "eval/wer", "min"
     target = 0.20
     text_rates = ("eval/wer",)
     terms = Terms("recordings", "speaker", "seconds", "said", "heard")
     with_language_model: "fusion.WithLanguageModel | None" = None
     presets = {
-        "nano": preset(144, 4, 4, dropout=0.0, augment="strong", optimizer="muon", lr=4e-3, epochs=12,
+        "nano": preset(144, 4, 4, num_mels=40, dropout=0.0, augment="strong", optimizer="muon", lr=4e-3, epochs=11,
                        batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
         "small": preset(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
@@ -173,6 +179,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         cfg, lines = super().resolve_defaults(cfg, typed)
         changes = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
         changes |= AUGMENTS[cfg.augment]
+        changes["mask_bands"] = round(changes["mask_bands"] * cfg.num_mels / MELS)
         return replace(cfg, **{name: value for name, value in changes.items() if name not in typed}), lines
 
     @classmethod
@@ -190,6 +197,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
             recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
         self.open_tokenizer([each.text for each in found["train"]])
         self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits())
+        self.warn_of_unspelled(each.text for rows in self.utterances.values() for each in rows)
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
         if cfg.lm and self.pretrained:
             self.with_language_model = self._language_model(self.pretrained)
@@ -271,12 +279,14 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         waveforms = pad_sequence([clip.waveform for clip in samples], batch_first=True)
         length = self._longest() if cfg.compile else _rounded(waveforms.shape[1], SHAPE * HOP_LENGTH)
         waveforms = torch.nn.functional.pad(waveforms, (0, length - waveforms.shape[1]))
+        unchanged = torch.tensor([clip.unchanged for clip in samples])
         masks = 2 if cfg.consistency else 1, cfg.masks, 4
         return {"waveforms": waveforms, "samples": torch.tensor([len(clip.waveform) for clip in samples]),
                 "labels": torch.cat(labels), "label_lengths": torch.tensor([len(ids) for ids in labels]),
-                "changes": self._drawn(samples, SPECTRUM_DRAWS, lambda draw: draw.random(NUMBERS, np.float32)),
+                "changes": self._drawn(samples, SPECTRUM_DRAWS, lambda draw: draw.random(NUMBERS, np.float32))
+                .masked_fill(unchanged[:, None], 0.5),
                 "fields": self._drawn(samples, FIELD_DRAWS, lambda draw: draw.standard_normal(
-                    (count, 3, BANDS), np.float32)).transpose(1, 2),
+                    (count, 3, BANDS), np.float32)).masked_fill(unchanged[:, None, None, None], 0).transpose(1, 2),
                 "masks": self._drawn(samples, MASK_DRAWS, lambda draw: draw.random(masks, np.float32)),
                 "pitch": torch.tensor([clip.pitch for clip in samples], dtype=torch.float32),
                 "texts": [clip.text for clip in samples],
@@ -321,7 +331,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         from stoker.model.speech_encoder import Recognizer, SpeechEncoder
 
         cfg = self.cfg
-        encoder = SpeechEncoder(**sizes_of(cfg), num_mels=cfg.num_mels, downsample_time=cfg.downsample_time)
+        encoder = SpeechEncoder(**sizes_of(cfg), num_mels=cfg.num_mels, downsample_time=cfg.downsample_time,
+                                block=cfg.block)
         return Recognizer(self.tokenizer.vocab_size, encoder, cfg.num_mels, cfg.head_frames)
 
     def blocks(self, model: Any) -> list["nn.Module"]:

@@ -124,7 +124,6 @@ class OCR(Transcribing, OfPictures[Config]):
 
     def prepare(self) -> None:
         from stoker.data.pictures.check import Limits
-        from stoker.data.text.labels import unspelled
         from stoker.model.line_encoder import states_of
 
         cfg = self.cfg
@@ -138,10 +137,7 @@ class OCR(Transcribing, OfPictures[Config]):
                 rows.sort(key=lambda each: self._width(split, each))
         log.info("Labels: %s, %s of them and the end; a state of the encoder for every 4 columns of pixels",
                  self.tokenizer.name, f"{self.tokenizer.vocab_size - 1:,}")
-        texts = [each.text for rows in self.pictures.values() for each in rows]
-        if unknown := unspelled(self.tokenizer, texts):
-            log.warning("%s characters of the texts are not among the labels, so they are not learned, and are errors "
-                        "in validation: %s", len(unknown), " ".join(unknown))
+        self.warn_of_unspelled(each.text for rows in self.pictures.values() for each in rows)
 
     def encode(self, text: str) -> list[int]:
         return super().encode(text.strip())

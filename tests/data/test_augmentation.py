@@ -13,6 +13,7 @@ from stoker.data.speech.augmentation import (
     ROOMS,
     SLOPES,
     Augmentation,
+    Sound,
     _noises,
     _response,
     reverberant,
@@ -147,6 +148,18 @@ def test_the_same_numbers_change_it_alike_whatever_else_is_switched_off() -> Non
             which = [(each != tone()).any() for each in changed(tone(), times=20, **{name: bound})]
             others = [len(each) for each in changed(tone(), times=20, speed=0.1, **{name: bound})]
             assert others == [len(each) for each in changed(tone(), times=20, speed=0.1)], which
+
+
+def test_a_share_of_the_recordings_stays_as_it_is() -> None:
+    """The others are changed as without the option."""
+    def heard(seed: int, **options: float) -> Sound:
+        return Augmentation(**EVERYTHING, **options)(tone(), np.random.default_rng(seed), lambda place: tone(90))
+
+    found, without = [heard(seed, unchanged=0.3) for seed in range(400)], [heard(seed) for seed in range(400)]
+    assert 0.23 < sum(each.unchanged for each in found) / 400 < 0.37
+    for each, other in zip(found, without):
+        assert not other.unchanged and each.pitch == (1 if each.unchanged else other.pitch)
+        assert np.array_equal(each.samples, tone() if each.unchanged else other.samples)
 
 
 def test_it_is_a_function_of_its_random_numbers() -> None:

@@ -45,7 +45,7 @@ def loudest(mel: Tensor) -> float:
 
 
 def test_the_middles_of_the_bands_are_those_of_the_filters() -> None:
-    filters = LogMel(M).filters
+    filters = LogMel(M).filters[::2]
     bins = torch.arange(filters.shape[0]) * 40.0
     for band in range(40, M):  # wide enough to have a middle among the bins
         assert float(_centres(M)[band]) == pytest.approx(float(bins[filters[:, band].argmax()]), abs=41)

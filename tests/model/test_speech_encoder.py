@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from stoker.model.mel import HOP_LENGTH
-from stoker.model.speech_encoder import Recognizer, SpeechEncoder
+from stoker.model.speech_encoder import NEAR, ConformerBlock, Recognizer, SpeechEncoder
 from stoker.model.transformer import valid_places
 
 LENGTHS = torch.tensor([61, 1, 40, 9])
 
 
-def encoder(downsample_time: int = 4, num_layers: int = 2) -> SpeechEncoder:
+def encoder(downsample_time: int = 4, num_layers: int = 2, block: str = "convolution") -> SpeechEncoder:
     torch.manual_seed(0)
     made = SpeechEncoder(num_mels=20, d_model=32, num_heads=4, num_layers=num_layers, d_ff=64,
-                         downsample_time=downsample_time).eval()
+                         downsample_time=downsample_time, block=block).eval()
     for weight in made.parameters():
         torch.nn.init.normal_(weight, std=0.3)  # so that every part makes a difference
     return made
@@ -27,10 +27,11 @@ def batch() -> Tensor:
     return mel * valid_places(LENGTHS, 61)[..., None]
 
 
-@pytest.mark.parametrize("downsample_time", [2, 4, 8])
+@pytest.mark.parametrize("downsample_time, block", [(2, "convolution"), (4, "conformer"), (8, "convolution"),
+                                                    (4, "transformer")])
 @torch.no_grad()
-def test_padding_never_changes_what_counts(downsample_time: int) -> None:
-    model, mel = encoder(downsample_time), batch()
+def test_padding_never_changes_what_counts(downsample_time: int, block: str) -> None:
+    model, mel = encoder(downsample_time, block=block), batch()
     for states in (model.forward, model.features):
         together, lengths = states(mel, LENGTHS)
         for row, frames in enumerate(LENGTHS.tolist()):
@@ -78,6 +79,38 @@ def test_it_forgets_in_training_alone(num_layers: int) -> None:
                           dropout=0.5)
     a, b, c, d = (model.train(training)(batch(), LENGTHS)[0] for training in (True, True, False, False))
     assert not torch.equal(a, b) and torch.equal(c, d)
+
+
+@torch.no_grad()
+def test_a_conformer_block_is_that_of_torchaudio() -> None:
+    """But for what differs on purpose: GELU, no norm after the block, LayerNorm for batch norm, rotary places."""
+    from torchaudio.models.conformer import ConformerLayer
+
+    torch.manual_seed(0)
+    ours, theirs = ConformerBlock(32, 4, 2 * 48, 0.0).eval(), ConformerLayer(32, 48, 4, NEAR).eval()
+    x, lengths = torch.randn(2, 30, 32), torch.tensor([30, 17])
+    valid = valid_places(lengths, 30)
+    ours.convolution.norm = theirs.final_layer_norm = torch.nn.Identity()
+    theirs.conv_module.sequential[3] = torch.nn.Identity()
+    into, _, depthwise, _, _, out, _ = theirs.conv_module.sequential
+    pairs = [(theirs.conv_module.layer_norm, ours.norm2), (depthwise, ours.convolution.depthwise), (theirs.self_attn_layer_norm, ours.norm1),
+             (theirs.self_attn.out_proj, ours.attention.out)]
+    for half, mlp, layer_norm in ((theirs.ffn1, ours.first_mlp, ours.norm0), (theirs.ffn2, ours.mlp, ours.norm3)):
+        pairs += [(half.sequential[0], layer_norm), (half.sequential[1], mlp.up), (half.sequential[4], mlp.down)]
+        half.sequential[2] = torch.nn.GELU()  # for SiLU
+    for source, target in pairs:
+        for weight in source.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        target.load_state_dict(source.state_dict())
+    for conv, linear in ((into, ours.convolution.into), (out, ours.convolution.out)):
+        linear.weight.copy_(conv.weight[..., 0])
+        linear.bias.copy_(conv.bias)
+    ours.attention.qkv.weight.copy_(theirs.self_attn.in_proj_weight)
+    ours.attention.qkv.bias.copy_(theirs.self_attn.in_proj_bias)
+    found = ours(x, valid, torch.zeros(30, 4))
+    for row, length in enumerate(lengths.tolist()):
+        expected = theirs(x[row, :length, None], None)[:, 0]
+        assert torch.allclose(found[row, :length], expected, atol=1e-5)
 
 
 # -- long recordings ------------------------------------------------------------------------------------------------

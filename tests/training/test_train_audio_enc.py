@@ -23,7 +23,7 @@ from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Sound, Text
 from stoker.training.core.step import losses
-from stoker.training.train_audio_enc import AudioEncoder, Config
+from stoker.training.train_audio_enc import AUGMENTS, AudioEncoder, Config
 
 SMALL: dict[str, Any] = dict(d_model=32, num_heads=2, num_layers=2, d_ff=64, dropout=0.0, num_mels=40, batch_size=8,
                              mask_bands=6)
@@ -184,6 +184,23 @@ def test_training_rows_are_changed_as_the_options_say_and_no_others(tmp_path: Pa
     assert train.augmentation == Augmentation(speed=0.2, gain=3.0, noise=25.0, pitch=1.0, reverb=0.3, babble=9.0)
     assert train.seed == 5 and validation.augmentation == Augmentation()
     assert torch.equal(validation[0].waveform, validation[len(validation)].waveform)
+
+
+def test_the_spectrograms_of_recordings_that_stay_as_they_are_stay_so_too(tmp_path: Path) -> None:
+    """One by one, and beside others that are changed."""
+    stage = prepared(tmp_path, **AUGMENTS["strong"] | {"unchanged": 0.5, "masks": 0})
+    torch.manual_seed(0)
+    model, rows = stage.model(), stage.dataset("train")
+    clips = [rows[row] for row in range(12)]
+    batch = stage.collate(clips)
+    found, frames = stage._views(model, batch)[0]
+    plain, lengths = model.mel(batch["waveforms"], batch["samples"])
+    kept = [clip.unchanged for clip in clips]
+    assert any(kept) and not all(kept), "a batch of both"
+    for row, clip in enumerate(clips):
+        same = frames[row] == lengths[row] and torch.allclose(found[row, :frames[row]], plain[row, :frames[row]],
+                                                              atol=1e-5)
+        assert same == clip.unchanged
 
 
 def test_augment_is_a_word_for_options_that_were_not_typed() -> None:

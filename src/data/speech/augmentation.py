@@ -32,6 +32,7 @@ class Sound(NamedTuple):
 
     samples: np.ndarray  # (N,) float32 in [-1, 1], 16 kHz
     pitch: float = 1.0
+    unchanged: bool = False  # and so the spectrogram shall be
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Augmentation:
     clip: float = 0.0  # share of the rows whose loudest samples are cut off
     codec: float = 0.0  # share of the rows that are coded with few bits
     gain: float = 0.0  # dB, up or down
+    unchanged: float = 0.0  # share of the rows that stay as they are
 
     def __call__(self, samples: np.ndarray, draw: np.random.Generator,
                  other: Callable[[float], np.ndarray] | None = None) -> Sound:
@@ -54,7 +56,9 @@ class Augmentation:
         whatever is switched off."""
         speed, semitones, gain = draw.uniform(-1, 1, 3)
         before, after, heard_in_room, room, noisy, colour, place, fainter = draw.random(8)
-        crowded, quieter, clipped, ceiling, coded, coder, bits = draw.random(7)
+        crowded, quieter, clipped, ceiling, coded, coder, bits, left_alone = draw.random(8)
+        if left_alone < self.unchanged:
+            return Sound(samples, unchanged=True)
         faster = 1 + speed * self.speed
         steps = round((faster * 2 ** (semitones * self.pitch / SEMITONES) - 1) * SPEED_STEPS)
         pitch = (1 + steps / SPEED_STEPS) / faster if self.pitch else 1.0
@@ -121,7 +125,7 @@ def _noise(colour: int, place: float, count: int) -> np.ndarray:
     """(count,) of the noise whose power falls as 1 / f**SLOPES[colour], from somewhere in it."""
     noise = _noises(colour)
     start = int(place * len(noise))
-    return noise.take(range(start, start + count), mode="wrap") if start + count > len(noise) else (
+    return noise.take(np.arange(start, start + count), mode="wrap") if start + count > len(noise) else (
         noise[start:start + count])
 
 

@@ -10,19 +10,21 @@ from torch.utils.data import Dataset
 
 from stoker.config import UserError
 from stoker.data.speech import audio
-from stoker.data.speech.augmentation import Augmentation
+from stoker.data.speech.augmentation import Augmentation, Sound
 from stoker.data.speech.decoded import Decoded, as_float, as_int16, digest
 from stoker.data.speech.recordings import Utterance
 
 
 class Clip(NamedTuple):
-    """A row. `epoch` and `row` say which, for the changes of its spectrogram; `pitch`: see `augmentation.Sound`."""
+    """A row. `epoch` and `row` say which, for the changes of its spectrogram; `pitch`, `unchanged`: see
+    `augmentation.Sound`."""
 
     waveform: Tensor  # (N,) float32 in [-1, 1], 16 kHz
     text: str
     row: int
     epoch: int
     pitch: float = 1.0
+    unchanged: bool = False
 
 
 class Clips(Dataset[Clip]):
@@ -48,11 +50,11 @@ class Clips(Dataset[Clip]):
         if index < 0:
             raise IndexError(f"row {index}")
         epoch, row = divmod(index, len(self.utterances))
-        samples, pitch = self.samples(row), 1.0
+        sound = Sound(self.samples(row))
         if self.augmentation != Augmentation():
             draw = np.random.default_rng((self.seed, epoch, row))
-            samples, pitch = self.augmentation(samples, draw, self._other)
-        return Clip(torch.from_numpy(samples), self.utterances[row].text, row, epoch, pitch)
+            sound = self.augmentation(sound.samples, draw, self._other)
+        return Clip(torch.from_numpy(sound.samples), self.utterances[row].text, row, epoch, *sound[1:])
 
     def _other(self, place: float) -> np.ndarray:
         """The recording at a place in [0, 1) of the list."""

@@ -1,6 +1,7 @@
 """Base classes of stages whose model reads or writes text: as tokens of a tokenizer, or as characters."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from stoker.data.loader import Order
     from stoker.data.text.tokenizers import Tokenizer
     from stoker.training.core.pretrained import Pretrained
+
+log = logging.getLogger(__name__)
 
 KINDS = ("chars", "bpe")
 TOKENIZER = "tokenizer.json"  # in a run's folder, and beside exported weights
@@ -85,6 +88,14 @@ class Labelled(Tokenized[C]):
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode_batch([text])[0].tolist()  # type: ignore[no-any-return]
+
+    def warn_of_unspelled(self, texts: Iterable[str]) -> None:
+        """Characters of the texts that the labels lack, such as those of --init_from, are passed over."""
+        from stoker.data.text.labels import unspelled
+
+        if unknown := unspelled(self.tokenizer, texts):
+            log.warning("%s characters of the texts are not among the labels, so they are not learned, and are errors "
+                        "in validation: %s", len(unknown), " ".join(unknown))
 
     def ctc_texts(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
         """The texts that a CTC head reads, with the likeliest label of each frame: logits (B, T, V), of which the first

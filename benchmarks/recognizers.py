@@ -1,0 +1,43 @@
+"""What the benchmarks of recognizers share: training one by the stage's own script, and evaluating one."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import rig  # noqa: F401  finds the packages of src/
+
+from stoker.daemon.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "src/training/train_audio_enc.py"
+
+
+def arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """What was typed before `--`, parsed, and the options of train_audio_enc.py behind it."""
+    own, options = (sys.argv[1:], []) if "--" not in sys.argv else (
+        sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:])
+    return parser.parse_args(own), options
+
+
+def trained(folder: Path, options: list[str]) -> dict[str, float]:
+    """The last evaluation of a run in this folder, which is started with the options, or goes on if it is there
+    already. Raises CalledProcessError."""
+    run = RunDir(folder)
+    begun = run.status_file.exists()
+    start = ["--resume", str(folder)] if begun else ["--result_dir", str(folder.parent), "--run_name", folder.name,
+                                                     *options]
+    if not begun or run.status().state != "finished":
+        with open(folder.with_suffix(".log"), "a") as log:
+            subprocess.run([sys.executable, str(SCRIPT), *start, "--yes"], check=True, stdout=log, stderr=log)
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return next(row for row in reversed(rows) if "eval/wer" in row)
+
+
+def evaluated(model: Path | str, *options: str) -> dict[str, float]:
+    """The figures that evaluate.sh prints."""
+    done = subprocess.run([ROOT / "run/evaluate.sh", model, *options, "--json"], check=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL)
+    figures = json.loads(done.stdout)["evaluations"][0]["metrics"]
+    return {name: figure["value"] for name, figure in figures.items()}
