@@ -88,7 +88,7 @@ def main() -> None:
     for minutes in asked.minutes:
         train = first_minutes(splits["train"], minutes)
         data, model = asked.folder / f"{minutes:g}_minutes.csv", asked.model
-        write(data, splits | {"train": train})
+        write(data, splits | {"train": train or splits["train"]})  # a table without training rows is refused
         if minutes:
             run = asked.folder / f"{minutes:g}_minutes_{'from_model' if asked.model else 'from_nothing'}"
             trained(run, ["--dataset", str(data), *(["--init_from", model] if model else []), *options])

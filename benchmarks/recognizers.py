@@ -36,8 +36,9 @@ def trained(folder: Path, options: list[str]) -> dict[str, float]:
 
 
 def evaluated(model: Path | str, *options: str) -> dict[str, float]:
-    """The figures that evaluate.sh prints."""
-    done = subprocess.run([ROOT / "run/evaluate.sh", model, *options, "--json"], check=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL)
+    """The figures that evaluate.sh prints. Ends the program with its error, if there is one."""
+    done = subprocess.run([ROOT / "run/evaluate.sh", model, *options, "--json"], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
     figures = json.loads(done.stdout)["evaluations"][0]["metrics"]
     return {name: figure["value"] for name, figure in figures.items()}

@@ -19,11 +19,13 @@ RANGE = 8.0  # powers of ten below the loudest that count
 class LogMel(nn.Module):
     """Waveforms at 16 kHz -> log-mel spectrograms. Has no weights and nothing to save."""
 
+    filters: Tensor  # (N_FFT + 2, M), each row twice: for the real and for the imaginary part of a frequency
+    window: Tensor  # (N_FFT,)
+
     def __init__(self, num_mels: int = 80):
         super().__init__()
         filters = wheels.torchaudio().functional.melscale_fbanks(
             N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-        # (N_FFT + 2, M), each row twice: for the real and for the imaginary part of a frequency
         self.register_buffer("filters", filters.repeat_interleave(2, 0), persistent=False)
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
@@ -49,7 +51,7 @@ class LogMel(nn.Module):
         windows = sound.unfold(1, N_FFT, HOP_LENGTH)
         windows = windows[:, :waveforms.shape[1] // HOP_LENGTH]  # as Whisper's: without what follows the last whole hop
         spectrum = torch.view_as_real(torch.fft.rfft(windows * self.window)).flatten(2)
-        return (spectrum.square() @ self.filters).clamp(min=FLOOR).log10()  # type: ignore[no-any-return]
+        return (spectrum.square() @ self.filters).clamp(min=FLOOR).log10()
 
 
 def num_frames(samples: Tensor) -> Tensor:

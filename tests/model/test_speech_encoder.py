@@ -93,8 +93,8 @@ def test_a_conformer_block_is_that_of_torchaudio() -> None:
     ours.convolution.norm = theirs.final_layer_norm = torch.nn.Identity()
     theirs.conv_module.sequential[3] = torch.nn.Identity()
     into, _, depthwise, _, _, out, _ = theirs.conv_module.sequential
-    pairs = [(theirs.conv_module.layer_norm, ours.norm2), (depthwise, ours.convolution.depthwise), (theirs.self_attn_layer_norm, ours.norm1),
-             (theirs.self_attn.out_proj, ours.attention.out)]
+    pairs = [(theirs.conv_module.layer_norm, ours.norm2), (depthwise, ours.convolution.depthwise),
+             (theirs.self_attn_layer_norm, ours.norm1), (theirs.self_attn.out_proj, ours.attention.out)]
     for half, mlp, layer_norm in ((theirs.ffn1, ours.first_mlp, ours.norm0), (theirs.ffn2, ours.mlp, ours.norm3)):
         pairs += [(half.sequential[0], layer_norm), (half.sequential[1], mlp.up), (half.sequential[4], mlp.down)]
         half.sequential[2] = torch.nn.GELU()  # for SiLU

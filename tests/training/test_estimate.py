@@ -1,5 +1,6 @@
 """The estimate of a run: compared with arithmetic done by hand, on clocks of the tests' own."""
 
+import copy
 import math
 import time
 from dataclasses import replace
@@ -21,6 +22,7 @@ from stoker.training.core import blocks
 from stoker.training.core import device as devices
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio
 from stoker.training.core.media import Media
+from stoker.training.core.muon import Muon
 from stoker.training.core.plan import resolve
 from toys import Regression, StopAt, Toy, new_run, planned, session, train, with_callbacks
 
@@ -207,6 +209,26 @@ def test_loader_workers_read_while_the_model_is_trained(tmp_path: Path, monkeypa
     found = estimate.measure(planned(stage))
     assert found.waiting_seconds == pytest.approx(waiting)
     assert found.scored_seconds["eval"] == pytest.approx(0.5 + max(0.0, 3 / workers - 0.5 if workers else 3.0))
+
+
+def test_what_muon_computes_in_a_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None) -> None:
+    """On the matrices of the blocks, which it leaves as they are."""
+    clock = Clock(1.0)
+    layers, seen = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 5)]), list[Any]()
+    monkeypatch.setattr(Paced, "blocks", lambda stage, model: list(layers))
+    step, before = Muon.step, copy.deepcopy(layers.state_dict())
+
+    def slow(muon: Muon) -> None:
+        seen[:] = muon.param_groups[0]["params"]
+        step(muon)
+        clock.work(5.0)
+
+    monkeypatch.setattr(Muon, "step", slow)
+    seconds = {name: estimate.measure(planned(paced(monkeypatch, tmp_path, clock, optimizer=name))).update_seconds
+               for name in ("adamw", "muon")}
+    assert seconds["muon"] == pytest.approx(seconds["adamw"] + 5.0)
+    assert [each.shape for each in seen] == [(4, 3), (5, 4)] and not any(each.grad is not None for each in seen)
+    assert all(torch.equal(weight, before[name]) for name, weight in layers.state_dict().items())
 
 
 def test_without_samples_none_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: None) -> None:

@@ -26,6 +26,7 @@ from stoker.training.core import device as devices
 from stoker.training.core.evaluation import score_batch
 from stoker.training.core.evaluations import Evaluation
 from stoker.training.core.figures import Batch
+from stoker.training.core.muon import Muon
 from stoker.training.core.parts import left_out
 from stoker.training.core.plan import Plan
 from stoker.training.core.snapshots import pack
@@ -154,7 +155,7 @@ def measure(plan: Plan) -> Estimate:
         return Estimate(
             devices.describe(device), trial.parameters, step,
             dict(zip(trial.shared, map(sum, zip(scored, late)))) | trial.others(size, busy),
-            _update_seconds(device) * trained, trial.flops(size), peak_flops(device, cfg.precision), fixed, each, size,
+            _update_seconds(device) * trained + trial.muon_seconds(), trial.flops(size), peak_flops(device, cfg.precision), fixed, each, size,
             waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
             saved_seconds=_saved_seconds() * trained, frozen=trial.frozen,
             frozen_bytes=trial.frozen_bytes, scatter=rounds.scatter)
@@ -382,6 +383,18 @@ class Trial:
             return 0, bytes_few // few
         each = max(0, (bytes_more - bytes_few) // (more - few))
         return max(0, bytes_few - few * each), each
+
+    def muon_seconds(self) -> float:
+        """Of orthogonalizing the matrices of the blocks, each step; 0 with AdamW."""
+        if self.cfg.optimizer != "muon":
+            return 0.0
+        matrices = [p for p in optim.matrices_of(self.stage.blocks(self.model)) if p.requires_grad]
+        muon = Muon([{"params": matrices, "matrix": True, "bf16": self.cfg.precision == "bf16"}], 0.0, (0.0, 0.0))
+        for parameter in matrices:
+            parameter.grad = torch.zeros_like(parameter)
+        seconds = statistics.median(timed(muon.step, self.device).computing for _ in range(FEWEST))
+        muon.zero_grad()
+        return seconds
 
     def _kept(self, size: int) -> int:
         own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}

@@ -20,7 +20,7 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
     convolutions within `blocks` only; embeddings and heads, whose rows belong to separate tokens or classes, are
     updated by AdamW."""
     make, groups = phase.optimizer or cfg.optimizer, []
-    hidden = set(map(id, _matrices(blocks))) if make == "muon" else set[int]()
+    hidden = set(map(id, matrices_of(blocks))) if make == "muon" else set[int]()
     of_muon = {"matrix": True, "bf16": cfg.precision == "bf16"}
     for group, named in phase.parameters(model):
         matrices = [p for p in named.values() if p.dim() >= 2]
@@ -38,7 +38,7 @@ def build(phase: Phase, model: nn.Module, cfg: Options, blocks: Iterable[nn.Modu
     return make(groups, cfg.lr, phase.betas)
 
 
-def _matrices(blocks: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+def matrices_of(blocks: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
     """The matrices of modules, the stacks of matrices that a module declares by name in `stacked`, and the weights of
     convolutions, which are matrices with a row for each channel they compute; not of grouped ones, whose channels share
     nothing."""
