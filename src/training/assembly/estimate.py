@@ -155,10 +155,10 @@ def measure(plan: Plan) -> Estimate:
         return Estimate(
             devices.describe(device), trial.parameters, step,
             dict(zip(trial.shared, map(sum, zip(scored, late)))) | trial.others(size, busy),
-            _update_seconds(device) * trained + trial.muon_seconds(), trial.flops(size), peak_flops(device, cfg.precision), fixed, each, size,
-            waiting_seconds=waiting, shown_seconds=shown.computing if busy else shown.wall,
-            saved_seconds=_saved_seconds() * trained, frozen=trial.frozen,
-            frozen_bytes=trial.frozen_bytes, scatter=rounds.scatter)
+            _update_seconds(device) * trained + trial.muon_seconds(), trial.flops(size),
+            peak_flops(device, cfg.precision), fixed, each, size, waiting_seconds=waiting,
+            shown_seconds=shown.computing if busy else shown.wall, saved_seconds=_saved_seconds() * trained,
+            frozen=trial.frozen, frozen_bytes=trial.frozen_bytes, scatter=rounds.scatter)
 
 
 def begin_trial(plan: Plan) -> "tuple[Trial, int, float]":
