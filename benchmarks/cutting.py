@@ -1,4 +1,4 @@
-"""How well a recogniser understands an hour of joined sentences, by the way in which transcribe.sh cuts it.
+"""How well a recognizer understands an hour of joined sentences, by the way in which transcribe.sh cuts it.
 
     python benchmarks/cutting.py MODEL [DATA...] [--minutes 60] [--noise -80] [--only pauses ...]
 

@@ -4,8 +4,8 @@
         [-- OPTIONS of train_audio_enc.py]
 
 The first recognizer has all changes of `--augment strong`, the others lack one each (`masks`: SpecAugment). Printed are
-the words and characters that are wrong in each of the DATA, and in the test set of what they are trained on. In FOLDER
-runs stay, and a measurement that was interrupted goes on.
+the words and characters that are wrong in each of the DATA, and in the test set of what they are trained on. Runs stay
+in FOLDER; an interrupted measurement is resumed.
 """
 
 import argparse

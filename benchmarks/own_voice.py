@@ -1,4 +1,4 @@
-"""What a trained recognizer makes of speech that it does not know, after so many minutes of it.
+"""Word error rates on new speech after training on so many minutes of it.
 
     python benchmarks/own_voice.py DATA FOLDER [--model RUN] [--minutes 0 3 6 12 24] [--lm RUN] [-- OPTIONS]
 
@@ -6,10 +6,10 @@ DATA is what `--dataset` takes. A part of its people, or of its texts where one 
 smaller one the validation set, by which the best step and the language model's weight are chosen. Of the rest as many
 minutes are trained on as are asked for, from the weights of --model or, without it, from nothing, by the stage's own
 script with the OPTIONS of train_audio_enc.py. Printed are the words and characters of the test set that are wrong,
-with a language model also those that are wrong with it. 0 minutes: the model as it is. Each digit is written as a word,
-since it is said as one, and texts with longer numbers are left out.
+with a language model also those that are wrong with it. 0 minutes: the model as it is, the weight chosen on its own
+validation set. Each digit is written as a word, since it is said as one, and texts with longer numbers are left out.
 
-In FOLDER runs stay, and a measurement that was interrupted goes on.
+Runs stay in FOLDER; an interrupted measurement is resumed.
 """
 
 import argparse

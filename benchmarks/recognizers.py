@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list
 
 
 def trained(folder: Path, options: list[str]) -> dict[str, float]:
-    """The last evaluation of a run in this folder, which is started with the options, or goes on if it is there
+    """The last evaluation of a run in this folder, which is started with the options, or resumed if it is there
     already. Raises CalledProcessError."""
     run = RunDir(folder)
     begun = run.status_file.exists()

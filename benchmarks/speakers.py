@@ -3,9 +3,9 @@
     python benchmarks/speakers.py DATA [--folds N] [--jobs N] [--folder FOLDER] [-- OPTIONS of train_audio_enc.py]
 
 DATA is a CSV file or a folder of recordings with speakers. Without --folds each speaker is a fold. A run is made for
-each fold, by the stage's own script with the options given and `--held_out` of its speakers. What counts is the
-evaluation of the last step: the best one was chosen by what it is judged by. In a folder that is named, runs stay, and
-a measurement that was interrupted goes on.
+each fold, by the stage's own script with the options given and `--held_out` of its speakers. The evaluation of the last
+step counts: the best step was chosen on the same speakers. Runs stay in a folder that is named; an interrupted
+measurement is resumed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from recognizers import arguments, trained  # noqa: I001  finds the packages of 
 from stoker.data.speech import recordings
 
 
-def dealt(speakers: Counter[str], folds: int) -> list[list[str]]:
+def balanced_folds(speakers: Counter[str], folds: int) -> list[list[str]]:
     """Groups of about as many recordings each."""
     groups: list[list[str]] = [[] for _ in range(folds)]
     for speaker, _ in speakers.most_common():
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     asked, options = arguments(parser)
     speakers = Counter(each.speaker for _, each in recordings.listed(asked.data))
-    groups = dealt(speakers, asked.folds or len(speakers))
+    groups = balanced_folds(speakers, asked.folds or len(speakers))
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="speakers"))
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(asked.jobs) as pool:

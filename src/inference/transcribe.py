@@ -120,7 +120,7 @@ def _file(path: str) -> Iterator[str]:
     if path != "-":
         yield path
         return
-    with tempfile.NamedTemporaryFile() as file:  # formats are told apart by looking to and fro
+    with tempfile.NamedTemporaryFile() as file:  # libsndfile seeks to detect the format
         while part := sys.stdin.buffer.read(2**20):
             file.write(part)
             if file.tell() > BYTES:

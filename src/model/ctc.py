@@ -29,7 +29,7 @@ def ctc_loss(logits: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Ten
     return loss.to(logits.device)
 
 
-def apart(first: Tensor, second: Tensor, lengths: Tensor) -> Tensor:
+def consistency_loss(first: Tensor, second: Tensor, lengths: Tensor) -> Tensor:
     """How far the predictions of two views of the same utterances are apart (), in the sum over all frames that count:
     the mean of the Kullback-Leibler divergences of each from the other, of which the latter is a target without a
     gradient (CR-CTC: Yao et al. 2024, arXiv:2410.05101, equation 5). Logits (B, T, V) each, lengths (B,)."""

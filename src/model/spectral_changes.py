@@ -50,13 +50,14 @@ class SpectralChanges:
         tract, microphone, line, contrast, tempo = (2 * draws - 1).split(PARTS, 1)
         louder = self.colour * (microphone @ _between(MICROPHONE, mel.shape[2]).to(mel))[:, None]
         if self.warp or self.rhythm or self.elastic or (pitch != 1).any():
-            octaves = self.warp * (tract[:, :1] + tract[:, 1:] / 3) - pitch.log2()[:, None]
-            bands, (times, longer) = _bands(octaves, mel), _times(frames, pitch, self.rhythm * tempo)
+            bands = _bands(self.warp * (tract[:, :1] + tract[:, 1:] / 3), mel)
+            times, longer = _times(frames, pitch, self.rhythm * tempo)
             if self.elastic:
                 up, later, more = _fine(self.elastic * fields, times.shape[1], mel.shape[2])
                 bands, louder = bands - up / _octaves_a_band(mel.shape[2]).to(mel), louder + DECIBELS * more
                 times = torch.minimum(times - FRAMES * later, (frames[:, None, None] - 1).clamp(min=0))
             mel, frames = _read_at(mel, times, bands), longer
+            mel = mel.masked_fill(~valid_places(frames, mel.shape[1])[..., None], 0)
         if not (self.colour or self.narrow or self.contrast or self.elastic):
             return mel, frames
         mel = mel + DECIBEL * louder
@@ -66,11 +67,11 @@ class SpectralChanges:
 
     def _lost(self, line: Tensor, M: int) -> Tensor:
         """(B, 4) in [-1, 1) -> (B, M): whether a band is one that does not pass."""
-        chosen, places = (line + 1).chunk(2, 1)
-        low, high = (lowest + (highest - lowest) * place / 2
+        chosen, places = line.chunk(2, 1)
+        low, high = (lowest + (highest - lowest) * (place + 1) / 2
                      for (lowest, highest), place in zip((HIGH_PASS, LOW_PASS), places.split(1, 1)))
         centres = _centres(M).to(line)
-        narrow = chosen < 2 * self.narrow
+        narrow = chosen.abs() > 1 - self.narrow
         lost: Tensor = ((centres < low) & narrow[:, :1]) | ((centres > high) & narrow[:, 1:])
         return lost
 

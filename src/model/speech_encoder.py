@@ -1,6 +1,6 @@
 """Speech encoder: log-mel -> strided convolutions -> pre-norm transformer with convolutions.
 
-And the recogniser: the encoder with its front end and a CTC head.
+And the recognizer: the encoder with its front end and a CTC head.
 
 Axes: B batch, N samples of sound, T frames (100 a second at first), M mel bands, D width, H heads, V labels.
 What is beyond a row's length is 0 throughout, and never changes what is within it.
@@ -59,7 +59,7 @@ class SpeechEncoder(nn.Module):
 
 
 class ConvolutionBlock(nn.Module):
-    """What is near, what is anywhere, what is here: convolution, attention, two layers, each added to what came in."""
+    """Depthwise convolution, self-attention, MLP; each pre-norm and residual."""
 
     def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
         super().__init__()
@@ -90,9 +90,9 @@ class Convolution(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Half of two layers, attention, a gated convolution, the other half (Gulati et al. 2020, arXiv:2005.08100), with
-    LayerNorm in the place of batch norm: a recording is heard alike whatever else is in its batch. Each half has
-    `d_ff` / 2 channels."""
+    """Half-step MLP, self-attention, gated convolution, half-step MLP (Gulati et al. 2020, arXiv:2005.08100), with
+    LayerNorm in the place of batch norm, so that no recording depends on what else is in its batch. The hidden size of
+    each MLP is `d_ff` / 2."""
 
     def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
         super().__init__()
@@ -157,7 +157,8 @@ class Recognizer(nn.Module):
     @torch.no_grad()
     def log_probs(self, waveform: Tensor, *, window_seconds: float, overlap_seconds: float) -> Tensor:
         """(N,) -> (T', V), of a recording of any length, in windows that overlap: each gives the frames from the middle
-        of one overlap to the middle of the next, so that none is judged at an edge. The model is in eval mode."""
+        of one overlap to the middle of the next, so that no frame is taken from a window's edge. The model
+        is in eval mode."""
         hop, each = HOP_LENGTH * self.encoder.downsample_time, self.head_frames  # samples and frames to a state
         window = max(2, round(window_seconds * SAMPLE_RATE / hop))
         margin = min(round(overlap_seconds * SAMPLE_RATE / hop / 2), (window - 1) // 2)

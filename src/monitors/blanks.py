@@ -1,4 +1,4 @@
-"""Warns when a recogniser trained by CTC outputs nothing: the blank is likeliest in every frame, for long."""
+"""Warns when a recognizer trained by CTC outputs nothing: the blank is likeliest in every frame, for long."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: it lies within the package that it imports
     sys.path[:] = [str(Path(__file__).resolve().parents[2] / place) for place in ("run/python", "")] + sys.path[1:]
 
-from stoker.config import listed, opt, select
+from stoker.config import UserError, listed, opt, select
 from stoker.data.sources import names
 from stoker.data.speech import audio, recordings
 from stoker.training.core.figures import Batch, Loss, Moment, Ratio, Sampled
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 BLOCKS = "transformer", "convolution", "conformer"
 SHOWN = 8  # transcripts
 SHAPE = 32  # frames: batches are padded to a multiple, since torch prepares its kernels again for each other length
-SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # seed them otherwise than the changes of the sound in the same row
-MELS = 80  # bands, of which AUGMENTS masks some; of others it masks the same share
+SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # keys of a row's random numbers, beside those for its sound
+MELS = 80  # bands for which AUGMENTS states mask_bands; for another number it is scaled in proportion
 AUGMENTS: dict[str, dict[str, Any]] = {  # --augment
     "none": {},
     "mild": {"speed": 0.1, "gain": 6.0, "colour": 6.0, "mask_bands": 12, "mask_time": 0.08},
-    "strong": {"speed": 0.12, "pitch": 1.5, "warp": 0.12, "rhythm": 0.2, "silence": 0.4, "reverb": 0.3, "noise": 8.0,
+    "strong": {"speed": 0.12, "pitch": 1.0, "warp": 0.12, "rhythm": 0.2, "silence": 0.4, "reverb": 0.3, "noise": 8.0,
                "babble": 20.0, "clip": 0.03, "codec": 0.05, "gain": 6.0, "colour": 12.0, "narrow": 0.1,
                "contrast": 0.15, "elastic": 0.1, "unchanged": 0.3, "mask_bands": 14, "mask_time": 0.08},
 }
@@ -70,8 +70,8 @@ class Speech:
     max_text_length: int = opt(256, "longest text, in characters; longer ones are left out", ge=1)
     cache_audio: bool = opt(True, "keep all recordings decoded on disk (115 MB an hour) instead of decoding them in "
                             "each epoch", may_change=True)
-    batch_seconds: float = opt(0.0, "largest micro-batch, in seconds of sound with padding (0: only --batch_size "
-                               "limits it)", ge=0)
+    batch_seconds: float = opt(0.0, "largest micro-batch, in seconds of sound with padding, before --speed and "
+                               "--silence make it longer (0: only --batch_size limits it)", ge=0)
 
 
 @dataclass
@@ -81,26 +81,26 @@ class Augmentation:
     augment: str = opt("mild", "how much the options of this section change: none, mild or strong; those that are "
                        "typed keep their values", choices=tuple(AUGMENTS))
     speed: float = opt(0.1, "play faster or slower, which changes the pitch too, by up to this share", ge=0, le=0.5)
-    pitch: float = opt(0.0, "higher or lower by up to so many semitones, at the same speed", ge=0, le=12)
+    pitch: float = opt(0.0, "higher or lower by up to so many semitones, formants too, at the same speed", ge=0, le=12)
     warp: float = opt(0.0, "as by a shorter or longer vocal tract: formants up or down by up to so many octaves", ge=0,
                       le=0.5)
     rhythm: float = opt(0.0, "parts of a recording faster or slower than others, by up to about this share", ge=0,
                         le=0.7)
     silence: float = opt(0.0, "silence before and after a recording, up to so many seconds", ge=0, le=10)
     reverb: float = opt(0.0, "share of the recordings that are heard in a room that echoes", ge=0, le=1)
-    noise: float = opt(0.0, "add noise of any colour, at least so many dB below the speech; to half of the recordings "
-                       "as little as that of a quiet microphone", ge=0)
+    noise: float = opt(0.0, "add noise of a random colour: to half of the recordings so many dB below the speech or up "
+                       "to 25 dB fainter, to the others 25 to 65 dB fainter, as of a quiet microphone", ge=0)
     babble: float = opt(0.0, "add one to four other recordings, at least so many dB below, to half of the recordings",
                         ge=0)
     clip: float = opt(0.0, "share of the recordings whose loudest samples are cut off", ge=0, le=1)
     codec: float = opt(0.0, "share of the recordings that are coded with few bits, as by a telephone", ge=0, le=1)
-    gain: float = opt(6.0, "louder or quieter by up to so many dB", ge=0, le=40)
+    gain: float = opt(6.0, "louder or quieter towards the end by up to so many dB", ge=0, le=40)
     colour: float = opt(6.0, "as from another microphone: frequencies louder or quieter by up to so many dB", ge=0,
                         le=40)
     narrow: float = opt(0.0, "share of the recordings that lose what is below a frequency between 100 and 400 Hz, and "
                         "share that lose what is above one between 2.8 and 4.2 kHz, as over a telephone", ge=0, le=1)
-    elastic: float = opt(0.0, "elastic deformation: move what is heard up and down in frequency by so many octaves on "
-                         "average, from moment to moment, and as much in time and loudness", ge=0, le=0.5)
+    elastic: float = opt(0.0, "elastic deformation: from moment to moment move what is heard up and down in frequency "
+                         "(standard deviation, in octaves), and as much in time and loudness", ge=0, le=0.5)
     contrast: float = opt(0.0, "loud and quiet further apart or nearer by up to this share", ge=0, le=0.5)
     unchanged: float = opt(0.0, "share of the recordings that stay as they are, but for masks", ge=0, le=1)
     masks: int = opt(2, "SpecAugment: masks over frequency, and as many over time", ge=0, le=32)
@@ -124,8 +124,8 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
 
     labels: str = label_kind("chars", "what the head outputs")
     vocab_size: int = vocabulary(512)
-    block: str = opt("convolution", "what a layer is: transformer (attention, two layers), convolution (each channel's "
-                     "own before these), or conformer", choices=BLOCKS)
+    block: str = opt("convolution", "layers: transformer (self-attention, MLP), convolution (a depthwise convolution "
+                     "before these), or conformer", choices=BLOCKS)
     num_mels: int = opt(MELS, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "input frames (10 ms) per encoder frame: 2, 4 or 8, for 50, 25 or 12.5 a second")
     head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label", ge=1, le=8)
@@ -218,6 +218,9 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         if None in (cfg.lm_weight, cfg.lm_bonus):
             rows, decoded, _ = examined({"validation": fusion.validation_rows(trained)}, keep=False,
                                         limits=self._limits())
+            if not rows["validation"]:
+                raise UserError("--lm is tuned on the validation set of the training, none of whose recordings can be "
+                                "read: type --lm_weight and --lm_bonus")
             clips = [*Clips(rows["validation"], decoded=decoded)]
             evaluated = {each.path for split, part in self.utterances.items() if cfg.split in (split, "all")
                          for each in part}
@@ -311,11 +314,13 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         return places(max(math.ceil((len(clip.waveform) // HOP_LENGTH + 1) * clip.pitch) for clip in samples))
 
     def _longest(self) -> int:
-        """Samples of the longest recording that is possible, played as slowly as --speed allows, with --silence."""
+        """Samples of the longest recording that is possible, as slow as --speed and --pitch may make it, and with
+        --silence."""
         from stoker.model.mel import HOP_LENGTH
 
         cfg = self.cfg
-        return int(cfg.max_mel_length * HOP_LENGTH / (1 - cfg.speed) + 2 * cfg.silence * audio.RATE) + HOP_LENGTH
+        slowest = (1 - cfg.speed) * 2 ** (-cfg.pitch / 12)
+        return int(cfg.max_mel_length * HOP_LENGTH / slowest + 2 * cfg.silence * audio.RATE) + HOP_LENGTH
 
     def made_from(self) -> dict[str, str]:
         rows = [[split, each.text, each.speaker] for split, part in self.utterances.items() for each in part]
@@ -355,11 +360,12 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         logits, lengths = model(torch.cat([mel for mel, _ in views]), frames.repeat(count))
         repeated = batch | {name: batch[name].repeat(count) for name in ("labels", "label_lengths")}
         loss, figures = self._figures(logits, lengths, repeated)
-        if count == 1:  # an evaluation has one view, from which nothing is apart
-            apart = {"consistency": torch.zeros_like(loss.total)} if self.cfg.consistency else {}
-            return Loss({"loss": loss.total, **apart}, figures)
+        if count == 1:  # an evaluation has one view
+            nothing = {"consistency": torch.zeros_like(loss.total)} if self.cfg.consistency else {}
+            return Loss({"loss": loss.total, **nothing}, figures)
         one, other = logits.chunk(2)
-        return Loss({"loss": loss.total / count, "consistency": ctc.apart(one, other, lengths[:len(frames)])}, figures)
+        apart = ctc.consistency_loss(one, other, lengths[:len(frames)])
+        return Loss({"loss": loss.total / count, "consistency": apart}, figures)
 
     def _views(self, model: Any, batch: Batch) -> "list[tuple[Tensor, Tensor]]":
         """The spectrograms (B, T, M) and lengths (B,) to train on: of the same changed sound with different masks."""
@@ -435,11 +441,11 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         from stoker.training.core.media import Sound, heat_map
 
         rows = self.dataset("train")
-        before, after = torch.from_numpy(rows.samples(0)), rows[0].waveform
+        before, clip = torch.from_numpy(rows.samples(0)), rows[0]
         plain, _ = model.mel(before[None].to(devices.of(model)), torch.tensor([len(before)], device=devices.of(model)))
-        changed, frames = self._views(model, devices.move(self.collate([rows[0]]), devices.of(model)))[0]
+        changed, frames = self._views(model, devices.move(self.collate([clip]), devices.of(model)))[0]
         return {"sound/training_before": Sound(before.numpy(), audio.RATE),
-                "sound/training_after": Sound(after.numpy(), audio.RATE),
+                "sound/training_after": Sound(clip.waveform.numpy(), audio.RATE),
                 "picture/training_before": heat_map(plain[0].cpu().numpy().T),
                 "picture/training_after": heat_map(changed[0, :frames[0]].cpu().numpy().T)}
 

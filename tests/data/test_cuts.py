@@ -93,6 +93,19 @@ def test_without_pauses_it_is_cut_at_the_quietest_place_in_reach() -> None:
     assert all(50 * SECOND <= len(piece.samples) <= PART for piece in found[:-1])
 
 
+def test_pauses_with_noise_are_found_beside_digital_silence() -> None:
+    samples, places = recording((3.0, 1.0), (3.0, 1.0), (3.0, 1.0))
+    samples = np.concatenate([samples + noise(len(samples) / SECOND, 1e-3, 7), np.zeros(5 * SECOND, np.float32)])
+    heard = [piece for piece in pieces(iter([samples]), by_energy(0.3), longest=WINDOW) if piece.speech]
+    assert len(heard) == len(places) == 3
+
+
+def test_a_sound_that_grows_is_not_cut_into_crumbs() -> None:
+    samples = noise(200, 0.1) * np.linspace(0.01, 1, 200 * SECOND, dtype=np.float32)
+    found = list(pieces(iter([samples]), cuts.whole, longest=PART))
+    assert min(len(piece.samples) for piece in found[:-1]) >= PART
+
+
 def test_no_more_is_held_than_a_part_and_a_block() -> None:
     """A day of sound, of which each block is forgotten: what waits was read and is in no piece yet."""
     read = 0

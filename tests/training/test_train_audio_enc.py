@@ -188,7 +188,7 @@ def test_training_rows_are_changed_as_the_options_say_and_no_others(tmp_path: Pa
 
 def test_the_spectrograms_of_recordings_that_stay_as_they_are_stay_so_too(tmp_path: Path) -> None:
     """One by one, and beside others that are changed."""
-    stage = prepared(tmp_path, **AUGMENTS["strong"] | {"unchanged": 0.5, "masks": 0})
+    stage = prepared(tmp_path, **AUGMENTS["strong"] | {"unchanged": 0.5, "masks": 0, "narrow": 1.0})
     torch.manual_seed(0)
     model, rows = stage.model(), stage.dataset("train")
     clips = [rows[row] for row in range(12)]
@@ -278,8 +278,11 @@ def test_compiled_batches_are_all_of_one_length(tmp_path: Path) -> None:
     assert len(lengths) == 1 and lengths.pop() >= max(len(rows[item].waveform) for item in range(3 * len(rows)))
     stage = prepared(tmp_path, compile=True, max_mel_length=90, speed=0.3, pitch=6.0, rhythm=0.3)
     rows, model = stage.dataset("train"), stage.model()
-    views = [stage._views(model, stage.collate([rows[item]]))[0] for item in range(3 * len(rows))]
+    batches = [stage.collate([rows[item]]) for item in range(3 * len(rows))]
+    assert all(batch["waveforms"].shape[1] >= batch["samples"] for batch in batches), "nothing is cut off"
+    views = [stage._views(model, batch)[0] for batch in batches]
     assert len({mel.shape for mel, _ in views}) == 1 and max(int(frames) for _, frames in views) > 84
+    assert all(mel.shape[1] >= frames for mel, frames in views)
 
 
 def test_rows_without_an_alignment_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

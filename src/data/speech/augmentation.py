@@ -15,7 +15,7 @@ import numpy as np
 
 from stoker.data.speech import audio
 
-SPEED_STEPS = 20  # the factors of speed are fractions with this denominator: each has its own filter
+SPEED_STEPS = 100  # the factors of speed are fractions with this denominator
 SEMITONES = 12  # of an octave
 QUIETER, FLOOR = 25, 65  # dB below their bound: the most for half of the rows, and for all
 SLOPES = np.arange(-0.5, 3.0, 0.5)  # the power of noise falls as 1 / f**slope: from blue over white and pink to brown
@@ -28,7 +28,7 @@ SPEAKERS = 4  # at most that talk in the background
 
 class Sound(NamedTuple):
     """A changed recording. `pitch`: how much higher it was made by playing it faster; the spectrogram is made as much
-    longer, and its formants are moved back."""
+    longer."""
 
     samples: np.ndarray  # (N,) float32 in [-1, 1], 16 kHz
     pitch: float = 1.0
@@ -43,11 +43,12 @@ class Augmentation:
     pitch: float = 0.0  # semitones up or down
     silence: float = 0.0  # seconds at most, before and after
     reverb: float = 0.0  # share of the rows that are heard in a room
-    noise: float = 0.0  # dB: noise of any colour, so far below the speech at least; in half of the rows FLOOR at most
+    noise: float = 0.0  # dB: noise of any colour, in half of the rows so far below the speech or up to QUIETER more, in
+    # the others from QUIETER to FLOOR more, as from a quiet microphone
     babble: float = 0.0  # dB: in half of the rows other people, so far below at least
     clip: float = 0.0  # share of the rows whose loudest samples are cut off
     codec: float = 0.0  # share of the rows that are coded with few bits
-    gain: float = 0.0  # dB, up or down
+    gain: float = 0.0  # dB by which it becomes louder or quieter towards its end
     unchanged: float = 0.0  # share of the rows that stay as they are
 
     def __call__(self, samples: np.ndarray, draw: np.random.Generator,
@@ -60,7 +61,7 @@ class Augmentation:
         if left_alone < self.unchanged:
             return Sound(samples, unchanged=True)
         faster = 1 + speed * self.speed
-        steps = round((faster * 2 ** (semitones * self.pitch / SEMITONES) - 1) * SPEED_STEPS)
+        steps = int((faster * 2 ** (semitones * self.pitch / SEMITONES) - 1) * SPEED_STEPS)  # no faster than asked for
         pitch = (1 + steps / SPEED_STEPS) / faster if self.pitch else 1.0
         if steps:
             samples = audio.resampled(samples, SPEED_STEPS + steps, SPEED_STEPS)
@@ -79,9 +80,9 @@ class Augmentation:
             samples = np.clip(samples, -most, most)
         if coded < self.codec:
             samples = _coded(samples, coder, BITS[0] + int(bits * (BITS[1] - BITS[0])))
-        if self.gain:
-            samples = samples * 10 ** (gain * self.gain / 20)
-        return Sound(np.clip(samples, -1, 1).astype(np.float32), pitch)
+        if self.gain:  # the level of the whole makes no difference to the spectrogram
+            samples = samples * np.linspace(1, 10 ** (gain * self.gain / 20), len(samples), dtype=np.float32)
+        return Sound((samples / max(1.0, float(np.abs(samples).max(initial=0)))).astype(np.float32), pitch)
 
 
 def loudness(samples: np.ndarray) -> float:
@@ -98,7 +99,8 @@ def reverberant(samples: np.ndarray, room: int) -> np.ndarray:
     """(N,) as heard in one of ROOMS rooms."""
     size = len(samples) + len(_response(room))
     size += -size % FFT_SIZES
-    found: np.ndarray = np.fft.irfft(np.fft.rfft(samples, size) * _response_spectrum(room, size), size)[:len(samples)]
+    spectrum = np.fft.rfft(samples, size) * np.fft.rfft(_response(room), size)
+    found: np.ndarray = np.fft.irfft(spectrum, size)[:len(samples)]
     return found
 
 
@@ -114,11 +116,6 @@ def _response(room: int) -> np.ndarray:
     response *= 10 ** (draw.uniform(-18, 2) / 20) / np.sqrt(np.sum(response**2))
     response[0] = 1
     return response.astype(np.float32)
-
-
-@lru_cache(maxsize=256)
-def _response_spectrum(room: int, size: int) -> np.ndarray:
-    return np.fft.rfft(_response(room), size)
 
 
 def _noise(colour: int, place: float, count: int) -> np.ndarray:

@@ -28,8 +28,8 @@ class Clip(NamedTuple):
 
 
 class Clips(Dataset[Clip]):
-    """Item i is row i % len in epoch i // len, so that each epoch may hear it otherwise: what is changed is a function
-    of (seed, epoch, row). Asked for rows alone, it gives those of epoch 0.
+    """Item i is row i % len in epoch i // len, so that augmentation differs between epochs: it depends only on (seed,
+    epoch, row). Indices below len are epoch 0.
 
     Without `decoded`, files are read whenever a row is asked for.
     """

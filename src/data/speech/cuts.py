@@ -22,6 +22,7 @@ QUIET = 10  # per cent of the frames are fainter than the noise floor
 SHARE = 0.2  # of the way, in dB, from the noise floor to the loudest frame: what is fainter is no speech
 STEADY = 6.0  # dB between the two: speech varies more
 FAINT = 40.0  # dB below the recording's peak
+DEEPEST = 50.0  # dB below the loudest frame, at which the noise floor is at least: digital silence is no noise
 
 Pause = tuple[int, int]  # its first sample and the one after its last
 FindPauses = Callable[[np.ndarray], list[Pause]]  # (N,) float32 at 16 kHz -> pauses, in order
@@ -37,9 +38,10 @@ def pieces(blocks: Iterable[np.ndarray], find_pauses: FindPauses, *, longest: in
     """Cut a sound, which comes in blocks, at its pauses. A pause is a piece without speech, all but its edges, which
     belong to the pieces beside it.
 
-    A part of PART samples without any pause is cut at its quietest place among the last `longest` samples.
+    A part of PART samples, or twice `longest`, without any pause is cut at its quietest place among the last `longest`
+    samples.
     """
-    stream, size = iter(blocks), max(PART, longest)
+    stream, size = iter(blocks), max(PART, 2 * longest)
     held, start, is_last = np.zeros(0, np.float32), 0, False
     while not is_last:
         held = _filled(held, stream, size)
@@ -63,7 +65,8 @@ def by_energy(peak: float) -> FindPauses:
         if not len(frames):
             return []
         level = 10 * np.log10(frames.var(1) + 1e-12)
-        floor, loud = np.percentile(level, QUIET), level.max()
+        loud = level.max()
+        floor = max(np.percentile(level, QUIET), loud - DEEPEST)
         if loud - floor < STEADY:
             is_faint = loud < 20 * np.log10(peak) - FAINT
             return [(0, len(samples))] if is_faint else []

@@ -1,7 +1,7 @@
 """Timbres for espeak-ng that nobody speaks twice: variants of a voice, drawn at random.
 
-A timbre is the text of a voice variant, a file of espeak-ng (docs/voices.md of its repository). Those that come with
-it are a hundred, and a recogniser that hears ten thousand sentences in them learns the hundred by heart.
+A timbre is the text of a voice variant, a file of espeak-ng (docs/voices.md of its repository). espeak-ng comes with a
+hundred. To draw one for each sentence did not help by itself (docs/log.md).
 """
 
 import random

@@ -64,7 +64,7 @@ class Labelled(Tokenized[C]):
 
     tokenizer_option = "labels"
     sizes: ClassVar[tuple[str, ...]]
-    former_sizes: ClassVar[Mapping[str, Any]] = {}  # values of those that models lack which are older than the option
+    former_sizes: ClassVar[Mapping[str, Any]] = {}  # those that older models were saved without, and their values
     Augmentation: ClassVar[type]
 
     @classmethod
