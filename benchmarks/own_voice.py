@@ -22,8 +22,8 @@ from recognizers import arguments, evaluated, trained  # noqa: I001  finds the p
 
 from stoker.data.speech import audio, recordings
 from stoker.data.speech.recordings import Utterance
+from stoker.data.text.sentences import DIGITS
 
-DIGITS = "zero one two three four five six seven eight nine".split()
 TEST, VALIDATION = 0.15, 0.05  # shares of the people, or of the texts
 SEED = 19
 

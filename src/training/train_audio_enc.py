@@ -104,7 +104,8 @@ class Augmentation:
     contrast: float = opt(0.0, "loud and quiet further apart or nearer by up to this share", ge=0, le=0.5)
     unchanged: float = opt(0.0, "share of the recordings that stay as they are, but for masks", ge=0, le=1)
     masks: int = opt(2, "SpecAugment: masks over frequency, and as many over time", ge=0, le=32)
-    mask_bands: int = opt(12, "SpecAugment: mel bands of a mask over frequency, at most", ge=0)
+    mask_bands: int = opt(12, "SpecAugment: mel bands of a mask over frequency, at most; --augment sets it for 80 "
+                          "bands, and in proportion for others", ge=0)
     mask_time: float = opt(0.08, "SpecAugment: share of the recording that a mask over time blanks out, at most", ge=0,
                            le=0.5)
 

@@ -1,6 +1,5 @@
 """The audio encoder's stage: rates against jiwer, what a batch holds, what is left out, weights out and in again."""
 
-import random
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +11,12 @@ import pytest
 import torch
 
 import made_speech
-from stoker import config, wheels
+from stoker import config
 from stoker.config import UserError
 from stoker.data.speech import audio, recordings
 from stoker.data.speech.augmentation import Augmentation
 from stoker.monitors.blanks import Blanks
 from stoker.training.core import bootstrap, pretrained
-from stoker.training.core.error_rates import error_rate
 from stoker.training.core.evaluation import Evaluations
 from stoker.training.core.figures import Moment
 from stoker.training.core.media import Picture, Sound, Text
@@ -39,26 +37,6 @@ def prepared(folder: Path, **options: Any) -> Any:
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
-
-
-def test_error_rates_are_those_of_jiwer() -> None:
-    draw, words = random.Random(0), "a ab abc abcd bcd cd d".split()
-    said = [" ".join(draw.choices(words, k=draw.randint(1, 8))) for _ in range(200)]
-    heard = [" ".join(draw.choices(words, k=draw.randint(0, 8))) if draw.random() < 0.7 else text for text in said]
-    word, character = error_rate(map(str.split, said), map(str.split, heard)), error_rate(said, heard)
-    assert word.total / word.count == pytest.approx(jiwer.wer(said, heard), abs=1e-12)
-    assert character.total / character.count == pytest.approx(jiwer.cer(said, heard), abs=1e-12)
-
-
-def test_error_rates_are_those_of_torchaudio() -> None:
-    """jiwer counts with the same library; this is a plain loop, and takes empty sentences too."""
-    distance, draw = wheels.torchaudio().functional.edit_distance, random.Random(1)
-    said = ["".join(draw.choices("ab \u00e4\u0301\U0001f642", k=draw.randint(0, 12))) for _ in range(100)]
-    heard = ["".join(draw.choices("ab \u00e4\u0301\U0001f642", k=draw.randint(0, 12))) for _ in range(100)]
-    for known, found in ((said, heard), ([text.split() for text in said], [text.split() for text in heard])):
-        assert error_rate(known, found) == (sum(map(distance, known, found)), sum(map(len, known)))
-    with pytest.raises(ValueError):
-        error_rate(said, heard[:-1])
 
 
 def test_the_intervals_of_rates_are_by_speaker(tmp_path: Path) -> None:
