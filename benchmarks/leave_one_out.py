@@ -3,9 +3,10 @@
     python benchmarks/leave_one_out.py FOLDER DATA.csv [DATA.csv ...] [--without silence noise ...] [--jobs 1]
         [-- OPTIONS of train_audio_enc.py]
 
-The first recognizer has all changes of `--augment strong`, the others lack one each (`masks`: SpecAugment). Printed are
-the words and characters that are wrong in each of the DATA, and in the test set of what they are trained on. Runs stay
-in FOLDER; an interrupted measurement is resumed.
+The first recognizer has all changes of `--augment strong`, the others lack one each (`masks`: SpecAugment), or several
+that are joined by `+` (`--without pitch+warp clip+codec`). Printed are the words and characters that are wrong in the
+test set of what they are trained on, and in each of the DATA. Runs stay in FOLDER; an interrupted measurement is
+resumed.
 """
 
 import argparse
@@ -21,11 +22,11 @@ CHANGES = [name for name in AUGMENTS["strong"] if name not in MASKS]
 
 
 def row(folder: Path, without: str, data: list[str], options: list[str]) -> str:
-    lacking = [] if without == NOTHING else [f"--{without}", "0"]
+    lacking = [] if without == NOTHING else [part for name in without.split("+") for part in (f"--{name}", "0")]
     trained(folder / f"without_{without}", ["--augment", "strong", *lacking, *options])
     sets = [["--split", "test"], *(["--dataset", each, "--split", "all"] for each in data)]
     found = [evaluated(folder / f"without_{without}", *which) for which in sets]
-    return f"{without:12s}" + "".join(f"{figures['wer']:9.1%} {figures['cer']:6.1%}" for figures in found)
+    return f"{without:16s}" + "".join(f"{figures['wer']:9.1%} {figures['cer']:6.1%}" for figures in found)
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     asked, options = arguments(parser)
     asked.folder.mkdir(parents=True, exist_ok=True)
     names = ["test set", *(Path(each).stem for each in asked.data)]
-    print(f"{'without':12s}" + "".join(f"{name:>16s}" for name in names))
+    print(f"{'without':16s}" + "".join(f"{name:>16s}" for name in names))
     with ThreadPoolExecutor(asked.jobs) as pool:
         for line in pool.map(lambda without: row(asked.folder, without, asked.data, options), asked.without):
             print(line, flush=True)

@@ -16,6 +16,7 @@ import argparse
 import csv
 import random
 import re
+import sys
 from pathlib import Path
 
 from recognizers import arguments, evaluated, trained  # noqa: I001  finds the packages of src/
@@ -26,16 +27,22 @@ from stoker.data.text.sentences import DIGITS
 
 TEST, VALIDATION = 0.15, 0.05  # shares of the people, or of the texts
 SEED = 19
+FEWEST = 10  # recordings, so that each split has one
 
 
 def read(data: str) -> list[Utterance]:
-    """All rows, with digits as words."""
+    """All rows that can be read, with digits as words. Ends the program where there are fewer than ten."""
     found = []
     for _, row in recordings.listed(data):
         text = re.sub(r"\b\d\b", lambda digit: DIGITS[int(digit[0])], recordings.normalised(row.text))
-        if not re.search(r"\d", text):
-            seconds = row.seconds or len(audio.read(row.path)) / audio.RATE
-            found.append(Utterance(row.path, text, seconds, row.speaker))
+        if re.search(r"\d", text):
+            continue
+        try:
+            found.append(Utterance(row.path, text, row.seconds or audio.seconds(row.path), row.speaker))
+        except audio.AudioError as error:
+            print(f"{row.path} {error}: left out", file=sys.stderr)
+    if len(found) < FEWEST:
+        sys.exit(f"{data} has {len(found)} recordings that can be used, {FEWEST} are needed")
     return found
 
 

@@ -1,6 +1,7 @@
 """What the benchmarks of recognizers share: training one by the stage's own script, and evaluating one."""
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,16 +24,26 @@ def arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list
 
 def trained(folder: Path, options: list[str]) -> dict[str, float]:
     """The last evaluation of a run in this folder, which is started with the options, or resumed if it is there
-    already. Raises CalledProcessError."""
-    run = RunDir(folder)
+    already. Ends the program where the run failed, or is one with other options or data."""
+    run, record, log = RunDir(folder), folder.with_suffix(".options.json"), folder.with_suffix(".log")
+    asked = {"options": options, "files": {word: digest(word) for word in options if Path(word).is_file()}}
+    if record.exists() and json.loads(record.read_text()) != asked:
+        sys.exit(f"{folder} was measured with other options or data, see {record}: name another folder")
+    record.write_text(json.dumps(asked, indent=1))
     begun = run.status_file.exists()
     start = ["--resume", str(folder)] if begun else ["--result_dir", str(folder.parent), "--run_name", folder.name,
                                                      *options]
     if not begun or run.status().state != "finished":
-        with open(folder.with_suffix(".log"), "a") as log:
-            subprocess.run([sys.executable, str(SCRIPT), *start, "--yes"], check=True, stdout=log, stderr=log)
+        with open(log, "a") as output:
+            code = subprocess.run([sys.executable, SCRIPT, *start, "--yes"], stdout=output, stderr=output).returncode
+        if code:
+            sys.exit(f"{log.read_text().strip().splitlines()[-1]} (all of it: {log})")
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return next(row for row in reversed(rows) if "eval/wer" in row)
+
+
+def digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def evaluated(model: Path | str, *options: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ measurement is resumed.
 """
 
 import argparse
+import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     asked, options = arguments(parser)
     speakers = Counter(each.speaker for _, each in recordings.listed(asked.data))
+    if "" in speakers:
+        sys.exit(f"{asked.data} does not say who speaks in {speakers['']:,} recordings: add a column `speaker`")
     groups = balanced_folds(speakers, asked.folds or len(speakers))
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="speakers"))
     folder.mkdir(parents=True, exist_ok=True)

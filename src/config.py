@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -210,6 +211,9 @@ def _flags(cls: type, argv: Sequence[str], problems: list[str],
     left = list(argv)
     while left:
         token = left.pop(0)
+        if words is not None and token == "--":  # what follows are words, whatever they look like
+            words += left
+            return
         if words is not None and not _looks_like_flag(token):
             words.append(token)
             continue
@@ -404,7 +408,7 @@ def check(config: Any, invalid: Collection[str] = ()) -> list[str]:
     for name, (kind, spec, _) in fields(type(config)).items():
         value = getattr(config, name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if why := spec.problem(value):
+            if why := spec.problem(value) or ("" if math.isfinite(value) else "must be a finite number"):
                 found.append(f"--{name} {why}, is {value}")
                 wrong.add(name)
         elif spec.choices and value is not None and value not in spec.choices:

@@ -22,6 +22,22 @@ def test_their_trainer_trains_and_saves(monkeypatch: pytest.MonkeyPatch) -> None
         assert [path.name for path in trainer.snapshots.found()] == ["snapshot_step_00000001"]
 
 
+def test_a_run_with_other_options_is_not_taken_for_the_one_that_was_asked_for(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one that was trained on a file with other content; one that fails ends the program with its last line."""
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    recognizers = importlib.import_module("recognizers")
+    data, run = tmp_path / "said.csv", tmp_path / "run"
+    data.write_text("a.wav,b\n")
+    with pytest.raises(SystemExit, match="no validation recordings|can be used.*all of it: .*run.log"):
+        recognizers.trained(run, ["--dataset", str(data)])
+    with pytest.raises(SystemExit, match="was measured with other options or data"):
+        recognizers.trained(run, ["--dataset", str(data), "--lr", "1"])
+    data.write_text("a.wav,c\n")
+    with pytest.raises(SystemExit, match="was measured with other options or data"):
+        recognizers.trained(run, ["--dataset", str(data)])
+
+
 def test_a_voice_is_evaluated_on_texts_that_are_in_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Digits are words; of several people none is in two splits."""
     monkeypatch.syspath_prepend(PROJECT / "benchmarks")

@@ -147,6 +147,12 @@ def test_default_then_preset_then_file_then_flag(tmp_path: Path) -> None:
     assert fitted.typed == {"heads", "width", "rate"}, "a preset's values are not typed"
 
 
+def test_what_follows_two_dashes_is_no_flag() -> None:
+    words: list[str] = []
+    assert config.parse(Plan, PRESETS, ["a", "--width", "4", "--", "-b.wav", "--width"], words=words).config.width == 4
+    assert words == ["a", "-b.wav", "--width"]
+
+
 def test_a_flag_may_differ_from_the_file_and_one_value_may_stand_twice(tmp_path: Path) -> None:
     path = written(tmp_path, '{"width": 4, "n_width": 4, "width": 4, "interval": 3, "second_interval": 9}')
     assert parsed("--config", path, "--n_width", "6").width == 6
@@ -208,6 +214,7 @@ def test_every_mistake_is_reported_at_once_each_in_a_line(tmp_path: Path) -> Non
     (["--rate", "nan"], ["above 0 and below 1", "is nan"]),
     (["--rate", "inf"], ["is inf"]),
     (["--level", "nan"], ["is nan"]),
+    (["--from_zero", "inf"], ["--from_zero must be a finite number, is inf"]),
     (["--from_zero", "nan"], ["at least 0, is nan"]),
     (["--above_zero", "nan"], ["above 0, is nan"]),
     (["--to_one", "nan"], ["at most 1, is nan"]),

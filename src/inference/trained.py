@@ -20,6 +20,7 @@ from stoker.training.core.pretrained import Pretrained
 if TYPE_CHECKING:
     from torch import Tensor
 
+ESCAPED = str.maketrans({"\n": "\\n", "\t": "\\t"})  # in paths, so that each answer is a line of two columns
 C = TypeVar("C")
 T = TypeVar("T")
 
@@ -82,6 +83,8 @@ def inputs(words: Sequence[str], suffixes: Collection[str], what: str) -> list[s
     """The files to read, see `files`. Raises UserError where the user named none."""
     if not words:
         raise UserError(f"which {what}? give files, folders, or - for standard input")
+    if words.count("-") > 1:
+        raise UserError("- is given twice, but standard input can be read once: leave one out")
     return list(files(words, suffixes, what))
 
 
@@ -108,7 +111,7 @@ def answer(paths: Sequence[str], read: Callable[[str], T], error: type[Exception
                 write_line(json.dumps({"file": path, **found}, ensure_ascii=False))
                 continue
             for line in lines(found):
-                write_line(line if len(paths) == 1 else f"{path}\t{line}")
+                write_line(line if len(paths) == 1 else f"{path.translate(ESCAPED)}\t{line}")
     return 1 if unread else 0
 
 

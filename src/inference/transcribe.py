@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stoker import command, files
 from stoker.config import UserError, opt
 from stoker.daemon.rundir import PROJECT
+from stoker.data.sources.names import SPOKEN
 from stoker.data.speech import audio
 from stoker.inference import subtitles, trained
 from stoker.training.core import language, pretrained
@@ -47,7 +48,7 @@ class How:
     cut: str = opt("pauses", "how a recording longer than --window_seconds is heard: pauses: cut where it is quiet; "
                    "silero: cut where the package silero-vad hears no speech; windows: in windows that overlap, as is "
                    "any speech without pauses", choices=("pauses", "silero", "windows"))
-    window_seconds: float = opt(10.0, "length of a window", ge=1)
+    window_seconds: float = opt(10.0, "length of a window", ge=1, le=600)
     overlap_seconds: float = opt(2.0, "by which windows overlap", ge=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps")
 
@@ -80,6 +81,9 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _work(cfg: Config, words: list[str], only_check: bool) -> int:
+    if tables := [word for word in words if Path(word).suffix.lower() in (".csv", ".tsv")]:
+        raise UserError(f"{tables[0]} is a table, not a recording: {files.hint('evaluate')} RUN --dataset {tables[0]} "
+                        "--split all evaluates a model on the recordings that it names")
     paths = trained.inputs(words, audio.SUFFIXES, "sound")
     if cfg.subtitles and len(paths) > 1:
         _check_targets(paths, cfg.subtitles)
@@ -97,6 +101,9 @@ def _transcribe(cfg: Config, source: Pretrained, lm: Pretrained | None, paths: S
 
     listener = Listener(source, devices.choose(cfg.device), lm)
     trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
+    if source.options.get("dataset") in SPOKEN:
+        trained.note("it was trained on synthetic speech alone: of what people say it gets most words wrong, unless it "
+                     "learns from their recordings (docs/train_audio_enc.md, Your own voice)")
     if lm:
         trained.note(f"with the language model {lm}; {_weights(cfg)} --beam {cfg.width}")
 
@@ -241,16 +248,15 @@ def _notes(survey: audio.Survey, text: str) -> Iterator[str]:
                "loudest, is heard")
     if survey.clipped > audio.CLIPPED:
         yield f"is clipped: {survey.clipped:.1%} of its samples are at full scale"
-    if text:
-        return
+    ending = "" if text else "; no text"
     if not survey.count:
-        yield "holds no samples: no text"
+        yield "holds no samples; no text"
     elif survey.peak < audio.SILENT:
         yield f"is silent: no sample is above {20 * math.log10(audio.SILENT):.0f} dB of full scale; no text"
     elif survey.seconds < audio.SHORT:
-        yield f"is too short: {survey.seconds:.2f} s; no text"
-    else:
-        yield "has no speech that the model recognizes: no text"
+        yield f"is too short for a word: {survey.seconds:.2f} s{ending}"
+    elif not text:
+        yield "has no speech that the model recognizes; no text"
 
 
 def _weights(cfg: Config) -> "Weights":

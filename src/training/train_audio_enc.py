@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 BLOCKS = "transformer", "convolution", "conformer"
 SHOWN = 8  # transcripts
+EPOCHS_LOOKED_AT = 20  # for one in which a recording is changed
 SHAPE = 32  # frames: batches are padded to a multiple, since torch prepares its kernels again for each other length
 SPECTRUM_DRAWS, MASK_DRAWS, FIELD_DRAWS = 1, 2, 3  # keys of a row's random numbers, beside those for its sound
 MELS = 80  # bands for which AUGMENTS states mask_bands; for another number it is scaled in proportion
@@ -89,9 +90,9 @@ class Augmentation:
     silence: float = opt(0.0, "silence before and after a recording, up to so many seconds", ge=0, le=10)
     reverb: float = opt(0.0, "share of the recordings that are heard in a room that echoes", ge=0, le=1)
     noise: float = opt(0.0, "add noise of a random colour: to half of the recordings so many dB below the speech or up "
-                       "to 25 dB fainter, to the others 25 to 65 dB fainter, as of a quiet microphone", ge=0)
+                       "to 25 dB fainter, to the others 25 to 65 dB fainter, as of a quiet microphone", ge=0, le=100)
     babble: float = opt(0.0, "add one to four other recordings, at least so many dB below, to half of the recordings",
-                        ge=0)
+                        ge=0, le=100)
     clip: float = opt(0.0, "share of the recordings whose loudest samples are cut off", ge=0, le=1)
     codec: float = opt(0.0, "share of the recordings that are coded with few bits, as by a telephone", ge=0, le=1)
     gain: float = opt(6.0, "louder or quieter towards the end by up to so many dB", ge=0, le=40)
@@ -116,7 +117,7 @@ class Consistency:
 
     consistency: float = opt(0.0, "CR-CTC: train on two views of each recording with different masks, and weigh the "
                              "distance of their predictions by this (0: one view; 0.2 is usual, and doubles the work)",
-                             ge=0)
+                             ge=0, le=100)
 
 
 @dataclass
@@ -177,6 +178,9 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Also what --augment means for the options that were not typed."""
+        if "mask_bands" in typed and cfg.mask_bands >= cfg.num_mels:
+            raise UserError(f"--mask_bands {cfg.mask_bands} must be less than the {cfg.num_mels} of --num_mels: wider "
+                            "masks blank out whole recordings")
         cfg, lines = super().resolve_defaults(cfg, typed)
         changes = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
         changes |= AUGMENTS[cfg.augment]
@@ -197,7 +201,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         if cfg.extra_dataset:
             recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
         self.open_tokenizer([each.text for each in found["train"]])
-        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits())
+        self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits(),
+                                                        evaluated=cfg.split if cfg.eval_only else "")
         self.warn_of_unspelled(each.text for rows in self.utterances.values() for each in rows)
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
         if cfg.lm and self.pretrained:
@@ -435,14 +440,17 @@ class AudioEncoder(Transcribing, Labelled[Config]):
                 "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE), **self._augmented(model)}
 
     def _augmented(self, model: Any) -> "dict[str, Media]":
-        """Sound and spectrogram of the first training recording before and after augmentation."""
+        """Sound and spectrogram of the first training recording before and after augmentation: in the first epoch in
+        which it does not stay as it is."""
         import torch
 
         from stoker.training.core import device as devices
         from stoker.training.core.media import Sound, heat_map
 
         rows = self.dataset("train")
-        before, clip = torch.from_numpy(rows.samples(0)), rows[0]
+        before = torch.from_numpy(rows.samples(0))
+        changed_clips = (clip for epoch in range(EPOCHS_LOOKED_AT) if not (clip := rows[epoch * len(rows)]).unchanged)
+        clip = next(changed_clips, rows[0])
         plain, _ = model.mel(before[None].to(devices.of(model)), torch.tensor([len(before)], device=devices.of(model)))
         changed, frames = self._views(model, devices.move(self.collate([clip]), devices.of(model)))[0]
         return {"sound/training_before": Sound(before.numpy(), audio.RATE),

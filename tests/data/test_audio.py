@@ -143,8 +143,11 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     (tmp_path / "cut.wav").write_bytes(content[:-1000])
     soundfile.write(tmp_path / "whole.flac", tone(300, 16000), 16000)
     (tmp_path / "cut.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:-2000])
+    soundfile.write(tmp_path / "loud.wav", np.array([0.1, -2e4]), 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan], np.float32), 16000, subtype="FLOAT")
-    for name, why in {"text.wav": "cannot be read as sound (Format not recognised)", "empty.flac": "is empty",
+    for name, why in {"text.wav": "cannot be read as sound (Format not recognised): convert it to one "
+                      "of .wav, .flac, .ogg, .opus, .mp3", "empty.flac": "is empty",
+                      "loud.wav": "holds samples of 2e+04: those of sound lie between -1 and 1",
                       "cut.wav": "is cut short: its last 1,000 bytes are missing", "nan.wav": "holds NaN or Inf",
                       "cut.flac": "cannot be read as sound (flac decoder lost sync)", "": "is a folder",
                       "none.wav": "there is no such file"}.items():

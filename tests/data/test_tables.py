@@ -29,6 +29,7 @@ def test_quotes_commas_and_line_ends(tmp_path: Path, content: str) -> None:
     ("a.png,tea\n# no\nb.png,Hello, world\n", "line 3 has 3 cells instead of 2"),
     ('image,text\na.png,"5 inch\nb.png,tea\n', "line 2 has a cell that begins with a quote and does not end with one"),
     ('image,text\na.png,"5" inch\n', "line 2 has a cell that begins with a quote"),
+    ("photo,caption\na.png,tea\n", "the first row, 'photo,caption', has the column caption but none for the file"),
     ("# nothing\n", "has no rows; see the guide"), ("a.png\n", "a row is `file,text`, the first is 'a.png'")])
 def test_what_would_be_another_text_is_refused(tmp_path: Path, content: str, told: str) -> None:
     with pytest.raises(UserError, match="rows.csv: ") as error:

@@ -219,9 +219,9 @@ def test_any_rate_and_any_channels(run: RunDir, tmp_path: Path, rate: int, chann
 @pytest.mark.parametrize("samples, rest", [
     (np.zeros(16000), "is silent: no sample is above -60 dB of full scale; no text"),
     (np.full(16000, 0.4), "is silent: no sample is above -60 dB of full scale; no text"),
-    (0.3 * np.sin(np.arange(100) * 0.3), "is too short: 0.01 s; no text"),
-    (np.zeros(0), "holds no samples: no text"),
-    (made_speech.said(" ") * 0.1, "has no speech that the model recognizes: no text")])
+    (0.3 * np.sin(np.arange(100) * 0.3), "is too short for a word: 0.01 s; no text"),
+    (np.zeros(0), "holds no samples; no text"),
+    (made_speech.said(" ") * 0.1, "has no speech that the model recognizes; no text")])
 def test_why_there_is_no_text_is_a_line(run: RunDir, tmp_path: Path, samples: np.ndarray, rest: str) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, samples.astype(np.float32), audio.RATE, subtype="FLOAT")
@@ -298,13 +298,13 @@ def test_subtitles_of_one_file_are_printed_and_of_several_written_beside(run: Ru
 
 
 def test_folders_and_several_files_are_a_line_each(run: RunDir, tmp_path: Path) -> None:
-    for name, text in (("b", "abc d"), ("a", "gfe d"), ("deeper/c", "bad e")):
+    for name, text in (("b\nb", "abc d"), ("a", "gfe d"), ("deeper/c", "bad e")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         recording(tmp_path / f"{name}.flac", text)
     ran = transcribe(run, tmp_path)
     lines = [line.split("\t") for line in ran.stdout.decode().splitlines()]
     assert lines == [[str(tmp_path / name), text] for name, text in
-                     (("a.flac", "gfe d"), ("b.flac", "abc d"), ("deeper/c.flac", "bad e"))]
+                     (("a.flac", "gfe d"), ("b\\nb.flac", "abc d"), ("deeper/c.flac", "bad e"))]
 
 
 def test_sound_may_come_from_standard_input(run: RunDir, tmp_path: Path) -> None:
@@ -343,6 +343,8 @@ def test_standard_input_may_go_on_for_so_long(monkeypatch: pytest.MonkeyPatch, t
     (["nowhere.wav"], "nowhere.wav: there is no such file"), ([], "which sound?"),
     (["FILE", "--model", "nothing"], "nothing"),
     (["FILE", "--beem", "2"], "did you mean --beam?"), (["FILE", "--beam", "0"], "--beam must be"),
+    (["-", "-"], "- is given twice"), (["speech.csv"], "speech.csv is a table, not a recording: "),
+    (["FILE", "--window_seconds", "inf"], "--window_seconds must be at least 1 and at most 600, is inf"),
     (["FILE", "--overlap_seconds", "10"], "must be less than --window_seconds"),
     (["FILE", "--json", "--srt"], "--json and --srt exclude one another: choose one"),
     (["FILE", "--srt", "--vtt"], "--srt and --vtt exclude one another: choose one"),

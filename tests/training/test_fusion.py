@@ -1,6 +1,8 @@
 """An evaluation with a language model: its weight, on which recordings it is tuned, and what is reported."""
 
+import logging
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,8 +102,13 @@ def test_the_weight_is_tuned_on_the_validation_set_of_the_run(folder: Path, tuni
     assert tunings == [texts_of(own, "validation")] and "are evaluated, too" not in caplog.text
     assert len(tunings[0]) == 20 and not set(tunings[0]) & set(texts_of(other, "train"))
     assert all(f"{name}=" in line for name in ("wer", "cer", "lm_wer", "lm_cer", "lm_weight", "lm_bonus")), line
-    eval_only.report(job(folder, "--lm", str(folder / "lm"), "--beam", "3", "--lm_weight", "0.5"))
+    with caplog.at_level(logging.INFO):
+        line = eval_only.report(job(folder, "--lm", str(folder / "lm"), "--beam", "3", "--lm_weight", "0.5"))
     assert tunings[1] == tunings[0] and "20 of the 20 recordings" in caplog.text
+    with_lm, alone = (float(re.search(rf" {name}=([0-9.]+)%", line)[1]) for name in ("lm_wer", "wer"))  # type: ignore[index]
+    assert "Tuned --lm_bonus on 20 validation recordings: --lm_weight 0.5" in caplog.text
+    assert f"with a WER of {with_lm:.1f}% there, {alone:.1f}% without a language model" in caplog.text
+    assert ("makes the transcripts worse" in caplog.text) == (with_lm > alone)
 
 
 def test_at_most_so_many_recordings_are_tuned_on(folder: Path, monkeypatch: pytest.MonkeyPatch,

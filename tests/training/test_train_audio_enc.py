@@ -194,6 +194,8 @@ def test_augment_is_a_word_for_options_that_were_not_typed() -> None:
     typed = resolved("strong", "noise", "warp", noise=3.0, warp=0.0)
     assert (typed.noise, typed.warp) == (3.0, 0.0)
     assert replace(typed, noise=strong.noise, warp=strong.warp) == strong
+    with pytest.raises(UserError, match="--mask_bands 40 must be less than the 40 of --num_mels"):
+        resolved("strong", "mask_bands", mask_bands=40, num_mels=40)
 
 
 def test_two_views_differ_in_their_masks_alone(tmp_path: Path) -> None:
@@ -387,6 +389,7 @@ def test_it_is_compiled_only_where_that_was_asked_for() -> None:
     (["--extra_dataset", "librispeech-100"], "--extra_dataset librispeech-100 is not on this machine: ./run/data.sh "
      "download --dataset librispeech-100 fetches it"),
     (["--labels", "words"], "--labels: 'words' is none of chars, bpe"), (["--speed", "0.9"], "--speed must be"),
+    (["--noise", "1e9"], "--noise must be at least 0 and at most 100"),
 ])
 def test_a_mistake_is_reported_before_anything_is_read(argv: list[str], part: str) -> None:
     with pytest.raises(UserError) as told:
@@ -415,6 +418,12 @@ def test_samples_show_the_training_speech_before_and_after_augmentation(tmp_path
         assert before.shape != after.shape or not np.array_equal(before, after)
     assert np.array_equal(made["sound/training_before"].samples, rows.samples(0))
     assert np.array_equal(made["sound/training_after"].samples, rows[0].waveform.numpy())
+    rows.augmentation, rows.seed = replace(rows.augmentation, unchanged=0.6), 0
+    while not rows[0].unchanged:
+        rows.seed += 1
+    changed = next(clip for epoch in range(20) if not (clip := rows[epoch * len(rows)]).unchanged)
+    shown = stage.samples(stage.model().eval())["sound/training_after"]
+    assert np.array_equal(shown.samples, changed.waveform.numpy())
 
 
 def test_only_blanks_for_long_are_reported_once_until_something_is_heard(tmp_path: Path) -> None:

@@ -92,11 +92,11 @@ def percentiles(values: Sequence[int]) -> str:
     return f"smallest {ordered[0]:,}, {between}, largest {ordered[-1]:,}"
 
 
-def checked(splits: Splits, frames: Mapping[str, Frame], *, keep: bool,
-            limits: Limits = Limits()) -> tuple[Splits, dict[str, Resized], Report]:
-    """As `examined`, reported in the log. Raises UserError where nothing is left of a split."""
+def checked(splits: Splits, frames: Mapping[str, Frame], *, keep: bool, limits: Limits = Limits(),
+            evaluated: str = "") -> tuple[Splits, dict[str, Resized], Report]:
+    """As `examined`, reported in the log. Raises UserError where nothing is left of a split: see `check.log_report`."""
     found = examined(splits, frames, keep=keep, limits=limits)
-    check.log_report(found[-1], "pictures")
+    check.log_report(found[-1], "pictures", evaluated)
     return found
 
 

@@ -6,7 +6,7 @@ DRAWN = ("scenes", "digits", "lines")  # pictures that are made here, or embedde
 HUB_PICTURES = ("coco-captions", "mjsynth")
 
 RECORDINGS = {
-    "path": ("audio_path", "wav", "audio", "path", "file", "audio_filepath"),
+    "path": ("audio_path", "wav", "audio", "path", "file", "audio_filepath", "file_name", "filename"),
     "text": ("transcription", "text", "transcript", "sentence"),
     "speaker": ("speaker", "speaker_id", "client_id"),
     "split": ("split",),

@@ -34,6 +34,9 @@ def rows(path: Path, columns: Mapping[str, Sequence[str]], advice: str) -> Itera
         raise UserError(f"--dataset {path}: has no rows; {advice}")
     first = begin[1]
     places = _header(first, columns)
+    if not places and (known := {name for names in columns.values() for name in names} & set(_names(first))):
+        raise UserError(f"--dataset {path}: the first row, {','.join(first)!r}, has the column {min(known)} but none "
+                        f"for the file, which is called {', '.join(columns['path'])}: rename it")
     if not places and len(first) < 2:
         raise UserError(f"--dataset {path}: a row is `file,text`, the first is {','.join(first)!r}; {advice}")
     most = len(first) if places else 2
@@ -63,9 +66,14 @@ def _cells(path: Path, number: int, line: str) -> list[str]:
 
 def _header(row: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """What stands where; empty where the row is no header."""
-    names = [cell.strip().lower() for cell in row]
+    names = _names(row)
     found = {what: names.index(name) for what, known in columns.items() for name in reversed(known) if name in names}
     return found if "path" in found and len(found) > 1 else {}
+
+
+def _names(row: Sequence[str]) -> list[str]:
+    """The cells of a header, as columns are called."""
+    return [cell.strip().lower() for cell in row]
 
 
 def located(named: str, folder: Path) -> str:

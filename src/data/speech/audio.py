@@ -22,10 +22,12 @@ CHANNELS = 64  # of a microphone array
 INAUDIBLE = 0.05  # seconds that may be missing: encoders pad, and not all write by how much
 AT_ONCE = 2**16  # samples, of all channels together, that are read and resampled at once
 UNKNOWN = 2**62  # frames: with so many, a header says that it does not know them (libsndfile: 2**63 - 1)
+UNRECOGNISED = "Format not recognised"  # as libsndfile says it
 SHORT = 0.1  # seconds: no word is shorter
 SILENT = 1e-3  # of full scale, -60 dB: no sample is louder
 FULL_SCALE = 0.999  # of the largest sample: what reaches it was clipped
 CLIPPED = 1e-3  # share of the samples at full scale from which on it is heard
+LOUDEST = 1000.0  # of full scale: floating-point samples beyond were never sound
 CANCELLED = 0.1  # of the power that the mean of channels has which have nothing in common
 
 
@@ -181,7 +183,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
         said = str(getattr(error, "error_string", "") or error).removeprefix("Error : ").strip().rstrip(".")
         if "psf_fseek" in said:  # libsndfile wanted to read beyond the end of the file
             raise AudioError("is cut short: its header names more samples than there are") from error
-        raise AudioError(f"cannot be read as sound ({said})") from error
+        advice = f": convert it to one of {', '.join(SUFFIXES)}" if said == UNRECOGNISED else ""
+        raise AudioError(f"cannot be read as sound ({said}){advice}") from error
 
 
 def _refuse_format(rate: int, channels: int) -> None:
@@ -207,6 +210,8 @@ def _raw_blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
     while len(block := file.read(AT_ONCE // file.channels, dtype="float32", always_2d=True)):
         if not np.isfinite(block).all():
             raise AudioError("holds NaN or Inf")
+        if (largest := np.abs(block).max()) > LOUDEST:
+            raise AudioError(f"holds samples of {largest:.3g}: those of sound lie between -1 and 1")
         yield block
         count += len(block)
     if (lacking := (file.frames - count) / file.samplerate) > INAUDIBLE and truncation.knows_frames(file.name):

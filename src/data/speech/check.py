@@ -51,10 +51,11 @@ class Report(check.Report):
         return [*self.refused, *self.doubtful]
 
 
-def checked(splits: Splits, *, keep: bool, limits: Limits = Limits()) -> tuple[Splits, Decoded, Report]:
-    """As `examined`, reported in the log. Raises UserError where nothing is left of a split."""
+def checked(splits: Splits, *, keep: bool, limits: Limits = Limits(),
+            evaluated: str = "") -> tuple[Splits, Decoded, Report]:
+    """As `examined`, reported in the log. Raises UserError where nothing is left of a split: see `check.log_report`."""
     found = examined(splits, keep=keep, limits=limits)
-    check.log_report(found[-1], "recordings")
+    check.log_report(found[-1], "recordings", evaluated)
     return found
 
 

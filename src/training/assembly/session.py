@@ -272,7 +272,7 @@ def _draw(run: RunDir) -> None:
 def _report_plan(plan: Plan) -> None:
     batch, accum = plan.cfg.batch_size, plan.cfg.grad_accum_steps
     log.info("Loaded %s samples", "a stream of" if plan.rows is None else f"{plan.rows:,}")
-    if plan.rows is not None and batch * accum > plan.rows:
+    if plan.rows is not None and plan.order.steps_per_epoch == 1 and batch * accum > plan.rows:
         log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
                     f"{batch:,}", f"{accum:,}", f"{plan.rows:,}")
     for line in plan.notes:

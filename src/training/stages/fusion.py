@@ -108,8 +108,25 @@ class WithLanguageModel:
         first = Weights(*self.cfg.weight_and_bonus)
         weights, wer = tuned(lambda each, weights: fusion.search(each, weights, self.cfg.width), heard, said,
                              self._text, first, [Weights(weight, bonus) for weight in grid[0] for bonus in grid[1]])
-        log.info("Tuned on %s validation recordings: %s, with a WER of %.1f%% there", len(heard), weights, 100 * wer)
+        without = error_rates(map(str.split, said), [self._text(_greedy(each, self.labels.end_of_text)).split()
+                                                     for each in heard])
+        alone = float(without.total.sum()) / max(1, sum(map(len, map(str.split, said))))
+        chosen = [name for name, value in zip(("--lm_weight", "--lm_bonus"), typed) if value is None]
+        log.info("Tuned %s on %s validation recordings: %s, with a WER of %.1f%% there, %.1f%% without a language "
+                 "model", " and ".join(chosen), len(heard), weights, 100 * wer, 100 * alone)
+        if wer > alone:
+            log.warning("The language model makes the transcripts worse: leave --lm out, or train one longer, on text "
+                        "that is more like what is said")
         return weights
+
+
+def _greedy(log_probs: "np.ndarray", blank: int) -> list[int]:
+    """The labels of one recording without a language model, (F, L)."""
+    import torch
+
+    from stoker.model import ctc
+
+    return ctc.greedy(torch.from_numpy(log_probs)[None], torch.tensor([len(log_probs)]), blank=blank)[0]
 
 
 def _log_probs(logits: "Tensor", lengths: "Tensor") -> "list[np.ndarray]":

@@ -94,8 +94,9 @@ class Labelled(Tokenized[C]):
         from stoker.data.text.labels import unspelled
 
         if unknown := unspelled(self.tokenizer, texts):
+            advice = "; write numbers as words, as they are said" if any(map(str.isdigit, unknown)) else ""
             log.warning("%s characters of the texts are not among the labels, so they are not learned, and are errors "
-                        "in validation: %s", len(unknown), " ".join(unknown))
+                        "in validation: %s%s", len(unknown), " ".join(unknown), advice)
 
     def ctc_texts(self, logits: "Tensor", lengths: "Tensor") -> list[str]:
         """The texts that a CTC head reads, with the likeliest label of each frame: logits (B, T, V), of which the first

@@ -60,7 +60,8 @@ class OfPictures(Labelled[C]):
         cfg: Any = self.cfg
         frames = {split: self.changes(split).stored(self.frame()) for split in found}
         self.pictures, self.resized, _ = check.checked(found, frames, keep=cfg.cache_images,
-                                                       limits=limits or check.Limits())
+                                                       limits=limits or check.Limits(),
+                                                       evaluated=cfg.split if cfg.eval_only else "")
 
     def views(self, split: str) -> "Views":
         from stoker.data.pictures.views import Views
