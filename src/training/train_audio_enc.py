@@ -82,7 +82,8 @@ class Augmentation:
     augment: str = opt("mild", "how much the options of this section change: none, mild or strong; those that are "
                        "typed keep their values", choices=tuple(AUGMENTS))
     speed: float = opt(0.1, "play faster or slower, which changes the pitch too, by up to this share", ge=0, le=0.5)
-    pitch: float = opt(0.0, "higher or lower by up to so many semitones, formants too, at the same speed", ge=0, le=12)
+    pitch: float = opt(0.0, "higher or lower by up to so many semitones, voice and resonances alike, at the same "
+                       "speed", ge=0, le=12)
     warp: float = opt(0.0, "as by a shorter or longer vocal tract: formants up or down by up to so many octaves", ge=0,
                       le=0.5)
     rhythm: float = opt(0.0, "parts of a recording faster or slower than others, by up to about this share", ge=0,
@@ -103,7 +104,7 @@ class Augmentation:
     elastic: float = opt(0.0, "elastic deformation: from moment to moment move what is heard up and down in frequency "
                          "(standard deviation, in octaves), and as much in time and loudness", ge=0, le=0.5)
     contrast: float = opt(0.0, "loud and quiet further apart or nearer by up to this share", ge=0, le=0.5)
-    unchanged: float = opt(0.0, "share of the recordings that stay as they are, but for masks", ge=0, le=1)
+    unchanged: float = opt(0.0, "share of the recordings that stay as they are; only masks are applied", ge=0, le=1)
     masks: int = opt(2, "SpecAugment: masks over frequency, and as many over time", ge=0, le=32)
     mask_bands: int = opt(12, "SpecAugment: mel bands of a mask over frequency, at most; --augment sets it for 80 "
                           "bands, and in proportion for others", ge=0)
