@@ -79,8 +79,8 @@ class Speech:
 class Augmentation:
     """Augmentation of the training speech, different in each epoch (0: off)"""
 
-    augment: str = opt("mild", "how much the options of this section change: none, mild or strong; those that are "
-                       "typed keep their values", choices=tuple(AUGMENTS))
+    augment: str = opt("mild", "sets all other options of this section: none, mild or strong (preset nano: strong); "
+                       "those that you type keep their values", choices=tuple(AUGMENTS))
     speed: float = opt(0.1, "play faster or slower, which changes the pitch too, by up to this share", ge=0, le=0.5)
     pitch: float = opt(0.0, "higher or lower by up to so many semitones, voice and resonances alike, at the same "
                        "speed", ge=0, le=12)
