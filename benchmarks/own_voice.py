@@ -23,15 +23,15 @@ from recognizers import arguments, evaluated, trained  # noqa: I001  finds the p
 
 from stoker.data.speech import audio, recordings
 from stoker.data.speech.recordings import Utterance
+from stoker.data.splits import SPLITS
 from stoker.data.text.sentences import DIGITS
 
 TEST, VALIDATION = 0.15, 0.05  # shares of the people, or of the texts
 SEED = 19
-FEWEST = 10  # recordings, so that each split has one
 
 
 def read(data: str) -> list[Utterance]:
-    """All rows that can be read, with digits as words. Ends the program where there are fewer than ten."""
+    """All rows that can be read, with digits as words."""
     found = []
     for _, row in recordings.listed(data):
         text = re.sub(r"\b\d\b", lambda digit: DIGITS[int(digit[0])], recordings.normalised(row.text))
@@ -41,17 +41,20 @@ def read(data: str) -> list[Utterance]:
             found.append(Utterance(row.path, text, row.seconds or audio.seconds(row.path), row.speaker))
         except audio.AudioError as error:
             print(f"{row.path} {error}: left out", file=sys.stderr)
-    if len(found) < FEWEST:
-        sys.exit(f"{data} has {len(found)} recordings that can be used, {FEWEST} are needed")
     return found
 
 
 def parted(rows: list[Utterance]) -> dict[str, list[Utterance]]:
-    """Splits without a person, or else a text, in two of them, each in random order."""
+    """Splits without a person, or else a text, in two of them, each in random order. Ends the program where there are
+    too few."""
     several = len({row.speaker for row in rows}) > 1
     groups = sorted({row.speaker if several else row.text for row in rows})
     random.Random(SEED).shuffle(groups)
-    test, validation = round(TEST * len(groups)), round((TEST + VALIDATION) * len(groups))
+    if len(groups) < len(SPLITS):
+        sys.exit(f"{len(groups)} different {'speakers' if several else 'texts'} in recordings that can be used, "
+                 f"{len(SPLITS)} are needed: one for each split")
+    test = max(1, round(TEST * len(groups)))
+    validation = max(test + 1, round((TEST + VALIDATION) * len(groups)))
     split_of = {group: "test" if place < test else "validation" if place < validation else "train"
                 for place, group in enumerate(groups)}
     splits: dict[str, list[Utterance]] = {"train": [], "validation": [], "test": []}

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +27,12 @@ def trained(folder: Path, options: list[str]) -> dict[str, float]:
     """The last evaluation of a run in this folder, which is started with the options, or resumed if it is there
     already. Ends the program where the run failed, or is one with other options or data."""
     run, record, log = RunDir(folder), folder.with_suffix(".options.json"), folder.with_suffix(".log")
-    asked = {"options": options, "files": {word: digest(word) for word in options if Path(word).is_file()}}
-    if record.exists() and json.loads(record.read_text()) != asked:
-        sys.exit(f"{folder} was measured with other options or data, see {record}: name another folder")
-    record.write_text(json.dumps(asked, indent=1))
+    asked = {"options": options, "files": {word: digest(word) for word in options if os.path.isfile(word)}}
     begun = run.status_file.exists()
+    if begun and not (record.exists() and json.loads(record.read_text()) == asked):
+        sys.exit(f"{folder} was trained with other options or data, or before these were recorded in {record}: name "
+                 "another folder")
+    record.write_text(json.dumps(asked, indent=1))
     start = ["--resume", str(folder)] if begun else ["--result_dir", str(folder.parent), "--run_name", folder.name,
                                                      *options]
     if not begun or run.status().state != "finished":

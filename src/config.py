@@ -408,7 +408,7 @@ def check(config: Any, invalid: Collection[str] = ()) -> list[str]:
     for name, (kind, spec, _) in fields(type(config)).items():
         value = getattr(config, name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if why := spec.problem(value) or ("" if math.isfinite(value) else "must be a finite number"):
+            if why := spec.problem(value) or ("" if abs(value) < math.inf else "must be a finite number"):
                 found.append(f"--{name} {why}, is {value}")
                 wrong.add(name)
         elif spec.choices and value is not None and value not in spec.choices:

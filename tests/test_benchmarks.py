@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stoker.daemon.rundir import PROJECT
+from stoker.daemon.rundir import PROJECT, RunDir
 
 
 def test_their_trainer_trains_and_saves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,12 +29,14 @@ def test_a_run_with_other_options_is_not_taken_for_the_one_that_was_asked_for(
     recognizers = importlib.import_module("recognizers")
     data, run = tmp_path / "said.csv", tmp_path / "run"
     data.write_text("a.wav,b\n")
-    with pytest.raises(SystemExit, match="no validation recordings|can be used.*all of it: .*run.log"):
+    with pytest.raises(SystemExit, match=r"none of the 1 training recordings can be used.*\(all of it: .*run\.log\)"):
         recognizers.trained(run, ["--dataset", str(data)])
-    with pytest.raises(SystemExit, match="was measured with other options or data"):
+    run.mkdir()
+    RunDir(run).status_file.write_text("{}")  # as if it had begun
+    with pytest.raises(SystemExit, match="was trained with other options or data"):
         recognizers.trained(run, ["--dataset", str(data), "--lr", "1"])
     data.write_text("a.wav,c\n")
-    with pytest.raises(SystemExit, match="was measured with other options or data"):
+    with pytest.raises(SystemExit, match="was trained with other options or data"):
         recognizers.trained(run, ["--dataset", str(data)])
 
 
@@ -53,6 +55,10 @@ def test_a_voice_is_evaluated_on_texts_that_are_in_no_training(tmp_path: Path, m
     texts = [{row.text for row in split} for split in splits.values()]
     assert len(set.union(*texts)) == sum(map(len, texts)) == 100
     assert own_voice.minutes_of(own_voice.first_minutes(splits["train"], 1)) == 1
+    for few in 3, 10, 17:
+        assert all(own_voice.parted(rows[:few]).values()), "each split has a recording"
+    with pytest.raises(SystemExit, match="2 different texts in recordings that can be used, 3 are needed"):
+        own_voice.parted(rows[:2])
     people = [replace(row, speaker=f"person {i % 20}") for i, row in enumerate(rows)]
     splits = own_voice.parted(people)
     assert [len({row.speaker for row in split}) for split in splits.values()] == [16, 1, 3]

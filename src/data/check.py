@@ -117,9 +117,9 @@ def duplicates(refused: Sequence[Refused]) -> int:
     return sum(why.startswith("duplicate") for *_, why in refused)
 
 
-def log_report(report: Report, what: str, evaluated: str = "") -> None:
+def log_report(report: Report, what: str, evaluated_split: str = "") -> None:
     """Log a report. `what` is the word for the rows: "pictures". Raises UserError where a split has no usable rows; of
-    a model that is only evaluated, where the split `evaluated` has none or, if that is "all", no split has any.
+    a model that is only evaluated, where the split `evaluated_split` has none or, if that is "all", no split has any.
 
     Rows of data that Stoker makes itself are counted, not listed: the user cannot mend them, and the same ones are left
     out every time."""
@@ -132,17 +132,24 @@ def log_report(report: Report, what: str, evaluated: str = "") -> None:
         log.warning("%s %s: %s", split, printable(path), why)
     if (more := len(listed) - LOGGED) > 0:
         log.warning("and %s more: %s lists all", f"{more:,}", files.hint("data check"))
-    if evaluated == "all":
-        needed = [[*report.used]]
-    else:
-        needed = [[split] for split in report.used if evaluated in ("", split)]
-    for splits in needed:
-        if sum(report.used[split] for split in splits):
-            continue
-        kind, rows = "" if splits[1:] else f"{splits[0]} ", sum(report.rows[split] for split in splits)
-        if not rows:
-            raise UserError(f"the data have no {kind}{what}: " + (
-                "--split all evaluates those that there are" if evaluated else
-                "give at least two with different texts, or say which they are in a column `split`"))
-        example = next((f": {path} is {why}" for split, path, why in report.refused if split in splits), "")
-        raise UserError(f"none of the {rows:,} {kind}{what} can be used{example}")
+    splits = [*report.used]
+    if evaluated_split == "all":
+        _require(report, what, splits, "")
+    for split in splits:
+        if evaluated_split == split:
+            _require(report, what, [split], "--split all evaluates those that there are")
+        elif not evaluated_split:
+            _require(report, what, [split], "give at least two with different texts, or mark them in a column `split`")
+
+
+def _require(report: Report, what: str, splits: Sequence[str], advice: str) -> None:
+    """Raises UserError where none of these splits has a usable row; `advice` is what to do where it has no row."""
+    if sum(report.used[split] for split in splits):
+        return
+    rows, kind = sum(report.rows[split] for split in splits), ""
+    if len(splits) == 1:
+        kind = "training " if splits[0] == "train" else f"{splits[0]} "
+    if not rows:
+        raise UserError(f"the data have no {kind}{what}" + (f": {advice}" if advice else ""))
+    example = next((f": {path} is {why}" for split, path, why in report.refused if split in splits), "")
+    raise UserError(f"none of the {rows:,} {kind}{what} can be used{example}")

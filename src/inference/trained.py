@@ -20,7 +20,7 @@ from stoker.training.core.pretrained import Pretrained
 if TYPE_CHECKING:
     from torch import Tensor
 
-ESCAPED = str.maketrans({"\n": "\\n", "\t": "\\t"})  # in paths, so that each answer is a line of two columns
+ESCAPED = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})  # in paths: an answer is a line of two columns
 C = TypeVar("C")
 T = TypeVar("T")
 

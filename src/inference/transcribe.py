@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,7 @@ def _transcribe(cfg: Config, source: Pretrained, lm: Pretrained | None, paths: S
 
     listener = Listener(source, devices.choose(cfg.device), lm)
     trained.note(f"{source}; {trained.scored(source, ('wer', 'cer'))}")
-    if source.options.get("dataset") in SPOKEN:
+    if _heard_no_people(source.options):
         trained.note("it was trained on synthetic speech alone: of what people say it gets most words wrong, unless it "
                      "learns from their recordings (docs/train_audio_enc.md, Your own voice)")
     if lm:
@@ -119,6 +119,12 @@ def _transcribe(cfg: Config, source: Pretrained, lm: Pretrained | None, paths: S
 
     return trained.answer(paths, heard, audio.AudioError, lambda found: found,
                           lambda found: found.get("lines", [found["text"]]), as_json=cfg.json)
+
+
+def _heard_no_people(options: Mapping[str, Any]) -> bool:
+    """Whether a model was trained, with these options, on synthetic speech alone."""
+    data = {options.get("dataset"), options.get("extra_dataset") or SPOKEN[0]}
+    return data <= {*SPOKEN} and not options.get("init_from")
 
 
 @contextmanager
@@ -248,15 +254,17 @@ def _notes(survey: audio.Survey, text: str) -> Iterator[str]:
                "loudest, is heard")
     if survey.clipped > audio.CLIPPED:
         yield f"is clipped: {survey.clipped:.1%} of its samples are at full scale"
-    ending = "" if text else "; no text"
     if not survey.count:
-        yield "holds no samples; no text"
+        reason = "holds no samples"
     elif survey.peak < audio.SILENT:
-        yield f"is silent: no sample is above {20 * math.log10(audio.SILENT):.0f} dB of full scale; no text"
+        reason = f"is silent: no sample is above {20 * math.log10(audio.SILENT):.0f} dB of full scale"
     elif survey.seconds < audio.SHORT:
-        yield f"is too short for a word: {survey.seconds:.2f} s{ending}"
+        reason = f"is too short for a word: {survey.seconds:.2f} s"
     elif not text:
-        yield "has no speech that the model recognizes; no text"
+        reason = "has no speech that the model recognizes"
+    else:
+        return
+    yield reason + ("" if text else "; no text")
 
 
 def _weights(cfg: Config) -> "Weights":

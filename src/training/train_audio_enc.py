@@ -79,8 +79,8 @@ class Speech:
 class Augmentation:
     """Augmentation of the training speech, different in each epoch (0: off)"""
 
-    augment: str = opt("mild", "sets all other options of this section: none, mild or strong (preset nano: strong); "
-                       "those that you type keep their values", choices=tuple(AUGMENTS))
+    augment: str = opt("mild", "sets all other options of this section but --masks: none, mild or strong (preset nano: "
+                       "strong); those that you type keep their values", choices=tuple(AUGMENTS))
     speed: float = opt(0.1, "play faster or slower, which changes the pitch too, by up to this share", ge=0, le=0.5)
     pitch: float = opt(0.0, "higher or lower by up to so many semitones, voice and resonances alike, at the same "
                        "speed", ge=0, le=12)
@@ -180,8 +180,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
         """Also what --augment means for the options that were not typed."""
         if "mask_bands" in typed and cfg.mask_bands >= cfg.num_mels:
-            raise UserError(f"--mask_bands {cfg.mask_bands} must be less than the {cfg.num_mels} of --num_mels: wider "
-                            "masks blank out whole recordings")
+            raise UserError(f"--mask_bands {cfg.mask_bands} must be less than the {cfg.num_mels} of --num_mels: a "
+                            "mask that wide hides the whole recording")
         cfg, lines = super().resolve_defaults(cfg, typed)
         changes = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
         changes |= AUGMENTS[cfg.augment]
@@ -203,7 +203,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
             recordings.add_extra(found, cfg.extra_dataset, shared_texts=cfg.shared_texts)
         self.open_tokenizer([each.text for each in found["train"]])
         self.utterances, self.decoded, report = checked(found, keep=cfg.cache_audio, limits=self._limits(),
-                                                        evaluated=cfg.split if cfg.eval_only else "")
+                                                        evaluated_split=cfg.evaluated_split)
         self.warn_of_unspelled(each.text for rows in self.utterances.values() for each in rows)
         self._advise(sum(why.startswith("not alignable") for _, _, why in report.refused))
         if cfg.lm and self.pretrained:

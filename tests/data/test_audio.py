@@ -145,9 +145,9 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     (tmp_path / "cut.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:-2000])
     soundfile.write(tmp_path / "loud.wav", np.array([0.1, -2e4]), 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan], np.float32), 16000, subtype="FLOAT")
-    for name, why in {"text.wav": "cannot be read as sound (Format not recognised): convert it to one "
-                      "of .wav, .flac, .ogg, .opus, .mp3", "empty.flac": "is empty",
-                      "loud.wav": "holds samples of 2e+04: those of sound lie between -1 and 1",
+    for name, why in {"text.wav": "cannot be read as sound (Format not recognised): if it is sound, "
+                      "convert it to FLAC or WAV", "empty.flac": "is empty",
+                      "loud.wav": "holds samples of up to 2e+04, where full scale is 1: save it again with 16 bits",
                       "cut.wav": "is cut short: its last 1,000 bytes are missing", "nan.wav": "holds NaN or Inf",
                       "cut.flac": "cannot be read as sound (flac decoder lost sync)", "": "is a folder",
                       "none.wav": "there is no such file"}.items():

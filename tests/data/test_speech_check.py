@@ -42,8 +42,8 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, caplog: pytest.LogCapture
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0, np.float32), 16000)
     soundfile.write(tmp_path / "loud.wav", np.sign(np.sin(np.arange(32000))).astype(np.float32), 16000)
     bad = {
-        utterance(tmp_path / "text.wav"): "unreadable: cannot be read as sound (Format not recognised): convert it to "
-                                          "one of .wav, .flac, .ogg, .opus, .mp3",
+        utterance(tmp_path / "text.wav"): "unreadable: cannot be read as sound (Format not recognised): if it is "
+                                          "sound, convert it to FLAC or WAV",
         utterance(tmp_path / "none.wav"): "unreadable: there is no such file",
         utterance(tmp_path / "nothing.wav"): "unreadable: holds no samples",
         utterance(tmp_path / "silent.wav"): "silent: its loudest sample is at 1.0e-04 of full scale",
@@ -167,16 +167,18 @@ def test_a_split_without_usable_rows_is_refused(tmp_path: Path) -> None:
         checked({"train": [good], "validation": []}, keep=False)
 
 
-@pytest.mark.parametrize("evaluated, part", [("all", ""), ("train", ""), ("validation", "--split all evaluates those")])
-def test_to_evaluate_a_model_only_what_is_evaluated_must_be_there(tmp_path: Path, evaluated: str, part: str) -> None:
-    splits = {"train": [utterance(make_sound(tmp_path / "a.wav"))], "validation": []}
-    if part:
-        with pytest.raises(UserError, match=part):
-            checked(splits, keep=False, evaluated=evaluated)
-    else:
-        assert len(checked(splits, keep=False, evaluated=evaluated)[0]["train"]) == 1
+@pytest.mark.parametrize("split", ["all", "test"])
+def test_to_evaluate_a_model_only_what_is_evaluated_must_be_there(tmp_path: Path, split: str) -> None:
+    splits = {"train": [], "validation": [], "test": [utterance(make_sound(tmp_path / "a.wav"))]}
+    assert len(checked(splits, keep=False, evaluated_split=split)[0]["test"]) == 1
+    with pytest.raises(UserError, match="the data have no validation recordings: --split all evaluates those"):
+        checked(splits, keep=False, evaluated_split="validation")
+
+
+def test_of_all_rows_one_must_be_usable(tmp_path: Path) -> None:
+    gone = {"train": [utterance(tmp_path / "b.wav")], "validation": []}
     with pytest.raises(UserError, match="none of the 1 recordings can be used: .*b.wav is unreadable"):
-        checked({"train": [utterance(tmp_path / "b.wav")], "validation": []}, keep=False, evaluated="all")
+        checked(gone, keep=False, evaluated_split="all")
 
 
 def test_percentiles_of_lengths() -> None:

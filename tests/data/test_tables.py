@@ -30,11 +30,16 @@ def test_quotes_commas_and_line_ends(tmp_path: Path, content: str) -> None:
     ('image,text\na.png,"5 inch\nb.png,tea\n', "line 2 has a cell that begins with a quote and does not end with one"),
     ('image,text\na.png,"5" inch\n', "line 2 has a cell that begins with a quote"),
     ("photo,caption\na.png,tea\n", "the first row, 'photo,caption', has the column caption but none for the file"),
+    ("image,words\na.png,tea\n", "the first row, 'image,words', has the column image but none for the text"),
     ("# nothing\n", "has no rows; see the guide"), ("a.png\n", "a row is `file,text`, the first is 'a.png'")])
 def test_what_would_be_another_text_is_refused(tmp_path: Path, content: str, told: str) -> None:
     with pytest.raises(UserError, match="rows.csv: ") as error:
         read(tmp_path, content)
     assert told in str(error.value) and len(error.value.problems) == 1
+
+
+def test_a_text_may_be_the_name_of_a_column(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.png,caption\nb.png,page\n") == [("a.png", "caption"), ("b.png", "page")]
 
 
 def test_tabs_part_cells_too(tmp_path: Path) -> None:

@@ -232,6 +232,14 @@ def test_why_there_is_no_text_is_a_line(run: RunDir, tmp_path: Path, samples: np
     assert transcribe(run, path, "--srt").stdout == b"" and transcribe(run, path, "--vtt").stdout == b"WEBVTT\n\n"
 
 
+@pytest.mark.parametrize("options, is_noted", [
+    ({"dataset": "spoken"}, True), ({"dataset": "spoken", "extra_dataset": "spoken-digits", "init_from": ""}, True),
+    ({"dataset": "spoken", "extra_dataset": "people.csv"}, False), ({"dataset": "spoken", "init_from": "run"}, False),
+    ({"dataset": "people.csv"}, False)])
+def test_a_model_that_heard_no_people_says_so(options: dict[str, str], is_noted: bool) -> None:
+    assert script._heard_no_people(options) == is_noted
+
+
 def test_what_is_odd_about_a_recording_is_noted(run: RunDir, tmp_path: Path) -> None:
     said = made_speech.said("fade bag")
     soundfile.write(tmp_path / "clipped.wav", np.clip(20 * said, -1, 1), audio.RATE)

@@ -108,7 +108,14 @@ def test_the_weight_is_tuned_on_the_validation_set_of_the_run(folder: Path, tuni
     with_lm, alone = (float(re.search(rf" {name}=([0-9.]+)%", line)[1]) for name in ("lm_wer", "wer"))  # type: ignore[index]
     assert "Tuned --lm_bonus on 20 validation recordings: --lm_weight 0.5" in caplog.text
     assert f"with a WER of {with_lm:.1f}% there, {alone:.1f}% without a language model" in caplog.text
-    assert ("makes the transcripts worse" in caplog.text) == (with_lm > alone)
+
+
+@pytest.mark.parametrize("wer, is_worse", [(9.0, True), (0.0, False)])
+def test_a_language_model_that_does_harm_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch, wer: float,
+                                                     is_worse: bool, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(fusion, "tuned", lambda *arguments: (Weights(0.5, 1.0), wer))
+    eval_only.report(job(folder, "--lm", str(folder / "lm"), "--beam", "3"))
+    assert ("makes the transcripts worse, 900.0% instead of" in caplog.text) == is_worse
 
 
 def test_at_most_so_many_recordings_are_tuned_on(folder: Path, monkeypatch: pytest.MonkeyPatch,

@@ -93,10 +93,10 @@ def percentiles(values: Sequence[int]) -> str:
 
 
 def checked(splits: Splits, frames: Mapping[str, Frame], *, keep: bool, limits: Limits = Limits(),
-            evaluated: str = "") -> tuple[Splits, dict[str, Resized], Report]:
+            evaluated_split: str = "") -> tuple[Splits, dict[str, Resized], Report]:
     """As `examined`, reported in the log. Raises UserError where nothing is left of a split: see `check.log_report`."""
     found = examined(splits, frames, keep=keep, limits=limits)
-    check.log_report(found[-1], "pictures", evaluated)
+    check.log_report(found[-1], "pictures", evaluated_split)
     return found
 
 

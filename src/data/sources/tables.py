@@ -34,9 +34,8 @@ def rows(path: Path, columns: Mapping[str, Sequence[str]], advice: str) -> Itera
         raise UserError(f"--dataset {path}: has no rows; {advice}")
     first = begin[1]
     places = _header(first, columns)
-    if not places and (known := {name for names in columns.values() for name in names} & set(_names(first))):
-        raise UserError(f"--dataset {path}: the first row, {','.join(first)!r}, has the column {min(known)} but none "
-                        f"for the file, which is called {', '.join(columns['path'])}: rename it")
+    if not places and not os.path.splitext(first[0].strip())[1]:  # the first cell is no file
+        _check_header(path, first, columns)
     if not places and len(first) < 2:
         raise UserError(f"--dataset {path}: a row is `file,text`, the first is {','.join(first)!r}; {advice}")
     most = len(first) if places else 2
@@ -69,6 +68,16 @@ def _header(row: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[st
     names = _names(row)
     found = {what: names.index(name) for what, known in columns.items() for name in reversed(known) if name in names}
     return found if "path" in found and len(found) > 1 else {}
+
+
+def _check_header(path: Path, row: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError where some cells of the first row are names of columns, but a needed one is missing."""
+    names = set(_names(row))
+    if known := {name for all_names in columns.values() for name in all_names} & names:
+        lacking = "text" if names & set(columns["path"]) else "path"
+        raise UserError(f"--dataset {path}: the first row, {','.join(row)!r}, has the column {min(known)} but none for "
+                        f"the {'file' if lacking == 'path' else 'text'}, which is called "
+                        f"{' or '.join(columns[lacking])}: rename it")
 
 
 def _names(row: Sequence[str]) -> list[str]:

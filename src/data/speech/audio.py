@@ -183,7 +183,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
         said = str(getattr(error, "error_string", "") or error).removeprefix("Error : ").strip().rstrip(".")
         if "psf_fseek" in said:  # libsndfile wanted to read beyond the end of the file
             raise AudioError("is cut short: its header names more samples than there are") from error
-        advice = f": convert it to one of {', '.join(SUFFIXES)}" if said == UNRECOGNISED else ""
+        advice = ": if it is sound, convert it to FLAC or WAV" if said == UNRECOGNISED else ""
         raise AudioError(f"cannot be read as sound ({said}){advice}") from error
 
 
@@ -211,7 +211,7 @@ def _raw_blocks(file: Any, longest: float) -> "Iterator[np.ndarray]":
         if not np.isfinite(block).all():
             raise AudioError("holds NaN or Inf")
         if (largest := np.abs(block).max()) > LOUDEST:
-            raise AudioError(f"holds samples of {largest:.3g}: those of sound lie between -1 and 1")
+            raise AudioError(f"holds samples of up to {largest:.3g}, where full scale is 1: save it again with 16 bits")
         yield block
         count += len(block)
     if (lacking := (file.frames - count) / file.samplerate) > INAUDIBLE and truncation.knows_frames(file.name):

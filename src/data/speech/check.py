@@ -52,10 +52,10 @@ class Report(check.Report):
 
 
 def checked(splits: Splits, *, keep: bool, limits: Limits = Limits(),
-            evaluated: str = "") -> tuple[Splits, Decoded, Report]:
+            evaluated_split: str = "") -> tuple[Splits, Decoded, Report]:
     """As `examined`, reported in the log. Raises UserError where nothing is left of a split: see `check.log_report`."""
     found = examined(splits, keep=keep, limits=limits)
-    check.log_report(found[-1], "recordings", evaluated)
+    check.log_report(found[-1], "recordings", evaluated_split)
     return found
 
 

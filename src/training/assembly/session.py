@@ -273,8 +273,8 @@ def _report_plan(plan: Plan) -> None:
     batch, accum = plan.cfg.batch_size, plan.cfg.grad_accum_steps
     log.info("Loaded %s samples", "a stream of" if plan.rows is None else f"{plan.rows:,}")
     if plan.rows is not None and plan.order.steps_per_epoch == 1 and batch * accum > plan.rows:
-        log.warning("an update of %s x %s samples takes all %s there are: each epoch is one update",
-                    f"{batch:,}", f"{accum:,}", f"{plan.rows:,}")
+        log.warning("--batch_size %s x --grad_accum_steps %s is more than the %s samples, so each epoch is one step: "
+                    "lower one of them", f"{batch:,}", f"{accum:,}", f"{plan.rows:,}")
     for line in plan.notes:
         log.info("%s", line)
 

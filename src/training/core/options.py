@@ -149,6 +149,11 @@ class Resuming:
                           may_change=True)
     yes: bool = opt(False, "do not ask for confirmation", aliases=("y",), may_change=True)
 
+    @property
+    def evaluated_split(self) -> str:
+        """What a model that is not trained is evaluated on, a split or "all"; "" where it is trained."""
+        return self.split if self.eval_only else ""
+
     def problems(self) -> list[str]:
         if self.eval_only:
             return []

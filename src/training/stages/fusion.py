@@ -115,13 +115,13 @@ class WithLanguageModel:
         log.info("Tuned %s on %s validation recordings: %s, with a WER of %.1f%% there, %.1f%% without a language "
                  "model", " and ".join(chosen), len(heard), weights, 100 * wer, 100 * alone)
         if wer > alone:
-            log.warning("The language model makes the transcripts worse: leave --lm out, or train one longer, on text "
-                        "that is more like what is said")
+            log.warning("The language model makes the transcripts worse, %.1f%% instead of %.1f%%: leave --lm out, or "
+                        "train one longer, on text that is more like what is said", 100 * wer, 100 * alone)
         return weights
 
 
 def _greedy(log_probs: "np.ndarray", blank: int) -> list[int]:
-    """The labels of one recording without a language model, (F, L)."""
+    """Log probabilities (F, L) -> the labels of one recording, the likeliest of each frame."""
     import torch
 
     from stoker.model import ctc

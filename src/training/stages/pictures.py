@@ -61,7 +61,7 @@ class OfPictures(Labelled[C]):
         frames = {split: self.changes(split).stored(self.frame()) for split in found}
         self.pictures, self.resized, _ = check.checked(found, frames, keep=cfg.cache_images,
                                                        limits=limits or check.Limits(),
-                                                       evaluated=cfg.split if cfg.eval_only else "")
+                                                       evaluated_split=cfg.evaluated_split)
 
     def views(self, split: str) -> "Views":
         from stoker.data.pictures.views import Views
