@@ -1,7 +1,6 @@
 """What the benchmarks of recognizers share: training one by the stage's own script, and evaluating one."""
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import rig  # noqa: F401  finds the packages of src/
 
+from stoker import files
 from stoker.daemon.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ def trained(folder: Path, options: list[str]) -> dict[str, float]:
     """The last evaluation of a run in this folder, which is started with the options, or resumed if it is there
     already. Ends the program where the run failed, or is one with other options or data."""
     run, record, log = RunDir(folder), folder.with_suffix(".options.json"), folder.with_suffix(".log")
-    asked = {"options": options, "files": {word: digest(word) for word in options if os.path.isfile(word)}}
+    asked = {"options": options, "files": {word: files.sha256(Path(word)) for word in options if os.path.isfile(word)}}
     begun = run.status_file.exists()
     if begun and not (record.exists() and json.loads(record.read_text()) == asked):
         sys.exit(f"{folder} was trained with other options or data, or before these were recorded in {record}: name "
@@ -42,10 +42,6 @@ def trained(folder: Path, options: list[str]) -> dict[str, float]:
             sys.exit(f"{log.read_text().strip().splitlines()[-1]} (all of it: {log})")
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return next(row for row in reversed(rows) if "eval/wer" in row)
-
-
-def digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def evaluated(model: Path | str, *options: str) -> dict[str, float]:

@@ -57,7 +57,7 @@ class Spec:
     repeats: bool = False
 
     def problem(self, value: float) -> str:
-        """Why a number is out of range, or ''. Written so that NaN is out of every range."""
+        """Why a number is out of range or not finite, or ''. Written so that NaN is out of every range."""
         limits = [
             (self.ge, self.ge is None or value >= self.ge, "at least"),
             (self.gt, self.gt is None or value > self.gt, "above"),
@@ -65,7 +65,7 @@ class Spec:
             (self.lt, self.lt is None or value < self.lt, "below"),
         ]
         if all(holds for _, holds, _ in limits):
-            return ""
+            return "" if abs(value) < math.inf else "must be a finite number"
         return "must be " + " and ".join(f"{word} {bound:g}" for bound, _, word in limits if bound is not None)
 
 
@@ -408,7 +408,7 @@ def check(config: Any, invalid: Collection[str] = ()) -> list[str]:
     for name, (kind, spec, _) in fields(type(config)).items():
         value = getattr(config, name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if why := spec.problem(value) or ("" if abs(value) < math.inf else "must be a finite number"):
+            if why := spec.problem(value):
                 found.append(f"--{name} {why}, is {value}")
                 wrong.add(name)
         elif spec.choices and value is not None and value not in spec.choices:

@@ -323,10 +323,11 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     def _longest(self) -> int:
         """Samples of the longest recording that is possible, as slow as --speed and --pitch may make it, and with
         --silence."""
+        from stoker.data.speech.augmentation import SEMITONES
         from stoker.model.mel import HOP_LENGTH
 
         cfg = self.cfg
-        slowest = (1 - cfg.speed) * 2 ** (-cfg.pitch / 12)
+        slowest = (1 - cfg.speed) * 2 ** (-cfg.pitch / SEMITONES)
         return int(cfg.max_mel_length * HOP_LENGTH / slowest + 2 * cfg.silence * audio.RATE) + HOP_LENGTH
 
     def made_from(self) -> dict[str, str]:
