@@ -212,14 +212,16 @@ class RunDir:
     # -- lock -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the one trainer of this run while the block runs. Raises UserError if another is."""
+    def lock(self, sign: bool = True) -> Iterator[None]:
+        """Be the one trainer of this run while the block runs; without `sign`, who only writes for one that has ended,
+        and is not seen as another. Raises UserError if somebody else trains it."""
         with open(str(self.lock_file), "a+") as file:
             self._acquire(file)
             try:
-                file.truncate(0)
-                file.write(json.dumps(process.me().to_json()))
-                file.flush()
+                if sign:
+                    file.truncate(0)
+                    file.write(json.dumps(process.me().to_json()))
+                    file.flush()
                 _closed_in_children.append(file)
                 yield
             finally:

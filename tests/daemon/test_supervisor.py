@@ -230,7 +230,8 @@ def test_a_stop_of_either_ends_both(start: Start, run: RunDir, who: str, number:
 def test_a_stop_between_two_trainers(start: Start, run: RunDir) -> None:
     supervisor = start("kill", wait=60)
     until(lambda: run.status_file.exists() and run.state() == "restarting" and len(rows(run)) == 3)
-    assert run.holder() is None
+    last = run.last_holder()
+    assert run.holder() is None and last and last.pid == rows(run)[-1]["pid"], "the supervisor is no trainer"
     supervisor.send_signal(signal.SIGTERM)
     assert supervisor.wait(20) == 75
     assert run.state() == "stopped" and run.status().reason.startswith("SIGTERM received; SIGKILL")
