@@ -131,7 +131,8 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
                      "before these), or conformer", choices=BLOCKS)
     num_mels: int = opt(MELS, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "input frames (10 ms) per encoder frame: 2, 4 or 8, for 50, 25 or 12.5 a second")
-    head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label", ge=1, le=8)
+    head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label (with --labels bpe: "
+                           "1)", ge=1, le=8)
 
     def problems(self) -> list[str]:
         if self.downsample_time not in (2, 4, 8):
@@ -162,8 +163,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
     terms = Terms("recordings", "speaker", "seconds", "said", "heard")
     with_language_model: "fusion.WithLanguageModel | None" = None
     presets = {
-        "nano": preset(144, 4, 4, num_mels=40, dropout=0.0, augment="strong", optimizer="muon", lr=4e-3, epochs=11,
-                       batch_seconds=24.0),
+        "nano": preset(144, 4, 4, num_mels=40, dropout=0.0, labels="bpe", vocab_size=300, augment="strong",
+                       optimizer="muon", lr=4e-3, epochs=11, batch_seconds=24.0),
         "tiny": preset(192, 3, 4, num_mels=128, lr=1e-3, batch_seconds=120.0),
         "small": preset(256, 4, 8, lr=1e-3, batch_size=64, batch_seconds=240.0),
         "medium": preset(512, 8, 12, lr=1e-3, batch_size=64, batch_seconds=320.0),
@@ -178,15 +179,17 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Also what --augment means for the options that were not typed."""
+        """Also what --augment and --labels mean for the options that were not typed."""
         if "mask_bands" in typed and cfg.mask_bands >= cfg.num_mels:
             raise UserError(f"--mask_bands {cfg.mask_bands} must be less than the {cfg.num_mels} of --num_mels: a "
                             "mask that wide hides the whole recording")
         cfg, lines = super().resolve_defaults(cfg, typed)
-        changes = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
-        changes |= AUGMENTS[cfg.augment]
-        changes["mask_bands"] = round(changes["mask_bands"] * cfg.num_mels / MELS)
-        return replace(cfg, **{name: value for name, value in changes.items() if name not in typed}), lines
+        defaults = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
+        defaults |= AUGMENTS[cfg.augment]
+        defaults["mask_bands"] = round(defaults["mask_bands"] * cfg.num_mels / MELS)
+        if cfg.labels == "bpe":  # a token is some letters, so fewer of them are to be placed
+            defaults["head_frames"] = 1
+        return replace(cfg, **{name: value for name, value in defaults.items() if name not in typed}), lines
 
     @classmethod
     def all_rows(cls, cfg: Any) -> Any:

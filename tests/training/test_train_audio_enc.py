@@ -376,6 +376,11 @@ def test_other_texts_and_other_sounds_are_other_data(tmp_path: Path) -> None:
     assert prepared(tmp_path, dataset=one.cfg.dataset).made_from()["speech"] != known
 
 
+def test_tokens_have_half_as_many_frames_as_characters() -> None:
+    for labels, typed, expected in (("chars", (), 2), ("bpe", (), 1), ("bpe", ("head_frames",), 2)):
+        assert AudioEncoder.resolve_defaults(replace(Config(), labels=labels), typed)[0].head_frames == expected
+
+
 def test_it_is_compiled_only_where_that_was_asked_for() -> None:
     for asked, expected in ((None, False), (False, False), (True, True)):
         assert AudioEncoder.resolve_defaults(replace(Config(), compile=asked), ())[0].compile is expected

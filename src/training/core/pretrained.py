@@ -266,7 +266,9 @@ def apply_options(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretraine
     recorded = config.current_names(stage.Config, pretrained.options)
     by_preset = {name: f"--preset {parsed.preset}: {name}" for name in stage.presets.get(parsed.preset, {})}
     chosen = by_preset | {name: f"--{name}" for name in parsed.typed}
-    refused = [f"{chosen[name]} {getattr(parsed.config, name)} differs from the {value} of {pretrained}: leave it out"
+    refused = [f"{chosen[name]} {getattr(parsed.config, name)} differs from the {recorded.get(name, value)} of "
+               f"{pretrained}: " + ("leave it out" if name in parsed.typed else
+                                    f"leave the preset out, or type --{name} {recorded.get(name, value)} as well")
                for name, value in options.items()
                if name in chosen and getattr(parsed.config, name) not in (value, recorded.get(name))]
     cfg = replace(parsed.config, **options)
