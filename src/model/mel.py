@@ -29,6 +29,11 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters.repeat_interleave(2, 0), persistent=False)
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
+    def frequencies(self) -> Tensor:
+        """The centre of each band, in Hz (M,)."""
+        heights = self.filters[::2]
+        return torch.linspace(0, SAMPLE_RATE / 2, len(heights), device=heights.device) @ heights / heights.sum(0)
+
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N), how many samples of each count (B,) -> (B, T, M), how many frames of each count (B,).
 

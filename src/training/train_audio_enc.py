@@ -432,7 +432,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         """What was said, with the transcripts below, and the spectrogram and the sound of the first recording; of the
         first training recording both as recorded and as its augmentation changes it."""
         from stoker.training.core import device as devices
-        from stoker.training.core.media import Sound, Text, heat_map
+        from stoker.training.core.media import Sound, Text
 
         rows = self.dataset("validation")
         clips = [rows[row] for row in range(min(SHOWN, len(rows)))]
@@ -441,7 +441,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         heard = self.ctc_texts(*model(mel, frames))
         lines = [f"said   {clip.text}\nheard  {text}" for clip, text in zip(clips, heard)]
         return {"text/transcripts": Text("\n".join(lines)),
-                "picture/spectrogram": heat_map(mel[0, :frames[0]].cpu().numpy().T),
+                "picture/spectrogram": _picture(model, mel[0, :frames[0]]),
                 "sound/first": Sound(clips[0].waveform.numpy(), audio.RATE), **self._augmented(model)}
 
     def _augmented(self, model: Any) -> "dict[str, Media]":
@@ -450,7 +450,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         import torch
 
         from stoker.training.core import device as devices
-        from stoker.training.core.media import Sound, heat_map
+        from stoker.training.core.media import Sound
 
         rows = self.dataset("train")
         before = torch.from_numpy(rows.samples(0))
@@ -460,8 +460,8 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         changed, frames = self._views(model, devices.move(self.collate([clip]), devices.of(model)))[0]
         return {"sound/training_before": Sound(before.numpy(), audio.RATE),
                 "sound/training_after": Sound(clip.waveform.numpy(), audio.RATE),
-                "picture/training_before": heat_map(plain[0].cpu().numpy().T),
-                "picture/training_after": heat_map(changed[0, :frames[0]].cpu().numpy().T)}
+                "picture/training_before": _picture(model, plain[0]),
+                "picture/training_after": _picture(model, changed[0, :frames[0]])}
 
     def callbacks(self) -> "list[Callback]":
         from stoker.daemon.rundir import RunDir
@@ -471,6 +471,14 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     def described(self) -> dict[str, Any]:
         return {"blank": self.tokenizer.end_of_text}
+
+
+def _picture(model: Any, mel: "Tensor") -> "Media":
+    """Of a spectrogram (T, M)."""
+    from stoker.model.mel import FRAME_RATE
+    from stoker.training.core.media import spectrogram
+
+    return spectrogram(mel.cpu().numpy(), FRAME_RATE, model.mel.frequencies().cpu().numpy())
 
 
 def _rounded(number: int, multiple: int) -> int:

@@ -92,3 +92,10 @@ def test_under_autocast_it_is_computed_in_fp32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, _ = mel(waveform, torch.tensor([8000]))
     assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_a_tone_is_loudest_in_the_band_of_its_frequency() -> None:
+    mel, time = LogMel(40), torch.arange(8000) / SAMPLE_RATE
+    for band in (3, 12, 25, 38):
+        heard, _ = mel(torch.sin(2 * torch.pi * mel.frequencies()[band] * time)[None], torch.tensor([8000]))
+        assert heard[0].mean(0).argmax() == band

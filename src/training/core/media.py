@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4  # of a gallery
+HERTZ = 250, 500, 1000, 2000, 4000  # marks at a spectrogram
 BELOW: dict[str, Any] = dict(y=0, pad=-3, va="top", fontsize=8, parse_math=False)  # of a title
 
 
@@ -39,14 +40,19 @@ class Sound:
 Media = Union[Text, Histogram, Picture, Sound]
 
 
-def heat_map(values: "np.ndarray") -> Picture:
-    """(height, width), the first row at the bottom -> a picture, dark where values are low."""
-    import matplotlib
+def spectrogram(values: "np.ndarray", rate: float, frequencies: "np.ndarray") -> Picture:
+    """(time, bands), so many frames a second, and the frequency of each band in Hz (bands,) -> a picture with seconds
+    and hertz at its axes, dark where values are low."""
     import numpy as np
+    from matplotlib.figure import Figure
 
-    low, high = values.min(), values.max()
-    colours = matplotlib.colormaps["magma"]((values[::-1] - low) / max(high - low, 1e-9))[..., :3]
-    return Picture((colours * 255).round().astype(np.uint8))
+    frames, bands = values.shape
+    figure = Figure(figsize=(2 + 2 * min(max(frames / rate, 1), 8), 3), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(values.T, origin="lower", aspect="auto", cmap="magma", extent=(0, frames / rate, 0, bands))
+    ax.set_yticks(np.interp(HERTZ, frequencies, np.arange(bands)) + 0.5, [f"{each:,}" for each in HERTZ])
+    ax.set(xlabel="seconds", ylabel="Hz")
+    return _drawn(figure)
 
 
 def gallery(pictures: "np.ndarray", captions: Sequence[str], over: "np.ndarray | None" = None) -> Picture:
