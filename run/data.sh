@@ -23,7 +23,7 @@
 #   --max_text_length N    longest text, in characters (default 256; of descriptions, any)
 #   --max_mel_length N     longest recording, in frames of 10 ms (default 2048)
 #   --downsample_time N    frames of 10 ms to one of the model: 2, 4 or 8 (default 4)
-#   --head_frames N        frames of the model's head to one of the model (default 2)
+#   --head_frames N        frames of the model's head to one of the model (default 2; a model of BPE tokens has 1)
 #   --min_side N           fewest pixels of a picture's shorter side (default 2)
 #   --max_side N           most pixels of a picture's longer side (default: any)
 #   --image_height N       lines: pixels that one is high to a reader (default 32)

@@ -212,13 +212,13 @@ class RunDir:
     # -- lock -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self, sign: bool = True) -> Iterator[None]:
-        """Be the one trainer of this run while the block runs; without `sign`, who only writes for one that has ended,
-        and is not seen as another. Raises UserError if somebody else trains it."""
+    def lock(self, *, record_holder: bool = True) -> Iterator[None]:
+        """Be the one trainer of this run while the block runs. Without `record_holder` the lock file still names the
+        last trainer: a supervisor writes the status of one that died. Raises UserError if somebody else trains it."""
         with open(str(self.lock_file), "a+") as file:
             self._acquire(file)
             try:
-                if sign:
+                if record_holder:
                     file.truncate(0)
                     file.write(json.dumps(process.me().to_json()))
                     file.flush()

@@ -208,7 +208,7 @@ class Supervisor:
         """Raises UserError where somebody else trains the run by now."""
         assert self.run is not None
         try:
-            with self.run.lock(sign=False):
+            with self.run.lock(record_holder=False):
                 status = replace(self.run.status(), state=state, reason=reason, eta_seconds=None)
                 self.run.write_status(status)
         except OSError as error:  # a full disk is no reason not to go on

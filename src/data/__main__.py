@@ -37,7 +37,7 @@ class Check:
     max_text_length: int | None = opt(None, "longest text, in characters", ge=1)
     max_mel_length: int = opt(2048, "longest recording, in frames of 10 ms", ge=1)
     downsample_time: int = opt(4, "frames of 10 ms to one of the model: 2, 4 or 8", ge=1)
-    head_frames: int = opt(2, "frames of the model's head to one of the model", ge=1)
+    head_frames: int = opt(2, "frames of the model's head to one of the model (with BPE tokens 1)", ge=1)
     min_side: int = opt(2, "fewest pixels of a picture's shorter side", ge=1)
     max_side: int = opt(0, "most pixels of a picture's longer side; 0: any", ge=0)
     image_height: int = opt(32, "pixels that a line is high to a reader", ge=16, le=256)

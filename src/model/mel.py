@@ -3,6 +3,8 @@
 Axes: B batch, N samples of sound, T frames (100 a second), M mel bands.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,8 @@ from stoker.model.transformer import valid_places
 SAMPLE_RATE, N_FFT, HOP_LENGTH = 16000, 400, 160  # a window of 25 ms each 10 ms
 FRAME_RATE = SAMPLE_RATE // HOP_LENGTH
 FLOOR = 1e-10  # of the power, so that silence has a logarithm
+# Slaney's mel scale, as Whisper's: linear up to a frequency, logarithmic above it (Slaney 1998, Auditory Toolbox)
+BEND_HZ, BEND_MELS, LOG_STEP = 1000.0, 15.0, math.log(6.4) / 27
 RANGE = 8.0  # powers of ten below the loudest that count
 
 
@@ -31,8 +35,10 @@ class LogMel(nn.Module):
 
     def frequencies(self) -> Tensor:
         """The centre of each band, in Hz (M,)."""
-        heights = self.filters[::2]
-        return torch.linspace(0, SAMPLE_RATE / 2, len(heights), device=heights.device) @ heights / heights.sum(0)
+        highest = BEND_MELS + math.log(SAMPLE_RATE / 2 / BEND_HZ) / LOG_STEP
+        mels = torch.linspace(0, highest, self.filters.shape[1] + 2)[1:-1]
+        return torch.where(mels < BEND_MELS, mels * BEND_HZ / BEND_MELS,
+                           BEND_HZ * ((mels - BEND_MELS) * LOG_STEP).exp())
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N), how many samples of each count (B,) -> (B, T, M), how many frames of each count (B,).

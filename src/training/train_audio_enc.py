@@ -131,8 +131,8 @@ class Architecture(Transformer, d_model=192, num_heads=3, num_layers=4, d_ff=768
                      "before these), or conformer", choices=BLOCKS)
     num_mels: int = opt(MELS, "mel bands", ge=8, usual=(40, 128))
     downsample_time: int = opt(4, "input frames (10 ms) per encoder frame: 2, 4 or 8, for 50, 25 or 12.5 a second")
-    head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label (with --labels bpe: "
-                           "1)", ge=1, le=8)
+    head_frames: int = opt(2, "CTC output frames per encoder frame; each can have one label (1 with "
+                           "--labels bpe)", ge=1, le=8)
 
     def problems(self) -> list[str]:
         if self.downsample_time not in (2, 4, 8):
@@ -179,7 +179,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
     @classmethod
     def resolve_defaults(cls, cfg: Any, typed: Collection[str]) -> tuple[Any, list[str]]:
-        """Also what --augment and --labels mean for the options that were not typed."""
+        """Also the defaults that follow from --augment and --labels."""
         if "mask_bands" in typed and cfg.mask_bands >= cfg.num_mels:
             raise UserError(f"--mask_bands {cfg.mask_bands} must be less than the {cfg.num_mels} of --num_mels: a "
                             "mask that wide hides the whole recording")
@@ -187,7 +187,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
         defaults = {field.name: 0 for field in fields(Augmentation) if field.name not in ("augment", "masks")}
         defaults |= AUGMENTS[cfg.augment]
         defaults["mask_bands"] = round(defaults["mask_bands"] * cfg.num_mels / MELS)
-        if cfg.labels == "bpe":  # a token is some letters, so fewer of them are to be placed
+        if cfg.labels == "bpe":  # a token may cover several letters, so fewer frames are enough
             defaults["head_frames"] = 1
         return replace(cfg, **{name: value for name, value in defaults.items() if name not in typed}), lines
 
@@ -474,7 +474,7 @@ class AudioEncoder(Transcribing, Labelled[Config]):
 
 
 def _picture(model: Any, mel: "Tensor") -> "Media":
-    """Of a spectrogram (T, M)."""
+    """A spectrogram (T, M) with its axes."""
     from stoker.model.mel import FRAME_RATE
     from stoker.training.core.media import spectrogram
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from stoker import wheels
 from stoker.model.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE, LogMel, num_frames
 
 
@@ -92,6 +93,14 @@ def test_under_autocast_it_is_computed_in_fp32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, _ = mel(waveform, torch.tensor([8000]))
     assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("bands", [20, 40, 80, 128])
+def test_frequencies_are_where_the_filters_are_highest(bands: int) -> None:
+    """Of torchaudio's filters, sampled finely."""
+    fine = wheels.torchaudio().functional.melscale_fbanks(80001, 0.0, 8000.0, bands, 16000, norm=None,
+                                                          mel_scale="slaney")
+    assert LogMel(bands).frequencies().numpy() == pytest.approx(fine.argmax(0).numpy() * 0.1, abs=0.2)
 
 
 def test_a_tone_is_loudest_in_the_band_of_its_frequency() -> None:

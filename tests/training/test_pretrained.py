@@ -178,6 +178,10 @@ def test_a_snapshot_of_a_run_with_its_own_tokenizer_will_do(text: Path) -> None:
         assert (other.path / "tokenizer.json").read_text() == (run.path / "tokenizer.json").read_text()
     with pytest.raises(UserError, match="--tokenizer bytes differs from the bpe of .*: leave it out"):
         launch.decide(LanguageModel, [*again, "own", "--tokenizer", "bytes"])
+    preset = type("Mine", (LanguageModel,), {"presets": {"mine": {"tokenizer": "bpe", "vocab_size": 300}}})
+    for weights in (run.models / "best", other.models / "best"):  # the latter names the former's tokenizer
+        job = launch.decide(preset, [*again, str(weights), "--preset", "mine"])
+        assert job.cfg.tokenizer == str(weights / "tokenizer.json"), "a preset's kind is for new weights"
 
 
 @pytest.mark.parametrize("argv, why", [

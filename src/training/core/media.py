@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4  # of a gallery
-HERTZ = 250, 500, 1000, 2000, 4000  # marks at a spectrogram
+HERTZ = 250, 500, 1000, 2000, 4000  # where a spectrogram has marks
 BELOW: dict[str, Any] = dict(y=0, pad=-3, va="top", fontsize=8, parse_math=False)  # of a title
 
 
@@ -41,8 +41,8 @@ Media = Union[Text, Histogram, Picture, Sound]
 
 
 def spectrogram(values: "np.ndarray", rate: float, frequencies: "np.ndarray") -> Picture:
-    """(time, bands), so many frames a second, and the frequency of each band in Hz (bands,) -> a picture with seconds
-    and hertz at its axes, dark where values are low."""
+    """Values (time, bands), `rate` frames a second, the bands' rising frequencies in Hz (bands,) -> a picture with
+    seconds and Hz at its axes, dark where values are low."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -50,7 +50,8 @@ def spectrogram(values: "np.ndarray", rate: float, frequencies: "np.ndarray") ->
     figure = Figure(figsize=(2 + 2 * min(max(frames / rate, 1), 8), 3), layout="constrained")
     ax = figure.subplots()
     ax.imshow(values.T, origin="lower", aspect="auto", cmap="magma", extent=(0, frames / rate, 0, bands))
-    ax.set_yticks(np.interp(HERTZ, frequencies, np.arange(bands)) + 0.5, [f"{each:,}" for each in HERTZ])
+    marks = [each for each in HERTZ if frequencies[0] <= each <= frequencies[-1]]
+    ax.set_yticks(np.interp(marks, frequencies, np.arange(bands)) + 0.5, [f"{each:,}" for each in marks])
     ax.set(xlabel="seconds", ylabel="Hz")
     return _drawn(figure)
 

@@ -264,7 +264,8 @@ def apply_options(stage: type[Stage], parsed: Parsed[Any], pretrained: Pretraine
     options = stage.options_from(pretrained)
     _check_agreement(pretrained, options)
     recorded = config.current_names(stage.Config, pretrained.options)
-    by_preset = {name: f"--preset {parsed.preset}: {name}" for name in stage.presets.get(parsed.preset, {})}
+    by_preset = {name: f"--preset {parsed.preset}: {name}" for name in stage.presets.get(parsed.preset, {})
+                 if name != stage.tokenizer_option}  # its kind of tokenizer is for new weights
     chosen = by_preset | {name: f"--{name}" for name in parsed.typed}
     refused = [f"{chosen[name]} {getattr(parsed.config, name)} differs from the {recorded.get(name, value)} of "
                f"{pretrained}: " + ("leave it out" if name in parsed.typed else

@@ -51,6 +51,7 @@ class Stage(Generic[C]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     best: ClassVar[tuple[str, str]] = ("eval/loss", "min")
     target: ClassVar[float | None] = None  # the goal for the best metric: see `goal`
+    tokenizer_option: ClassVar[str] = ""  # the option for the kind of tokenizer, of a stage that has one
     model_types: ClassVar[tuple[str, ...]] = ()  # values of model_type in config.json that `load` reads
     divisible: ClassVar[bool] = True  # the loss is a sum over samples, so smaller micro-batches give the same gradients
     # kind of device ("cpu", "cuda", "mps") -> an operator that has no deterministic form there, such as "grid_sample's

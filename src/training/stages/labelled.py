@@ -28,7 +28,7 @@ class Tokenized(Stage[C]):
     """A stage with a tokenizer. It is saved in the run's folder, so that a resumed run has the same one."""
 
     tokenizer: "Tokenizer"
-    tokenizer_option: ClassVar[str] = "tokenizer"  # the option for the kind of tokenizer
+    tokenizer_option = "tokenizer"
 
     def open_tokenizer(self, texts: Sequence[str]) -> None:
         """Open the tokenizer in the run's folder; if there is none, make the kind that the option names, from the
