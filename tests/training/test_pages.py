@@ -1,5 +1,6 @@
 """The pages that a stage's script prints instead of training."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stoker import config
 from stoker.config import UserError
 from stoker.daemon import machine
 from stoker.daemon.rundir import PROJECT
@@ -64,6 +66,18 @@ def test_the_feed_forward_size_that_follows_the_width_is_reported_and_stays(tmp_
     assert lines == ["d_ff 384 (4 x the d_model given; --d_ff sets another)"]
     assert pages.resolve_config(LanguageModel, pages.parse(LanguageModel, [*argv, "--d_ff", "200"]))[1] == []
     assert '"d_ff": 384' in script("--print_config", *argv)
+
+
+def test_the_printed_config_is_that_of_the_run_and_is_read_back(tmp_path: Path) -> None:
+    stage = discover()["audio_enc"]
+    page = pages.asked(stage, ["--preset", "nano", "--print_config"])
+    assert page
+    printed = json.loads(page())
+    cfg = pages.resolve_config(stage, pages.parse(stage, ["--preset", "nano"]))[0].config
+    assert printed == config.to_json(cfg) and (printed["head_frames"], printed["warp"]) == (1, 0.12)
+    (tmp_path / "printed.json").write_text(page())
+    again = pages.asked(stage, ["--config", str(tmp_path / "printed.json"), "--print_config"])
+    assert again and json.loads(again()) == printed
 
 
 def test_help_has_the_flags_that_are_no_options() -> None:

@@ -48,7 +48,7 @@ def asked(stage: type[Stage], argv: Sequence[str]) -> Callable[[], str] | None:
     if "--info" in argv:
         return lambda: f"{guide(stage)}\n## The model of these options\n\n{figures(stage, _of_new_run(stage, rest))}"
     if "--print_config" in argv:
-        return lambda: json.dumps(config.to_json(parse(stage, rest).config), indent=2)
+        return lambda: json.dumps(config.to_json(_of_run_or_typed(stage, parse(stage, rest))), indent=2)
     return None
 
 
@@ -73,6 +73,14 @@ def resolve_config(stage: type[Stage], parsed: Parsed[Any], *, download: bool = 
     changed = {name for name, value in vars(cfg).items() if value != getattr(parsed.config, name)}
     lines = [line for _, line in computed.values()] + notes + without_effect(parsed.config, parsed.typed)
     return replace(parsed, config=cfg, typed=parsed.typed | changed | computed.keys()), lines
+
+
+def _of_run_or_typed(stage: type[Stage], parsed: Parsed[Any]) -> Any:
+    """The config of a new run; where that cannot be here, as without a network, the config that was typed."""
+    try:
+        return resolve_config(stage, parsed, download=False)[0].config
+    except UserError:
+        return parsed.config
 
 
 def _of_new_run(stage: type[Stage], argv: Sequence[str]) -> tuple[Parsed[Any], list[str]]:
