@@ -153,40 +153,58 @@ def align(log_probs: np.ndarray, labels: Sequence[int], *, blank: int) -> list[S
 
     Raises ValueError where there are too few frames for them.
     """
-    states = _likeliest_states(log_probs, labels, blank)
+    states, score = _likeliest_states(log_probs[None], [len(log_probs)], [labels], blank)
+    if score[0] == IMPOSSIBLE:
+        raise ValueError(f"{len(labels)} labels cannot be aligned with {len(log_probs)} frames")
     spans = []
     for place, label in enumerate(labels):
-        frames = np.flatnonzero(states == 2 * place + 1)
+        frames = np.flatnonzero(states[0] == 2 * place + 1)
         start, end = int(frames[0]), int(frames[-1]) + 1
         spans.append(Span(label, start, end, float(np.exp(log_probs[start:end, label]).mean())))
     return spans
 
 
-def _likeliest_states(log_probs: np.ndarray, labels: Sequence[int], blank: int) -> np.ndarray:
-    """(T,): which of the 2 L + 1 states each frame is in. Label i is state 2 i + 1, blanks stand around the labels.
-    Raises ValueError where there are too few frames."""
-    outputs = np.full(2 * len(labels) + 1, blank)
-    outputs[1::2] = labels
-    skips = np.zeros(len(outputs), dtype=bool)  # whether a state may follow the one before the last: no blank needed
-    skips[2:] = (outputs[2:] != blank) & (outputs[2:] != outputs[:-2])
-    score = np.full(len(outputs), IMPOSSIBLE)
-    score[0] = 0.0  # before the first frame: only the first blank and the first label can follow
-    steps = np.zeros((len(log_probs), len(outputs)), dtype=np.int8)
-    for t, frame in enumerate(log_probs):
-        one, two = np.roll(score, 1), np.roll(score, 2)
-        one[0] = IMPOSSIBLE
+def starts(log_probs: np.ndarray, lengths: Sequence[int], labels: Sequence[Sequence[int]], *,
+           blank: int) -> list[np.ndarray]:
+    """The frame at which each label begins in the likeliest alignment, (L,) of each utterance: log probabilities
+    (B, T, V), of which `lengths` (B,) frames count. Where there are too few frames the labels are evenly spread."""
+    states, scores = _likeliest_states(log_probs, lengths, labels, blank)
+    return [np.linspace(0, length, len(row), endpoint=False) if score == IMPOSSIBLE
+            else np.searchsorted(each, 2 * np.arange(len(row)) + 1)  # the states of an utterance only rise
+            for each, length, row, score in zip(states, lengths, labels, scores)]
+
+
+def _likeliest_states(log_probs: np.ndarray, lengths: Sequence[int], labels: Sequence[Sequence[int]],
+                      blank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the 2 L + 1 states each frame of each utterance is in (B, T), and the log probability of that (B,):
+    IMPOSSIBLE where there are too few frames. Label i is state 2 i + 1, blanks stand around the labels; frames that do
+    not count are in the last state."""
+    B, T, _ = log_probs.shape
+    rows, most, sizes = np.arange(B), 2 * max(map(len, labels)) + 1, np.array([2 * len(row) + 1 for row in labels])
+    outputs = np.full((B, most), blank)
+    for row, each in enumerate(labels):
+        outputs[row, 1:2 * len(each):2] = each
+    skips = np.zeros((B, most), dtype=bool)  # whether a state may follow the one before the last: no blank needed
+    skips[:, 2:] = (outputs[:, 2:] != blank) & (outputs[:, 2:] != outputs[:, :-2])
+    score = np.full((B, most), IMPOSSIBLE)
+    score[:, 0] = 0.0  # before the first frame: only the first blank and the first label can follow
+    steps = np.zeros((T, B, most), dtype=np.int8)
+    counted = np.arange(T)[:, None] < np.asarray(lengths)
+    for t in range(T):
+        one, two = np.roll(score, 1, 1), np.roll(score, 2, 1)
+        one[:, 0] = IMPOSSIBLE
         two[~skips] = IMPOSSIBLE
         before = np.stack([score, one, two])
-        steps[t] = before.argmax(0)
-        score = before.max(0) + frame[outputs]
-    if score[-2:].max() == IMPOSSIBLE:
-        raise ValueError(f"{len(labels)} labels cannot be aligned with {len(log_probs)} frames")
-    states = np.empty(len(log_probs), dtype=int)
-    state = len(outputs) - 1 if not labels or score[-1] >= score[-2] else len(outputs) - 2
-    for t in range(len(log_probs) - 1, -1, -1):
-        states[t] = state
-        state -= int(steps[t, state])
-    return states
+        steps[t] = before.argmax(0) * counted[t][:, None]
+        added = np.take_along_axis(log_probs[:, t], outputs, 1)
+        score = np.where(counted[t][:, None], before.max(0) + added, score)
+    last, other = score[rows, sizes - 1], score[rows, np.maximum(sizes - 2, 0)]
+    state = np.where(last >= other, sizes - 1, sizes - 2)
+    states = np.empty((B, T), dtype=int)
+    for t in range(T - 1, -1, -1):
+        states[:, t] = np.where(counted[t], state, sizes - 1)
+        state = state - steps[t, rows, state]
+    return states, np.maximum(last, other)
 
 
 # -- beside a decoder -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ FLOOR = 1e-10  # of the power, so that silence has a logarithm
 # Slaney's mel scale, as Whisper's: linear up to a frequency, logarithmic above it (Slaney 1998, Auditory Toolbox)
 BEND_HZ, BEND_MELS, LOG_STEP = 1000.0, 15.0, math.log(6.4) / 27
 RANGE = 8.0  # powers of ten below the loudest that count
+LOUDEST = 1.0  # power of ten of the loudest band of what a vocoder makes: speech then stays below full scale
 
 
 class LogMel(nn.Module):
@@ -47,13 +48,19 @@ class LogMel(nn.Module):
         Whisper's normalisation, but that a louder recording is the same to it. Frames that do not count are 0. In fp32
         whatever the precision of the rest.
         """
+        mel, frames, _ = self.with_level(waveforms, lengths)
+        return mel, frames
+
+    def with_level(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` returns, and the level that it takes out: the factors (B,) by which the waveforms are to be
+        multiplied so that each one's loudest band has the power 10**LOUDEST."""
         with torch.autocast(waveforms.device.type, enabled=False):
             powers = self.log_powers(waveforms.float(), lengths)
         frames = num_frames(lengths)
         valid = valid_places(frames, powers.shape[1])[..., None]
         loudest = powers.masked_fill(~valid, -torch.inf).amax((1, 2), keepdim=True)
         level = (powers - loudest).clamp(min=-RANGE) / (RANGE / 2) + 1
-        return level.masked_fill(~valid, 0), frames
+        return level.masked_fill(~valid, 0), frames, 10 ** ((LOUDEST - loudest[:, 0, 0]) / 2)
 
     def log_powers(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """(B, N) -> (B, T, M), log10 of the power in each mel band, as it is; what is beyond `lengths` is silence."""
