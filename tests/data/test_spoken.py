@@ -92,7 +92,7 @@ def test_the_grammar_says_ten_thousand_different_sentences_of_three_hundred_word
 def test_no_two_words_of_the_grammar_sound_alike() -> None:
     sounds: dict[bytes, str] = {}
     for word in sorted(random.Random(0).sample(sorted(sentences.vocabulary()), 100)):
-        samples, _ = espeak.say(word)
+        samples = espeak.say(word).samples
         assert sounds.setdefault(samples.tobytes(), word) == word
 
 
@@ -116,9 +116,9 @@ def test_sentences_of_the_documentation_are_plain() -> None:
 @pytest.mark.parametrize("name", ["en-us", "en-us+caleb", "en+Reed", "en-us+whisper", "en-029+Andy"])
 def test_a_voice_says_it_the_same_again(name: str) -> None:
     """Also one that draws noise, and after something else was said."""
-    first, rate = espeak.say("the knife is under the bridge", Voice(name, 150))
+    first, rate, _ = espeak.say("the knife is under the bridge", Voice(name, 150))
     espeak.say("something else", Voice("en-us+whisper"))
-    again, _ = espeak.say("the knife is under the bridge", Voice(name, 150))
+    again, *_ = espeak.say("the knife is under the bridge", Voice(name, 150))
     assert rate == 22050 and (first == again).all() and np.abs(first).max() > 1000
     assert len(espeak.say("the knife is under the bridge", Voice(name, 250))[0]) < 0.8 * len(first)
 
@@ -134,11 +134,11 @@ def test_every_second_training_sentence_has_a_timbre_of_its_own() -> None:
 
 def test_espeak_has_each_timbre_that_is_named() -> None:
     """It says nothing of one that it lacks, and speaks in its own voice."""
-    own, _ = espeak.say("now", Voice("en-us"))
+    own, *_ = espeak.say("now", Voice("en-us"))
     named = [name for names in spoken.TIMBRES.values() for name in names]
     assert len(set(named)) == len(named) == 95
     for name in named:
-        samples, _ = espeak.say("now", Voice(f"en-us+{name}"))
+        samples, *_ = espeak.say("now", Voice(f"en-us+{name}"))
         assert samples.shape != own.shape or (samples != own).any(), name
 
 
@@ -156,7 +156,7 @@ def test_a_longer_vocal_tract_has_lower_formants() -> None:
     """The centre of the spectrum of a vowel moves with the formants that a variant scales."""
     def centre(percent: int) -> float:
         lines = ["language variant", "name drawn", *(f"formant {number} {percent} 100 100" for number in range(9))]
-        samples, rate = espeak.say("ah", Voice("en-us+drawn", variant="\n".join([*lines, ""])))
+        samples, rate, _ = espeak.say("ah", Voice("en-us+drawn", variant="\n".join([*lines, ""])))
         power = np.abs(np.fft.rfft(samples)) ** 2
         return float((np.fft.rfftfreq(len(samples), 1 / rate) * power).sum() / power.sum())
 
@@ -165,7 +165,7 @@ def test_a_longer_vocal_tract_has_lower_formants() -> None:
 
 def melody(voice: Voice) -> tuple[float, float]:
     """Median and spread of the pitch in Hz, by autocorrelation."""
-    samples, rate = espeak.say("now we are all here in a row", voice)
+    samples, rate, _ = espeak.say("now we are all here in a row", voice)
     lags, found = slice(rate // 400, rate // 60), []
     for start in range(0, len(samples) - 2048, 512):
         part = samples[start:start + 2048] - samples[start:start + 2048].mean()
@@ -183,12 +183,12 @@ def test_a_voice_is_as_high_and_as_lively_as_asked() -> None:
 
 
 def test_the_loudest_voice_is_not_clipped() -> None:
-    samples, _ = espeak.say("the knife is under the bridge", Voice("en-us+iven", 150))
+    samples, *_ = espeak.say("the knife is under the bridge", Voice("en-us+iven", 150))
     assert np.abs(samples.astype(int)).max() > 20000 and np.mean(np.abs(samples.astype(int)) > 32700) < 1e-4
 
 
 def test_what_is_said_lasts_as_long_at_16_khz() -> None:
-    samples, rate = espeak.say("the knife is under the bridge")
+    samples, rate, _ = espeak.say("the knife is under the bridge")
     found = spoken.said("the knife is under the bridge", Voice())
     assert len(found) / 16000 == pytest.approx(len(samples) / rate, abs=1e-4)
     loudness = [np.sqrt(np.mean(np.square(each, dtype=float))) for each in (found, samples)]
@@ -214,3 +214,20 @@ def test_a_full_disk_leaves_nothing_half(monkeypatch: pytest.MonkeyPatch, own_ho
     with pytest.raises(UserError, match="No space left on device in .*: make room there"):
         spoken.build("spoken", sizes=FEW, workers=0)
     assert not list(own_home.glob("spoken/*/"))
+
+
+def test_the_sounds_of_a_text() -> None:
+    """As the dictionaries write them: two that sound alike are the same, whatever their spelling."""
+    one, other, far, nothing = espeak.ipa(["the knight red", "the night read", "the lamp, was new", ""])
+    assert one == "ðə nˈaɪt ɹˈɛd" and other.startswith("ðə nˈaɪt ɹ") and nothing == ""
+    assert far.split()[:2] == ["ðə", "lˈæmp"] and len(far.split()) == 4
+    with pytest.raises(ValueError, match="espeak-ng has no voice 'xx'"):
+        espeak.ipa(["hello"], "xx")
+
+
+def test_a_voice_for_a_talker_says_all_at_one_rate_and_pitch() -> None:
+    sizes = {"train": 30, "validation": 5, "test": 5}
+    one, several = (spoken.script(name, sizes) for name in ("spoken-voice", "spoken-voices"))
+    assert {line.voice for line in one} == {Voice()} and len({line.text for line in one}) == 40
+    assert {line.voice for line in several} == {*spoken.VOICES["spoken-voices"]}
+    assert [line.text for line in one] == [line.text for line in several]

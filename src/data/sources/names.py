@@ -1,6 +1,6 @@
 """Data sets by name, and the columns of tables by what people call them."""
 
-SPOKEN = ("spoken", "spoken-digits", "spoken-pydocs")  # speech that is made here
+SPOKEN = ("spoken", "spoken-digits", "spoken-pydocs", "spoken-voice", "spoken-voices")  # speech that is made here
 LIBRISPEECH = ("librispeech-100", "librispeech-460", "librispeech-960")
 DRAWN = ("scenes", "digits", "lines")  # pictures that are made here, or embedded
 HUB_PICTURES = ("coco-captions", "mjsynth")

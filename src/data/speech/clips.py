@@ -17,7 +17,7 @@ from stoker.data.speech.recordings import Utterance
 
 class Clip(NamedTuple):
     """A row. `epoch` and `row` say which, for the changes of its spectrogram; `pitch`, `unchanged`: see
-    `augmentation.Sound`."""
+    `augmentation.Sound`. `speaker`: its name in the data."""
 
     waveform: Tensor  # (N,) float32 in [-1, 1], 16 kHz
     text: str
@@ -25,6 +25,7 @@ class Clip(NamedTuple):
     epoch: int
     pitch: float = 1.0
     unchanged: bool = False
+    speaker: str = ""
 
 
 class Clips(Dataset[Clip]):
@@ -54,7 +55,8 @@ class Clips(Dataset[Clip]):
         if self.augmentation != Augmentation():
             draw = np.random.default_rng((self.seed, epoch, row))
             sound = self.augmentation(sound.samples, draw, self._other)
-        return Clip(torch.from_numpy(sound.samples), self.utterances[row].text, row, epoch, *sound[1:])
+        utterance = self.utterances[row]
+        return Clip(torch.from_numpy(sound.samples), utterance.text, row, epoch, *sound[1:], utterance.speaker)
 
     def _other(self, place: float) -> np.ndarray:
         """The recording at a place in [0, 1) of the list."""

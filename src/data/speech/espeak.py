@@ -8,7 +8,7 @@ variables, which nothing resets: the same text said again gives other samples. S
 import _ctypes
 import ctypes
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,13 +17,28 @@ if TYPE_CHECKING:
     import numpy as np
 
 SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, before the call returns
-DONT_EXIT = 0x8000
+PHONEME_EVENTS, DONT_EXIT = 0x0001, 0x8000  # options of espeak_Initialize
+LIST_TERMINATED, PHONEME = 0, 7  # espeak_EVENT_TYPE
 CHARACTERS = 1  # espeak_POSITION_TYPE
-UTF8 = 1
+UTF8, IPA = 1, 0x02  # espeakCHARS_UTF8; phonememode of espeak_TextToPhonemes
 RATE, VOLUME, PITCH, RANGE = 1, 2, 3, 4  # espeak_PARAMETER
 SOFTER, SOFTEST = 40, 20  # percent: at 100 some of the voices are clipped, at 40 some of those with drawn variants
 NEEDED = "en_dict", "intonations", "lang", "phondata", "phonindex", "phontab"  # of the data folder, to speak English
-CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class _Id(ctypes.Union):
+    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT"""
+
+    _fields_ = [("type", ctypes.c_int), ("identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
+                ("length", ctypes.c_int), ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int),
+                ("user_data", ctypes.c_void_p), ("id", _Id)]
+
+
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class Voice(NamedTuple):
@@ -38,8 +53,45 @@ class Voice(NamedTuple):
     variant: str = ""
 
 
-def say(text: str, voice: Voice = Voice()) -> tuple["np.ndarray", int]:
-    """A text's samples, (N,) int16, and their rate. Raises ValueError where there is no such voice."""
+class Phone(NamedTuple):
+    """A sound of speech, or a pause (_, _:), as espeak-ng writes it, "'" before a vowel with stress; and the sample at
+    which it begins."""
+
+    name: str
+    start: int
+
+
+class Said(NamedTuple):
+    """Samples (N,) int16, their rate, and the sounds in them."""
+
+    samples: "np.ndarray"
+    rate: int
+    phones: list[Phone]
+
+
+def ipa(texts: Sequence[str], voice: str = "en-us") -> list[str]:
+    """The sounds of each text in the International Phonetic Alphabet, words with single spaces between them. Raises
+    ValueError where there is no such voice."""
+    library = _load()
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    try:
+        _open(library, voice, _own_data())
+        return [_sounds(library, text) for text in texts]
+    finally:
+        library.espeak_Terminate()
+        _ctypes.dlclose(library._handle)
+
+
+def _sounds(library: ctypes.CDLL, text: str) -> str:
+    content = ctypes.create_string_buffer(text.encode())
+    rest, found = ctypes.c_void_p(ctypes.addressof(content)), list[str]()
+    while rest.value:  # a clause at a time
+        found.append((library.espeak_TextToPhonemes(ctypes.byref(rest), UTF8, IPA) or b"").decode())
+    return " ".join(" ".join(found).replace("_", " ").split())
+
+
+def say(text: str, voice: Voice = Voice()) -> Said:
+    """A text as a voice says it. Raises ValueError where there is no such voice."""
     library = _load()
     try:
         with _data(voice) as folder:
@@ -52,9 +104,7 @@ def say(text: str, voice: Voice = Voice()) -> tuple["np.ndarray", int]:
 @contextmanager
 def _data(voice: Voice) -> Iterator[Path]:
     """espeak-ng's data folder; for a voice with a variant, a temporary one that has it too."""
-    import espeakng_loader  # type: ignore[import-untyped]
-
-    own = Path(espeakng_loader.get_data_path())
+    own = _own_data()
     if not voice.variant:
         yield own
         return
@@ -67,35 +117,52 @@ def _data(voice: Voice) -> Iterator[Path]:
         yield Path(folder)
 
 
+def _own_data() -> Path:
+    import espeakng_loader  # type: ignore[import-untyped]
+
+    return Path(espeakng_loader.get_data_path())
+
+
 def _load() -> ctypes.CDLL:
     import espeakng_loader
 
     return ctypes.CDLL(espeakng_loader.get_library_path())
 
 
-def _said(library: ctypes.CDLL, text: str, voice: Voice, folder: Path) -> tuple["np.ndarray", int]:
+def _open(library: ctypes.CDLL, voice: str, folder: Path) -> int:
+    """Begin with a voice; the samples a second."""
+    rate: int = library.espeak_Initialize(SYNCHRONOUS, 0, bytes(folder), PHONEME_EVENTS | DONT_EXIT)
+    if rate <= 0:
+        raise RuntimeError(f"espeak-ng cannot read its voices in {folder}")
+    if library.espeak_SetVoiceByName(voice.encode()):
+        raise ValueError(f"espeak-ng has no voice {voice!r}")
+    return rate
+
+
+def _said(library: ctypes.CDLL, text: str, voice: Voice, folder: Path) -> Said:
     import numpy as np
 
-    parts: list[np.ndarray] = []
+    parts, phones = list[np.ndarray](), list[Phone]()
 
-    def take(samples: Any, count: int, events: object) -> int:
+    def take(samples: Any, count: int, events: Any) -> int:
+        number = 0
+        while (event := events[number]).type != LIST_TERMINATED:
+            if event.type == PHONEME:
+                phones.append(Phone(event.id.string.decode(), event.sample))
+            number += 1
         if samples and count > 0:
             parts.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0  # go on
 
     callback = CALLBACK(take)  # held here: the library keeps a bare pointer to it
-    rate = library.espeak_Initialize(SYNCHRONOUS, 0, bytes(folder), DONT_EXIT)
-    if rate <= 0:
-        raise RuntimeError(f"espeak-ng cannot read its voices in {folder}")
+    rate = _open(library, voice.name, folder)
     library.espeak_ng_SetRandSeed(ctypes.c_long(0))
     ctypes.CDLL(None).srand(0)  # breathy voices draw their noise from the C library
     library.espeak_SetSynthCallback(callback)
-    if library.espeak_SetVoiceByName(voice.name.encode()):
-        raise ValueError(f"espeak-ng has no voice {voice.name!r}")
     volume = SOFTEST if voice.variant else SOFTER
     for parameter, value in ((RATE, voice.rate), (VOLUME, volume), (PITCH, voice.pitch), (RANGE, voice.range)):
         library.espeak_SetParameter(parameter, value, 0)
     data = text.encode() + b"\0"
     if library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, CHARACTERS, 0, UTF8, None, None):
         raise RuntimeError(f"espeak-ng cannot say {text!r}")
-    return (np.concatenate(parts) if parts else np.zeros(0, np.int16)), rate
+    return Said(np.concatenate(parts) if parts else np.zeros(0, np.int16), rate, phones)

@@ -3,8 +3,11 @@
     spoken          sentences of a grammar of some 300 words
     spoken-digits   strings of one to seven digits, said in one go or one by one
     spoken-pydocs   sentences of the documentation of the installed packages
+    spoken-voice    sentences of the grammar, all in one voice, at one rate and pitch: for a talker
+    spoken-voices   the same in eight voices
 
-Each sentence is said once, at its own rate and pitch. Sentences and timbres of validation and test are not in training.
+Each sentence is said once, in the first three sets at its own rate and pitch. Sentences and, in these sets, timbres of
+validation and test are not in training.
 Of the training sentences every second has a timbre of its own, drawn for it. The same seed gives the same samples, bit
 for bit, with the same espeak-ng.
 """
@@ -38,6 +41,8 @@ SIZES = {
     "spoken": {"train": 10_000, "validation": 500, "test": 500},
     "spoken-digits": {"train": 8_000, "validation": 200, "test": 200},
     "spoken-pydocs": {"train": 3_000, "validation": 200, "test": 200},
+    "spoken-voice": {"train": 6_000, "validation": 200, "test": 200},
+    "spoken-voices": {"train": 12_000, "validation": 200, "test": 200},
 }
 LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc")
 TIMBRES = {  # all that espeak-ng has, its Klatt voices among them, but for those that whisper or hardly speak
@@ -49,6 +54,12 @@ TIMBRES = {  # all that espeak-ng has, its Klatt voices among them, but for thos
         zac""".split(),
     "validation": "m4 f3 Mike boris grandma".split(),
     "test": "m7 f5 Andrea robert shelby".split(),
+}
+VOICES = {  # whose sentences have one rate and pitch; a talker learns to speak as they do
+    "spoken-voice": (Voice(),),
+    "spoken-voices": tuple(Voice(name, pitch=pitch) for name, pitch in (
+        ("en-us", 50), ("en-us+f3", 55), ("en-us+m3", 35), ("en-gb-scotland", 50), ("en-gb-x-rp+f2", 60),
+        ("en-029+m7", 45), ("en-us-nyc+Andy", 50), ("en-us+Alicia", 50))),
 }
 RATES, PITCHES, RANGES = (130, 210), (25, 75), (30, 70)
 ONE_BY_ONE, PAUSES = (90, 210), (" ", ", ", ". ")  # numbers are often read out slowly, each digit for itself
@@ -84,10 +95,12 @@ def build(name: str, *, sizes: Mapping[str, int] | None = None, seed: int = 0, w
 
 def script(name: str, sizes: Mapping[str, int], seed: int = 0) -> list[Line]:
     """What is said in a set, all of it different."""
-    total, made = sum(sizes.values()), {"spoken": sentences.of_grammar, "spoken-digits": sentences.of_digits}
-    texts = sentences.distinct(made[name], total, seed) if name in made else _documentation(total, seed)
+    total, kind = sum(sizes.values()), {"spoken-digits": sentences.of_digits}.get(name, sentences.of_grammar)
+    texts = _documentation(total, seed) if name == "spoken-pydocs" else sentences.distinct(kind, total, seed)
     splits = itertools.chain.from_iterable([split] * count for split, count in sizes.items())
     draw = random.Random(f"{name} {seed}")
+    if name in VOICES:
+        return [Line(split, text, draw.choice(VOICES[name])) for split, text in zip(splits, texts)]
     if name == "spoken-digits":
         return [Line(split, text.replace(" ", draw.choice(PAUSES)), _voice(split, draw, number, ONE_BY_ONE))
                 for number, (split, text) in enumerate(zip(splits, texts))]
@@ -159,7 +172,7 @@ def said(text: str, voice: Voice) -> "np.ndarray":
     """(N,) float32 at 16 kHz, without the constant offset that some timbres have."""
     import numpy as np
 
-    samples, rate = espeak.say(text, voice)
+    samples, rate, _ = espeak.say(text, voice)
     samples = samples.astype(np.float32) / 2**15
     found: np.ndarray = np.clip(audio.resampled(samples - samples.mean(dtype=np.float64), rate, audio.RATE), -1, 1)
     return found
