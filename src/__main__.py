@@ -10,7 +10,7 @@
     stoker ask RUN snapshot|trace    let a run that trains take a snapshot, or trace its next steps
     stoker delete RUN                delete a run that is not running
     stoker board [RUN] [--png]       show the curves of a run, or of all, with TensorBoard
-    stoker generate|transcribe|see|read|replay|data ...    use trained models, look after data
+    stoker generate|transcribe|speak|see|read|replay|data ...    use trained models, look after data
 
 RUN is the name of a run, the beginning of it, the PID of its trainer, or its folder.
 """
@@ -31,7 +31,7 @@ from stoker.daemon import __main__ as daemon
 from stoker.daemon import registry
 from stoker.daemon.rundir import SCRIPT, STAGES
 
-INFERENCE = ("generate", "transcribe", "see", "read", "replay")
+INFERENCE = ("generate", "transcribe", "speak", "see", "read", "replay")
 RUNS = ("ps", "stop", "ask", "delete", "logs", "board", "resume", "evaluate")
 AT_ONCE = {"--help", "-h", "--info", "--explain", "--print_config"}  # pages, for which nothing is checked
 FOREGROUND = "--foreground"
