@@ -50,12 +50,21 @@ class Hooks(Callback):
         self.seen["training" if torch.is_grad_enabled() else "evaluation"].add(name)
 
 
+# Where phases begin later, two steps see all of them. A talker speaks frame by frame; discriminators are for training;
+# a front end, which has no weights, may be asked for the level too.
+LATER = {"talker": {"max_steps": 2, "codec_share": 0.5}, "vocoder": {"max_steps": 2, "discriminator_start": 0.5}}
+NOT_CALLED = {("talker", "evaluation"): r"talker(\.blocks|\.dropout)?", ("vocoder", "training"): "mel",
+              ("vocoder", "evaluation"): r"mel|discriminators.*"}
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_the_hooks_of_every_module_are_called(tmp_path: Path, name: str) -> None:
     hooks = Hooks()
-    options = OPTIONS | data_of(name, tmp_path) | {"max_steps": 1, "samples": False}
+    options = OPTIONS | data_of(name, tmp_path) | {"max_steps": 1, "samples": False} | LATER.get(name, {})
     assert train(stage_with(STAGES[name], hooks), new_run(tmp_path, STAGES[name]), **options)[1].state == "finished"
-    assert hooks.all and hooks.seen == {"training": hooks.all, "evaluation": hooks.all}
+    for mode, seen in hooks.seen.items():
+        left_out = NOT_CALLED.get((name, mode), "")
+        assert seen >= {module for module in hooks.all if not re.fullmatch(left_out, module)} != set()
 
 
 def compilations(blocks: nn.ModuleList, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
