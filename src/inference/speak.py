@@ -106,8 +106,9 @@ def _speak(cfg: How, source: Pretrained, vocoder: Pretrained | None, texts: Iter
 
     speaker = Speaker(source, vocoder, devices.choose(cfg.device))
     trained.note(f"{source}; {trained.scored(source, ('wer', 'mel'))}")
-    trained.note(f"vocoder: {vocoder}" if vocoder else "vocoder: Griffin-Lim, since none was trained: it sounds like a "
-                 f"tin, and nothing streams ({files.hint('run_train_vocoder')} trains one)")
+    lacking = ("" if cfg.vocoder == GRIFFIN_LIM else ", since no vocoder was trained here: it sounds like a tin, and "
+               f"nothing streams ({files.hint('run_train_vocoder')} trains one)")
+    trained.note(f"vocoder: {vocoder or f'Griffin-Lim{lacking}'}")
     sound = _joined(speaker.say(text, cfg) for text in texts)
     if cfg.out:
         return _written(Path(cfg.out), sound)

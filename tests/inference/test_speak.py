@@ -10,6 +10,7 @@ import soundfile
 
 import made_speech
 from in_process import answer
+from stoker.daemon import registry
 from stoker.daemon.rundir import RunDir
 from stoker.inference import speak as script
 from stoker.training.train_talker import TalkerStage
@@ -132,6 +133,13 @@ def test_a_mistake_is_one_line(run: RunDir, argv: list[str], part: str) -> None:
     ran = speak(run, *[str(run.path) if word == "RUN" else word for word in argv])
     lines = [line for line in ran.stderr.decode().splitlines() if line.startswith("speak.sh")]
     assert (ran.returncode, ran.stdout) == (2, b"") and len(lines) == 1 and part in lines[0], ran.stderr
+
+
+def test_where_no_vocoder_was_trained_it_says_so(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "runs", list)
+    by_itself, asked = (speak(run, "bad", "--vocoder", which).stderr.decode() for which in ("newest", "griffin-lim"))
+    assert "vocoder: Griffin-Lim, since no vocoder was trained here" in by_itself
+    assert asked.endswith("vocoder: Griffin-Lim\n")
 
 
 def test_what_cannot_be_written_leaves_no_half_file(run: RunDir, tmp_path: Path) -> None:
