@@ -183,10 +183,11 @@ class Speaker:
         say it."""
         import torch
 
-        from stoker.model.speaking import Drawn
+        from stoker.model.speaking import Drawn, likeliest
 
         symbols, voice = self.symbols(text), self.voice(cfg.voice)
-        choose = Drawn(cfg.temperature, torch.Generator(self.device).manual_seed(cfg.seed))
+        drawn = Drawn(cfg.temperature, torch.Generator(self.device).manual_seed(cfg.seed))
+        choose = drawn if cfg.temperature else likeliest  # a parallel talker then decodes what is to be expected
         with torch.inference_mode():
             for block in self.model.stream(torch.tensor([symbols], device=self.device),
                                            torch.tensor([voice], device=self.device), choose, self.generator,
