@@ -156,8 +156,8 @@ class Speaker:
 
         self.stage, self.model = pretrained.opened(source, discover()[TALKER], device)
         self.device = device
-        self.generator = pretrained.opened(vocoder, discover()[VOCODER], device)[1].generator if vocoder else None
-        self.make = self.generator or GriffinLim(self.model.mel)
+        self.make = (pretrained.opened(vocoder, discover()[VOCODER], device)[1].generator if vocoder
+                     else GriffinLim(self.model.mel))
 
     def symbols(self, text: str) -> list[int]:
         """The symbols of a text as it is read out. Raises UserError where the talker cannot say it."""
@@ -190,8 +190,8 @@ class Speaker:
         choose = drawn if cfg.temperature else likeliest  # a parallel talker then decodes what is to be expected
         with torch.inference_mode():
             for block in self.model.stream(torch.tensor([symbols], device=self.device),
-                                           torch.tensor([voice], device=self.device), choose, self.generator,
-                                           self.make, rate=cfg.rate):
+                                           torch.tensor([voice], device=self.device), choose, self.make,
+                                           rate=cfg.rate):
                 yield block[0].float().cpu().numpy()
 
 

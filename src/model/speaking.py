@@ -54,8 +54,7 @@ class Speaking(nn.Module):
         each count (B,), and where in the texts they are. `durations` (B, S), by default those that the talker expects.
         """
         talker = self.talker
-        where = places(self._bounded(talker.durations(symbols, sizes, voices)) if durations is None else durations,
-                       sizes)
+        where = places(self._expected(symbols, sizes, voices) if durations is None else durations, sizes)
         mel = self._said(talker.frames(symbols, sizes, voices, where), where.lengths, choose)
         return mel, where.lengths * self.codec.fold, where
 
@@ -67,28 +66,29 @@ class Speaking(nn.Module):
         vectors = self.codec.quantizer.expected(self.talker.probabilities(x, lengths))
         return self.codec.decoder(vectors)  # type: ignore[no-any-return]
 
-    def stream(self, symbols: Tensor, voices: Tensor, choose: Choice, generator: nn.Module | None,
-               make: "Callable[[Tensor], Tensor]", *, rate: float = 1.0) -> Iterator[Tensor]:
-        """The sound of one text (1, S) in a voice (1,), block by block (1, N): with a `generator` that streams as soon
-        as its frames are written, else all at once, as `make` makes it of the whole spectrogram."""
+    def stream(self, symbols: Tensor, voices: Tensor, choose: Choice, make: Callable[[Tensor], Tensor], *,
+               rate: float = 1.0) -> Iterator[Tensor]:
+        """The sound that `make` makes of one text (1, S) in a voice (1,), block by block (1, N): as soon as its frames
+        are written where `make` can stream, else all at once."""
         talker, sizes = self.talker, torch.tensor([symbols.shape[1]], device=symbols.device)
-        where = places(self._bounded(talker.durations(symbols, sizes, voices)) / rate, sizes)
+        where = places(self._expected(symbols, sizes, voices) / rate, sizes)
         x = talker.frames(symbols, sizes, voices, where)
-        if not (talker.autoregressive and isinstance(generator, SpectralVocoder)):
+        if not (talker.autoregressive and isinstance(make, SpectralVocoder)):
             yield make(self._said(x, where.lengths, choose).float())
             return
-        state, decoded, sounding = Stream(None, None), None, None  # of talker, codec, generator
+        state, decoded, sounding = Stream(None, None), None, None  # of talker, codec, vocoder
         for frame in x.split(1, 1):
             codes, state = talker.next_frame(frame, state, choose)
             mel, decoded = self.codec.decode_next(codes, decoded)
-            sound, sounding = generator.stream(mel, sounding)
+            sound, sounding = make.stream(mel, sounding)
             yield sound
         assert sounding
-        yield generator.end(sounding)
+        yield make.end(sounding)
 
-    def _bounded(self, durations: Tensor) -> Tensor:
-        """No symbol lasts longer than LONGEST seconds, so no text is babbled about without an end."""
-        return durations.clamp(max=LONGEST * FRAME_RATE / self.codec.fold)
+    def _expected(self, symbols: Tensor, sizes: Tensor, voices: Tensor) -> Tensor:
+        """Durations (B, S). No symbol lasts longer than LONGEST seconds, so no text is babbled about without an end."""
+        longest = LONGEST * FRAME_RATE / self.codec.fold
+        return self.talker.durations(symbols, sizes, voices).clamp(max=longest)
 
 
 def likeliest(logits: Tensor) -> Tensor:

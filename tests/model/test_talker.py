@@ -92,7 +92,7 @@ def test_a_stream_is_the_whole() -> None:
     model, (symbols, _, voices) = speaking(), texts()
     generator = SpectralVocoder(20, 16, 2).eval()
     with torch.no_grad():
-        blocks = [*model.stream(symbols[:1], voices[:1], likeliest, generator, generator)]
+        blocks = [*model.stream(symbols[:1], voices[:1], likeliest, generator)]
         mel, frames, _ = model.speak(symbols[:1], torch.tensor([7]), voices[:1], likeliest)
         whole = generator(mel)
     assert len(blocks) == int(frames) // 4 + 1
